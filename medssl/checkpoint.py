@@ -1,0 +1,40 @@
+"""Checkpoints: tensors and plain values only, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medssl.errors import DataError
+
+FORMAT = 1
+
+
+def save_checkpoint(path: Path, values: dict[str, Any]) -> None:
+    """Write tensors and plain values; an earlier file stays until the new one is complete."""
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    try:
+        torch.save({"format": FORMAT, **values}, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint without running any code from it.
+
+    Raises:
+        DataError: it is missing, damaged, or of another format.
+    """
+    if not Path(path).exists():
+        raise DataError(f"{path}: no such checkpoint")
+    try:
+        values: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        raise DataError(f"{path}: not a readable checkpoint ({type(error).__name__}: {str(error)[:200]})") from None
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise DataError(f"{path}: not a medssl checkpoint of format {FORMAT}")
+    return values

@@ -1,0 +1,254 @@
+"""The `medssl` command: each subcommand parses its options and calls one public function.
+
+Heavy imports stay inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medssl import __version__
+from medssl.errors import InputError
+
+app = typer.Typer(
+    name="medssl",
+    help="Semi-supervised segmentation of 3D medical volumes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Workers = Annotated[int, typer.Option("--workers", help="Processes.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="key=value over the files; repeatable.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"medssl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def check(
+    source: Annotated[Path, typer.Argument(help="Dataset folder: images/ and labels/, or MSD.")],
+    config: Annotated[Path | None, typer.Option("--config", help="Its configs/data/NAME.yaml.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    workers: Workers = 2,
+) -> None:
+    """List everything wrong with a dataset; nothing is written. Exit code 3 when a case is unusable."""
+    from medssl.data.check import check as check_dataset
+
+    report = check_dataset(source, None if config is None else _dataset_config(config), workers=workers)
+    if as_json:
+        print(json.dumps(report.to_json(), indent=1, ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        report.print(Console())
+    if report.unusable:
+        raise typer.Exit(3)
+
+
+@app.command()
+def prepare(
+    source: Annotated[Path, typer.Argument(help="Dataset folder: images/ and labels/, or MSD.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the prepared dataset.")],
+    config: Annotated[Path, typer.Option("--config", help="configs/data/NAME.yaml.")],
+    sets: Sets = None,
+    workers: Workers = 2,
+    overwrite: Overwrite = False,
+) -> None:
+    """Orient, crop, normalise and resample a dataset into a store to train from; resumable."""
+    from medssl.prepare import prepare as prepare_dataset
+
+    dataset = prepare_dataset(source, out, _dataset_config(config, sets), workers=workers, overwrite=overwrite)
+    labelled = sum(case.labelled for case in dataset.cases.values())
+    print(f"{len(dataset.cases)} cases ({labelled} with labels) in {out}")
+
+
+@app.command()
+def split(
+    prepared: Annotated[Path, typer.Argument(help="Folder that `medssl prepare` wrote.")],
+    labelled: Annotated[int, typer.Option("--labelled", help="How many train with their label.")] = 0,
+    val: Annotated[int, typer.Option("--val", help="How many choose the best weights.")] = 0,
+    test: Annotated[int, typer.Option("--test", help="How many nobody may train on.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the draw.")] = 0,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The splits.json to write.")] = Path("splits.json"),
+    count: Annotated[str, typer.Option("--count", help="What the numbers count: patients or cases.")] = "patients",
+    labelled_list: Annotated[
+        Path | None, typer.Option(help="File of case or patient ids; wins over --labelled.")
+    ] = None,
+    val_list: Annotated[Path | None, typer.Option(help="File of ids; wins over --val.")] = None,
+    test_list: Annotated[Path | None, typer.Option(help="File of ids; wins over --test.")] = None,
+    unlabelled_list: Annotated[Path | None, typer.Option(help="File of ids; otherwise all that are left.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Divide the patients of a prepared dataset into labelled, unlabelled, validation and test."""
+    from medssl.data.prepared import read_prepared
+    from medssl.data.splits import PARTS, make_split, read_id_list, write_split
+    from medssl.errors import ConfigError
+
+    if count not in ("patients", "cases"):
+        raise ConfigError(f"--count {count}: expected patients or cases")
+    if out.exists() and not overwrite:
+        raise ConfigError(f"{out}: exists; choose another name, or replace it with --overwrite")
+    lists = zip(PARTS, (labelled_list, unlabelled_list, val_list, test_list), strict=True)
+    given = {part: read_id_list(path) for part, path in lists if path is not None}
+    made = make_split(
+        read_prepared(prepared), labelled=labelled, val=val, test=test, seed=seed, given=given,
+        unit="cases" if count == "cases" else "patients",
+    )  # fmt: skip
+    write_split(out, made)
+    print(f"{out}: " + ", ".join(f"{len(getattr(made, part))} {part}" for part in PARTS) + " cases")
+
+
+@app.command()
+def train(
+    configs: Annotated[list[Path], typer.Argument(help="YAML files, merged left to right.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder.")] = Path("run"),
+    sets: Sets = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last.pt.")] = False,
+    is_dry: Annotated[bool, typer.Option("--dry-run", help="Resolve, run a batch, write nothing.")] = False,
+    until: Annotated[int | None, typer.Option("--until", help="Stop, saved, after this step.")] = None,
+    device: Device = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Train a method on a prepared dataset."""
+    from medssl.run import load_run_config
+    from medssl.train import dry_run
+    from medssl.train import train as train_run
+
+    config = load_run_config([_found(path) for path in configs], sets or [])
+    if is_dry:
+        import yaml
+
+        print(yaml.safe_dump({"config": config.to_plain(), **dry_run(config, device=device)}, sort_keys=False))
+        return
+    train_run(config, out, resume=resume, device=device, until=until, quiet=quiet)
+    print(f"run in {out}")
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Folder that `medssl train` wrote.")],
+    images: Annotated[list[Path] | None, typer.Argument(help="Volume files or folders to segment.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for <case>.nii.gz.")] = Path("predictions"),
+    part: Annotated[str | None, typer.Option("--part", help="Instead: a part of the run's split, as test.")] = None,
+    network: Annotated[str | None, typer.Option("--network", help="student, teacher or ensemble.")] = None,
+    checkpoint: Annotated[str, typer.Option("--checkpoint", help="best or last.")] = "best",
+    largest_component: Annotated[
+        list[str] | None, typer.Option("--largest-component", help="A class to clean; repeatable.")
+    ] = None,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Segment volumes with a trained run, each on its own grid."""
+    from medssl.errors import ConfigError
+    from medssl.predict import predict as predict_images
+
+    if bool(images) == bool(part):
+        raise ConfigError("name the images to segment, or a part of the split with --part, and not both")
+    window: dict[str, Any] = {} if network is None else {"network": network}
+    if largest_component:
+        window["largest_component"] = largest_component
+    written = predict_images(run, images or [], out, part=part, device=device, checkpoint=checkpoint, window=window,
+                             overwrite=overwrite)  # fmt: skip
+    print(f"{len(written)} predictions in {out}")
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Folder of predicted label maps, or one file.")],
+    references: Annotated[Path, typer.Argument(help="Folder of reference label maps, or one file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The scores.csv to write.")] = Path("scores.csv"),
+    workers: Workers = 2,
+    overwrite: Overwrite = False,
+) -> None:
+    """Score predictions: Dice, IoU, HD95 and ASD per case and class, in mm."""
+    from medssl.evaluate import evaluate_folders, print_summary
+
+    scores = evaluate_folders(predictions, references, out, workers=workers, overwrite=overwrite)
+    print_summary(scores)
+    print(f"scores in {out}")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders with scores.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for report.html.")] = Path("report"),
+    overwrite: Overwrite = False,
+) -> None:
+    """Compare runs on one HTML page: table, plots, curves and overlays."""
+    from medssl.report import write_report
+
+    print(f"report in {write_report(runs, out, overwrite=overwrite)}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything the demo makes.")] = Path("demo"),
+) -> None:
+    """Run the whole job on phantoms that the package draws itself: a few minutes on two CPU cores."""
+    from medssl.demo import demo as run_demo
+
+    run_demo(out)
+
+
+def main() -> None:
+    """Run a command; errors that the user can act on end in one message and their exit code."""
+    try:
+        app()
+    except InputError as error:
+        print(f"medssl: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("medssl: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        print(
+            f"medssl: out of memory ({str(error).splitlines()[0] if str(error) else type(error).__name__})\n"
+            "Lower train.labelled_batch, train.unlabelled_batch, train.patch or window.batch.",
+            file=sys.stderr,
+        )
+        sys.exit(5)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """CUDA's error by its name, so that torch need not be loaded to ask."""
+    said = str(error)
+    return (
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in said
+    )
+
+
+def _dataset_config(path: Path, sets: list[str] | None = None) -> Any:
+    from medssl.config import merge, parse
+    from medssl.data.cases import DatasetConfig
+
+    return parse(DatasetConfig, merge([_found(path)], sets or []).get("data", {}), where="data")
+
+
+def _found(path: Path) -> Path:
+    """A configuration file; one that is not here is looked for among those that the package brings."""
+    from medssl.config import bundled
+
+    return path if path.exists() else bundled(path) or path

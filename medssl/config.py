@@ -1,0 +1,134 @@
+"""YAML files and `--set key=value` into frozen pydantic models.
+
+Files merge left to right, overrides last. Models refuse unknown keys and name the nearest known
+one. The models themselves live beside the code that they configure.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from medssl.errors import ConfigError
+
+
+class Settings(BaseModel):
+    """Base of every settings model: frozen, and a typo in a key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+SettingsT = TypeVar("SettingsT", bound=BaseModel)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `1e-3` as text; here it is the number that was meant."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def load_yaml(text: str) -> Any:
+    """Parse YAML text, plain values only."""
+    return yaml.load(text, Loader=_Loader)
+
+
+def merge(files: Sequence[Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Merge YAML files left to right, then `key.sub=value` overrides, into one nested dict.
+
+    Raises:
+        ConfigError: a file is missing, is not YAML or not a mapping; an override has no `=`.
+    """
+    merged: dict[str, Any] = {}
+    for path in files:
+        _update(merged, _read_mapping(Path(path)))
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {override}: expected key=value, for example --set train.iterations=200")
+        try:
+            parsed = load_yaml(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {override}: the value is not YAML: {error}") from None
+        for part in reversed(key.split(".")):
+            parsed = {part: parsed}
+        _update(merged, parsed)
+    return merged
+
+
+def parse(model: type[SettingsT], values: Mapping[str, Any], *, where: str = "") -> SettingsT:
+    """Validate `values`, or raise one ConfigError that lists every fault with its key.
+
+    `where` is the dotted place of `values` in the files, so that messages name the whole key.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        prefix = f"{where}." if where else ""
+        lines = [f"  {prefix}{_describe(model, fault)}" for fault in error.errors()]
+        raise ConfigError("the configuration does not fit\n" + "\n".join(lines)) from None
+
+
+def dump(values: Mapping[str, Any], path: Path) -> None:
+    """Write a nested dict of plain values as YAML, keys in their given order."""
+    Path(path).write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        values = load_yaml(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected sections such as `data:`, found a {type(values).__name__}")
+    return values
+
+
+def _update(into: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _update(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _describe(model: type[BaseModel], fault: Mapping[str, Any]) -> str:
+    key = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, list(_keys(model)), n=1)
+        return f"{key}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
+    if fault["type"] == "missing":
+        return f"{key}: required, and not given"
+    return f"{key}: {fault['msg']}, got {fault['input']!r}"
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every dotted key that a model knows, nested models included."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _keys(field.annotation, f"{prefix}{name}.")
+
+
+def bundled(path: Path) -> Path | None:
+    """The configuration of this name that comes with the package, for `configs/data/acdc.yaml` and the like."""
+    here = Path(__file__).resolve().parent
+    inner = Path(*path.parts[1:]) if path.parts[:1] == ("configs",) else path
+    for root in (here / "configs", here.parent / "configs"):
+        if (root / inner).is_file():
+            return root / inner
+    return None

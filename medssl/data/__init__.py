@@ -1,0 +1,1 @@
+"""Volumes on disk: reading, checking, preparing, and cutting training patches."""

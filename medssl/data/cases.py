@@ -1,0 +1,111 @@
+"""What a dataset is before anything is read: its cases, its settings, its split."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from medssl.config import Settings
+from medssl.data.recipe import Recipe
+from medssl.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan on disk and, when it has been annotated, its label map."""
+
+    id: str
+    subject: str
+    """The patient. Splits never divide a patient."""
+    image: Path
+    """The image file; several modalities lie along its fourth axis."""
+    label: Path | None
+    """None for an unlabelled case."""
+
+
+class SubjectRule(Settings):
+    """Where a case's patient is written: in its id, or in a table. Without a rule each case is its own."""
+
+    pattern: str | None = None
+    """Regular expression with one group, searched in the case id, such as `(patient\\d+)`."""
+    table: str | None = None
+    """CSV file inside the source folder."""
+    case_column: str = "case"
+    """Column of the table that holds the case id."""
+    subject_column: str = "subject"
+    """Column of the table that holds the patient."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> SubjectRule:
+        if (self.pattern is None) == (self.table is None):
+            raise ValueError("give either `pattern` or `table`")
+        if self.pattern is not None and _groups(self.pattern) != 1:
+            raise ValueError("`pattern` needs exactly one group, such as (patient\\d+)")
+        return self
+
+
+class DatasetConfig(Settings):
+    """The `data` section: what the dataset holds and how it is prepared."""
+
+    name: str
+    channels: tuple[str, ...] = ("MRI",)
+    """The modalities of a case, in the order of the image's channels."""
+    classes: tuple[str, ...] = Field(min_length=2)
+    """Names by label value; the first is the background."""
+    subject: SubjectRule | None = None
+    recipe: Recipe = Recipe()
+    root: Path | None = None
+    """The prepared folder to train from."""
+    splits: Path | None = None
+    """The splits.json to train from; by default the one in the prepared folder."""
+
+
+def subjects_of(ids: Sequence[str], rule: SubjectRule | None, source: Path) -> dict[str, str]:
+    """The patient of each case id by the rule; without a rule each case is its own patient.
+
+    Raises:
+        DataError: an id that the rule does not cover, all of them listed; a case with two patients.
+        ConfigError: the table or a column of it is missing.
+    """
+    if rule is None:
+        return {id: id for id in ids}
+    if rule.pattern is not None:
+        where = f"pattern {rule.pattern}"
+        found = {id: match.group(1) for id in ids if (match := re.search(rule.pattern, id))}
+    else:
+        where = str(source / str(rule.table))
+        found = _read_table(source / str(rule.table), rule)
+    missing = [id for id in ids if not found.get(id)]
+    if missing:
+        raise DataError(f"{where} names no subject for {len(missing)} of {len(ids)} cases: {', '.join(missing)}")
+    return {id: found[id] for id in ids}
+
+
+def _groups(pattern: str) -> int:
+    try:
+        return re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"`pattern` is not a regular expression: {error}") from None
+
+
+def _read_table(path: Path, rule: SubjectRule) -> dict[str, str]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            table = csv.DictReader(file)
+            columns, rows = table.fieldnames or [], list(table)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path}: the table of subjects cannot be read: {error}") from None
+    for column in (rule.case_column, rule.subject_column):
+        if column not in columns:
+            raise ConfigError(f"{path}: no column {column!r}; it has {', '.join(columns)}")
+    subjects: dict[str, str] = {}
+    for row in rows:
+        id, subject = row[rule.case_column], row[rule.subject_column]
+        if subjects.setdefault(id, subject) != subject:
+            raise DataError(f"{path}: case {id} belongs to subject {subjects[id]} and to subject {subject}")
+    return subjects

@@ -1,0 +1,430 @@
+"""Read and write volumes; the only file that touches nibabel and SimpleITK.
+
+An array is indexed `[x, y, z]` as stored in the file, and `affine` takes such an index to RAS
+millimetres (the NIfTI world). Files of other formats come in through SimpleITK, whose LPS world is
+turned to RAS here and nowhere else. A file that cannot be trusted is a DataError; one that can be
+read but looks odd comes back with `oddities`, for `medssl check` to report.
+"""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import logging
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+
+from medssl.errors import DataError
+
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".mha", ".mhd")
+
+INTEGER_TOLERANCE = 1e-3
+"""A stored float this close to an integer is that label; farther away it was interpolated or is a probability."""
+SPACING_TOLERANCE = 0.01
+"""sform and pixdim may differ by this share of a spacing, more than rounding and less than any real difference."""
+FORM_TOLERANCE = 0.1
+"""sform and qform may place a corner this many voxels apart: a quaternion in float32 rounds to less."""
+
+_MILLIMETRES = {1: 1000.0, 3: 0.001}  # unit codes of the NIfTI header: metre, micron
+_INT32 = np.iinfo(np.int32)
+_NIBABEL_ERRORS = (OSError, ValueError, TypeError, KeyError, ImageFileError, HeaderDataError)
+
+
+@dataclass(frozen=True)
+class Oddity:
+    """Something about a readable file that its owner should know."""
+
+    code: str
+    found: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A volume in memory with its place in the world."""
+
+    array: NDArray[Any]
+    """`(X, Y, Z)`, or `(X, Y, Z, M)` for several modalities or time points in one file."""
+    affine: NDArray[np.float64]
+    """`(4, 4)`, voxel index to RAS millimetres."""
+    header: nib.Nifti1Header | None = None
+    """The file's own header, kept so that an output can carry it; None when not from NIfTI."""
+    path: Path | None = None
+    scaling: tuple[float, float] = (1.0, 0.0)
+    """Slope and intercept that took the stored voxels to `array`."""
+    oddities: tuple[Oddity, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along the three axes of space."""
+        x, y, z = self.array.shape[:3]
+        return x, y, z
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Millimetres between neighbouring voxels along each axis."""
+        return spacing_of(self.affine)
+
+    @property
+    def orientation(self) -> str:
+        """Directions in which the stored axes grow, such as RAS."""
+        return "".join(nib.aff2axcodes(self.affine))
+
+
+def spacing_of(affine: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Lengths in millimetres of the three voxel axes of an affine."""
+    x, y, z = np.sqrt((affine[:3, :3] ** 2).sum(0))
+    return float(x), float(y), float(z)
+
+
+def corners_of(shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """`(8, 4)`: the homogeneous indices of a grid's eight corner voxels."""
+    return np.array([(*corner, 1) for corner in itertools.product(*((0, n - 1) for n in shape[:3]))], np.float64)
+
+
+def is_volume(path: Path) -> bool:
+    """Whether the file name ends like a volume that can be read, in any case."""
+    return path.name.lower().endswith(SUFFIXES)
+
+
+def case_id(path: Path) -> str:
+    """The file name without its volume suffix; dots inside the name stay."""
+    for suffix in SUFFIXES:
+        if path.name.lower().endswith(suffix):
+            return path.name[: -len(suffix)]
+    return path.stem
+
+
+def list_volumes(folder: Path) -> list[Path]:
+    """Volume files directly inside a folder, sorted by name; hidden files are left out."""
+    return sorted(path for path in folder.iterdir() if is_volume(path) and not path.name.startswith("."))
+
+
+def read_volume(path: Path) -> Volume:
+    """Read a volume in its own number type, the file's scaling applied.
+
+    Axes of length 1 after the third are dropped; a true fourth axis is kept last. Micrometres and
+    metres become millimetres.
+
+    Raises:
+        DataError: the file is missing, damaged, not a volume of real scalars, or its affine
+            cannot be inverted.
+    """
+    path = Path(path)
+    try:
+        _check_file(path)
+        volume = _read_nifti(path) if path.name.lower().endswith(NIFTI_SUFFIXES) else _read_itk(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    _check_affine(path, volume.affine)
+    shape = (*volume.shape, *(n for n in volume.array.shape[3:] if n > 1))
+    return replace(volume, array=volume.array.reshape(shape), path=path)
+
+
+def read_image(path: Path) -> Volume:
+    """Read an intensity volume as float32; values too large for it become infinite.
+
+    Raises:
+        DataError: as `read_volume`.
+    """
+    volume = read_volume(path)
+    with np.errstate(over="ignore"):
+        return replace(volume, array=np.asarray(volume.array, np.float32))
+
+
+def read_label(path: Path) -> Volume:
+    """Read a label map as int32; float files are accepted when every value is within 1e-3 of an integer.
+
+    Raises:
+        DataError: as `read_volume`, or a value is not an integer.
+    """
+    return as_label(read_volume(path))
+
+
+def as_label(volume: Volume) -> Volume:
+    """The same volume with int32 voxels.
+
+    Raises:
+        DataError: a value is not within 1e-3 of an integer that int32 holds.
+    """
+    array = volume.array
+    if array.dtype.kind == "f":
+        rounded = np.rint(array)
+        with np.errstate(invalid="ignore"):
+            odd = ~(np.abs(array - rounded) <= INTEGER_TOLERANCE)  # NaN and infinity too
+        if odd.any():
+            raise DataError(
+                f"{volume.path}: a label map holds whole numbers, found {int(odd.sum())} other voxels, "
+                f"for example {float(array[odd][0]):g}; was it interpolated, or is it a probability map?"
+            )
+        array = rounded
+    low, high = array.min(), array.max()
+    if low < _INT32.min or high > _INT32.max:
+        raise DataError(f"{volume.path}: a label map holds class numbers, found values from {low:g} to {high:g}")
+    return replace(volume, array=array.astype(np.int32))
+
+
+def write_label(path: Path, array: NDArray[Any], like: Volume) -> None:
+    """Write a label map with the geometry and header of `like`, as the smallest unsigned type that fits.
+
+    Codes, units and both forms of a NIfTI header are kept; the scaling is reset. The file appears
+    whole or not at all.
+    """
+    dtype = np.uint8 if array.max(initial=0) < 256 else np.uint16
+    _write(Path(path), array.astype(dtype), like.affine, like.header)
+
+
+def write_image(path: Path, array: NDArray[Any], affine: NDArray[np.float64]) -> None:
+    """Write an array in its own dtype, bool as uint8, with an affine in RAS millimetres.
+
+    The file appears whole or not at all.
+    """
+    _write(Path(path), array.astype(np.uint8) if array.dtype == bool else array, affine, None)
+
+
+def _write(path: Path, array: NDArray[Any], affine: NDArray[np.float64], header: nib.Nifti1Header | None) -> None:
+    if header is None:
+        image = nib.Nifti1Image(array, affine, dtype=array.dtype)
+        image.header.set_xyzt_units("mm")
+    else:
+        header = header.copy()
+        header.set_data_dtype(array.dtype)
+        header.set_intent("none")
+        header["cal_min"] = header["cal_max"] = 0
+        image_class = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+        # No affine is passed: nibabel then keeps both forms of the header, codes included.
+        image = image_class(array, None, header)
+    image.header.set_slope_inter(1, 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    try:
+        nib.save(image, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise DataError(f"{path}: a folder, not a volume; convert a DICOM series first, for example with dcm2niix")
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    if not is_volume(path):
+        raise DataError(f"{path}: not a format that can be read; known are {', '.join(SUFFIXES)}")
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        raise DataError(f"{path}: the file is empty (0 bytes)")
+    if foreign := _foreign(head):
+        raise DataError(f"{path}: the file holds {foreign}")
+
+
+def _foreign(head: bytes) -> str | None:
+    """What the first bytes of a file give away when they are no volume."""
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the volume itself; fetch it with `git lfs pull`"
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html", b"<?xml")):
+        return "a web page, not a volume; was the download refused?"
+    if head[128:132] == b"DICM":
+        return "one DICOM slice; convert the series to NIfTI, for example with dcm2niix"
+    if head.startswith(b"PK\x03\x04"):
+        return "a zip archive, not a volume; unpack it"
+    return None
+
+
+def _check_affine(path: Path, affine: NDArray[np.float64]) -> None:
+    if not np.isfinite(affine).all():
+        raise DataError(f"{path}: its affine holds NaN or infinity, so the volume has no place in space")
+    spacing = np.array(spacing_of(affine))
+    # Of unit axes, so that a tiny spacing is not taken for a missing axis.
+    if (spacing == 0).any() or abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-4:
+        raise DataError(f"{path}: its affine cannot be inverted, so the volume has no place in space")
+
+
+def _read_nifti(path: Path) -> Volume:
+    raw, oddities = _content(path)
+    image_class = _nifti_class(path, raw)
+    try:
+        # Unchecked: nibabel's own check repairs what the user ought to hear about.
+        header = image_class.header_class(raw[: image_class.header_class.template_dtype.itemsize], check=False)
+        _check_header(path, header, len(raw))
+        with _silent_nibabel():
+            image: Any = image_class.from_bytes(raw)
+            array = np.asanyarray(image.dataobj)
+    except _NIBABEL_ERRORS as error:
+        raise DataError(f"{path}: cannot be read as NIfTI ({' '.join(str(error).split())})") from None
+    except MemoryError:
+        raise DataError(f"{path}: its voxels are more than memory holds") from None
+    affine = np.asarray(image.affine, np.float64).copy()
+    affine[:3] *= _MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)
+    scaling = (float(image.dataobj.slope), float(image.dataobj.inter))
+    oddities += _header_oddities(header, image)
+    return Volume(array, affine, image.header, path, scaling, oddities)
+
+
+def _content(path: Path) -> tuple[bytes, tuple[Oddity, ...]]:
+    """The file's bytes, unpacked and with their checksum compared whatever the name says."""
+    raw = path.read_bytes()
+    packed, named = raw[:2] == b"\x1f\x8b", path.name.lower().endswith(".gz")
+    if packed:
+        try:
+            raw = gzip.decompress(raw)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(
+                f"{path}: the gzip stream is damaged or ends early ({error}); copy the file again"
+            ) from None
+    if packed == named:
+        return raw, ()
+    found = "gzip data in a file named .nii" if packed else "plain NIfTI in a file named .nii.gz"
+    return raw, (Oddity("suffix", found, "rename the file; other tools may refuse it"),)
+
+
+def _nifti_class(path: Path, raw: bytes) -> Any:
+    """Nifti1Image or Nifti2Image, by the magic text in the header."""
+    if len(raw) < 348:
+        raise DataError(f"{path}: the header is incomplete: {len(raw)} bytes where NIfTI needs 348")
+    if raw[4:7] == b"n+2":
+        return nib.Nifti2Image
+    if raw[344:347] == b"n+1":
+        return nib.Nifti1Image
+    foreign = _foreign(raw[:512])
+    raise DataError(f"{path}: no NIfTI magic in the header" + (f"; the file holds {foreign}" if foreign else ""))
+
+
+@contextmanager
+def _silent_nibabel() -> Iterator[None]:
+    """Keep nibabel's notes about repairs off the terminal: `oddities` tells the same with the file's name."""
+    logger = logging.getLogger("nibabel.global")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _promised_shape(header: nib.Nifti1Header) -> tuple[int, ...]:
+    """The shape that a header promises, unchecked."""
+    return tuple(int(n) for n in header["dim"][1 : int(header["dim"][0]) + 1])
+
+
+def _check_header(path: Path, header: nib.Nifti1Header, size: int) -> None:
+    """Compare what the header promises with the file before anything is allocated."""
+    shape = _promised_shape(header)
+    if not 1 <= int(header["dim"][0]) <= 7 or min(shape) < 1:
+        raise DataError(f"{path}: every axis needs at least one voxel, the header says {_by(shape)}")
+    _check_axes(path, shape)
+    try:
+        dtype = header.get_data_dtype()
+    except KeyError:
+        raise DataError(f"{path}: unknown voxel type, datatype code {int(header['datatype'])}") from None
+    _check_type(path, dtype)
+    voxels = int(np.prod(np.array(shape, dtype=object)))
+    promised, held = voxels * dtype.itemsize, size - int(header["vox_offset"])
+    if promised > held:
+        raise DataError(
+            f"{path}: the header promises {_by(shape)} voxels ({promised} bytes), the file holds {max(0, held)} bytes"
+        )
+
+
+def _check_axes(path: Path, shape: tuple[int, ...]) -> None:
+    if len(shape) < 3 or sum(n > 1 for n in shape[3:]) > 1:
+        raise DataError(f"{path}: a 3D volume is wanted, found shape {_by(shape)}")
+
+
+def _check_type(path: Path, dtype: np.dtype[Any]) -> None:
+    if dtype.kind not in "iuf":
+        kind = {"c": "complex numbers", "V": "colours"}.get(dtype.kind, str(dtype))
+        raise DataError(f"{path}: one real number per voxel is wanted, found {kind}")
+
+
+def _header_oddities(header: nib.Nifti1Header, image: Any) -> tuple[Oddity, ...]:
+    """What readers pass over in silence, from the header before any repair and the image after it."""
+    found = []
+    if int(header["sizeof_hdr"]) != header.template_dtype.itemsize:
+        text = f"the header gives its own size as {int(header['sizeof_hdr'])} bytes"
+        found.append(Oddity("header_size", text, "rewrite the file; other tools may refuse it"))
+    unit = int(header["xyzt_units"]) & 7
+    if unit in _MILLIMETRES:
+        text = f"lengths are in {'metres' if unit == 1 else 'micrometres'}; they are read as millimetres"
+        found.append(Oddity("unit", text, "rewrite the file in millimetres; other tools ignore the unit"))
+    pixdim = np.asarray(header["pixdim"][1:4], np.float64)
+    if not (pixdim > 0).all():
+        text = f"pixdim is {_by(pixdim)}; the spacing is taken as {_by(spacing_of(image.affine))} mm"
+        found.append(Oddity("pixdim", text, "write the true spacing into the header"))
+    found += _form_oddities(header, image, np.abs(pixdim))
+    return tuple(found)
+
+
+def _form_oddities(header: nib.Nifti1Header, image: Any, pixdim: NDArray[np.float64]) -> list[Oddity]:
+    """Disagreement between the two affines and the spacing of a header; the sform is the one in use."""
+    sform, qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
+    if not sform and not qform:
+        text = "sform_code and qform_code are 0: orientation and position are unknown"
+        return [Oddity("no_orientation", text, "convert again from the source; left and right cannot be told apart")]
+    if not sform:
+        return []
+    spacing = np.array(spacing_of(image.affine))
+    if (np.abs(spacing - pixdim) > SPACING_TOLERANCE * np.maximum(spacing, pixdim)).any():
+        text = f"the sform gives a spacing of {_by(spacing)} mm, pixdim {_by(pixdim)} mm; the sform is used"
+        return [Oddity("spacing_disagrees", text, "find out which is right and rewrite the header")]
+    if not qform:
+        return []
+    try:
+        other = image.header.get_qform()
+    except _NIBABEL_ERRORS:
+        return [Oddity("qform", "the qform cannot be computed; the sform is used", "rewrite the header")]
+    steps = (corners_of(image.shape) @ (other - image.affine).T)[:, :3]
+    shift = float(np.linalg.norm(steps, axis=1).max())
+    if shift <= FORM_TOLERANCE * spacing.min():
+        return []
+    codes = ["".join(nib.aff2axcodes(affine)) for affine in (image.affine, other)]
+    turned = f" and turn it to {codes[0]} and {codes[1]}" if codes[0] != codes[1] else ""
+    text = f"sform and qform place the volume up to {shift:.3g} mm apart{turned}; the sform is used"
+    return [Oddity("forms_disagree", text, "find out which is right and write it into both")]
+
+
+def _read_itk(path: Path) -> Volume:
+    import SimpleITK as sitk
+
+    _check_parts(path)
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise DataError(f"{path}: cannot be read: {str(error).strip().splitlines()[-1]}") from None
+    if image.GetDimension() != 3:
+        raise DataError(f"{path}: a 3D volume is wanted, found {image.GetDimension()} axes")
+    array = sitk.GetArrayFromImage(image)  # (Z, Y, X[, M])
+    _check_type(path, array.dtype)
+    array = np.moveaxis(array, (0, 1, 2), (2, 1, 0))
+    direction = np.asarray(image.GetDirection()).reshape(3, 3)
+    affine = np.eye(4)
+    affine[:3, :3] = direction * np.asarray(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    return Volume(array, np.diag([-1.0, -1, 1, 1]) @ affine, None, path)  # LPS to RAS
+
+
+def _check_parts(path: Path) -> None:
+    """A MetaImage header names the file of its voxels; ITK would not say which one is missing."""
+    if path.suffix.lower() != ".mhd":
+        return
+    for line in path.read_text(errors="replace").splitlines():
+        key, _, value = (part.strip() for part in line.partition("="))
+        whole_name = value and value != "LOCAL" and "LIST" not in value and "%" not in value
+        if key == "ElementDataFile" and whole_name and not (path.parent / value).exists():
+            raise DataError(f"{path}: its voxels should lie in {path.parent / value}, which does not exist")
+
+
+def _by(numbers: Any) -> str:
+    return " x ".join(f"{n:.4g}" if isinstance(n, float) else str(n) for n in numbers)

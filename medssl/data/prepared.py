@@ -1,0 +1,179 @@
+"""The prepared folder: what `prepare` writes and training reads.
+
+    prepared/dataset.json              settings and case list; written last, so its presence means "complete"
+    prepared/cases/<id>/image.b2nd     (M, x, y, z) float32, chunked, read in part
+    prepared/cases/<id>/label.b2nd     (x, y, z) uint8; absent for an unlabelled case
+    prepared/cases/<id>/case.json      subject, sources, grid
+
+A case's folder appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+from numpy.typing import NDArray
+
+from medssl.config import parse
+from medssl.data.cases import Case, DatasetConfig
+from medssl.data.recipe import Grid, Prepared
+from medssl.errors import DataError
+
+FORMAT = 1
+BLOCK = 32
+"""Side of the cubes that are compressed one by one; a patch reads only those it touches."""
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """One case in the store."""
+
+    id: str
+    subject: str
+    folder: Path
+    grid: Grid
+    image_source: Path
+    label_source: Path | None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the raw dataset held a label for this case."""
+        return self.label_source is not None
+
+    def open_image(self) -> Any:
+        """The image as an array that decompresses what is sliced, `(M, x, y, z)`."""
+        return _open(self.folder / "image.b2nd")
+
+    def open_label(self) -> Any:
+        """The label as an array that decompresses what is sliced, `(x, y, z)`."""
+        return _open(self.folder / "label.b2nd")
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """A complete prepared folder."""
+
+    root: Path
+    config: DatasetConfig
+    cases: dict[str, PreparedCase]
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the sorted list of case ids and subjects; splits.json records it."""
+        text = "\n".join(f"{id}\t{self.cases[id].subject}" for id in sorted(self.cases))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_prepared(root: Path) -> PreparedDataset:
+    """Open a prepared folder.
+
+    Raises:
+        DataError: it is missing, unfinished, or a case of it is.
+    """
+    path = Path(root) / "dataset.json"
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        state = "is not finished" if (Path(root) / "cases").exists() else "is not a prepared folder"
+        raise DataError(f"{path}: missing, so {root} {state}; run `medssl prepare SOURCE {root}` (again)") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
+    if values.get("format") != FORMAT:
+        raise DataError(f"{path}: format {values.get('format')}, this version reads {FORMAT}; prepare again")
+    config = parse(DatasetConfig, values["data"], where="data")
+    cases = {id: _read_case(Path(root) / "cases" / id) for id in values["cases"]}
+    return PreparedDataset(Path(root), config, cases)
+
+
+def write_dataset(root: Path, config: DatasetConfig, ids: Sequence[str]) -> None:
+    """Declare the folder complete."""
+    data = config.model_dump(mode="json", exclude={"root", "splits"})
+    write_json(root / "dataset.json", {"format": FORMAT, "data": data, "cases": sorted(ids)})
+
+
+def write_case(root: Path, case: Case, prepared: Prepared, digest: str) -> None:
+    """Store one prepared case, replacing an earlier version of it."""
+    folder = root / "cases" / case.id
+    partial = folder.with_name(f".partial-{case.id}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    _save(partial / "image.b2nd", prepared.image, blocks=(1, BLOCK, BLOCK, BLOCK))
+    if prepared.label is not None:
+        _save(partial / "label.b2nd", prepared.label, blocks=(BLOCK, BLOCK, BLOCK))
+    write_json(
+        partial / "case.json",
+        {
+            "id": case.id,
+            "subject": case.subject,
+            "image": str(case.image.resolve()),
+            "label": None if case.label is None else str(case.label.resolve()),
+            "digest": digest,
+            "grid": prepared.grid.to_json(),
+        },
+    )
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.rename(folder)
+
+
+def stored_digest(root: Path, id: str) -> str | None:
+    """What `write_case` was given for this case; None when the case is not stored."""
+    try:
+        return str(json.loads((root / "cases" / id / "case.json").read_text())["digest"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def case_digest(case: Case, config: DatasetConfig) -> str:
+    """Changes when a source file, the case's patient or the recipe changes: then the case is prepared anew."""
+    sources = [case.image] if case.label is None else [case.image, case.label]
+    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
+    facts = [FORMAT, case.id, case.subject, stats, config.recipe.model_dump(mode="json"), list(config.channels)]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON so that the file appears whole or not at all."""
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    partial.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _read_case(folder: Path) -> PreparedCase:
+    try:
+        values = json.loads((folder / "case.json").read_text())
+        label = values["label"]
+        return PreparedCase(
+            id=values["id"],
+            subject=values["subject"],
+            folder=folder,
+            grid=Grid.from_json(values["grid"]),
+            image_source=Path(values["image"]),
+            label_source=None if label is None else Path(label),
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{folder}: not a whole prepared case ({error}); prepare the dataset again") from None
+
+
+def _save(path: Path, array: NDArray[Any], blocks: tuple[int, ...]) -> None:
+    blocks = tuple(min(block, n) for block, n in zip(blocks, array.shape, strict=True))
+    chunks = tuple(min(4 * block, n) for block, n in zip(blocks, array.shape, strict=True))
+    cparams = blosc2.CParams(codec=blosc2.Codec.ZSTD, clevel=5, nthreads=1)
+    blosc2.asarray(np.ascontiguousarray(array), urlpath=str(path), mode="w", chunks=chunks, blocks=blocks,
+                   cparams=cparams)  # fmt: skip
+
+
+def _open(path: Path) -> Any:
+    try:
+        return blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1))
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{path}: cannot be opened: {error}") from None

@@ -1,0 +1,289 @@
+"""How a raw volume becomes a prepared one, and how class probabilities go back.
+
+`prepare` and `predict` share this file, so a network meets at inference what it met in training.
+The steps are: turn the axes to one orientation, crop to the foreground by intensity, normalise,
+resample. Images are resampled with a cubic spline (linear along a thick-slice axis); labels and
+probabilities class by class with linear weights, the largest of which wins.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, PositiveFloat, model_validator
+from scipy import ndimage
+
+from medssl.config import Settings
+from medssl.data.nifti import Volume, spacing_of
+
+Triple = tuple[int, int, int]
+
+AIR_FRACTION = 0.02
+"""Without a threshold, foreground is brighter than this share of the way from the minimum to the 99.5th percentile."""
+THICK_SLICE_RATIO = 3.0
+"""An axis is a thick-slice axis when its spacing exceeds the finest one this many times."""
+
+
+class Intensity(Settings):
+    """How grey levels become network input."""
+
+    kind: Literal["zscore", "clip"] = "zscore"
+    """`zscore`, for MRI: zero mean and unit variance in the foreground. `clip`, for CT and CBCT: a window to [0, 1]."""
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    """`zscore`: grey levels are first clipped to these percentiles of the foreground."""
+    window: tuple[float, float] | None = None
+    """`clip`: the two grey levels that become 0 and 1, such as -1000 and 3000 HU."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Intensity:
+        if self.kind == "clip" and (self.window is None or self.window[0] >= self.window[1]):
+            raise ValueError("`clip` needs `window: [low, high]` with low < high")
+        if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            raise ValueError("`percentiles` must be two rising numbers between 0 and 100")
+        return self
+
+
+class Recipe(Settings):
+    """The `data.recipe` section."""
+
+    orientation: str = Field("RAS", pattern="^[RL][AP][SI]$")
+    """Directions in which the prepared array's axes grow, left-right first."""
+    spacing: tuple[PositiveFloat | None, PositiveFloat | None, PositiveFloat | None] = (None, None, None)
+    """Millimetres between prepared voxels along each axis; null keeps the file's own."""
+    crop: bool = True
+    """Crop to the bounding box of the foreground, found by intensity and never by label."""
+    threshold: float | None = None
+    """Grey level above which a voxel is foreground; null finds one per volume."""
+    margin: int = Field(2, ge=0)
+    """Voxels kept around the foreground's bounding box."""
+    intensity: Intensity = Intensity()
+
+    def apply(self, image: Volume, label: Volume | None = None) -> Prepared:
+        """Prepare one case.
+
+        Args:
+            image: `(X, Y, Z)` or `(X, Y, Z, M)`.
+            label: a class map on the same grid in the world; its axes may be stored in another order.
+        """
+        turn = Turn.to(self.orientation, image.affine)
+        channels = image.array[None] if image.array.ndim == 3 else np.moveaxis(image.array, -1, 0)
+        oriented = np.stack([turn.apply(channel) for channel in channels])  # (M, x, y, z)
+        foreground = self._foreground(oriented)
+        box = _bounding_box(foreground, self.margin) if self.crop else [(0, n) for n in foreground.shape]
+        inside = tuple(slice(start, stop) for start, stop in box)
+
+        spacing = turn.apply_to_axes(spacing_of(image.affine))
+        target = _target_spacing(spacing, self.spacing)
+        cropped: Triple = tuple(stop - start for start, stop in box)  # type: ignore[assignment]
+        grid = Grid(
+            shape=image.shape,
+            affine=image.affine.tolist(),
+            axes=turn.axes,
+            flips=turn.flips,
+            start=tuple(start for start, _ in box),  # type: ignore[arg-type]
+            cropped=cropped,
+            cropped_spacing=spacing,
+            prepared=_resampled_shape(cropped, spacing, target),
+            spacing=target,
+        )
+        normal = [self._normalise(c[inside], foreground[inside]) for c in oriented]
+        return Prepared(
+            image=np.stack([grid.resample_image(channel) for channel in normal]),
+            label=None if label is None else grid.resample_label(_oriented_label(label, self.orientation)[inside]),
+            grid=grid,
+        )
+
+    def undo(self, probs: NDArray[np.floating[Any]], grid: Grid) -> NDArray[np.unsignedinteger[Any]]:
+        """The most likely class of each voxel on the image's own grid; background outside the crop.
+
+        Args:
+            probs: `(C, x, y, z)` on the prepared grid.
+            grid: what `apply` returned for the image.
+        """
+        classes = grid.largest(probs)
+        oriented_shape = tuple(grid.shape[axis] for axis in grid.axes)
+        whole = np.zeros(oriented_shape, classes.dtype)
+        whole[tuple(slice(s, s + n) for s, n in zip(grid.start, grid.cropped, strict=True))] = classes
+        return Turn(grid.axes, grid.flips).undo(whole)
+
+    def _foreground(self, channels: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Voxels brighter than air in any channel; all of them where nothing is."""
+        found = np.zeros(channels.shape[1:], bool)
+        for channel in channels:
+            threshold = self.threshold
+            if threshold is None:
+                low, high = float(channel.min()), float(np.percentile(channel, 99.5))
+                threshold = low + AIR_FRACTION * (high - low)
+            found |= channel > threshold
+        return found if found.any() else np.ones_like(found)
+
+    def _normalise(self, channel: NDArray[np.float32], foreground: NDArray[np.bool_]) -> NDArray[np.float32]:
+        if self.intensity.window is not None and self.intensity.kind == "clip":
+            low, high = self.intensity.window
+            return np.asarray((np.clip(channel, low, high) - low) / (high - low), np.float32)
+        low, high = np.percentile(channel[foreground], self.intensity.percentiles)
+        channel = np.clip(channel, low, high)
+        inside = channel[foreground].astype(np.float64)
+        spread = inside.std()
+        return np.asarray((channel - inside.mean()) / (spread if spread > 0 else 1.0), np.float32)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A case in memory as the store holds it."""
+
+    image: NDArray[np.float32]
+    """`(M, x, y, z)`."""
+    label: NDArray[np.unsignedinteger[Any]] | None
+    """`(x, y, z)`, class indices, uint8 or uint16."""
+    grid: Grid
+
+
+@dataclass(frozen=True)
+class Turn:
+    """An exact change of axis order and direction."""
+
+    axes: Triple
+    """`axes[i]` is the stored axis that becomes axis i."""
+    flips: tuple[bool, bool, bool]
+    """Which of the new axes run backwards."""
+
+    @classmethod
+    def to(cls, orientation: str, affine: NDArray[np.float64]) -> Turn:
+        """The turn after which the axes lie nearest to an orientation such as RAS."""
+        directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+        axes = max(itertools.permutations(range(3)), key=lambda p: sum(abs(directions[i, p[i]]) for i in range(3)))
+        flips = [bool((directions[i, axes[i]] > 0) != (code in "RAS")) for i, code in enumerate(orientation)]
+        return cls((axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2]))
+
+    def apply(self, array: NDArray[Any]) -> NDArray[Any]:
+        """`(X, Y, Z)` as stored to the new axes; a view, not a copy."""
+        return np.transpose(array, self.axes)[tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)]
+
+    def undo(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The inverse of `apply`."""
+        array = array[tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)]
+        return np.transpose(array, np.argsort(self.axes))
+
+    def apply_to_axes(self, values: tuple[float, float, float]) -> tuple[float, float, float]:
+        """One number per stored axis to one per new axis."""
+        return values[self.axes[0]], values[self.axes[1]], values[self.axes[2]]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where a prepared array lies in its raw volume; plain numbers, so it travels as JSON."""
+
+    shape: Triple
+    affine: list[list[float]]
+    axes: Triple
+    flips: tuple[bool, bool, bool]
+    start: Triple
+    """First voxel of the crop, on the turned axes."""
+    cropped: Triple
+    cropped_spacing: tuple[float, float, float]
+    prepared: Triple
+    """Voxels of the prepared array."""
+    spacing: tuple[float, float, float]
+    """Millimetres between prepared voxels."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `Grid.from_json` reads them back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Grid:
+        """What `to_json` gave, after a round trip through a file."""
+        plain: dict[str, Any] = {k: v if k == "affine" else tuple(v) for k, v in values.items()}
+        return cls(**plain)
+
+    def resample_image(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Crop grid to prepared grid: cubic, and linear along thick slices, where splines would ring."""
+        thick = [s > THICK_SLICE_RATIO * min(self.cropped_spacing) for s in self.cropped_spacing]
+        fine_shape: Triple = tuple(  # type: ignore[assignment]
+            old if is_thick else new for old, new, is_thick in zip(array.shape, self.prepared, thick, strict=True)
+        )
+        array = _resample(array, fine_shape, self._steps(thick), order=3)
+        return _resample(array, self.prepared, self._steps([not t for t in thick]), order=1)
+
+    def resample_label(self, label: NDArray[np.integer[Any]]) -> NDArray[np.unsignedinteger[Any]]:
+        """Crop grid to prepared grid, each class as a linear mask, the largest winning."""
+        if self.cropped == self.prepared and self.cropped_spacing == self.spacing:
+            return label.astype(_class_type(label.max(initial=0)))
+        masks = ((int(value), label == value) for value in np.unique(label))
+        return _largest(masks, self.prepared, self._steps(), _class_type(label.max(initial=0)))
+
+    def largest(self, probs: NDArray[np.floating[Any]]) -> NDArray[np.unsignedinteger[Any]]:
+        """Prepared grid to crop grid, the class with the largest interpolated probability."""
+        dtype = _class_type(len(probs) - 1)
+        if self.cropped == self.prepared and self.cropped_spacing == self.spacing:
+            return np.asarray(np.argmax(probs, axis=0), dtype)
+        back = [1 / step for step in self._steps()]
+        return _largest(enumerate(probs), self.cropped, back, dtype)
+
+    def _steps(self, keep: list[bool] | None = None) -> list[float]:
+        """Crop-grid voxels a prepared voxel spans along each axis; 1 along the axes to keep."""
+        keep = keep or [False] * 3
+        pairs = zip(self.cropped_spacing, self.spacing, keep, strict=True)
+        return [1.0 if kept else new / old for old, new, kept in pairs]
+
+
+def _resample(array: NDArray[np.float32], shape: Triple, steps: list[float], order: int) -> NDArray[np.float32]:
+    """Sample `shape` points, `steps` apart, centred on the array; its edge continues outwards."""
+    if array.shape == shape and steps == [1.0, 1.0, 1.0]:
+        return array
+    offset = [(old - 1) / 2 - step * (new - 1) / 2 for old, new, step in zip(array.shape, shape, steps, strict=True)]
+    out: NDArray[np.float32] = ndimage.affine_transform(
+        array, np.asarray(steps), offset, output_shape=shape, output=np.float32, order=order, mode="nearest"
+    )
+    return out
+
+
+def _class_type(highest: int) -> type[np.unsignedinteger[Any]]:
+    return np.uint8 if highest < 256 else np.uint16
+
+
+def _largest(
+    maps: Iterable[tuple[int, NDArray[Any]]], shape: Triple, steps: list[float], dtype: type[np.unsignedinteger[Any]]
+) -> NDArray[np.unsignedinteger[Any]]:
+    """Resample `(value, map)` pairs one by one and keep the value of the largest; ties go to the first."""
+    best = np.full(shape, -np.inf, np.float32)
+    classes = np.zeros(shape, dtype)
+    for value, weights in maps:
+        resampled = _resample(np.asarray(weights, np.float32), shape, steps, order=1)
+        better = resampled > best
+        best[better] = resampled[better]
+        classes[better] = value
+    return classes
+
+
+def _oriented_label(label: Volume, orientation: str) -> NDArray[Any]:
+    return Turn.to(orientation, label.affine).apply(label.array)
+
+
+def _target_spacing(
+    own: tuple[float, float, float], wanted: tuple[float | None, float | None, float | None]
+) -> tuple[float, float, float]:
+    """The wanted spacing, or the file's own where none is wanted or the two agree to 0.1 %."""
+    x, y, z = (
+        old if new is None or abs(new - old) <= 1e-3 * new else float(new) for old, new in zip(own, wanted, strict=True)
+    )
+    return x, y, z
+
+
+def _resampled_shape(shape: Triple, old: tuple[float, ...], new: tuple[float, ...]) -> Triple:
+    x, y, z = (max(1, round(n * a / b)) for n, a, b in zip(shape, old, new, strict=True))
+    return x, y, z
+
+
+def _bounding_box(mask: NDArray[np.bool_], margin: int) -> list[tuple[int, int]]:
+    box = []
+    for axis in range(mask.ndim):
+        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
+        box.append((max(0, int(hit[0]) - margin), min(mask.shape[axis], int(hit[-1]) + 1 + margin)))
+    return box

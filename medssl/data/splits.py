@@ -1,0 +1,170 @@
+"""Who trains, who is unlabelled, who validates, who tests: drawn by patient, written before training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from medssl.config import Settings
+from medssl.data.prepared import PreparedDataset, write_json
+from medssl.errors import ConfigError, DataError
+
+Part = Literal["labelled", "unlabelled", "val", "test"]
+PARTS: tuple[Part, ...] = ("labelled", "unlabelled", "val", "test")
+
+
+class Split(Settings):
+    """Case ids by part, as splits.json holds them."""
+
+    labelled: tuple[str, ...]
+    unlabelled: tuple[str, ...] = ()
+    val: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    """Unlabelled scans of validation and test patients: nobody may train on them."""
+    seed: int | None = None
+    """Seed of the draw; null when every part was given as a list."""
+    sha256: str
+    """Digest of the prepared case list that the split divides."""
+
+    def part_of(self, id: str) -> str | None:
+        """The part that holds a case."""
+        return next((part for part in PARTS if id in getattr(self, part)), None)
+
+
+def make_split(
+    dataset: PreparedDataset,
+    *,
+    labelled: int,
+    val: int,
+    test: int,
+    seed: int,
+    unit: Literal["patients", "cases"] = "patients",
+    given: Mapping[Part, Sequence[str]] | None = None,
+) -> Split:
+    """Divide a dataset by patient.
+
+    Patients are shuffled once by `seed`; test takes the first, then val, then labelled, and the rest
+    is unlabelled. So a larger labelled part contains the smaller one, and val and test stay the same.
+
+    Args:
+        unit: what the numbers count. With `cases`, a patient with more cases than are still wanted
+            is passed over, so that the number is met without dividing anyone.
+        given: case or patient ids for some parts; a given list wins over its number.
+
+    Raises:
+        ConfigError: too few labelled patients, or an unknown or twice used id in a given list.
+    """
+    patients: dict[str, list[str]] = {}
+    for id, case in sorted(dataset.cases.items()):
+        patients.setdefault(case.subject, []).append(id)
+    annotated = {p: [id for id in ids if dataset.cases[id].labelled] for p, ids in patients.items()}
+    chosen = {p: _resolve(ids, patients if p == "unlabelled" else annotated, p) for p, ids in (given or {}).items()}
+    taken = {dataset.cases[id].subject for ids in chosen.values() for id in ids}
+
+    order = [sorted(patients)[i] for i in np.random.default_rng(seed).permutation(len(patients))]
+    free = [patient for patient in order if patient not in taken and annotated[patient]]
+    wanted: dict[Part, int] = {"test": test, "val": val, "labelled": labelled}
+    for part, number in wanted.items():
+        if part not in chosen:
+            drawn = _draw(free, annotated, number, unit, part)
+            free = [patient for patient in free if patient not in drawn]
+            chosen[part] = [id for patient in drawn for id in annotated[patient]]
+
+    held = {dataset.cases[id].subject for part in ("val", "test") for id in chosen[part]}
+    used = {id for ids in chosen.values() for id in ids}
+    rest = [id for id in dataset.cases if id not in used]
+    chosen.setdefault("unlabelled", [id for id in rest if dataset.cases[id].subject not in held])
+    split = Split(
+        **{part: tuple(sorted(chosen[part])) for part in PARTS},
+        left_out=tuple(sorted(id for id in rest if id not in chosen["unlabelled"])),
+        seed=seed,
+        sha256=dataset.sha256,
+    )
+    check_split(split, dataset, "the split")
+    return split
+
+
+def read_split(path: Path, dataset: PreparedDataset) -> Split:
+    """Read splits.json and check it against the dataset.
+
+    Raises:
+        DataError: it cannot be read, was made for another case list, names unknown ids, divides a
+            patient, or lists a labelled case that has no label.
+    """
+    try:
+        values: Any = json.loads(Path(path).read_text())
+        split = Split.model_validate(values)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; write one with `medssl split {dataset.root} ... -o {path}`") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a splits.json: {error}") from None
+    check_split(split, dataset, str(path))
+    return split
+
+
+def write_split(path: Path, split: Split) -> None:
+    """Write splits.json whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, split.model_dump(mode="json"))
+
+
+def check_split(split: Split, dataset: PreparedDataset, where: str) -> None:
+    """Raise one DataError that lists everything wrong with a split; `where` names it in the message."""
+    faults = []
+    if split.sha256 != dataset.sha256:
+        faults.append(f"was made for another case list (sha256 {split.sha256[:12]}, {dataset.root} has "
+                      f"{dataset.sha256[:12]}); split again")  # fmt: skip
+    listed = [(id, part) for part in PARTS for id in getattr(split, part)]
+    unknown = [id for id, _ in listed if id not in dataset.cases]
+    faults += [f"unknown case {id}" for id in unknown]
+    known = [(id, part) for id, part in listed if id not in unknown]
+    faults += [f"{part} case {id} has no label" for id, part in known
+               if part != "unlabelled" and not dataset.cases[id].labelled]  # fmt: skip
+    parts: dict[str, set[str]] = {}
+    seen: set[str] = set()
+    for id, part in known:
+        if id in seen:
+            faults.append(f"case {id} is listed twice")
+        seen.add(id)
+        # Labelled and unlabelled scans of one patient may both train; val and test share nobody.
+        parts.setdefault(dataset.cases[id].subject, set()).add("train" if part in ("labelled", "unlabelled") else part)
+    faults += [f"patient {subject} is in {' and '.join(sorted(p))}" for subject, p in parts.items() if len(p) > 1]
+    if not split.labelled:
+        faults.append("no labelled case")
+    if faults:
+        raise DataError(f"{where} cannot be used\n" + "\n".join(f"  {fault}" for fault in faults[:20]))
+
+
+def read_id_list(path: Path) -> list[str]:
+    """Case or patient ids from a text file, one a line."""
+    try:
+        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except OSError as error:
+        raise ConfigError(f"{path}: the list cannot be read: {error}") from None
+
+
+def _resolve(names: Sequence[str], patients: dict[str, list[str]], part: str) -> list[str]:
+    """Case ids from names of cases or of patients, whose usable cases `patients` holds."""
+    ids = {id for members in patients.values() for id in members}
+    unknown = [name for name in names if name not in ids and not patients.get(name)]
+    if unknown:
+        raise ConfigError(f"the {part} list names neither a usable case nor a patient: {', '.join(unknown[:10])}")
+    return [id for name in names for id in ([name] if name in ids else patients[name])]
+
+
+def _draw(free: Sequence[str], annotated: dict[str, list[str]], number: int, unit: str, part: str) -> Collection[str]:
+    drawn: list[str] = []
+    missing = number
+    for patient in free:
+        size = 1 if unit == "patients" else len(annotated[patient])
+        if size <= missing:
+            drawn.append(patient)
+            missing -= size
+    if missing:
+        raise ConfigError(f"{part}: {number} {unit} wanted, only {number - missing} labelled ones are left")
+    return drawn

@@ -1,0 +1,255 @@
+"""The pictures of a report, each a data URI that an HTML page can hold: plots as SVG, scans as PNG.
+
+Nothing is read from disk, and nothing here depends on pyplot: figures are objects that are drawn, encoded and
+dropped. Names from data are drawn as plain text, never as mathematics.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from medssl.data.nifti import Volume
+from medssl.data.recipe import Turn
+
+BASELINE_COLOUR = "#5c6670"
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F")
+"""Told apart by colour-blind readers (after Okabe and Ito, without black and yellow)."""
+CLASS_COLOURS = ("#56B4E9", "#E69F00", "#2FC38F", "#F08CC4", "#F0E442", "#9AA7FF", "#FF8A5B")
+"""Bright enough for a line on a grey scan."""
+STYLES = ("-", "--", ":", "-.")
+THICK_SLICES = 2.5
+"""From this ratio of spacings on, slices are shown as they were scanned and not cut across."""
+BINS = 40
+"""Most points of a smoothed curve."""
+
+_STYLE = {
+    "text.parse_math": False, "svg.hashsalt": "medssl", "font.size": 10.5, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.edgecolor": "#8a939b", "xtick.color": "#4a535b", "ytick.color": "#4a535b",
+    "axes.labelcolor": "#4a535b", "axes.grid": True, "grid.color": "#e6e9ec", "axes.axisbelow": True,
+}  # fmt: skip
+_AXES = "RAS"
+# The dashes stay visible where they lie on the line, so that a class that was missed looks unlike one that was hit.
+_REFERENCE: dict[str, Any] = {"linestyles": "solid", "linewidths": 1.1}
+_PREDICTION: dict[str, Any] = {"linestyles": [(0, (2.0, 1.6))], "linewidths": 2.3}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve; lines of one label share an entry in the legend."""
+
+    label: str
+    colour: str
+    style: str
+    steps: Sequence[float]
+    values: Sequence[float]
+
+
+@dataclass(frozen=True)
+class View:
+    """One slice of a case with both contours."""
+
+    caption: str
+    uri: str
+
+
+def method_colours(methods: Iterable[str]) -> dict[str, str]:
+    """One colour per method, in order of first appearance; `supervised` is the grey baseline."""
+    others = [method for method in dict.fromkeys(methods) if method != "supervised"]
+    return {"supervised": BASELINE_COLOUR} | {m: PALETTE[i % len(PALETTE)] for i, m in enumerate(others)}
+
+
+def class_colour(label: int) -> str:
+    """The colour of a foreground class on scans."""
+    return CLASS_COLOURS[(label - 1) % len(CLASS_COLOURS)]
+
+
+def strip_plot(groups: Sequence[tuple[str, str, Sequence[float]]], axis: str) -> str:
+    """A box and every value of each group `(label, colour, values)`, from top to bottom."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.4, 0.7 + 0.72 * len(groups)), layout="constrained")
+        axes = figure.add_subplot()
+        for y, (label, colour, values) in enumerate(groups):
+            _draw_strip(axes, y, colour, values)
+            text = label if values else f"{label}: not scored"
+            axes.annotate(text, (0, y - 0.34), xycoords=("axes fraction", "data"), va="center", color="#20272d")
+        axes.set_ylim(len(groups) - 0.6, -0.6)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(axis)
+        return _svg(figure)
+
+
+def line_plot(lines: Sequence[Line], axis: str, *, size: tuple[float, float] = (5.4, 3.2)) -> str:
+    """Curves against the training step, the legend below."""
+    with mpl.rc_context(_STYLE):
+        entries = {line.label: line for line in lines}
+        figure = Figure(figsize=(size[0], size[1] + 0.23 * len(entries)), layout="constrained")
+        axes = figure.add_subplot()
+        for line in lines:
+            is_first = entries.pop(line.label, None) is not None
+            marker = "o" if len(line.steps) <= 20 else ""
+            axes.plot(line.steps, line.values, color=line.colour, linestyle=line.style, linewidth=1.5, alpha=0.85,
+                      label=line.label if is_first else "_",
+                      marker=marker, markersize=3)  # fmt: skip
+        axes.set_xlabel("training step")
+        axes.set_ylabel(axis)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        figure.legend(loc="outside lower left", frameon=False, handlelength=3, fontsize=10)
+        return _svg(figure)
+
+
+def smooth(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Means of at most `BINS` neighbouring stretches, in order of step."""
+    order = np.argsort(steps, kind="stable")
+    parts = [part for part in np.array_split(order, BINS) if len(part)]
+    return tuple([float(np.mean(np.asarray(x)[part])) for part in parts] for x in (steps, values))  # type: ignore[return-value]
+
+
+def overlay(image: Volume, prediction: Volume, reference: Volume) -> list[View]:
+    """Three slices with the contours of both label maps, solid for the reference and dashed for the prediction.
+
+    Slices show the patient upright: front or head up, in the radiological way (the patient's right on the left
+    of the picture). A scan of thick slices is shown in its own plane; others in three planes, each where the
+    reference is largest. All are square, at one scale in millimetres.
+
+    Args:
+        image: `(X, Y, Z)` or `(X, Y, Z, M)`, of which the first channel is shown.
+    """
+    turn = Turn.to("RAS", image.affine)
+    spacing = turn.apply_to_axes(image.spacing)
+    grey, ours, theirs = (turn.apply(_first_channel(volume.array)) for volume in (image, prediction, reference))
+    shown = theirs if theirs.any() else ours
+    window = _window(grey)
+    slices = _choose_slices(shown > 0, spacing)
+    centre, side = _frame((ours > 0) | (theirs > 0), spacing, {axis for axis, _ in slices})
+    return [
+        View(
+            f"{('sagittal', 'coronal', 'axial')[axis]} slice {index + 1} of {grey.shape[axis]}",
+            _draw_slice(axis, [a.take(index, axis) for a in (grey, ours, theirs)], spacing, centre, side, window),
+        )
+        for axis, index in slices
+    ]
+
+
+def _draw_strip(axes: Any, y: int, colour: str, values: Sequence[float]) -> None:
+    if not values:
+        return
+    # The golden ratio spreads neighbours apart and is the same every time.
+    jitter = [(i * 0.618034 % 1 - 0.5) * 0.24 for i in range(len(values))]
+    axes.scatter(values, [y + j for j in jitter], s=13, color=colour, alpha=0.55, linewidths=0)
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    reach = 1.5 * (high - low)
+    inner = [value for value in values if low - reach <= value <= high + reach]
+    for end, edge in ((min(inner), low), (max(inner), high)):
+        axes.plot([end, edge], [y, y], color=colour, linewidth=1.2)
+    axes.broken_barh([(low, high - low)], (y - 0.17, 0.34), facecolor="none", edgecolor=colour, linewidth=1.4)
+    axes.plot([middle, middle], [y - 0.17, y + 0.17], color="#20272d", linewidth=2)
+
+
+def _first_channel(array: NDArray[Any]) -> NDArray[Any]:
+    return array if array.ndim == 3 else array[..., 0]
+
+
+def _window(grey: NDArray[Any]) -> tuple[float, float]:
+    finite = grey[np.isfinite(grey)]
+    low, high = np.percentile(finite, [0.5, 99.5]) if finite.size else (0.0, 1.0)
+    return float(low), float(max(high, low + 1e-6))
+
+
+def _frame(mask: NDArray[np.bool_], spacing: Sequence[float], cut: set[int]) -> tuple[list[float], float]:
+    """Centre, and side with a margin, in mm, of a square around the mask, or around all of an empty one.
+
+    Args:
+        cut: the axes that slices are taken along; along a single one the extent is not seen.
+    """
+    where = np.argwhere(mask)
+    if not len(where):
+        where = np.array([[0, 0, 0], np.array(mask.shape) - 1])
+    low, high = where.min(0) * spacing, where.max(0) * spacing
+    seen = [axis for axis in range(3) if cut != {axis}]
+    return [float(c) for c in (low + high) / 2], 1.35 * float((high - low + spacing)[seen].max())
+
+
+def _choose_slices(mask: NDArray[np.bool_], spacing: Sequence[float]) -> list[tuple[int, int]]:
+    """`(axis, index)` of three slices of a volume, the most telling first."""
+    if max(spacing) / min(spacing) < THICK_SLICES:
+        return [(axis, int(_areas(mask, axis).argmax())) for axis in (2, 1, 0)]
+    axis = int(np.argmax(spacing))
+    filled = np.flatnonzero(_areas(mask, axis))
+    if not len(filled):
+        filled = np.arange(mask.shape[axis])
+    return [(axis, int(i)) for i in dict.fromkeys(filled[[len(filled) * k // 6 for k in (3, 1, 5)]])]
+
+
+def _areas(mask: NDArray[np.bool_], axis: int) -> NDArray[Any]:
+    return np.asarray(mask.sum(tuple(other for other in range(3) if other != axis)))
+
+
+def _draw_slice(
+    axis: int,
+    planes: Sequence[NDArray[Any]],
+    spacing: Sequence[float],
+    centre: Sequence[float],
+    side: float,
+    window: tuple[float, float],
+) -> str:
+    across, up = (other for other in range(3) if other != axis)
+    grey, ours, theirs = (plane.T for plane in planes)  # (up, across)
+    xs, ys = (np.arange(-1, n + 1) * spacing[a] for a, n in ((across, grey.shape[1]), (up, grey.shape[0])))
+    figure = Figure(figsize=(3.2, 3.2), facecolor="black")
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    axes.set_axis_off()
+    extent = (
+        xs[0] + spacing[across] / 2,
+        xs[-1] - spacing[across] / 2,
+        ys[0] + spacing[up] / 2,
+        ys[-1] - spacing[up] / 2,
+    )
+    axes.imshow(grey, cmap="gray", vmin=window[0], vmax=window[1], origin="lower", extent=extent,
+                interpolation="bilinear")  # fmt: skip
+    for labels, style in ((theirs, _REFERENCE), (ours, _PREDICTION)):
+        for label in np.unique(labels[labels > 0]):
+            contour = axes.contour(xs, ys, np.pad(labels == label, 1).astype(float), levels=[0.5],
+                                   colors=[class_colour(int(label))], **style)  # fmt: skip
+            contour.set_path_effects([withStroke(linewidth=style["linewidths"] + 1.4, foreground="black")])
+    # From high to low x: the patient's right, and in a sagittal slice the front, is on the left.
+    axes.set_xlim(centre[across] + side / 2, centre[across] - side / 2)
+    axes.set_ylim(centre[up] - side / 2, centre[up] + side / 2)
+    axes.set_aspect("equal")
+    _annotate(axes, _AXES[across], _AXES[up], side)
+    return _png(figure)
+
+
+def _annotate(axes: Any, left: str, top: str, side: float) -> None:
+    """Letters of the directions, and a bar with its length."""
+    style = {"color": "white", "fontsize": 9, "path_effects": [withStroke(linewidth=2, foreground="black")]}
+    axes.text(0.02, 0.5, left, transform=axes.transAxes, ha="left", va="center", **style)
+    axes.text(0.5, 0.98, top, transform=axes.transAxes, ha="center", va="top", **style)
+    bar = max((mm for mm in (0.5, 1, 2, 5, 10, 20, 50, 100) if mm <= side / 3), default=side / 3)
+    axes.plot([0.96 - bar / side, 0.96], [0.04, 0.04], transform=axes.transAxes, color="white", linewidth=2.2,
+              path_effects=[withStroke(linewidth=4, foreground="black")])  # fmt: skip
+    axes.text(0.96, 0.055, f"{bar:g} mm", transform=axes.transAxes, ha="right", va="bottom", **style)
+
+
+def _svg(figure: Any) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _png(figure: Any) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

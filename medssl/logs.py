@@ -1,0 +1,146 @@
+"""What a run tells: metrics.csv, TensorBoard, and a progress bar or plain lines."""
+
+from __future__ import annotations
+
+import csv
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medssl.methods.base import StepResult
+
+PLAIN_SECONDS = 10.0
+"""Off a terminal, the least time between two progress lines."""
+_COLOURS = np.array([[0, 0, 0], [230, 75, 60], [60, 160, 230], [90, 200, 110], [240, 180, 60]], np.float32) / 255
+
+
+class RunLog:
+    """Writes one run's scalars and pictures; rows after `resumed_at` are dropped, for they will come again."""
+
+    def __init__(self, run: Path, *, resumed_at: int = 0, quiet: bool = False) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path, self.quiet = run / "metrics.csv", quiet
+        self.rows = [row for row in _read_rows(self.path) if int(row["step"]) <= resumed_at]
+        self._rewrite()
+        self.board = SummaryWriter(str(run / "events"), purge_step=resumed_at + 1)  # type: ignore[no-untyped-call]
+        self.dice = max((float(row["val/dice"]) for row in self.rows if row.get("val/dice")), default=math.nan)
+        self._bar: Any = None
+        self._task: Any = None
+        self._seconds = 0.0
+
+    @contextmanager
+    def progress(self, done: int, total: int) -> Iterator[None]:
+        """Show how far the run is, on a terminal with a bar."""
+        self._printed, self._first, self._total = time.monotonic(), done, total
+        self._started = time.monotonic()
+        if self.quiet or not sys.stderr.isatty():
+            yield
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        with Progress(
+            TextColumn("train"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"), console=Console(stderr=True),
+        ) as self._bar:  # fmt: skip
+            self._task = self._bar.add_task("train", total=total, completed=done, note="")
+            yield
+        self._bar = None
+
+    def step(self, iteration: int, every: int, result: StepResult, lr: float, seconds: float) -> None:
+        """Note one training step; only every `every`-th is written."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=iteration)
+        self._seconds = seconds
+        if iteration % every and iteration != 1:
+            return
+        values = {f"loss/{k}": v.item() for k, v in result.losses.items()}
+        values |= {f"stat/{k}": v.item() for k, v in result.stats.items()}
+        self._write(iteration, {**values, "lr": lr, "seconds_per_step": seconds})
+        self._show(iteration, " ".join(f"{k.split('/')[1]} {v:.3f}" for k, v in values.items() if "loss/" in k))
+
+    def validation(self, iteration: int, scores: dict[str, float]) -> None:
+        """Note the scores of a validation."""
+        self._write(iteration, {f"val/{k}": v for k, v in scores.items()})
+        self.dice = scores["dice"]
+
+    def picture(self, iteration: int, name: str, image: NDArray[Any], *labels: NDArray[Any]) -> None:
+        """A grey slice `(X, Y)` beside the same slice under each label map `(X, Y)`."""
+        low, high = np.percentile(image, [1, 99])
+        grey = np.clip((image - low) / max(high - low, 1e-6), 0, 1)[..., None].repeat(3, -1)
+        panels = [grey]
+        for label in labels:
+            colour = _COLOURS[np.where(label > 0, (label - 1) % (len(_COLOURS) - 1) + 1, 0)]
+            panels.append(np.where(label[..., None] > 0, 0.55 * grey + 0.45 * colour, grey))
+        strip = np.concatenate([np.rot90(p) for p in panels], axis=1)
+        self.board.add_image(name, strip, iteration, dataformats="HWC")  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Flush everything."""
+        self.board.close()  # type: ignore[no-untyped-call]
+
+    def _write(self, iteration: int, values: dict[str, float]) -> None:
+        new = {"step": str(iteration), **{k: f"{v:.6g}" for k, v in values.items()}}
+        known = self.columns
+        self.rows.append(new)
+        if set(new) - set(known):
+            self._rewrite()  # a new column: rare, at the first steps, validations and stages
+        else:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, known, restval="").writerow(new)
+        for name, value in values.items():
+            self.board.add_scalar(name, value, iteration)  # type: ignore[no-untyped-call]
+
+    @property
+    def columns(self) -> list[str]:
+        """Every name logged so far, step first."""
+        return list(dict.fromkeys(["step", *(key for row in self.rows for key in row)]))
+
+    def _rewrite(self) -> None:
+        partial = self.path.with_name(f".partial-{self.path.name}")
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns, restval="")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        partial.replace(self.path)
+
+    def _show(self, iteration: int, losses: str) -> None:
+        dice = "" if math.isnan(self.dice) else f"  val Dice {self.dice:.3f}"
+        if self._bar is not None:
+            self._bar.update(self._task, note=losses + dice)
+            return
+        now = time.monotonic()
+        if self.quiet or (now - self._printed < PLAIN_SECONDS and iteration != self._total):
+            return
+        self._printed = now
+        left = (now - self._started) / max(1, iteration - self._first) * (self._total - iteration)
+        print(f"step {iteration}/{self._total}  {losses}{dice}  {_clock(left)} left", file=sys.stderr, flush=True)
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of metrics.csv as numbers, empty cells left out."""
+    return [{k: float(v) for k, v in row.items() if v} for row in _read_rows(path)]
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        # A line cut short by a kill has no last column or no number in it: leave it out.
+        return [
+            {k: v for k, v in row.items() if v and k} for row in csv.DictReader(file) if (row["step"] or "").isdigit()
+        ]
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

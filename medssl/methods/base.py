@@ -1,0 +1,96 @@
+"""What a method is to the rest of the package.
+
+A method owns its networks and turns a batch into losses. It does not move weights, log, save,
+choose a device or draw from global random state; the trainer does the first four and hands it an `rng`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from medssl.config import Settings
+from medssl.parts.sample import Progress, TrainBatch
+
+MakeNet = Callable[[], nn.Module]
+
+
+class MethodConfig(Settings):
+    """The `method` section: its name, and the settings of the class that the name stands for."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step gives back."""
+
+    losses: dict[str, Tensor]
+    """Scalars, already weighted; the trainer adds them up."""
+    stats: dict[str, Tensor] = field(default_factory=dict)
+    """Detached scalars that are only logged."""
+    pictures: dict[str, Tensor] = field(default_factory=dict)
+    """Detached label maps `(X, Y, Z)` or images, for TensorBoard."""
+
+
+@dataclass(frozen=True)
+class Follow:
+    """After the optimiser's step, `teacher` moves towards the mean of `students`."""
+
+    teacher: nn.Module
+    students: Sequence[nn.Module]
+    decay: float
+    """How much of the teacher survives; 0 copies the students."""
+
+
+class Method(nn.Module):
+    """Base of all methods."""
+
+    Config: ClassVar[type[MethodConfig]]
+    needs_unlabelled: ClassVar[bool] = True
+    """Whether training is refused without unlabelled cases."""
+    even_batch: ClassVar[bool] = False
+    """Whether the method halves its batches, which must then be even."""
+
+    def __init__(self, config: Any, make_net: MakeNet) -> None:
+        super().__init__()
+        self.config = config
+
+    def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
+        """Losses of one batch, a pure function of its arguments and the weights."""
+        raise TypeError(f"{type(self).__name__} must define step")
+
+    def students(self) -> Sequence[nn.Module]:
+        """The networks that learn; each is an optimiser group of its own."""
+        raise TypeError(f"{type(self).__name__} must define students")
+
+    def teachers(self) -> Sequence[nn.Module]:
+        """The networks that follow; none for a method without teachers."""
+        return []
+
+    def followers(self, progress: Progress) -> Sequence[Follow]:
+        """Who follows whom after this step."""
+        return []
+
+
+class Pair(nn.Module):
+    """A student and the teacher that follows it.
+
+    The teacher starts as a copy, takes no gradient, and stays in evaluation mode whatever mode the
+    method is put into.
+    """
+
+    def __init__(self, make_net: MakeNet) -> None:
+        super().__init__()
+        self.student = make_net()
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Pair:
+        super().train(mode)
+        self.teacher.eval()
+        return self

@@ -1,0 +1,117 @@
+"""Bidirectional copy-paste.
+
+Bai et al., "Bidirectional Copy-Paste for Semi-Supervised Medical Image Segmentation", CVPR 2023,
+arXiv 2305.00673. Equations are the paper's; where its released code differs, a setting chooses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from medssl.methods.base import Follow, MakeNet, Method, MethodConfig, Pair, StepResult
+from medssl.parts.losses import DiceForm, cross_entropy, dice_ce, dice_loss
+from medssl.parts.mix import paste, random_box
+from medssl.parts.pseudo import largest_component
+from medssl.parts.sample import Progress, Sample, TrainBatch, concat
+
+
+class BCP(Method):
+    """Labelled and unlabelled volumes exchange a box; the teacher labels the unlabelled voxels.
+
+    Stage one pastes labelled patches into each other and trains the student alone. In stage two,
+    with labelled `i, j` and unlabelled `p, q` (eq. 2 and 3; the mask is 1 outside the box):
+
+        x_in  = x_j outside the box, x_p inside;    x_out = x_q outside, x_i inside
+
+    and the loss (eq. 6 to 8) scores each side of the box apart, the unlabelled one `alpha` times.
+    """
+
+    class Config(MethodConfig):
+        box: float = Field(2 / 3, gt=0, le=1)
+        """Side of the box over side of the patch (beta)."""
+        alpha: float = Field(0.5, ge=0)
+        """Weight of the unlabelled side of the box."""
+        weighting: Literal["region", "voxel"] = "region"
+        """`region`: each side is averaged over its own voxels, as released. `voxel`: one average in which
+        a pseudo-labelled voxel counts `alpha` times, as the paper can also be read."""
+        pretrain: float = Field(2 / 17, ge=0, lt=1)
+        """Share of the run that pastes labelled pairs only."""
+        ema_decay: float = Field(0.99, ge=0, lt=1)
+        """Constant in stage two; the teacher starts it as a copy of the student."""
+        largest_component: bool = True
+        """Keep the largest component of each pseudo-labelled class; wrong for teeth, vessels, lesions."""
+        dice: DiceForm = "linear"
+
+    config: Config
+    even_batch = True
+
+    def __init__(self, config: Config, make_net: MakeNet) -> None:
+        super().__init__(config, make_net)
+        self.pair = Pair(make_net)
+
+    def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
+        labelled = Sample.of(batch.image, batch.label)
+        box = random_box(batch.image.shape[2:], self.config.box, rng).to(batch.image.device)
+        if self.pretraining(progress):
+            return self.pretrain_step(labelled, box)
+
+        pseudo = self.pseudo_label(batch.unlabelled)
+        i, j = labelled[: len(labelled) // 2], labelled[len(labelled) // 2 :]
+        p, q = pseudo[: len(pseudo) // 2], pseudo[len(pseudo) // 2 :]
+        inward = paste(inside=p, outside=j, box=box)
+        outward = paste(inside=i, outside=q, box=box)
+        logits = self.pair.student(torch.cat([inward.image, outward.image]))
+        logits_in, logits_out = logits.split([len(inward), len(outward)])
+        return StepResult(
+            losses={"in": self.mixed_loss(logits_in, inward, box), "out": self.mixed_loss(logits_out, outward, box)},
+            stats={"pseudo_foreground": (pseudo.target > 0).float().mean()},
+        )
+
+    def pretraining(self, progress: Progress) -> bool:
+        """Whether this step still belongs to stage one."""
+        return progress.fraction < self.config.pretrain
+
+    def pretrain_step(self, labelled: Sample, box: Tensor) -> StepResult:
+        """Each half of the labelled batch is pasted into the other; the loss is over whole patches."""
+        half = len(labelled) // 2
+        first, second = labelled[:half], labelled[half:]
+        mixed = concat(paste(inside=first, outside=second, box=box), paste(inside=second, outside=first, box=box))
+        loss = dice_ce(self.pair.student(mixed.image), mixed.target, dice=self.config.dice)
+        return StepResult({"pretrain": loss})
+
+    @torch.no_grad()
+    def pseudo_label(self, image: Tensor) -> Sample:
+        """The teacher's classes on unpasted patches, cleaned, each voxel trusted `alpha`."""
+        logits = self.pair.teacher(image)
+        target = logits.argmax(1)
+        if self.config.largest_component:
+            target = largest_component(target, logits.shape[1])
+        return Sample.of(image, target, trust=self.config.alpha)
+
+    def mixed_loss(self, logits: Tensor, mixed: Sample, box: Tensor) -> Tensor:
+        """Cross-entropy and Dice of a pasted batch, `mixed.weight` being 1 or `alpha` by side."""
+        if self.config.weighting == "voxel":
+            whole = torch.ones_like(mixed.weight).sum()
+            ce = cross_entropy(logits, mixed.target, mixed.weight) * mixed.weight.sum() / whole
+            return (ce + dice_loss(logits, mixed.target, mixed.weight, self.config.dice)) / 2
+        loss = logits.new_zeros((), dtype=torch.float32)
+        for side in (box, ~box):
+            region = side.expand_as(mixed.target).to(mixed.weight.dtype)
+            trust = (mixed.weight * region).sum() / region.sum().clamp_min(1)
+            loss = loss + trust * dice_ce(logits, mixed.target, region, dice=self.config.dice)
+        return loss
+
+    def students(self) -> Sequence[nn.Module]:
+        return [self.pair.student]
+
+    def teachers(self) -> Sequence[nn.Module]:
+        return [self.pair.teacher]
+
+    def followers(self, progress: Progress) -> Sequence[Follow]:
+        decay = 0.0 if self.pretraining(progress) else self.config.ema_decay
+        return [Follow(self.pair.teacher, [self.pair.student], decay)]

@@ -1,0 +1,73 @@
+"""Mean Teacher for 3D segmentation.
+
+Tarvainen and Valpola, "Mean teachers are better role models", arXiv 1703.01780; the settings in
+`configs/method/mean_teacher.yaml` are those that the left-atrium literature uses (arXiv 1907.07034).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from medssl.methods.base import Follow, MakeNet, Method, MethodConfig, Pair, StepResult
+from medssl.parts.losses import DiceForm, consistency, dice_ce
+from medssl.parts.sample import Progress, TrainBatch
+from medssl.parts.schedules import ramp_up
+
+
+class MeanTeacher(Method):
+    """`L = L_sup + w(t) mean (p_student - p_teacher)^2`, the second term on unlabelled patches.
+
+    The student sees labelled and unlabelled patches in one forward pass; the teacher, an
+    exponential moving average of the student, sees the unlabelled ones with input noise.
+    """
+
+    class Config(MethodConfig):
+        consistency_weight: float = Field(0.1, ge=0)
+        """`w` once ramped up."""
+        ramp: float = Field(0.4, ge=0, le=1)
+        """Share of the run over which `w` rises from 0.0067 of its value."""
+        noise: float = Field(0.1, ge=0)
+        """Standard deviation of the teacher's input noise, which is clipped at twice that."""
+        ema_decay: float = Field(0.99, ge=0, lt=1)
+        """Reached from 0 as `1 - 1/(t + 1)`, so that the teacher forgets its random start."""
+        dice: DiceForm = "squared"
+
+    config: Config
+
+    def __init__(self, config: Config, make_net: MakeNet) -> None:
+        super().__init__(config, make_net)
+        self.pair = Pair(make_net)
+
+    def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
+        logits = self.pair.student(torch.cat([batch.image, batch.unlabelled]))
+        labelled, unlabelled = logits.split([len(batch.image), len(batch.unlabelled)])
+        with torch.no_grad():
+            teacher_probs = self.pair.teacher(self.noisy(batch.unlabelled, rng)).float().softmax(1)
+        gap = consistency(unlabelled, teacher_probs)
+        weight = self.config.consistency_weight * ramp_up(progress, self.config.ramp)
+        return StepResult(
+            losses={
+                "supervised": dice_ce(labelled, batch.label, dice=self.config.dice),
+                "consistency": weight * gap,
+            },
+            stats={"teacher_gap": gap.detach(), "consistency_weight": torch.tensor(weight)},
+        )
+
+    def noisy(self, image: Tensor, rng: torch.Generator) -> Tensor:
+        """The image plus clipped Gaussian noise."""
+        noise = self.config.noise * torch.randn(image.shape, generator=rng)
+        return image + noise.clamp(-2 * self.config.noise, 2 * self.config.noise).to(image)
+
+    def students(self) -> Sequence[nn.Module]:
+        return [self.pair.student]
+
+    def teachers(self) -> Sequence[nn.Module]:
+        return [self.pair.teacher]
+
+    def followers(self, progress: Progress) -> Sequence[Follow]:
+        decay = min(1 - 1 / (progress.iteration + 1), self.config.ema_decay)
+        return [Follow(self.pair.teacher, [self.pair.student], decay)]

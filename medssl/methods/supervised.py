@@ -1,0 +1,32 @@
+"""The baseline: labelled patches only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from medssl.methods.base import MakeNet, Method, MethodConfig, StepResult
+from medssl.parts.losses import DiceForm, dice_ce
+from medssl.parts.sample import Progress, TrainBatch
+
+
+class Supervised(Method):
+    """`L = (CE + Dice) / 2` on labelled patches. Unlabelled patches are not looked at."""
+
+    class Config(MethodConfig):
+        dice: DiceForm = "squared"
+
+    config: Config
+    needs_unlabelled = False
+
+    def __init__(self, config: Config, make_net: MakeNet) -> None:
+        super().__init__(config, make_net)
+        self.student = make_net()
+
+    def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
+        return StepResult({"supervised": dice_ce(self.student(batch.image), batch.label, dice=self.config.dice)})
+
+    def students(self) -> Sequence[nn.Module]:
+        return [self.student]

@@ -1,0 +1,119 @@
+"""MONAI 3D U-Nets from settings."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal
+
+import torch
+from pydantic import Field, PositiveInt, model_validator
+from torch import nn
+
+from medssl.config import Settings
+from medssl.errors import ConfigError
+
+PerAxis = PositiveInt | tuple[PositiveInt, PositiveInt, PositiveInt]
+
+
+class NetworkConfig(Settings):
+    """The `network` section. A stride or kernel is one number, or one per axis for thick slices."""
+
+    name: Literal["dynunet", "unet"] = "dynunet"
+    """`dynunet`: two convolutions per level, full resolution kept (as nnU-Net). `unet`: MONAI's light U-Net,
+    whose first convolution is strided already: several times faster, a little coarser."""
+    channels: tuple[PositiveInt, ...] = Field((32, 64, 128, 256, 320), min_length=2)
+    """Feature maps per level, finest first."""
+    strides: tuple[PerAxis, ...] = (2, 2, 2, 2)
+    """Downsampling from each level to the next, one entry fewer than channels."""
+    kernels: tuple[PerAxis, ...] = (3,)
+    """Kernel per level; a single entry serves all."""
+    norm: Literal["instance", "batch", "group"] = "instance"
+    dropout: float = Field(0.0, ge=0, lt=1)
+    residual_units: int = Field(0, ge=0)
+    """`unet` only: residual convolutions per level."""
+
+    @model_validator(mode="after")
+    def _lengths(self) -> NetworkConfig:
+        if len(self.strides) != len(self.channels) - 1:
+            raise ValueError(f"{len(self.channels)} channels need {len(self.channels) - 1} strides")
+        if len(self.kernels) not in (1, len(self.channels)):
+            raise ValueError(f"kernels: give 1 or {len(self.channels)} entries, got {len(self.kernels)}")
+        if self.name == "unet" and len(set(self.kernels)) > 1:
+            raise ValueError("network unet takes one kernel for all levels; use dynunet")
+        return self
+
+    @property
+    def total_stride(self) -> tuple[int, int, int]:
+        """By what each side of a patch must be divisible."""
+        total = [1, 1, 1]
+        for stride in self.strides:
+            total = [t * s for t, s in zip(total, _triple(stride), strict=True)]
+        return total[0], total[1], total[2]
+
+
+def make_network(config: NetworkConfig, channels: int, classes: int) -> nn.Module:
+    """A network from `(B, channels, X, Y, Z)` to logits `(B, classes, X, Y, Z)`, randomly initialised."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from monai.networks.nets import DynUNet, UNet
+
+    strides = [_triple(stride) for stride in config.strides]
+    kernels = [_triple(kernel) for kernel in config.kernels]
+    norm = {"instance": ("instance", {"affine": True}), "batch": "batch", "group": ("group", {"num_groups": 8})}
+    net: nn.Module
+    if config.name == "unet":
+        net = UNet(
+            spatial_dims=3, in_channels=channels, out_channels=classes, channels=config.channels, strides=strides,
+            kernel_size=kernels[0], up_kernel_size=kernels[0], num_res_units=config.residual_units,
+            norm=norm[config.norm], dropout=config.dropout,
+        )  # fmt: skip
+    else:
+        net = DynUNet(
+            spatial_dims=3, in_channels=channels, out_channels=classes, filters=config.channels,
+            kernel_size=kernels * (len(config.channels) if len(kernels) == 1 else 1),
+            strides=[(1, 1, 1), *strides], upsample_kernel_size=strides, norm_name=norm[config.norm],
+            dropout=config.dropout or None,
+        )  # fmt: skip
+    return net
+
+
+def check_patch(patch: tuple[int, int, int], config: NetworkConfig) -> None:
+    """Raise a ConfigError when a patch cannot pass through the network and come back in its size."""
+    stride = config.total_stride
+    if any(side % s for side, s in zip(patch, stride, strict=True)):
+        fitting = tuple(max(s, round(side / s) * s) for side, s in zip(patch, stride, strict=True))
+        raise ConfigError(
+            f"train.patch {list(patch)} is not divisible by the network's strides {list(stride)}; "
+            f"the nearest that is: {list(fitting)}"
+        )
+
+
+def count_parameters(net: nn.Module) -> int:
+    """Numbers that training changes."""
+    return sum(p.numel() for p in net.parameters() if p.requires_grad)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU.
+
+    Raises:
+        DeviceError: a device was asked for that this machine or this build of torch lacks.
+    """
+    from medssl.errors import DeviceError
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise DeviceError(
+            f"device {name}: not usable here ({reason}); torch {torch.__version__}, built for CUDA "
+            f"{torch.version.cuda}. Use --device cpu, or install a torch build that fits the driver."
+        ) from None
+    return device
+
+
+def _triple(value: PerAxis) -> tuple[int, int, int]:
+    return (value, value, value) if isinstance(value, int) else value

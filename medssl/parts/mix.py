@@ -1,0 +1,48 @@
+"""Copy-paste between volumes: draw a box once, cut image, target and weight with it.
+
+Everything here is a pure function of its arguments: no files, no networks, no global random
+state. A box is a boolean `(X, Y, Z)` mask, true inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from medssl.parts.sample import Sample
+
+
+def random_box(shape: Sequence[int], fraction: float, rng: torch.Generator) -> Tensor:
+    """A box of `fraction` of each side at a uniformly drawn place, both faces reachable.
+
+    Args:
+        shape: `(X, Y, Z)` of the patch.
+        fraction: side of the box over side of the patch, in (0, 1]; at least one voxel.
+        rng: a CPU generator.
+
+    Returns:
+        `(X, Y, Z)` bool on the CPU.
+    """
+    box = torch.zeros(tuple(shape), dtype=torch.bool)
+    place = []
+    for size in shape:
+        side = max(1, int(size * fraction + 1e-6))
+        start = int(torch.randint(size - side + 1, (), generator=rng))
+        place.append(slice(start, start + side))
+    box[tuple(place)] = True
+    return box
+
+
+def paste(inside: Sample, outside: Sample, box: Tensor) -> Sample:
+    """`inside` within the box, `outside` around it: image, target and weight alike.
+
+    Args:
+        box: `(X, Y, Z)` bool, shared by the whole batch.
+    """
+    return Sample(
+        torch.where(box, inside.image, outside.image),
+        torch.where(box, inside.target, outside.target),
+        torch.where(box, inside.weight, outside.weight),
+    )

@@ -1,0 +1,69 @@
+"""What travels through a training step: the batch, a volume with its target, and how far the run is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """Augmented patches on the training device."""
+
+    image: Tensor
+    """Labelled images, `(Bl, M, X, Y, Z)`."""
+    label: Tensor
+    """Their labels, `(Bl, X, Y, Z)`, integer classes."""
+    unlabelled: Tensor
+    """Unlabelled images, `(Bu, M, X, Y, Z)`; Bu may be 0."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is: step `iteration` of `total`, counted from 0."""
+
+    iteration: int
+    total: int
+
+    @property
+    def fraction(self) -> float:
+        """Share of the run that is done, in [0, 1]."""
+        return self.iteration / self.total
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Volumes with a target and a voxel-wise trust in it.
+
+    An expert's voxel weighs 1, a pseudo-labelled one its confidence, a hidden one 0. Where the
+    target came from is forgotten on purpose: every loss just sums with the weight.
+    """
+
+    image: Tensor
+    """`(B, M, X, Y, Z)`."""
+    target: Tensor
+    """`(B, X, Y, Z)`, integer classes."""
+    weight: Tensor
+    """`(B, X, Y, Z)`, at least 0."""
+
+    @classmethod
+    def of(cls, image: Tensor, target: Tensor, trust: float = 1.0) -> Sample:
+        """A sample whose voxels all have the same weight."""
+        return cls(image, target, torch.full_like(target, trust, dtype=image.dtype))
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def __getitem__(self, which: slice) -> Sample:
+        return Sample(self.image[which], self.target[which], self.weight[which])
+
+
+def concat(*samples: Sample) -> Sample:
+    """Samples one after the other along the batch axis."""
+    return Sample(
+        torch.cat([sample.image for sample in samples]),
+        torch.cat([sample.target for sample in samples]),
+        torch.cat([sample.weight for sample in samples]),
+    )

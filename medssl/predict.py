@@ -1,0 +1,125 @@
+"""The job behind `medssl predict`: segment volumes with a trained run, each on its own grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from medssl.checkpoint import load_checkpoint
+from medssl.config import load_yaml, parse
+from medssl.data.nifti import case_id, is_volume, list_volumes, read_image, write_label
+from medssl.data.prepared import read_prepared, write_json
+from medssl.data.splits import PARTS, read_split
+from medssl.errors import ConfigError, DataError
+from medssl.networks import choose_device
+from medssl.predictor import Predictor
+from medssl.progress import track
+from medssl.run import RunConfig, build_method, make_predictor
+
+
+def predict(
+    run: Path,
+    images: Sequence[Path],
+    out: Path,
+    *,
+    part: str | None = None,
+    device: str = "auto",
+    checkpoint: str = "best",
+    window: dict[str, Any] | None = None,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write a class map `<case>.nii.gz` per image, and predictions.json that says how they were made.
+
+    Args:
+        images: volume files, or folders of them.
+        part: instead of naming images, the raw images of a part of the run's own split, such as `test`.
+
+    Raises:
+        DataError: an image cannot be read.
+        ConfigError: nothing to predict, or an output exists and `overwrite` is not set.
+    """
+    predictor, facts = load_predictor(run, choose_device(device), checkpoint=checkpoint, window=window)
+    sources = _of_part(run, part) if part else _by_id(_expand(images))
+    targets = {id: out / f"{id}.nii.gz" for id in sources}
+    existing = [path for path in targets.values() if path.exists()]
+    if existing and not overwrite:
+        raise ConfigError(f"{existing[0]}: exists ({len(existing)} such files); choose another folder or --overwrite")
+    out.mkdir(parents=True, exist_ok=True)
+    with track("predict", len(sources)) as advance:
+        for id, path in sources.items():
+            image = read_image(path)
+            if not np.isfinite(image.array).all():
+                raise DataError(f"{path}: holds NaN or Inf voxels; see `medssl check`")
+            write_label(targets[id], predictor.segment(image), like=image)
+            advance(id)
+    write_json(out / "predictions.json", {**facts, "images": {id: str(p.resolve()) for id, p in sources.items()}})
+    return list(targets.values())
+
+
+def load_predictor(
+    run: Path, device: torch.device, *, checkpoint: str = "best", window: dict[str, Any] | None = None
+) -> tuple[Predictor, dict[str, Any]]:
+    """The predictor of a run folder, and the facts to record with what it writes.
+
+    Args:
+        checkpoint: `best` (by validation Dice; `last` where nothing was validated) or `last`.
+        window: settings of the `window` section that replace the run's.
+    """
+    path = run / f"{checkpoint}.pt"
+    if checkpoint == "best" and not path.exists() and (run / "last.pt").exists():
+        path = run / "last.pt"
+    values = load_checkpoint(path)
+    plain = values["config"]
+    plain["window"] = {**plain["window"], **(window or {})}
+    config = parse(RunConfig, plain)
+    method = build_method(config)
+    method.load_state_dict(values["method"])
+    facts = {
+        "run": str(run.resolve()),
+        "method": config.method.name,
+        "checkpoint": path.name,
+        "iteration": values["iteration"],
+        "network": config.window.network,
+        "classes": list(config.data.classes),
+        "window": config.window.model_dump(mode="json"),
+    }
+    return make_predictor(method.to(device), config, device), facts
+
+
+def _expand(paths: Iterable[Path]) -> list[Path]:
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found += list_volumes(path)
+        elif path.exists() and is_volume(path):
+            found.append(path)
+        else:
+            raise DataError(f"{path}: neither a folder nor a volume file")
+    if not found:
+        raise DataError(f"{', '.join(map(str, paths)) or 'IMAGES'}: no volumes to predict")
+    return found
+
+
+def _by_id(paths: Sequence[Path]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in paths:
+        if case_id(path) in found:
+            raise DataError(f"{path} and {found[case_id(path)]} would both be written as {case_id(path)}.nii.gz")
+        found[case_id(path)] = path
+    return found
+
+
+def _of_part(run: Path, part: str) -> dict[str, Path]:
+    if part not in PARTS:
+        raise ConfigError(f"--part {part}: expected one of {', '.join(PARTS)}")
+    root = load_yaml((run / "config.yaml").read_text())["data"]["root"]
+    dataset = read_prepared(Path(root))
+    split = read_split(run / "splits.json", dataset)
+    ids: Sequence[str] = getattr(split, part)
+    if not ids:
+        raise DataError(f"{run / 'splits.json'}: its part {part} is empty")
+    return {id: dataset.cases[id].image_source for id in ids}

@@ -1,0 +1,107 @@
+"""Networks, recipe and window: a raw image in, a class map on the image's own grid out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from monai.inferers import sliding_window_inference
+from numpy.typing import NDArray
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from medssl.config import Settings
+from medssl.data.nifti import Volume
+from medssl.data.recipe import Recipe
+from medssl.errors import ConfigError, DataError
+from medssl.methods.base import Method
+from medssl.parts.pseudo import largest_component
+
+Which = Literal["student", "teacher", "ensemble"]
+
+
+class WindowConfig(Settings):
+    """The `window` section: how a whole volume is segmented."""
+
+    network: Which = "student"
+    """Whose predictions count: the students', the teachers', or the mean of both."""
+    patch: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    """Size of the window; null takes the training patch."""
+    overlap: float = Field(0.5, ge=0, lt=1)
+    batch: PositiveInt = 4
+    """Windows in one forward pass."""
+    largest_component: tuple[str, ...] = ()
+    """Classes of which only the largest component is kept in the output."""
+
+
+class Predictor:
+    """Networks, recipe and window: a raw image in, a class map on the image's grid out."""
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        recipe: Recipe,
+        window: WindowConfig,
+        *,
+        patch: tuple[int, int, int],
+        channels: int,
+        classes: Sequence[str],
+        device: torch.device,
+    ) -> None:
+        self.networks, self.recipe, self.window = list(networks), recipe, window
+        self.patch, self.device = window.patch or patch, device
+        self.channels, self.classes = channels, tuple(classes)
+        unknown = set(window.largest_component) - set(classes)
+        if unknown:
+            raise ConfigError(f"window.largest_component: no class {', '.join(sorted(unknown))}; {', '.join(classes)}")
+
+    @torch.no_grad()
+    def probabilities(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Mean class probabilities of the networks, `(M, x, y, z)` to `(C, x, y, z)`, on the prepared grid."""
+        modes = [net.training for net in self.networks]
+        for net in self.networks:
+            net.eval()
+        probs: Tensor = sliding_window_inference(
+            torch.from_numpy(np.ascontiguousarray(image))[None], self.patch, self.window.batch, self._forward,
+            overlap=self.window.overlap, mode="gaussian", sw_device=self.device, device=torch.device("cpu"),
+        )  # type: ignore[assignment]  # fmt: skip
+        for net, mode in zip(self.networks, modes, strict=True):
+            net.train(mode)
+        return probs[0].numpy()
+
+    def segment(self, image: Volume) -> NDArray[np.unsignedinteger[Any]]:
+        """The class of each voxel of a raw image, `(X, Y, Z)` on its own grid."""
+        channels = image.array.shape[3] if image.array.ndim == 4 else 1
+        if channels != self.channels:
+            raise DataError(f"{image.path}: {channels} channels, the network was trained on {self.channels}")
+        prepared = self.recipe.apply(image)
+        classes = self.recipe.undo(self.probabilities(prepared.image), prepared.grid)
+        return self._cleaned(classes)
+
+    def _forward(self, windows: Tensor) -> Tensor:
+        amp = torch.bfloat16 if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+        with torch.autocast(self.device.type, dtype=amp, enabled=amp is not None):
+            logits = [net(windows) for net in self.networks]
+        return torch.stack([z.float().softmax(1) for z in logits]).mean(0)
+
+    def _cleaned(self, classes: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.unsignedinteger[Any]]:
+        if not self.window.largest_component:
+            return classes
+        clean = largest_component(torch.from_numpy(classes.astype(np.int64))[None], len(self.classes))[0].numpy()
+        listed = [self.classes.index(name) for name in self.window.largest_component]
+        dropped = np.isin(classes, listed) & (clean == 0)
+        return np.where(dropped, 0, classes).astype(classes.dtype)
+
+
+def chosen_networks(method: Method, which: Which) -> list[nn.Module]:
+    """The networks that `which` means for a method.
+
+    Raises:
+        ConfigError: the method has no teacher.
+    """
+    students, teachers = list(method.students()), list(method.teachers())
+    if which != "student" and not teachers:
+        raise ConfigError(f"window.network: {which} was asked for, but this method has no teacher")
+    return {"student": students, "teacher": teachers, "ensemble": students + teachers}[which]

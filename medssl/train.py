@@ -1,0 +1,193 @@
+"""The job behind `medssl train`: settings and a prepared dataset in, a run folder out."""
+
+from __future__ import annotations
+
+import functools
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from medssl.augment import Augment
+from medssl.checkpoint import load_checkpoint
+from medssl.config import dump
+from medssl.data.patches import PatchStream, TrainingData
+from medssl.data.prepared import PreparedDataset, read_prepared, write_json
+from medssl.data.splits import read_split, write_split
+from medssl.errors import ConfigError
+from medssl.logs import RunLog
+from medssl.methods.base import Method
+from medssl.metrics import dice
+from medssl.networks import check_patch, choose_device, count_parameters
+from medssl.run import RunConfig, build_method, environment, make_predictor
+from medssl.trainer import Trainer
+
+
+def train(
+    config: RunConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    until: int | None = None,
+    quiet: bool = False,
+) -> Path:
+    """Train a run to its end and return its folder.
+
+    Args:
+        out: the run folder, which must be new or empty unless `resume` is set.
+        resume: go on from `out`'s last.pt; the settings must be those it was started with.
+        until: stop, saved, after this step.
+
+    Raises:
+        ConfigError: settings that do not fit the data, the method or the run that is resumed.
+        DataError, DeviceError, DivergedError, Interrupted: as their names say.
+    """
+    data = open_data(config)
+    trainer = make_trainer(config, out, choose_device(device))
+    out_is_used = out.exists() and any(out.iterdir())
+    if resume and (out / "last.pt").exists():
+        _check_same(config, out)
+        trainer.load(out / "last.pt")
+    elif out_is_used and not resume:
+        raise ConfigError(f"{out}: not empty; go on with --resume, or choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    dump(config.to_plain(), out / "config.yaml")
+    write_split(out / "splits.json", data.split)
+    write_json(out / "env.json", environment())
+
+    labelled, unlabelled = make_streams(config, data)
+    log = RunLog(out, resumed_at=trainer.iteration, quiet=quiet)
+    try:
+        validate = functools.partial(validate_cases, trainer, config, data, log)
+        trainer.fit(labelled, unlabelled, validate, log, until)
+    finally:
+        log.close()
+    return out
+
+
+def dry_run(config: RunConfig, *, device: str = "auto") -> dict[str, Any]:
+    """Resolve everything, run two batches, write nothing; the facts come back."""
+    data = open_data(config)
+    trainer = make_trainer(config, Path(), choose_device(device))
+    labelled, unlabelled = make_streams(config, data)
+    batches = trainer.batches(labelled, unlabelled, 2)
+    trainer.train_step(next(batches))
+    started = time.monotonic()
+    result = trainer.train_step(next(batches))
+    losses = {name: loss.item() for name, loss in result.losses.items()}
+    return {
+        "device": str(trainer.device),
+        "parameters": {f"student {i}": count_parameters(s) for i, s in enumerate(trainer.method.students())},
+        "teachers": len(trainer.method.teachers()),
+        "labelled, unlabelled, val": [len(p) for p in (data.split.labelled, data.split.unlabelled, data.split.val)],
+        "losses": losses,
+        "seconds_per_step": round(time.monotonic() - started, 3),
+        "memory_gib": round(_peak_memory(trainer.device) / 2**30, 2),
+    }
+
+
+def open_data(config: RunConfig) -> TrainingData:
+    """The prepared dataset and split as training may see them.
+
+    Raises:
+        ConfigError: no root, or the dataset was prepared with other classes, channels or recipe.
+    """
+    if config.data.root is None:
+        raise ConfigError("data.root: the prepared folder is not given; add --set data.root=PREPARED")
+    dataset = read_prepared(config.data.root)
+    _check_prepared(config, dataset)
+    split = read_split(config.data.splits or config.data.root / "splits.json", dataset)
+    return TrainingData(dataset, split)
+
+
+def make_trainer(config: RunConfig, out: Path, device: torch.device) -> Trainer:
+    """A trainer with fresh weights, once the settings fit together."""
+    check_patch(config.train.patch, config.network)
+    method = build_method(config)
+    _check_batches(config, method)
+    augment = Augment(config.augment, config.train.patch, config.data.recipe.spacing)
+    return Trainer(method, config.train, out, device, augment, config.to_plain())
+
+
+def make_streams(config: RunConfig, data: TrainingData) -> tuple[PatchStream, PatchStream | None]:
+    """Labelled and, where the method looks at them, unlabelled patches."""
+    train, split = config.train, data.split
+    stream = functools.partial(PatchStream, data, patch=train.patch)
+    labelled = stream(split.labelled, seed=(train.seed, 0), labels=True, foreground=train.foreground)
+    if not type(build_method(config)).needs_unlabelled or train.unlabelled_batch == 0:
+        return labelled, None
+    if not split.unlabelled:
+        raise ConfigError(f"method {config.method.name} learns from unlabelled cases, and the split has none")
+    return labelled, stream(split.unlabelled, seed=(train.seed, 1), labels=False)
+
+
+def validate_cases(trainer: Trainer, config: RunConfig, data: TrainingData, log: RunLog) -> dict[str, float]:
+    """Mean foreground Dice over the validation cases, by sliding window on the prepared grid.
+
+    A class absent in both reference and prediction is left out of a case's mean.
+    """
+    predictor = make_predictor(trainer.method, config, trainer.device)
+    per_class: dict[str, list[float]] = {name: [] for name in config.data.classes[1:]}
+    for number, id in enumerate(data.split.val):
+        image, reference = np.asarray(data.image(id)[...]), np.asarray(data.label(id)[...])
+        prediction = predictor.probabilities(image).argmax(0)
+        for value, name in enumerate(config.data.classes[1:], start=1):
+            score = dice(prediction == value, reference == value)
+            if score is not None:
+                per_class[name].append(score)
+        if number == 0:
+            middle = int(np.argmax((reference > 0).sum((0, 1))))
+            log.picture(trainer.iteration, f"val/{id}", image[0, :, :, middle], reference[:, :, middle],
+                        prediction[:, :, middle])  # fmt: skip
+    means = {f"dice/{name}": float(np.mean(scores)) for name, scores in per_class.items() if scores}
+    return {"dice": float(np.mean(list(means.values()))), **means} if means else {}
+
+
+def _check_prepared(config: RunConfig, dataset: PreparedDataset) -> None:
+    for key in ("classes", "channels", "recipe"):
+        here, there = getattr(config.data, key), getattr(dataset.config, key)
+        if here != there:
+            raise ConfigError(
+                f"data.{key}: {dataset.root} was prepared with\n  {there}\nand the configuration says\n  {here}\n"
+                "Prepare again, or use the configuration it was prepared with."
+            )
+
+
+def _check_batches(config: RunConfig, method: Method) -> None:
+    train = config.train
+    if method.needs_unlabelled and train.unlabelled_batch == 0:
+        raise ConfigError(f"train.unlabelled_batch is 0, and method {config.method.name} learns from unlabelled cases")
+    if method.even_batch and (train.labelled_batch % 2 or train.labelled_batch != train.unlabelled_batch):
+        raise ConfigError(
+            f"method {config.method.name} pairs patches: train.labelled_batch and train.unlabelled_batch must be "
+            f"equal and even, got {train.labelled_batch} and {train.unlabelled_batch}"
+        )
+
+
+def _check_same(config: RunConfig, out: Path) -> None:
+    """Refuse to resume with other settings, place of the data apart."""
+    then, now = load_checkpoint(out / "last.pt")["config"], config.to_plain()
+    changed = [key for key in _flat(now) if key not in ("data.root", "data.splits", "train.workers")
+               and _flat(then).get(key) != _flat(now)[key]]  # fmt: skip
+    if changed:
+        lines = [f"  {key}: was {_flat(then).get(key)}, now {_flat(now)[key]}" for key in changed]
+        raise ConfigError(f"{out}: cannot be resumed with other settings\n" + "\n".join(lines))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

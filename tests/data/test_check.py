@@ -1,0 +1,378 @@
+import csv
+import io
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from rich.console import Console
+
+from medssl.data.cases import Case, DatasetConfig
+from medssl.data.check import Finding, check, check_cases, require_usable
+from medssl.data.nifti import write_image
+from medssl.errors import DataError
+
+SHAPE = (5, 6, 7)
+AFFINE = np.diag([1.5, 1.5, 3.0, 1.0])
+DATASET = DatasetConfig(name="made", classes=("background", "wall", "cavity"))
+
+
+def image_array():
+    return np.random.default_rng(0).integers(0, 500, SHAPE).astype(np.float32)
+
+
+def label_array():
+    label = np.zeros(SHAPE, np.int16)
+    label[1:4, 1:4, 1:4] = 1
+    label[2, 2, 2] = 2
+    return label
+
+
+class Pair:
+    """One case on disk, sound until a test spoils it."""
+
+    def __init__(self, root, name="case"):
+        self.case = Case(name, name, root / "images" / f"{name}.nii.gz", root / "labels" / f"{name}.nii.gz")
+        self.image(image_array())
+        self.label(label_array())
+
+    def image(self, array, affine=AFFINE):
+        write_image(self.case.image, array, affine)
+        return self
+
+    def label(self, array, affine=AFFINE):
+        write_image(self.case.label, array, affine)
+        return self
+
+    def findings(self, dataset=DATASET):
+        return list(check_cases([self.case], dataset).findings)
+
+    def finding(self, dataset=DATASET):
+        (found,) = [finding for finding in self.findings(dataset) if finding.case is not None]
+        return found
+
+
+@pytest.fixture
+def pair(tmp_path):
+    return Pair(tmp_path)
+
+
+def expect(finding, severity, code, *words):
+    assert (finding.severity, finding.code) == (severity, code)
+    for word in words:
+        assert word in finding.found
+    assert finding.fix
+
+
+def test_a_sound_case_has_no_finding(pair):
+    assert pair.findings() == []
+
+
+class TestImages:
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    def test_voxels_that_are_not_finite_are_counted_and_located(self, pair, value):
+        array = image_array()
+        array[3, 4, 5] = array[4, 0, 0] = value
+        expect(pair.image(array).finding(), "error", "not_finite", "2 voxels", "(3, 4, 5)")
+
+    def test_values_beyond_float32(self, pair):
+        array = image_array().astype(np.float64)
+        array[0, 1, 0] = 1e39
+        expect(pair.image(array).finding(), "error", "not_finite", "1 voxel ", "(0, 1, 0)")
+
+    def test_a_constant_image(self, pair):
+        expect(pair.image(np.full(SHAPE, 7.0)).finding(), "warning", "constant", "7")
+
+    def test_several_volumes_where_one_is_declared(self, pair):
+        array = np.stack([image_array()] * 2, -1)
+        expect(pair.image(array).finding(), "error", "channels", "5 x 6 x 7 x 2", "where 1")
+
+    def test_channels_along_the_fourth_axis_are_right_when_declared(self, pair):
+        two = DatasetConfig(name="made", classes=DATASET.classes, channels=("T1", "T2"))
+        expect(pair.finding(two), "error", "channels", "1 volume where 2")
+        array = np.stack([image_array(), np.ones(SHAPE)], -1)
+        expect(pair.image(array).finding(two), "warning", "constant", "channel 1")
+
+    def test_a_file_that_is_no_volume_says_what_it_is(self, pair):
+        pair.case.image.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+        finding = pair.finding()
+        expect(finding, "error", "unreadable", "Git LFS")
+        assert finding.file == pair.case.image
+        assert str(finding.file) not in finding.found
+
+    def test_a_missing_image(self, pair):
+        pair.case.image.unlink()
+        expect(pair.finding(), "error", "unreadable", "no such file")
+
+
+class TestGeometry:
+    def test_one_slice(self, pair):
+        pair.image(image_array()[..., :1]).label(label_array()[..., 2:3])
+        assert {finding.code for finding in pair.findings()} == {"one_slice"}
+
+    @pytest.mark.parametrize("size", [0.001, 50.0])
+    def test_spacing_that_is_hardly_millimetres(self, pair, size):
+        affine = np.diag([1, 1, size, 1])
+        codes = [
+            (f.severity, f.code) for f in pair.image(image_array(), affine).label(label_array(), affine).findings()
+        ]
+        assert codes == [("warning", "spacing")] * 2
+
+    def test_far_origin_and_shear(self, pair):
+        far, sheared = AFFINE.copy(), AFFINE.copy()
+        far[0, 3] = 1e7
+        sheared[0, 1] = 0.3
+        for affine, code in ((far, "far_origin"), (sheared, "sheared")):
+            found = pair.image(image_array(), affine).label(label_array(), affine).findings()
+            assert (code, "warning") in {(finding.code, finding.severity) for finding in found}
+
+    def test_what_the_header_hides_is_a_warning(self, pair):
+        image = nib.load(pair.case.image)
+        array, header = image.get_fdata(), image.header
+        header["pixdim"][3] = 5
+        nib.save(nib.Nifti1Image(array, None, header), pair.case.image)
+        expect(pair.finding(), "warning", "spacing_disagrees", "1.5 x 1.5 x 3", "1.5 x 1.5 x 5")
+
+    def test_other_shape_states_both_grids(self, pair):
+        finding = pair.label(label_array()[:, :, 1:]).finding()
+        expect(finding, "error", "grid", "image 5 x 6 x 7 at 1.5 x 1.5 x 3 mm, RAS", "label 5 x 6 x 6")
+
+    def test_a_transposed_label_is_recognised(self, pair):
+        expect(pair.label(label_array().T).finding(), "error", "grid", "transposed")
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            np.diag([2.0, 1, 1, 1]),  # spacing
+            np.diag([-1.0, 1, 1, 1]),  # left and right, in place
+            np.array([[0.96, -0.28, 0, 0], [0.28, 0.96, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]),  # turned
+        ],
+    )
+    def test_another_grid_of_the_same_shape(self, pair, change):
+        expect(
+            pair.label(label_array(), AFFINE @ change).finding(), "error", "grid", "image 5 x 6 x 7", "label 5 x 6 x 7"
+        )
+
+    @pytest.mark.parametrize(("voxels", "expected"), [(0.005, None), (0.3, "warning"), (0.7, "error")])
+    def test_a_shifted_grid_is_judged_in_voxels(self, pair, voxels, expected):
+        moved = AFFINE.copy()
+        moved[2, 3] += 3 * voxels
+        severities = [finding.severity for finding in pair.label(label_array(), moved).findings()]
+        assert severities == ([] if expected is None else [expected])
+
+    def test_the_same_grid_stored_in_another_order_is_fine(self, pair):
+        affine = np.array([[0, 0, -1.5, 6.0], [1.5, 0, 0, 0], [0, -3.0, 0, 18.0], [0, 0, 0, 1]])
+        stored = label_array().transpose(1, 2, 0)[:, ::-1, ::-1]  # (y, -z, -x)
+        assert pair.label(stored, affine).findings() == []
+
+
+class TestLabels:
+    def test_values_outside_the_classes_are_counted(self, pair):
+        label = label_array()
+        label[0, 0, :2], label[0, 1, 0] = 7, 255
+        expect(pair.label(label).finding(), "error", "unknown_value", "7 (2 voxels)", "255 (1 voxel)", "0 to 2")
+
+    def test_negative_values(self, pair):
+        label = label_array()
+        label[0, 0, 0] = -1
+        expect(pair.label(label).finding(), "error", "negative", "-1 (1 voxel)")
+
+    def test_values_far_apart(self, pair):
+        label = label_array().astype(np.int32)
+        label[0, 0, 0] = 2_000_000
+        expect(pair.label(label).finding(), "error", "unknown_value", "(1 voxel)")
+
+    def test_interpolated_values(self, pair):
+        expect(pair.label(label_array() * np.float32(0.5)).finding(), "error", "not_integer", "0.5")
+
+    def test_one_hot_channels(self, pair):
+        onehot = np.stack([label_array() == value for value in range(3)], -1).astype(np.uint8)
+        expect(pair.label(onehot).finding(), "error", "label_axes", "5 x 6 x 7 x 3")
+
+    def test_an_empty_label_and_one_without_background(self, pair):
+        expect(pair.label(np.zeros(SHAPE, np.uint8)).finding(), "warning", "empty_label")
+        expect(pair.label(np.ones(SHAPE, np.uint8)).finding(), "warning", "no_background")
+
+    def test_scaling_that_turns_one_valid_label_into_another(self, pair):
+        image = nib.Nifti1Image((label_array() > 0).astype(np.uint8), AFFINE)
+        image.header.set_slope_inter(2, 0)
+        nib.save(image, pair.case.label)
+        expect(pair.finding(), "error", "scaled_label", "scl_slope 2", "0, 1", "0, 2")
+
+    def test_a_class_that_no_label_holds_is_said_once(self, tmp_path):
+        cases = [Pair(tmp_path, name).label(label_array() > 0).case for name in "ab"]
+        (finding,) = check_cases(cases, DATASET).findings
+        expect(finding, "warning", "class_absent", "class 2, cavity")
+        assert finding.case is None
+
+
+class TestDataset:
+    def test_declared_classes_count_and_undeclared_ones_are_listed(self, tmp_path):
+        Pair(tmp_path)
+        (finding,) = check(tmp_path, workers=1).findings
+        expect(finding, "warning", "no_classes", "0, 1, 2")
+        (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "wall": 1}}))
+        (finding,) = check(tmp_path, workers=1).findings
+        expect(finding, "error", "unknown_value", "2 (1 voxel)")
+
+    def test_declared_channels_count(self, tmp_path):
+        Pair(tmp_path).image(np.stack([image_array(), image_array()], -1))
+        declared = {"labels": {"background": 0, "a": 1, "b": 2}, "channel_names": {"0": "T1", "1": "T2"}}
+        (tmp_path / "dataset.json").write_text(json.dumps(declared))
+        assert check(tmp_path, workers=1).findings == ()
+
+    @pytest.mark.parametrize("copy", ["images/case.nii", "labels/case.nii"])
+    def test_duplicated_ids(self, tmp_path, copy):
+        Pair(tmp_path)
+        write_image(tmp_path / copy, label_array(), AFFINE)
+        report = check(tmp_path, DATASET, workers=1)
+        (finding,) = report.findings
+        expect(finding, "error", "duplicate", "case.nii.gz", "case.nii,")
+        assert report.unusable == ("case",)
+
+    def test_a_label_without_an_image_makes_its_id_unusable(self, tmp_path):
+        Pair(tmp_path)
+        Pair(tmp_path, "other").case.image.unlink()
+        report = check(tmp_path, DATASET, workers=1)
+        (finding,) = report.findings
+        expect(finding, "error", "no_image")
+        assert report.unusable == ("other",)
+
+    def test_what_msd_lists_and_lacks(self, tmp_path):
+        write_image(tmp_path / "imagesTr" / "a.nii", image_array(), AFFINE)
+        write_image(tmp_path / "imagesTr" / "b.nii", image_array(), AFFINE)
+        write_image(tmp_path / "labelsTr" / "b.nii", label_array(), AFFINE)
+        (tmp_path / "imagesTr" / "scan.dcm").touch()
+        entries = [{"image": f"imagesTr/{id}.nii", "label": f"labelsTr/{id}.nii"} for id in "ac"]
+        (tmp_path / "dataset.json").write_text(json.dumps({"training": entries}))
+        report = check(tmp_path, DATASET, workers=1)
+        found = {(f.case, f.severity, f.code) for f in report.findings}
+        assert found == {
+            ("a", "warning", "absent_label"),
+            ("c", "warning", "absent_label"),
+            ("c", "error", "unreadable"),
+            ("b", "warning", "unlisted_label"),
+            (None, "warning", "not_read"),
+        }
+        assert report.unusable == ("c",)
+
+    def test_a_dataset_without_a_case_is_refused(self, tmp_path):
+        (tmp_path / "images").mkdir()
+        with pytest.raises(DataError, match="no volume found"):
+            check(tmp_path, DATASET, workers=1)
+
+    def test_one_broken_case_hides_no_other_and_workers_change_nothing(self, tmp_path):
+        first, second, third = (Pair(tmp_path, name) for name in "abc")
+        first.case.image.write_bytes(b"")
+        second.label(label_array() * 9)
+        third.case.label.unlink()
+        alone, spread = (check(tmp_path, DATASET, workers=workers) for workers in (0, 2))
+        assert alone.unusable == ("a", "b")
+        assert alone == spread
+
+
+class TestReport:
+    def test_the_summary_counts_cases_and_voxels(self, tmp_path):
+        Pair(tmp_path, "p1_a")
+        Pair(tmp_path, "p1_b").label(label_array() > 0)
+        Pair(tmp_path, "p2").image(np.ones((9, 6, 7)) + np.arange(7)).case.label.unlink()
+        dataset = DatasetConfig.model_validate(DATASET.model_dump() | {"subject": {"pattern": r"(p\d)"}})
+        summary = check(tmp_path, dataset, workers=1).to_json()["summary"]
+        assert (summary["cases"], summary["labelled"], summary["unlabelled"], summary["subjects"]) == (3, 2, 1, 2)
+        assert summary["shape"] == {"min": [5, 6, 7], "median": [5, 6, 7], "max": [9, 6, 7]}
+        assert summary["spacing"]["max"] == [1.5, 1.5, 3]
+        assert [known["cases"] for known in summary["classes"]] == [2, 2, 1]
+        assert [known["share"] for known in summary["classes"]] == pytest.approx([366 / 420, 53 / 420, 1 / 420])
+
+    def test_json_is_plain(self, pair):
+        report = check_cases([pair.label(label_array() * 9).case], DATASET)
+        values = json.loads(json.dumps(report.to_json()))
+        assert values["unusable"] == ["case"]
+        assert values["findings"][0]["code"] == "unknown_value"
+        assert values["findings"][0]["file"] == str(pair.case.label)
+
+    def test_print_gives_each_finding_a_line_with_its_cure(self, tmp_path):
+        Pair(tmp_path, "a[b]").label(label_array() * 9)
+        Pair(tmp_path, "long name").label(label_array()[1:])
+        report = check(tmp_path, DATASET, workers=1)
+        console = Console(file=io.StringIO(), width=40)
+        report.print(console)
+        lines = console.file.getvalue().splitlines()
+        for finding in report.errors:
+            (line,) = [line for line in lines if line.startswith(f"  {finding.case}")]
+            assert finding.found.split("\n")[0] in line
+            assert any(finding.fix in title for title in lines)
+        assert any(line.startswith("2 cases: 2 labelled, 0 unlabelled, 2 subjects; 2 unusable") for line in lines)
+
+    def test_require_usable_lists_every_error_and_lets_warnings_pass(self, tmp_path):
+        sound, other, spoilt = (Pair(tmp_path, name) for name in ("sound", "other", "spoilt"))
+        require_usable(check_cases([sound.image(np.ones(SHAPE)).case], DATASET))
+        other.label(label_array()[1:])
+        spoilt.image(image_array() * np.nan).label(label_array() * 9)
+        report = check_cases([pair.case for pair in (sound, other, spoilt)], DATASET)
+        with pytest.raises(DataError) as error:
+            require_usable(report)
+        text = str(error.value)
+        assert text.startswith("2 of 3 cases cannot be used\n  other   image and label lie on different grids\n")
+        for finding in report.errors:
+            assert all(line in text for line in finding.found.split("\n"))
+            assert finding.fix in text
+        assert "sound" not in text.replace(str(tmp_path), "")
+
+
+REAL = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+ODD = REAL / "odd"
+real = pytest.mark.skipif(not ODD.is_dir(), reason=f"the real volumes are not at {REAL}")
+
+LEFT_OUT = {
+    "format/pair.img": "pairs of .hdr and .img are refused by name, as the table allows",
+}
+
+
+def odd_files(expect):
+    if not ODD.is_dir():
+        return [pytest.param("none", marks=real)]
+    with (ODD / "expected.csv").open(encoding="utf-8-sig", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["expect"] == expect]
+    tables = ("image", "label", "pair", "format")
+    return [row["path"] for row in rows if row["path"].split("/")[0] in tables and row["path"] not in LEFT_OUT]
+
+
+def odd_findings(path) -> list[Finding]:
+    dataset = DatasetConfig(name="odd", classes=("background", "anterior", "posterior"))
+    file = ODD / path
+    if file.is_dir():
+        case = Case("odd", "odd", file / "image.nii.gz", file / "label.nii.gz")
+    elif "label" in path:
+        case = Case("odd", "odd", ODD / "image" / "reference.nii.gz", file)
+    else:
+        case = Case("odd", "odd", file, None)
+    return list(check_cases([case], dataset).findings)
+
+
+@real
+class TestReal:
+    def test_every_hippocampus_is_usable(self):
+        report = check(REAL / "hippocampus", workers=2)
+        assert len(report.cases) == 180
+        assert report.unusable == ()
+        assert report.classes == ("background", "Anterior", "Posterior")
+        assert report.summary["shape"]["median"] == [35, 50, 35]
+
+    @pytest.mark.parametrize("path", odd_files("reject"))
+    def test_odd_files_to_reject_have_an_error(self, path):
+        assert "error" in {finding.severity for finding in odd_findings(path)}
+
+    @pytest.mark.parametrize("path", odd_files("accept"))
+    def test_odd_files_to_accept_have_no_finding(self, path):
+        assert [finding for finding in odd_findings(path) if finding.case is not None] == []
+
+    @pytest.mark.parametrize("path", odd_files("warn"))
+    def test_odd_files_to_warn_of_have_a_finding(self, path):
+        assert odd_findings(path) != []
+
+    @pytest.mark.parametrize("path", LEFT_OUT)
+    def test_what_is_left_out_is_refused_with_the_known_formats(self, path):
+        (finding,) = odd_findings(path)
+        expect(finding, "error", "unreadable", "known are")

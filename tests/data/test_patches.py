@@ -1,0 +1,101 @@
+"""Patches: functions of (seed, n); labels only where training may read them."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from medssl.data.patches import PatchStream, TrainingData
+from medssl.data.prepared import read_prepared
+from medssl.data.splits import make_split
+from medssl.errors import DataError
+
+
+@pytest.fixture
+def data(balls):
+    dataset = read_prepared(balls[1])
+    return TrainingData(dataset, make_split(dataset, labelled=2, val=2, test=2, seed=0))
+
+
+def stream(data, labels=True, **kwargs):
+    ids = data.split.labelled if labels else data.split.unlabelled
+    return PatchStream(data, ids, (8, 9, 10), **{"seed": (7, 0), "labels": labels, **kwargs})
+
+
+def test_a_sample_is_a_function_of_seed_and_number(data):
+    one, two, other = stream(data), stream(data), stream(data, seed=(8, 0))
+    for n in (0, 5, 123):
+        assert all(torch.equal(a, b) for a, b in zip(one[n], two[n], strict=True))
+    assert any(not torch.equal(one[n][0], other[n][0]) for n in range(5))
+
+
+def test_every_case_comes_once_per_round(data):
+    s = stream(data, labels=False)
+    for round in range(3):
+        assert sorted(s.case_of(round * len(s.ids) + k) for k in range(len(s.ids))) == sorted(s.ids)
+
+
+def test_batches_start_anywhere_and_workers_change_nothing(data):
+    s = stream(data)
+    whole = list(s.batches(2, 0, 6))
+    late = list(s.batches(2, 3, 6))
+    workers = list(s.batches(2, 0, 6, workers=2))
+    for a, b in zip(whole[3:], late, strict=True):
+        assert torch.equal(a[0], b[0])
+    for a, b in zip(whole, workers, strict=True):
+        assert torch.equal(a[0], b[0])
+        assert torch.equal(a[1], b[1])
+
+
+def test_patch_is_cut_from_image_and_label_at_one_place(data):
+    s = stream(data)
+    image, label = s[3]
+    whole = np.asarray(data.image(s.case_of(3))[...])[0]
+    target = np.asarray(data.label(s.case_of(3))[...])
+    places = np.argwhere(np.isclose(whole, image[0, 0, 0, 0].item()))
+    assert any(
+        np.array_equal(whole[x : x + 8, y : y + 9, z : z + 10], image[0])
+        and np.array_equal(target[x : x + 8, y : y + 9, z : z + 10], label)
+        for x, y, z in places
+    )
+
+
+def test_a_patch_larger_than_the_volume_is_padded_with_zeros(data):
+    image, label = PatchStream(data, data.split.labelled, (32, 9, 30), seed=(0,), labels=True)[0]
+    assert image.shape == (1, 32, 9, 30)
+    assert (image[:, :6] == 0).all()
+    assert (label[:6] == 0).all()
+    assert (image[:, 6:26, :, 8:22] != 0).any()
+
+
+def test_foreground_share_centres_patches_on_labels(data):
+    small = {"patch": (3, 3, 3), "ids": data.split.labelled, "seed": (1,), "labels": True}
+    centred = PatchStream(data, **small, foreground=1.0)
+    assert all(centred[n][1][1, 1, 1] > 0 for n in range(30))
+    anywhere = PatchStream(data, **small)
+    assert not all(anywhere[n][1][1, 1, 1] > 0 for n in range(30))
+
+
+def test_unlabelled_streams_have_no_label(data):
+    assert len(stream(data, labels=False)[0]) == 1
+
+
+def test_training_may_not_read_test_images_or_unlabelled_labels(data):
+    with pytest.raises(DataError, match="test"):
+        data.image(data.split.test[0])
+    for id in (*data.split.test, *data.split.unlabelled):
+        with pytest.raises(DataError, match="may not"):
+            data.label(id)
+    assert data.label(data.split.val[0]).shape == data.image(data.split.val[0]).shape[1:]
+
+
+def test_streams_work_when_the_forbidden_files_do_not_exist(balls, tmp_path):
+    dataset = read_prepared(shutil.copytree(balls[1], tmp_path / "prepared"))
+    data = TrainingData(dataset, make_split(dataset, labelled=2, val=2, test=2, seed=0))
+    for id in data.split.unlabelled:
+        (dataset.cases[id].folder / "label.b2nd").unlink(missing_ok=True)
+    for id in data.split.test:
+        shutil.rmtree(dataset.cases[id].folder)
+    assert all(len(stream(data, labels=False)[n]) == 1 for n in range(12))
+    assert all(len(stream(data)[n]) == 2 for n in range(6))

@@ -1,0 +1,185 @@
+"""Geometry: whatever the axes, spacing or tilt, a label goes through prepare and comes back to its place."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from medssl.data.nifti import Volume
+from medssl.data.recipe import Grid, Intensity, Recipe, Turn
+
+ORIENTATIONS = ["RAS", "LPS", "LAS", "PIR", "SLA", "IAR", "ALS", "RSP"]
+
+
+def oriented_affine(codes, spacing=(1.0, 1.0, 1.0), tilt=0.0):
+    """An affine whose axes grow along `codes`, then rotated by `tilt` degrees about two world axes."""
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for axis, code in enumerate(codes):
+        world = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}[code]
+        affine[world, axis] = spacing[axis] * (1 if code in "RAS" else -1)
+    a = np.deg2rad(tilt)
+    about_z = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    about_x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
+    affine[:3, :3] = about_z @ about_x @ affine[:3, :3]
+    affine[:3, 3] = (-30, 12, 7)
+    return affine
+
+
+def blob(shape):
+    """An image with two structures and its label; bright body in dark air."""
+    centre = [(n - 1) / 2 for n in shape]
+    grid = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), -1)
+    scaled = (grid - centre) / (np.array(shape) / 2)
+    radius = np.linalg.norm(scaled + np.array([0.1, 0, 0]), axis=-1)
+    label = (radius < 0.65).astype(np.int32) + (radius < 0.35)
+    image = np.where(np.linalg.norm(scaled, axis=-1) < 0.95, 300.0, 0.0) + 150 * label
+    return image.astype(np.float32), label
+
+
+def one_hot(label, classes):
+    return np.stack([(label == value) for value in range(classes)]).astype(np.float32)
+
+
+def dice(a, b):
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+@pytest.mark.parametrize("codes", ORIENTATIONS)
+@pytest.mark.parametrize("tilt", [0.0, 17.0])
+def test_label_survives_the_round_trip_exactly_when_spacing_is_kept(codes, tilt):
+    image, label = blob((21, 17, 13))
+    affine = oriented_affine(codes, (1.2, 0.9, 3.0), tilt)
+    recipe = Recipe()
+    prepared = recipe.apply(Volume(image, affine), Volume(label, affine))
+    back = recipe.undo(one_hot(prepared.label, 3), prepared.grid)
+    assert back.shape == label.shape
+    assert np.array_equal(back, label)
+
+
+@pytest.mark.parametrize("codes", ORIENTATIONS)
+@pytest.mark.parametrize("tilt", [0.0, 17.0])
+def test_label_survives_resampling(codes, tilt):
+    image, label = blob((41, 37, 25))
+    affine = oriented_affine(codes, (0.9, 1.1, 1.6), tilt)
+    recipe = Recipe(spacing=(1.0, 1.0, 1.0))
+    prepared = recipe.apply(Volume(image, affine), Volume(label, affine))
+    back = recipe.undo(one_hot(prepared.label, 3), prepared.grid)
+    for value in (1, 2):
+        assert dice(back == value, label == value) >= 0.98
+
+
+@pytest.mark.parametrize("codes", ORIENTATIONS)
+def test_prepared_arrays_do_not_depend_on_how_the_file_stores_its_axes(codes):
+    image, label = blob((20, 16, 12))
+    reference = Recipe().apply(Volume(image, oriented_affine("RAS")), Volume(label, oriented_affine("RAS")))
+    turn = Turn.to(codes, oriented_affine("RAS"))
+    stored = oriented_affine("RAS")[:, :3][:3][:, list(turn.axes)] * [-1 if flip else 1 for flip in turn.flips]
+    affine = np.eye(4)
+    affine[:3, :3] = stored
+    prepared = Recipe().apply(Volume(turn.apply(image), affine), Volume(turn.apply(label), affine))
+    assert np.array_equal(prepared.image, reference.image)
+    assert np.array_equal(prepared.label, reference.label)
+
+
+def test_image_and_label_stored_in_different_orders_come_together():
+    image, label = blob((20, 16, 12))
+    affine = oriented_affine("RAS")
+    flipped = affine.copy()
+    flipped[0, 0], flipped[0, 3] = -1, affine[0, 3] + 19
+    together = Recipe().apply(Volume(image, affine), Volume(label, affine))
+    apart = Recipe().apply(Volume(image, affine), Volume(label[::-1], flipped))
+    assert np.array_equal(together.label, apart.label)
+
+
+@pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
+def test_turn_undoes_itself(axes):
+    array = np.arange(5 * 6 * 7).reshape(5, 6, 7)
+    turn = Turn(axes, (True, False, True))
+    assert np.array_equal(turn.undo(turn.apply(array)), array)
+
+
+def test_crop_follows_intensity_and_never_the_label():
+    image, label = np.zeros((30, 28, 20), np.float32), np.zeros((30, 28, 20), np.int32)
+    image[5:20, 6:18, 4:12] = 100
+    label[25:28, 20:24, 15:18] = 1
+    affine = np.eye(4)
+    with_label = Recipe(margin=1).apply(Volume(image, affine), Volume(label, affine))
+    without = Recipe(margin=1).apply(Volume(image, affine))
+    assert with_label.grid == without.grid
+    assert with_label.grid.cropped == (17, 14, 10)
+    assert with_label.grid.start == (4, 5, 3)
+
+
+def test_zscore_is_of_the_foreground():
+    rng = np.random.default_rng(0)
+    image = np.zeros((20, 20, 20), np.float32)
+    image[4:16, 4:16, 4:16] = rng.normal(500, 40, (12, 12, 12))
+    prepared = Recipe(crop=False).apply(Volume(image, np.eye(4)))
+    inside = prepared.image[0, 4:16, 4:16, 4:16]
+    assert abs(inside.mean()) < 1e-3
+    assert inside.std() == pytest.approx(1, abs=1e-3)
+
+
+def test_one_outlier_leaves_the_contrast():
+    image, _ = blob((20, 16, 12))
+    spoiled = image.copy()
+    spoiled[10, 8, 6] = 1e6
+    clean, dirty = (Recipe(crop=False).apply(Volume(i, np.eye(4))).image for i in (image, spoiled))
+    assert np.abs(clean - dirty).mean() < 0.05
+
+
+def test_clip_maps_its_window_to_zero_and_one():
+    image = np.array([-2000.0, -1000, 1000, 3000, 9000], np.float32).reshape(5, 1, 1)
+    recipe = Recipe(crop=False, intensity=Intensity(kind="clip", window=(-1000, 3000)))
+    assert recipe.apply(Volume(image, np.eye(4))).image.ravel().tolist() == [0, 0, 0.5, 1, 1]
+
+
+@pytest.mark.parametrize("value", [0.0, 7.0])
+def test_constant_volume_gives_finite_numbers_and_keeps_its_size(value):
+    prepared = Recipe().apply(Volume(np.full((5, 6, 7), value, np.float32), np.eye(4)))
+    assert prepared.image.shape == (1, 5, 6, 7)
+    assert np.isfinite(prepared.image).all()
+
+
+def test_several_channels_share_one_grid():
+    image, label = blob((20, 16, 12))
+    both = np.stack([image, 2 * image + 5], axis=-1)
+    prepared = Recipe(spacing=(1.0, 1.5, 2.0)).apply(Volume(both, np.eye(4)), Volume(label, np.eye(4)))
+    assert prepared.image.shape[0] == 2
+    assert prepared.image.shape[1:] == prepared.label.shape == prepared.grid.prepared
+    np.testing.assert_allclose(prepared.image[0], prepared.image[1], atol=1e-4)
+
+
+def test_more_than_255_classes_survive():
+    label = np.zeros((6, 5, 4), np.int32)
+    label[2:4] = 300
+    recipe = Recipe(crop=False)
+    prepared = recipe.apply(Volume(label.astype(np.float32), np.eye(4)), Volume(label, np.eye(4)))
+    assert prepared.label.max() == 300
+
+
+def test_grid_travels_as_json():
+    image, _ = blob((20, 16, 12))
+    grid = Recipe(spacing=(1.0, 1.5, None)).apply(Volume(image, oriented_affine("PIR"))).grid
+    assert Grid.from_json(json.loads(json.dumps(grid.to_json()))) == grid
+
+
+def test_resampling_does_not_shift():
+    line = np.linspace(0, 1, 40, dtype=np.float32)
+    image = np.broadcast_to(line[:, None, None], (40, 8, 8)).copy()
+    recipe = Recipe(spacing=(2.0, None, None), crop=False, intensity=Intensity(kind="clip", window=(0, 1)))
+    prepared = recipe.apply(Volume(image, np.eye(4)))
+    assert prepared.image.shape == (1, 20, 8, 8)
+    # Pairs of voxels meet in the middle between them.
+    np.testing.assert_allclose(prepared.image[0, 2:-2, 4, 4], line.reshape(20, 2).mean(1)[2:-2], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "values", [{"orientation": "RRS"}, {"spacing": (0, 1, 1)}, {"intensity": {"kind": "clip"}}, {"colour": 1}]
+)
+def test_nonsense_is_refused(values):
+    with pytest.raises(ValidationError):
+        Recipe(**values)

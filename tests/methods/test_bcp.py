@@ -1,0 +1,97 @@
+"""The invariants of bidirectional copy-paste that its equations promise."""
+
+import pytest
+import torch
+from torch import nn
+
+from medssl.methods import METHODS
+from medssl.parts.losses import dice_ce
+from medssl.parts.mix import paste, random_box
+from medssl.parts.sample import Progress, Sample, TrainBatch
+from medssl.parts.schedules import generator
+from medssl.run import parse_method
+
+SHAPE = (5, 6, 7)
+LATER = Progress(60, 100)
+
+
+def build(**settings):
+    torch.manual_seed(0)
+    config = parse_method({"name": "bcp", **settings})
+    return METHODS["bcp"](config, lambda: nn.Conv3d(1, 3, 3, padding=1))
+
+
+def batch(size=2):
+    torch.manual_seed(1)
+    return TrainBatch(torch.randn(size, 1, *SHAPE), torch.randint(0, 3, (size, *SHAPE)), torch.randn(size, 1, *SHAPE))
+
+
+def test_a_box_over_everything_leaves_the_unlabelled_volume_inside_and_the_labelled_outside():
+    method, data = build(box=1.0, alpha=0.5), batch()
+    losses = method.step(data, LATER, generator(0)).losses
+    pseudo = method.pseudo_label(data.unlabelled)
+    student = method.pair.student
+    inward = dice_ce(student(data.unlabelled[:1]), pseudo.target[:1], dice="linear")
+    outward = dice_ce(student(data.image[:1]), data.label[:1], dice="linear")
+    torch.testing.assert_close(losses["in"], 0.5 * inward)
+    torch.testing.assert_close(losses["out"], outward)
+
+
+def test_released_weighting_sums_the_two_region_means():
+    method = build()
+    torch.manual_seed(2)
+    logits, box = torch.randn(2, 3, *SHAPE), random_box(SHAPE, 2 / 3, generator(0))
+    target = torch.randint(0, 3, (2, *SHAPE))
+    one, two = Sample.of(logits[:, :1], target), Sample.of(logits[:, :1], target, trust=0.5)
+    inside, outside = box.expand_as(target).float(), (~box).expand_as(target).float()
+    mixed = paste(inside=two, outside=one, box=box)
+    expected = 0.5 * dice_ce(logits, target, inside, dice="linear") + dice_ce(logits, target, outside, dice="linear")
+    torch.testing.assert_close(method.mixed_loss(logits, mixed, box), expected)
+
+
+def test_voxel_weighting_with_full_trust_is_the_plain_loss_on_the_mixed_label():
+    method = build(weighting="voxel", alpha=1.0)
+    torch.manual_seed(2)
+    logits, target = torch.randn(2, 3, *SHAPE), torch.randint(0, 3, (2, *SHAPE))
+    box = random_box(SHAPE, 2 / 3, generator(0))
+    mixed = Sample.of(logits[:, :1], target)
+    torch.testing.assert_close(method.mixed_loss(logits, mixed, box), dice_ce(logits, target, dice="linear"))
+
+
+def test_without_trust_the_unlabelled_side_has_no_gradient():
+    method = build(alpha=0.0)
+    torch.manual_seed(2)
+    logits = torch.randn(2, 3, *SHAPE, requires_grad=True)
+    target, box = torch.randint(0, 3, (2, *SHAPE)), random_box(SHAPE, 2 / 3, generator(0))
+    image = logits[:, :1].detach()
+    mixed = paste(inside=Sample.of(image, target, trust=0.0), outside=Sample.of(image, target), box=box)
+    method.mixed_loss(logits, mixed, box).backward()
+    assert (logits.grad[:, :, box] == 0).all()
+    assert (logits.grad[:, :, ~box] != 0).any()
+
+
+def test_pretraining_ignores_unlabelled_volumes_and_copies_the_student():
+    method, data = build(pretrain=0.5), batch()
+    start = Progress(0, 100)
+    garbage = TrainBatch(data.image, data.label, 1e6 * data.unlabelled)
+    one, two = (method.step(b, start, generator(0)).losses["pretrain"] for b in (data, garbage))
+    assert one.item() == two.item()
+    assert [f.decay for f in method.followers(start)] == [0.0]
+    assert [f.decay for f in method.followers(LATER)] == [0.99]
+
+
+def test_pseudo_labels_come_from_unpasted_volumes_and_keep_one_component_per_class():
+    method, data = build(), batch()
+    with torch.no_grad():
+        raw = method.pair.teacher(data.unlabelled).argmax(1)
+    clean = method.pseudo_label(data.unlabelled).target
+    assert ((clean == raw) | (clean == 0)).all()
+    assert torch.equal(build(largest_component=False).pseudo_label(data.unlabelled).target, raw)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_the_student_sees_as_many_mixed_volumes_as_there_are_labelled_ones(size):
+    method, seen = build(), []
+    method.pair.student.register_forward_hook(lambda net, args, out: seen.append(len(args[0])))
+    method.step(batch(size), LATER, generator(0))
+    assert seen == [size]

@@ -1,0 +1,148 @@
+"""What every method owes the trainer, over all of METHODS, class counts and odd shapes."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from medssl.ema import ema_update
+from medssl.methods import METHODS
+from medssl.networks import NetworkConfig, make_network
+from medssl.parts.sample import Progress, TrainBatch
+from medssl.parts.schedules import generator
+from medssl.run import parse_method
+
+CASES = [(1, 2, (5, 6, 7)), (1, 4, (8, 8, 4)), (2, 3, (6, 5, 9))]
+STAGES = [Progress(0, 100), Progress(60, 100)]
+
+
+class TinyNet(nn.Module):
+    """Two convolutions that take any shape, with the normalisations that teachers must follow."""
+
+    def __init__(self, channels, classes):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv3d(channels, 6, 3, padding=1), nn.BatchNorm3d(6), nn.ReLU(), nn.Conv3d(6, classes, 1)
+        )
+
+    def forward(self, image):
+        return self.body(image)
+
+
+def build(name, channels, classes, **settings):
+    torch.manual_seed(0)
+    config = parse_method({"name": name, **settings})
+    return METHODS[name](config, lambda: TinyNet(channels, classes)).train()
+
+
+def make_batch(channels, classes, shape, size=2):
+    torch.manual_seed(1)
+    return TrainBatch(
+        image=torch.randn(size, channels, *shape),
+        label=torch.randint(0, classes, (size, *shape)),
+        unlabelled=torch.randn(size, channels, *shape),
+    )
+
+
+def total(result):
+    return torch.stack(list(result.losses.values())).sum()
+
+
+def distances(one, two):
+    pairs = zip(one.parameters(), two.parameters(), strict=True)
+    return [(a - b).abs().sum().item() for a, b in pairs]
+
+
+@pytest.fixture(params=sorted(METHODS))
+def name(request):
+    return request.param
+
+
+@pytest.mark.parametrize(("channels", "classes", "shape"), CASES)
+@pytest.mark.parametrize("progress", STAGES, ids=["start", "later"])
+def test_losses_are_finite_and_positive(name, channels, classes, shape, progress):
+    result = build(name, channels, classes).step(make_batch(channels, classes, shape), progress, generator(0))
+    assert result.losses
+    for loss in result.losses.values():
+        assert loss.shape == ()
+        assert torch.isfinite(loss)
+        assert loss > 0
+    assert all(not value.requires_grad for value in result.stats.values())
+
+
+@pytest.mark.parametrize(("channels", "classes", "shape"), CASES)
+@pytest.mark.parametrize("progress", STAGES, ids=["start", "later"])
+def test_students_get_gradients_and_teachers_none(name, channels, classes, shape, progress):
+    method = build(name, channels, classes)
+    total(method.step(make_batch(channels, classes, shape), progress, generator(0))).backward()
+    for student in method.students():
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in student.parameters())
+    for teacher in method.teachers():
+        assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+
+
+def test_teachers_start_as_their_student_and_move_towards_it(name):
+    method = build(name, 1, 3)
+    progress = Progress(60, 100)
+    follows = list(method.followers(progress))
+    assert {id(f.teacher) for f in follows} == {id(t) for t in method.teachers()}
+    for follow in follows:
+        student = follow.students[0]
+        torch.testing.assert_close(follow.teacher.state_dict(), student.state_dict())
+        with torch.no_grad():
+            for p in student.parameters():
+                p.add_(1)
+        gap = distances(follow.teacher, student)
+        ema_update(follow.teacher, follow.students, follow.decay)
+        now = distances(follow.teacher, student)
+        assert 0 < follow.decay < 1
+        assert all(0 < n < g for n, g in zip(now, gap, strict=True))
+
+
+@pytest.mark.parametrize("progress", STAGES, ids=["start", "later"])
+def test_step_changes_neither_batch_nor_weights(name, progress):
+    method, batch = build(name, 1, 3), make_batch(1, 3, (5, 6, 7))
+    batch_before = copy.deepcopy(batch)
+    weights = {k: v.clone() for k, v in method.named_parameters()}
+    method.step(batch, progress, generator(0))
+    assert torch.equal(batch.image, batch_before.image)
+    assert torch.equal(batch.label, batch_before.label)
+    assert torch.equal(batch.unlabelled, batch_before.unlabelled)
+    assert all(torch.equal(v, weights[k]) for k, v in method.named_parameters())
+
+
+@pytest.mark.parametrize("progress", STAGES, ids=["start", "later"])
+def test_same_inputs_give_same_losses(name, progress):
+    batch = make_batch(1, 3, (5, 6, 7))
+    one = build(name, 1, 3).step(batch, progress, generator(0))
+    two = build(name, 1, 3).step(batch, progress, generator(0))
+    assert {k: v.item() for k, v in one.losses.items()} == {k: v.item() for k, v in two.losses.items()}
+
+
+def test_state_reloads(name):
+    batch, progress = make_batch(1, 3, (5, 6, 7)), Progress(60, 100)
+    method, other = build(name, 1, 3), build(name, 1, 3)
+    with torch.no_grad():
+        for p in method.parameters():
+            p.add_(0.05)
+    other.load_state_dict(method.state_dict())
+    one, two = (m.step(batch, progress, generator(0)) for m in (method, other))
+    assert total(one).item() == total(two).item()
+
+
+def test_teachers_stay_in_evaluation_mode(name):
+    method = build(name, 1, 3).train()
+    assert all(student.training for student in method.students())
+    assert not any(teacher.training for teacher in method.teachers())
+
+
+def test_works_with_the_real_network_and_thick_slices(name):
+    network = NetworkConfig(channels=(4, 8, 8), strides=((2, 2, 1), (2, 2, 2)), kernels=((3, 3, 1), 3, 3))
+    method = METHODS[name](parse_method({"name": name}), lambda: make_network(network, 2, 4))
+    result = method.step(make_batch(2, 4, (8, 12, 6)), Progress(60, 100), generator(0))
+    assert torch.isfinite(total(result))
+
+
+def test_labels_of_unlabelled_volumes_are_nowhere_in_the_batch():
+    assert set(TrainBatch.__dataclass_fields__) == {"image", "label", "unlabelled"}

@@ -1,0 +1,382 @@
+"""Folders of tiny label maps in, a table out; every door that should stop bad input does."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from medssl.data.nifti import write_image
+from medssl.errors import ConfigError, DataError
+from medssl.evaluate import evaluate_folders, print_summary, read_scores, summarise
+from medssl.metrics import METRICS
+
+SHAPE = (5, 6, 7)
+CLASSES = ["background", "liver", "spleen", "stone"]
+SPACING = (1.0, 2.0, 3.0)
+AFFINE = np.diag([*SPACING, 1.0])
+UNSCORED = dict.fromkeys(METRICS)
+
+
+def label_map(**places):
+    """Labels by name, each a list of voxels: `liver=[(1, 1, 1)]`."""
+    array = np.zeros(SHAPE, np.uint8)
+    for name, voxels in places.items():
+        for voxel in voxels:
+            array[voxel] = CLASSES.index(name)
+    return array
+
+
+def save(path, array, affine=AFFINE):
+    write_image(path, array, np.asarray(affine, float))
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two pairs with one of each status, and a reference without a prediction."""
+    predictions, references = tmp_path / "predictions", tmp_path / "references"
+    save(references / "a.nii.gz", label_map(liver=[(1, 1, 1), (1, 2, 1)], spleen=[(3, 3, 3)]))
+    save(predictions / "a.nii.gz", label_map(liver=[(1, 2, 1), (1, 3, 1)], stone=[(4, 4, 4)]))
+    save(references / "b.nii.gz", label_map(liver=[(2, 2, 2)], spleen=[(0, 0, 0)]))
+    save(predictions / "b.nii.gz", label_map(liver=[(2, 2, 2)], spleen=[(0, 0, 1)]))
+    save(references / "c.nii.gz", label_map(liver=[(2, 2, 2)]))
+    return predictions, references
+
+
+def header_of(path):
+    return [line.removeprefix("# ") for line in path.read_text().splitlines() if line.startswith("# ")]
+
+
+def test_scores_are_those_drawn(folders, tmp_path):
+    scores = evaluate_folders(*folders, tmp_path / "scores.csv", classes=CLASSES)
+    assert [(score.case, score.class_name, score.status) for score in scores] == [
+        ("a", "liver", "scored"), ("a", "spleen", "missed"), ("a", "stone", "invented"),
+        ("b", "liver", "scored"), ("b", "spleen", "scored"), ("b", "stone", "absent"),
+    ]  # fmt: skip
+    assert scores[0].dice == pytest.approx(0.5)
+    assert scores[0].asd == pytest.approx(1.0)  # 2 mm, 0, 0, 2 mm
+    assert scores[4].hd95 == pytest.approx(3.0)
+    assert scores.unpredicted == ("c",)
+
+
+def test_header_states_convention_and_counts(folders, tmp_path):
+    out = tmp_path / "new" / "scores.csv"
+    evaluate_folders(*folders, out, classes=CLASSES)
+    header = header_of(out)
+    assert "convention: strict" in header
+    assert "cases: 2" in header
+    assert 'references without a prediction: 1 ["c"]' in header
+    lines = {line.partition(":")[0]: line for line in header}
+    assert "2 scored, 0 absent, 0 missed, 0 invented; dice mean 0.75 (n 2)" in lines["class liver"]
+    assert "1 scored, 0 absent, 1 missed, 0 invented; dice mean 0 (n 2)" in lines["class spleen"]
+    assert "hd95 mean 3 (n 1)" in lines["class spleen"]
+    assert "0 scored, 1 absent, 0 missed, 1 invented; dice mean 0 (n 1)" in lines["class stone"]
+    assert "hd95 mean - (n 0)" in lines["class stone"]
+    assert "3 scored, 1 absent, 1 missed, 1 invented" in lines["overall"]
+
+
+def test_rows_name_their_files_and_leave_the_undefined_empty(folders, tmp_path):
+    evaluate_folders(*folders, tmp_path / "scores.csv", classes=CLASSES)
+    rows = [line for line in (tmp_path / "scores.csv").read_text().splitlines() if not line.startswith("#")]
+    columns = "case,class,label,status,dice,iou,hd95,asd,prediction_voxels,reference_voxels,prediction,reference"
+    assert rows[0] == columns
+    predictions, references = folders
+    assert rows[2] == f"a,spleen,2,missed,0,0,,,0,1,{predictions / 'a.nii.gz'},{references / 'a.nii.gz'}"
+    assert rows[6] == f"b,stone,3,absent,,,,,0,0,{predictions / 'b.nii.gz'},{references / 'b.nii.gz'}"
+    assert len(rows) == 7
+
+
+def test_reading_gives_back_what_was_written(folders, tmp_path):
+    predictions, references = folders
+    odd = 'c, "d" # é'
+    for folder in folders:
+        save(folder / f"{odd}.nii.gz", label_map(liver=[(1, 1, 1)]))
+    save(references / f"# {odd}.nii", label_map())
+    written = evaluate_folders(predictions, references, tmp_path / "scores.csv", classes=CLASSES)
+    read = read_scores(tmp_path / "scores.csv")
+    assert read.unpredicted == written.unpredicted == (f"# {odd}", "c")
+    assert odd in {score.case for score in read}
+    assert len(read) == len(written) == 9
+    for mine, theirs in zip(read, written, strict=True):
+        assert replace(mine, **UNSCORED) == replace(theirs, **UNSCORED)
+        for metric in METRICS:
+            number = getattr(theirs, metric)
+            assert getattr(mine, metric) == (None if number is None else pytest.approx(number, rel=1e-5))
+
+
+def test_order_of_files_and_processes_change_nothing(tmp_path):
+    rng = np.random.default_rng(0)
+    maps = {f"case{n}": rng.integers(0, 4, (2, *SHAPE)).astype(np.uint8) for n in range(5)}
+    tables = []
+    for order, suffix, workers in [(sorted(maps), ".nii.gz", 0), (sorted(maps, reverse=True), ".nii", 2)]:
+        root = tmp_path / suffix
+        for name in order:
+            save(root / "p" / f"{name}.nii.gz", maps[name][0])
+            save(root / "r" / f"{name}{suffix}", maps[name][1])
+        tables.append(evaluate_folders(root / "p", root / "r", root / "scores.csv", workers=workers))
+    assert tables[0] == tables[1]
+    assert len(tables[0]) == 5 * 3
+
+
+def test_two_files_are_a_pair_whatever_their_names(folders, tmp_path):
+    predictions, references = folders
+    shutil.copy(references / "b.nii.gz", tmp_path / "truth_gt.nii.gz")
+    scores = evaluate_folders(predictions / "b.nii.gz", tmp_path / "truth_gt.nii.gz", tmp_path / "s.csv")
+    assert {score.case for score in scores} == {"b"}
+    assert scores.unpredicted == ()
+
+
+def test_one_prediction_finds_its_reference_in_a_folder(folders, tmp_path):
+    predictions, references = folders
+    scores = evaluate_folders(predictions / "b.nii.gz", references, tmp_path / "s.csv")
+    assert {score.case for score in scores} == {"b"}
+    assert scores.unpredicted == ("a", "c")
+
+
+def test_predictions_without_reference_are_all_named(folders, tmp_path):
+    predictions, references = folders
+    (references / "a.nii.gz").unlink()
+    (references / "b.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"2 of 2 predictions(.|\n)*a\.nii\.gz(.|\n)*b\.nii\.gz"):
+        evaluate_folders(predictions, references, tmp_path / "scores.csv")
+    assert not (tmp_path / "scores.csv").exists()
+
+
+def test_one_case_in_two_files_is_refused(folders, tmp_path):
+    predictions, _ = folders
+    save(predictions / "a.nii", label_map())
+    with pytest.raises(DataError, match=r"a\.nii(.|\n)*case a"):
+        evaluate_folders(*folders, tmp_path / "scores.csv")
+
+
+@pytest.mark.parametrize("missing", ["nowhere", "empty", "notes.txt"])
+def test_a_source_without_volumes_is_refused(folders, tmp_path, missing):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("nothing")
+    with pytest.raises(DataError, match=missing):
+        evaluate_folders(tmp_path / missing, folders[1], tmp_path / "scores.csv")
+
+
+# ---- grids
+
+
+def test_every_fault_of_every_case_is_listed(folders, tmp_path):
+    predictions, references = folders
+    save(predictions / "a.nii.gz", np.zeros((5, 6, 8), np.uint8))
+    save(predictions / "b.nii.gz", np.full(SHAPE, 9, np.uint8), np.diag([1, 2, 2.5, 1]))
+    (predictions / "c.nii.gz").write_bytes(b"no volume")
+    with pytest.raises(DataError) as error:
+        evaluate_folders(predictions, references, tmp_path / "scores.csv", classes=CLASSES)
+    message = str(error.value)
+    assert "3 of 3 cases" in message
+    assert "5 x 6 x 8 at 1 x 2 x 3 mm" in message
+    assert "5 x 6 x 7 at 1 x 2 x 3 mm" in message
+    assert "5 x 6 x 7 at 1 x 2 x 2.5 mm" in message
+    assert "holds label 9; the classes are 0 to 3" in message
+    for path in [predictions / "a.nii.gz", references / "a.nii.gz", references / "b.nii.gz", predictions / "c.nii.gz"]:
+        assert str(path) in message
+    assert not (tmp_path / "scores.csv").exists()
+
+
+def oblique(spacing=SPACING, degrees=25.0):
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    affine = np.eye(4)
+    affine[:3, :3] = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]]) * spacing
+    affine[:3, 3] = -40, 17.5, 300
+    return affine
+
+
+def test_an_oblique_grid_is_measured_in_its_own_millimetres(tmp_path):
+    save(tmp_path / "p" / "a.nii.gz", label_map(liver=[(1, 1, 1)]), oblique())
+    save(tmp_path / "r" / "a.nii.gz", label_map(liver=[(1, 2, 1)]), oblique())
+    (score,) = evaluate_folders(tmp_path / "p", tmp_path / "r", tmp_path / "scores.csv", classes=CLASSES[:2])
+    assert score.hd95 == pytest.approx(2.0, rel=1e-5)
+
+
+def moved(affine, millimetres):
+    affine = affine.copy()
+    affine[0, 3] += millimetres
+    return affine
+
+
+@pytest.mark.parametrize(
+    "affine", [moved(oblique(), 0.02), moved(oblique(), -1), oblique(degrees=25.3), oblique() @ np.diag([-1, 1, 1, 1])]
+)
+def test_a_grid_that_lies_elsewhere_is_refused(tmp_path, affine):
+    save(tmp_path / "p" / "a.nii.gz", label_map(liver=[(1, 1, 1)]), affine)
+    save(tmp_path / "r" / "a.nii.gz", label_map(liver=[(1, 1, 1)]), oblique())
+    with pytest.raises(DataError, match="different grids: corners are up to"):
+        evaluate_folders(tmp_path / "p", tmp_path / "r", tmp_path / "scores.csv")
+
+
+def test_the_tolerance_of_grids_grows_with_the_voxels(tmp_path):
+    for scale, name in [(1.0, "small"), (10.0, "large")]:
+        affine = np.diag([*(scale * side for side in SPACING), 1.0])
+        save(tmp_path / name / "p" / "a.nii.gz", label_map(liver=[(1, 1, 1)]), moved(affine, 0.05))
+        save(tmp_path / name / "r" / "a.nii.gz", label_map(liver=[(1, 1, 1)]), affine)
+    large, small = tmp_path / "large", tmp_path / "small"
+    assert len(evaluate_folders(large / "p", large / "r", tmp_path / "scores.csv")) == 1
+    with pytest.raises(DataError, match="different grids"):
+        evaluate_folders(small / "p", small / "r", tmp_path / "other.csv")
+
+
+def test_sheared_axes_are_refused(tmp_path):
+    affine = AFFINE.copy()
+    affine[1, 2] = 0.5
+    for folder in ("p", "r"):
+        save(tmp_path / folder / "a.nii.gz", label_map(liver=[(1, 1, 1)]), affine)
+    with pytest.raises(DataError, match="not perpendicular"):
+        evaluate_folders(tmp_path / "p", tmp_path / "r", tmp_path / "scores.csv")
+
+
+# ---- classes
+
+
+def names_of(scores):
+    return list(dict.fromkeys(score.class_name for score in scores))
+
+
+def test_class_names_are_given_or_stored_or_the_values_found(folders, tmp_path):
+    predictions, references = folders
+    out = tmp_path / "scores.csv"
+    assert names_of(evaluate_folders(predictions, references, out)) == ["1", "2", "3"]
+    (predictions / "predictions.json").write_text(json.dumps({"classes": ["background", "L", "S", "T"]}))
+    assert names_of(evaluate_folders(predictions, references, out, overwrite=True)) == ["L", "S", "T"]
+    single = evaluate_folders(predictions / "a.nii.gz", references, out, overwrite=True)
+    assert names_of(single) == ["L", "S", "T"]
+    given = evaluate_folders(predictions, references, out, classes=CLASSES, overwrite=True)
+    assert names_of(given) == CLASSES[1:]
+
+
+def test_values_found_in_one_case_are_scored_in_all(tmp_path):
+    for folder in ("p", "r"):
+        save(tmp_path / folder / "a.nii.gz", np.uint16(label_map(liver=[(1, 1, 1)])) * 500)
+        save(tmp_path / folder / "b.nii.gz", label_map(spleen=[(1, 1, 1)]))
+    scores = evaluate_folders(tmp_path / "p", tmp_path / "r", tmp_path / "scores.csv")
+    assert [(score.case, score.class_name, score.label, score.status) for score in scores] == [
+        ("a", "2", 2, "absent"), ("a", "500", 500, "scored"), ("b", "2", 2, "scored"), ("b", "500", 500, "absent")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"classes": ["background"]}', '{"classes": ["a", 1]}'])
+def test_a_broken_list_of_classes_is_refused(folders, tmp_path, text):
+    (folders[0] / "predictions.json").write_text(text)
+    with pytest.raises(DataError, match=r"predictions\.json"):
+        evaluate_folders(*folders, tmp_path / "scores.csv")
+
+
+@pytest.mark.parametrize("classes", [[], ["background"], ["background", "a", "a"], ["background", "a\nb"], ["", "a"]])
+def test_odd_class_names_are_refused(folders, tmp_path, classes):
+    with pytest.raises(ConfigError, match="classes"):
+        evaluate_folders(*folders, tmp_path / "scores.csv", classes=classes)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros(SHAPE, np.uint8), "nothing to score"),
+        (np.full(SHAPE, -1, np.int16), "holds label -1"),
+        (np.arange(1000, dtype=np.int16).reshape(10, 10, 10), "are they images"),
+        (np.full(SHAPE, 0.5, np.float32), "whole numbers"),
+        (np.zeros((*SHAPE, 2), np.uint8), "three axes"),
+    ],
+)
+def test_volumes_that_are_no_label_maps_are_refused(tmp_path, array, message):
+    for folder in ("p", "r"):
+        save(tmp_path / folder / "a.nii.gz", array)
+    with pytest.raises(DataError, match=message):
+        evaluate_folders(tmp_path / "p", tmp_path / "r", tmp_path / "scores.csv")
+
+
+# ---- the table
+
+
+def test_an_existing_table_is_kept_unless_told(folders, tmp_path):
+    out = tmp_path / "scores.csv"
+    out.write_text("precious")
+    with pytest.raises(ConfigError, match="exists"):
+        evaluate_folders(*folders, out)
+    assert out.read_text() == "precious"
+    evaluate_folders(*folders, out, overwrite=True)
+    assert len(read_scores(out)) == 6
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["predictions", "references", "scores.csv"]
+
+
+def test_a_folder_in_place_of_the_table_is_refused(folders, tmp_path):
+    with pytest.raises(ConfigError, match="folder"):
+        evaluate_folders(*folders, tmp_path, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: "", "expected the columns"),
+        (lambda text: text.replace("case,class", "case,klass"), "expected the columns"),
+        (lambda text: text.replace("convention: strict", "convention: monai"), "convention"),
+        (lambda text: text.replace("1,scored,0.5,", "1,scored,half,"), "half"),
+        (lambda text: text.replace("1,scored,0.5,", "1,scored,nan,"), "nan"),
+        (lambda text: text.replace("1,scored,0.5,", "1,scored,,"), "do not fit the status scored"),
+        (lambda text: text.replace("2,missed,0,", "2,lost,0,"), "lost"),
+        (lambda text: text.replace("\nb,liver", "\na,liver"), "twice"),
+        (lambda text: text[: text.rindex(",")], "cut short"),
+        (lambda text: text.replace('["c"]', '["c"'), "case ids"),
+    ],
+)
+def test_a_broken_table_is_refused(folders, tmp_path, change, message):
+    out = tmp_path / "scores.csv"
+    evaluate_folders(*folders, out, classes=CLASSES)
+    text = out.read_text()
+    assert change(text) != text
+    out.write_text(change(text))
+    with pytest.raises(DataError, match=rf"scores\.csv(.|\n)*{message}"):
+        read_scores(out)
+
+
+def test_a_missing_table_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"none\.csv"):
+        read_scores(tmp_path / "none.csv")
+
+
+# ---- summaries
+
+
+def test_summary_gives_mean_spread_and_counts(folders, tmp_path):
+    scores = evaluate_folders(*folders, tmp_path / "scores.csv", classes=CLASSES)
+    summary = summarise(scores)
+    liver, spleen, stone = summary.classes
+    assert summary.cases == 2
+    assert [row.class_name for row in summary.classes] == CLASSES[1:]
+    assert (liver.dice.mean, liver.dice.n) == (pytest.approx(0.75), 2)
+    assert liver.dice.sd == pytest.approx(np.std([0.5, 1], ddof=1))
+    assert (spleen.scored, spleen.absent, spleen.missed, spleen.invented) == (1, 0, 1, 0)
+    assert (spleen.hd95.mean, spleen.hd95.sd, spleen.hd95.n) == (pytest.approx(3), None, 1)
+    assert (stone.hd95.mean, stone.hd95.sd, stone.hd95.n) == (None, None, 0)
+
+
+def test_overall_is_the_mean_over_cases_of_their_defined_classes(folders, tmp_path):
+    overall = summarise(evaluate_folders(*folders, tmp_path / "scores.csv", classes=CLASSES)).overall
+    assert overall.dice.mean == pytest.approx(np.mean([(0.5 + 0 + 0) / 3, (1 + 0) / 2]))
+    assert overall.dice.n == 2
+    assert overall.hd95.mean == pytest.approx(np.mean([1.9, (0 + 3) / 2]))
+    assert (overall.scored, overall.absent, overall.missed, overall.invented) == (3, 1, 1, 1)
+
+
+def test_summary_of_nothing_is_empty():
+    summary = summarise([])
+    assert (summary.cases, summary.classes, summary.overall.dice.n) == (0, (), 0)
+
+
+def test_printed_summary_shows_every_number_with_its_n(folders, tmp_path, capsys):
+    scores = evaluate_folders(*folders, tmp_path / "scores.csv", classes=["background", "[liver]", "spleen", "stone"])
+    capsys.readouterr()
+    print_summary(scores, Console(width=80))
+    printed = capsys.readouterr().out
+    lines = [" ".join(line.split()) for line in printed.splitlines()]
+    liver = lines.index("[liver] 0.750 (2) 0.667 (2) 0.950 (2) 0.500 (2) 2 scored, 0 absent")
+    assert lines[liver + 1] == "±0.354 ±0.471 ±1.344 ±0.707 0 missed, 0 invented"
+    assert "stone 0.000 (1) 0.000 (1) - (0) - (0) 0 scored, 1 absent" in lines
+    assert any(line.startswith("overall 0.333 (2)") and line.endswith("3 scored, 1 absent") for line in lines)
+    assert "references without a prediction: 1 (c)" in printed

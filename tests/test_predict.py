@@ -1,0 +1,217 @@
+"""Inference: class maps come back on the image's own grid, with its header; nothing is overwritten unasked."""
+
+import json
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from medssl.config import parse
+from medssl.data.nifti import read_image, read_label, write_label
+from medssl.data.prepared import read_prepared
+from medssl.data.recipe import Intensity, Recipe
+from medssl.data.splits import make_split, write_split
+from medssl.errors import ConfigError, DataError
+from medssl.evaluate import evaluate_folders, summarise
+from medssl.predict import predict
+from medssl.predictor import Predictor, WindowConfig
+from medssl.run import RunConfig
+from medssl.train import train
+
+ORIENTATIONS = ["RAS", "LPS", "LAS", "PIR", "SLA", "IAR", "ALS", "RSP"]
+
+
+class Identity(nn.Module):
+    """Reads the class off the grey level: 0, 1 and 2 become logits that are sure of it."""
+
+    def forward(self, image):
+        return torch.cat([-30 * (image - value) ** 2 for value in (0, 1, 2)], dim=1)
+
+
+def identity_predictor(spacing=(None, None, None), patch=(12, 16, 8)):
+    recipe = Recipe(spacing=spacing, intensity=Intensity(kind="clip", window=(0, 1)), threshold=-1)
+    # The window maps 0..1 to 0..1; grey levels above are kept by a wider one.
+    recipe = recipe.model_copy(update={"intensity": Intensity(kind="clip", window=(0, 2))})
+
+    class Rescaled(nn.Module):
+        def forward(self, image):
+            return Identity()(2 * image)
+
+    return Predictor([Rescaled()], recipe, WindowConfig(), patch=patch, channels=1, classes=("a", "b", "c"),
+                     device=torch.device("cpu"))  # fmt: skip
+
+
+def write_oriented(path, codes, tilt):
+    """A label as an image file whose axes run along `codes`, with sform and qform codes that differ."""
+    shape = (33, 27, 21)
+    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"), -1)
+    radius = np.linalg.norm(grid - [0.15, -0.1, 0.05], axis=-1)
+    label = (radius < 0.75).astype(np.uint8) + (radius < 0.4)
+    ornt = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes))
+    angle = np.deg2rad(tilt)
+    affine = np.eye(4)
+    affine[:3, :3] = np.diag([0.9, 1.1, 1.6])
+    tilting = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    affine[:3, :3] = tilting @ affine[:3, :3]
+    affine[:3, 3] = (-20, 33, 5)
+    stored = nib.orientations.apply_orientation(label, ornt)
+    affine = affine @ nib.orientations.inv_ornt_aff(ornt, shape)
+    image = nib.Nifti1Image(stored.astype(np.float32), affine)
+    image.header.set_sform(affine, code=2)
+    image.header.set_qform(affine, code=1)
+    image.header.set_xyzt_units("mm", "sec")
+    image.header["descrip"] = b"a scanner wrote this"
+    nib.save(image, path)
+    return stored
+
+
+@pytest.mark.parametrize("codes", ORIENTATIONS)
+@pytest.mark.parametrize("tilt", [0, 20])
+@pytest.mark.parametrize("spacing", [(None, None, None), (1.0, 1.0, 1.0)])
+def test_an_identity_network_gives_the_label_back_on_its_own_grid(tmp_path, codes, tilt, spacing):
+    label = write_oriented(tmp_path / "image.nii.gz", codes, tilt)
+    image = read_image(tmp_path / "image.nii.gz")
+    write_label(tmp_path / "out.nii.gz", identity_predictor(spacing).segment(image), like=image)
+    before, after = nib.load(tmp_path / "image.nii.gz"), nib.load(tmp_path / "out.nii.gz")
+    found = np.asarray(after.dataobj)
+    for value in (1, 2):
+        a, b = found == value, label == value
+        assert 2 * (a & b).sum() / (a.sum() + b.sum()) >= 0.98
+    if spacing[0] is None:
+        assert np.array_equal(found, label)
+    assert after.get_data_dtype() == np.uint8
+    changed = {"datatype", "bitpix", "scl_slope", "scl_inter", "cal_max", "cal_min"}
+    for key in set(before.header.keys()) - changed:
+        assert np.array_equal(before.header[key], after.header[key]), key
+    assert nib.aff2axcodes(after.affine) == tuple(codes)
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 7), (33, 9, 2), (12, 16, 8)])
+def test_volumes_smaller_than_the_window_and_odd_ones_come_back_whole(shape):
+    rng = np.random.default_rng(0)
+    classes = rng.integers(0, 3, shape)
+    from medssl.data.nifti import Volume
+
+    out = identity_predictor().segment(Volume(classes.astype(np.float32), np.eye(4)))
+    assert np.array_equal(out, classes)
+
+
+def test_window_overlap_does_not_change_a_local_network():
+    image = np.random.default_rng(0).uniform(0, 1, (1, 25, 30, 17)).astype(np.float32)
+    predictor = identity_predictor()
+    whole = identity_predictor(patch=(32, 32, 32)).probabilities(image)
+    np.testing.assert_allclose(predictor.probabilities(image), whole, atol=1e-5)
+    np.testing.assert_allclose(whole.sum(0), 1, atol=1e-5)
+
+
+def test_largest_component_is_kept_only_of_the_classes_asked_for():
+    from medssl.data.nifti import Volume
+
+    array = np.zeros((20, 20, 20), np.float32)
+    array[2:8, 2:8, 2:8] = array[15:17, 15:17, 15:17] = 1
+    array[2:4, 12:18, 2:4] = array[16:18, 2:4, 16:18] = 2
+    predictor = identity_predictor()
+    predictor.window = WindowConfig(largest_component=("b",))
+    out = predictor.segment(Volume(array, np.eye(4)))
+    assert (out == 1).sum() == 6**3
+    assert (out == 2).sum() == (array == 2).sum()
+
+
+@pytest.fixture(scope="module")
+def trained(balls, tmp_path_factory):
+    """A BCP run on balls that has learnt something."""
+    root = tmp_path_factory.mktemp("trained")
+    dataset = read_prepared(balls[1])
+    write_split(root / "splits.json", make_split(dataset, labelled=2, val=2, test=2, seed=0))
+    settings = {
+        "data": {**dataset.config.model_dump(mode="json"), "root": str(balls[1]), "splits": str(root / "splits.json")},
+        "method": {"name": "bcp"},
+        "network": {"name": "unet", "channels": [4, 8], "strides": [2]},
+        "train": {"iterations": 100, "patch": [12, 12, 8], "optimizer": "adamw", "lr": 0.01},
+    }
+    return train(parse(RunConfig, settings), root / "run", quiet=True), balls[0]
+
+
+def test_the_whole_job_ends_in_a_good_score(trained, tmp_path):
+    run, raw = trained
+    written = predict(run, [], tmp_path / "test", part="test", device="cpu")
+    split = json.loads((run / "splits.json").read_text())
+    assert [path.name for path in written] == [f"{id}.nii.gz" for id in split["test"]]
+    scores = evaluate_folders(tmp_path / "test", raw / "labels", tmp_path / "scores.csv", workers=0)
+    assert {score.case for score in scores} == set(split["test"])
+    assert {score.class_name for score in scores} == {"shell", "core"}
+    assert summarise(scores).overall.dice.mean > 0.7
+
+
+def test_predictions_say_how_they_were_made(trained, tmp_path):
+    run, raw = trained
+    predict(run, [raw / "images" / "ball_03.nii.gz"], tmp_path, device="cpu", window={"network": "teacher"})
+    facts = json.loads((tmp_path / "predictions.json").read_text())
+    assert facts["network"] == "teacher"
+    assert facts["checkpoint"] == "best.pt"
+    assert facts["classes"] == ["background", "shell", "core"]
+    assert facts["images"] == {"ball_03": str((raw / "images" / "ball_03.nii.gz").resolve())}
+
+
+def test_student_teacher_and_ensemble_differ(trained):
+    from medssl.predict import load_predictor
+
+    run, _ = trained
+    image = read_prepared(json_root(run)).cases["ball_03"].open_image()[...]
+
+    def probabilities(which):
+        predictor, _ = load_predictor(run, torch.device("cpu"), checkpoint="last", window={"network": which})
+        return predictor.probabilities(image)
+
+    probs = {which: probabilities(which) for which in ("student", "teacher", "ensemble")}
+    assert not np.array_equal(probs["student"], probs["teacher"])
+    np.testing.assert_allclose(probs["ensemble"], (probs["student"] + probs["teacher"]) / 2, atol=1e-5)
+
+
+def json_root(run):
+    from medssl.config import load_yaml
+
+    return load_yaml((run / "config.yaml").read_text())["data"]["root"]
+
+
+def test_a_folder_is_predicted_whole_and_never_overwritten_unasked(trained, tmp_path):
+    run, raw = trained
+    images = shutil.copytree(raw / "images", tmp_path / "images")
+    for path in sorted(images.iterdir())[3:]:
+        path.unlink()
+    assert len(predict(run, [images], tmp_path / "out", device="cpu")) == 3
+    kept = (tmp_path / "out" / "ball_00.nii.gz").read_bytes()
+    with pytest.raises(ConfigError, match="--overwrite"):
+        predict(run, [images], tmp_path / "out", device="cpu")
+    assert (tmp_path / "out" / "ball_00.nii.gz").read_bytes() == kept
+    assert len(predict(run, [images], tmp_path / "out", device="cpu", overwrite=True)) == 3
+    assert read_label(tmp_path / "out" / "ball_00.nii.gz").shape == (20, 18, 14)
+
+
+def test_wrong_inputs_are_named(trained, tmp_path):
+    run, raw = trained
+    with pytest.raises(DataError, match="neither a folder nor a volume"):
+        predict(run, [tmp_path / "nothing.nii.gz"], tmp_path / "out", device="cpu")
+    nib.save(nib.Nifti1Image(np.zeros((6, 6, 6, 2), np.float32), np.eye(4)), tmp_path / "two.nii.gz")
+    with pytest.raises(DataError, match="2 channels, the network was trained on 1"):
+        predict(run, [tmp_path / "two.nii.gz"], tmp_path / "out", device="cpu")
+    with pytest.raises(ConfigError, match="unlabelled"):
+        predict(run, [], tmp_path / "out", part="unlabeled", device="cpu")
+    with pytest.raises(DataError, match="both be written"):
+        predict(run, [raw / "images", raw / "images" / "ball_00.nii.gz"], tmp_path / "out", device="cpu")
+    with pytest.raises(DataError, match=r"best\.pt"):
+        predict(tmp_path, [raw / "images"], tmp_path / "out", device="cpu")
+    assert not list(tmp_path.glob("out/*.nii.gz"))
+
+
+def test_asking_a_method_without_teacher_for_one_is_refused():
+    from medssl.methods import METHODS
+    from medssl.predictor import chosen_networks
+    from medssl.run import parse_method
+
+    method = METHODS["supervised"](parse_method({"name": "supervised"}), lambda: nn.Conv3d(1, 2, 1))
+    with pytest.raises(ConfigError, match="no teacher"):
+        chosen_networks(method, "teacher")

@@ -1,0 +1,410 @@
+"""Run folders in, one page out: the numbers are those drawn, and the page needs nothing but itself."""
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import yaml
+from matplotlib.image import imread
+
+from medssl.data.nifti import Volume, write_image
+from medssl.errors import ConfigError, DataError
+from medssl.evaluate import evaluate_folders
+from medssl.figures import overlay
+from medssl.report import write_report
+
+SHAPE = (5, 6, 7)
+AFFINE = np.diag([1.0, 2.0, 3.0, 1.0])
+CLASSES = ["background", "liver", "stone"]
+REFERENCE = {"liver": 0}
+
+
+def label_map(places):
+    """Each class is a row of 4 voxels along the last axis, from the given place on; None leaves it out."""
+    array = np.zeros(SHAPE, np.uint8)
+    for name, place in places.items():
+        if place is not None:
+            array[CLASSES.index(name), 2, place : place + 4] = CLASSES.index(name)
+    return array
+
+
+class Factory:
+    """Writes run folders, and predictions whose Dice one can tell in one's head: 1 - shift / 4."""
+
+    def __init__(self, root):
+        self.root = root
+
+    def run(self, name, method, seed, *, settings=None, splits=None, last=30):
+        run = self.root / name
+        run.mkdir(parents=True)
+        config = {
+            "data": {"name": "toy", "classes": CLASSES, "channels": ["MRI"], "root": f"/data/{name}"},
+            "method": {"name": method},
+            "network": {"name": "unet", "channels": [4, 8], "norm": "instance", "dropout": 0.0},
+            "augment": {"preset": "weak", "flips": [0]},
+            "train": {"iterations": 30, "seed": seed, "labelled_batch": 2, "unlabelled_batch": 2, "patch": [4, 4, 4],
+                      "optimizer": "sgd", "lr": 0.01},
+            "window": {"network": "student", "largest_component": []},
+        }  # fmt: skip
+        for key, value in (settings or {}).items():
+            section, _, entry = key.partition(".")
+            config[section][entry] = value
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+        parts = {"labelled": ["x"], "unlabelled": ["y", "z"], "val": ["v"], "test": ["a", "b"]}
+        (run / "splits.json").write_text(json.dumps(parts | (splits or {})))
+        (run / "env.json").write_text(json.dumps({"medssl": "0", "torch": "2", "gpus": ["A GPU"]}))
+        rows = [f"{step},{1 / step:.3f},0.1,0.25," for step in range(10, last + 1, 10)]
+        rows += ["20,,,,0.5", "30,,,,0.7"] if last == 30 else []
+        (run / "metrics.csv").write_text("step,loss/$a_,lr,seconds_per_step,val/dice\n" + "\n".join(rows) + "\n")
+        return run
+
+    def score(self, run, predictions, *, images=True, classes=CLASSES, references=None):
+        """Predict each case as drawn, against rows of voxels that start at 0."""
+        sources, ours, theirs = (self.root / kind / run.name for kind in ("images", "predictions", "references"))
+        for case, places in predictions.items():
+            write_image(ours / f"{case}.nii.gz", label_map(places), AFFINE)
+            write_image(theirs / f"{case}.nii.gz", label_map(references or REFERENCE), AFFINE)
+            if images:
+                noise = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+                write_image(sources / f"{case}.nii.gz", noise, AFFINE)
+        made = {"method": yaml.safe_load((run / "config.yaml").read_text())["method"]["name"], "checkpoint": "best.pt",
+                "iteration": 20, "network": "student", "classes": classes,
+                "images": {case: str(sources / f"{case}.nii.gz") for case in predictions}}  # fmt: skip
+        (ours / "predictions.json").write_text(json.dumps(made))
+        evaluate_folders(ours, theirs, run / "scores.csv", workers=0)
+        return run
+
+
+class Page(HTMLParser):
+    """The text of a page, its tables by id, its attributes and its images."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.text, self.tables, self.tags, self.attributes = "", {}, set(), []
+        self._table = None
+        self.feed(self.source)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes += attrs
+        if tag == "table":
+            self._table = self.tables.setdefault(dict(attrs)["id"], [])
+        elif tag == "tr":
+            self._table.append([])
+        elif tag in ("td", "th"):
+            self._table[-1].append("")
+        elif tag == "small" and self._table:
+            self._table[-1][-1] += "|"
+
+    def handle_endtag(self, tag):
+        if tag == "table":
+            self._table = None
+
+    def handle_data(self, data):
+        self.text += data
+        if self._table and self._table[-1]:
+            self._table[-1][-1] += data.strip()
+
+    @property
+    def words(self):
+        return " ".join(self.text.split())
+
+    def column(self, table, head):
+        """Cells of the column whose head starts so."""
+        heads, *rows = self.tables[table]
+        (index,) = [i for i, text in enumerate(heads) if text.startswith(head)]
+        return [row[index] for row in rows if len(row) > index]
+
+    @property
+    def images(self):
+        return [value for name, value in self.attributes if name == "src"]
+
+
+@pytest.fixture
+def factory(tmp_path):
+    return Factory(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """Two methods of two seeds, and a run without scores."""
+    factory = Factory(tmp_path_factory.mktemp("compared"))
+    shifts = {("supervised", 1): (1, 2), ("supervised", 2): (2, 3), ("bcp", 1): (0, 1), ("bcp", 2): (1, 2)}
+    runs = [
+        factory.score(factory.run(f"{method}-{seed}", method, seed), {"a": {"liver": a}, "b": {"liver": b}})
+        for (method, seed), (a, b) in shifts.items()
+    ]
+    runs.append(factory.run("later", "mean_teacher", 1, last=20))
+    return Page(write_report(runs, factory.root / "report", title="Toys & more"))
+
+
+def one_page(factory, runs, **options):
+    return Page(write_report(runs, factory.root / "report", **options))
+
+
+# ---- what the page says
+
+
+def test_dice_is_the_mean_over_cases_and_seeds_with_both_spreads_named(page):
+    # supervised 0.75 0.5 | 0.5 0.25, bcp 1 0.75 | 0.75 0.5
+    assert page.column("methods", "Method") == ["supervised|weak, 30 steps, student", "bcp|weak, 30 steps, student",
+                                                "mean_teacher|weak, 30 steps, student"]  # fmt: skip
+    assert page.column("methods", "Dice")[:2] == ["50.0 ± 20.4|n 4", "75.0 ± 20.4|n 4"]
+    assert page.column("methods", "sd of run means") == ["17.7", "17.7"]  # of 0.625 0.375 and 0.875 0.625
+    assert page.column("methods", "IoU")[0] == "35.2 ± 18.9|n 4"  # of 3/5, 1/3, 1/3, 1/7
+    assert page.column("methods", "Seeds")[:2] == ["2", "2"]
+    assert page.column("methods", "Cases")[:2] == ["2", "2"]
+
+
+def test_distances_are_in_mm_beside_their_n_and_counts(page):
+    # Shifts of 0, 1, 1 and 2 voxels of 3 mm: pooled means 0, 3/4, 3/4 and (3 + 6)/4.
+    assert page.column("methods", "ASD")[1] == "0.94 ± 0.94|n 4"
+    # The 95th percentile of 0 0 0 3 lies 0.85 of the way from 0 to 3, that of 0 0 3 6 as far from 3 to 6.
+    assert page.column("methods", "HD95")[1].startswith("2.66 ± ")
+    assert page.column("methods", "Missed")[:2] == ["0 / 0 / 4", "0 / 0 / 4"]
+
+
+def test_the_difference_to_supervised_is_in_dice_points(page):
+    assert page.column("methods", "Against supervised") == ["–", "+25.0"]
+    assert "no statement of significance" in page.words
+
+
+def test_every_class_has_its_own_numbers(page):
+    rows = page.tables["classes"][1:]
+    assert [row[0] for row in rows if len(row) == 1] == ["liver", "stone"]
+    assert rows[1][:3] == ["supervised|weak, 30 steps, student", "1", "50.0 ± 20.4|n 4"]
+    assert rows[4][2:] == ["–|n 0", "–|n 0", "–|n 0", "–|n 0", "0 / 0 / 4"]
+
+
+def test_a_run_without_scores_shows_its_curves_and_says_so(page):
+    assert page.tables["methods"][3][2] == "not scored"
+    (run,) = [row for row in page.tables["runs"] if row[0] == "later"]
+    assert run[4] == "20|of 30"
+    assert "later: not scored; its folder holds no scores.csv." in page.words
+    assert "later: its log ends at step 20 of 30." in page.words
+
+
+def test_the_best_validation_stands_in_the_table_of_runs(page):
+    assert page.column("runs", "Best validation")[:4] == ["70.0|step 30"] * 4
+    assert page.column("runs", "Seconds")[:4] == ["0.25"] * 4
+
+
+def test_the_protocol_names_data_split_augmentation_steps_seeds_and_machine(page):
+    for words in ("toy", "liver, stone", "1 labelled, 2 unlabelled, 1 val, 2 test", "preset weak", "30 steps", "1, 2",
+                  "A GPU", "torch 2"):  # fmt: skip
+        assert words in page.words, words
+
+
+def test_best_and_worst_case_of_the_first_seed_are_drawn(page):
+    assert "Best: Dice 75.0 a" in page.words
+    assert "Worst: Dice 50.0 b" in page.words
+    # Two plots, three plots of losses, three slices of two cases of two rows.
+    assert len(page.images) == 2 + 3 + 3 * 2 * 2
+
+
+def test_the_page_asks_for_nothing_outside_itself(page):
+    assert all(uri.startswith("data:image/") for uri in page.images)
+    assert not page.tags & {"script", "link", "iframe", "object", "embed", "base"}
+    assert not {name for name, _ in page.attributes} & {"href", "srcset", "action", "background"}
+    own = re.sub(r"data:image/[^\"]*", "", page.source)
+    assert not re.search(r"https?:|url\(|@import|file:", own)
+
+
+def test_plots_are_whole_images(page):
+    kinds = {uri.partition(";")[0]: base64.b64decode(uri.partition(",")[2]) for uri in page.images}
+    assert kinds["data:image/svg+xml"].startswith(b"<?xml")
+    assert imread(io.BytesIO(kinds["data:image/png"])).shape[0] > 300
+
+
+def test_text_from_files_is_never_markup(factory):
+    run = factory.run("<i>run", "supervised", 1, splits={"test": ["<b>&"]})
+    factory.score(run, {"<b>&": {"liver": 1}}, classes=["background", "<u>liver", "$x^"])
+    found = one_page(factory, [run], title="<script>1</script>")
+    assert "<b>&" in found.text
+    assert "<u>liver" in found.tables["classes"][1]
+    assert "<script>1</script>" in found.words
+    assert not found.tags & {"b", "i", "u", "script"}
+
+
+def test_missed_and_invented_classes_are_counted_and_named(factory):
+    run = factory.run("run", "supervised", 1)
+    factory.score(run, {"a": {"liver": None, "stone": 1}, "b": {"liver": 0}})
+    found = one_page(factory, [run])
+    assert found.column("methods", "Missed") == ["1 / 1 / 1"]
+    assert found.column("methods", "Dice") == ["50.0 ± 70.7|n 2"]
+    assert found.column("methods", "ASD") == ["0.00|n 1"]
+    assert "liver 0.0 (missed), stone 0.0 (invented)" in found.words
+    assert "Against supervised" not in " ".join(found.tables["methods"][0])
+
+
+# ---- what a reader is warned of
+
+
+def test_runs_of_a_row_that_differ_in_more_than_their_seed_are_named(factory):
+    runs = [factory.run("one", "bcp", 1), factory.run("two", "bcp", 2, settings={"train.lr": 0.1}),
+            factory.run("three", "bcp", 2)]  # fmt: skip
+    found = one_page(factory, runs)
+    assert "bcp, 1 labelled: its runs differ in more than their seed: train.lr." in found.words
+    assert "bcp, 1 labelled: a seed occurs more than once (1, 2, 2)." in found.words
+    assert ["train.lr", "0.01 / 0.1"] in found.tables["settings"]
+
+
+def test_scored_cases_that_trained_the_run_are_named(factory):
+    run = factory.score(factory.run("run", "bcp", 1), {"a": {"liver": 0}, "x": {"liver": 0}, "v": {"liver": 0}})
+    found = one_page(factory, [run])
+    assert "run: 1 scored cases belong to the labelled part of its split: x." in found.words
+    assert "run: 1 scored cases belong to the val part of its split: v." in found.words
+    assert "run: 1 of 2 test cases were not scored: b." in found.words
+
+
+def test_rows_scored_on_other_cases_compare_only_those_that_they_share(factory):
+    ours = factory.score(factory.run("ours", "bcp", 1), {"a": {"liver": 0}, "b": {"liver": 0}})
+    baseline = factory.score(factory.run("baseline", "supervised", 1), {"a": {"liver": 1}})
+    found = one_page(factory, [ours, baseline])
+    assert found.column("methods", "Against") == ["–", "+25.0"]
+    assert "rests on the 1 cases that both rows have" in found.words
+    assert "not all scored on the same cases" in found.words
+
+
+def test_rows_of_other_augmentation_or_steps_stay_apart(factory):
+    cases = {"a": {"liver": 1}, "b": {"liver": 1}}
+    ours = factory.score(factory.run("ours", "bcp", 1, settings={"augment.preset": "strong"}), cases)
+    baseline = factory.score(factory.run("baseline", "supervised", 1), cases)
+    found = one_page(factory, [ours, baseline])
+    assert found.column("methods", "Method")[1] == "bcp|strong, 30 steps, student"
+    assert "compared with a supervised row of weak augmentation and 30 steps" in found.words
+
+
+@pytest.mark.parametrize("kind", ["images", "predictions"])
+def test_a_file_that_is_gone_gives_a_sentence_and_no_picture(factory, kind):
+    run = factory.score(factory.run("run", "bcp", 1), {"a": {"liver": 0}})
+    gone = factory.root / kind / "run" / "a.nii.gz"
+    gone.unlink()
+    found = one_page(factory, [run])
+    assert f"No picture: the {kind[:-1]} {gone} no longer exists." in found.words
+    assert not any("png" in uri[:20] for uri in found.images)
+
+
+def test_predictions_of_unknown_origin_give_a_sentence_and_no_picture(factory):
+    run = factory.score(factory.run("run", "bcp", 1), {"a": {"liver": 0}})
+    (factory.root / "predictions" / "run" / "predictions.json").unlink()
+    assert "No picture: no predictions.json beside the prediction" in one_page(factory, [run]).words
+
+
+# ---- what is refused
+
+
+def test_an_existing_report_is_kept_unless_told_otherwise(factory):
+    run, page = factory.run("run", "bcp", 1), factory.root / "report" / "report.html"
+    page.parent.mkdir()
+    page.write_text("mine")
+    with pytest.raises(ConfigError, match=r"report\.html: exists already.*--overwrite"):
+        write_report([run], page.parent)
+    assert page.read_text() == "mine"
+    assert write_report([run], page.parent, overwrite=True) == page
+    assert "bcp" in page.read_text()
+    assert [path.name for path in page.parent.iterdir()] == ["report.html"]
+
+
+def test_every_path_that_is_no_run_is_listed_with_what_it_lacks(factory):
+    broken = factory.run("broken", "bcp", 1)
+    (broken / "env.json").unlink()
+    with pytest.raises(DataError) as caught:
+        write_report([broken, factory.root / "nowhere"], factory.root / "report")
+    assert f"{broken}: not a run folder: env.json missing" in str(caught.value)
+    assert f"{factory.root / 'nowhere'}: not a folder" in str(caught.value)
+    assert not (factory.root / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("config.yaml", "data: {name: toy}", "lacks data.classes, method.name"),
+        ("config.yaml", "a: [", "cannot be read as the settings"),
+        ("config.yaml", "just words", "cannot be read as the settings"),
+        ("splits.json", "{}", "splits.json"),
+        ("splits.json", "[1]", "found a list"),
+        ("env.json", "{", "cannot be read as JSON"),
+        ("metrics.csv", "a,b\n1,2\n", "metrics.csv"),
+        ("scores.csv", "a,b\n1,2\n", "expected the columns"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(factory, name, text, said):
+    run = factory.run("run", "bcp", 1)
+    (run / name).write_text(text)
+    with pytest.raises(DataError, match=re.escape(said)) as caught:
+        write_report([run], factory.root / "report")
+    assert str(run) in str(caught.value)
+
+
+def test_runs_that_cannot_be_compared_are_refused(factory):
+    run = factory.run("run", "bcp", 1)
+    other = factory.run("other", "bcp", 1, settings={"data.name": "teeth"})
+    with pytest.raises(ConfigError, match="different datasets: toy .*, teeth"):
+        write_report([run, other], factory.root / "report")
+    with pytest.raises(ConfigError, match="more than once"):
+        write_report([run, run], factory.root / "report")
+    with pytest.raises(ConfigError, match="no runs"):
+        write_report([], factory.root / "report")
+
+
+# ---- how a scan is shown
+
+
+def pixels(view):
+    return imread(io.BytesIO(base64.b64decode(view.uri.partition(",")[2])))[..., :3]
+
+
+def scan(shape, spacing, block):
+    """A dark RAS volume with a bright block, its label map, and the same as prediction."""
+    array = np.zeros(shape, np.int32)
+    array[block] = 1
+    affine = np.diag([*spacing, 1.0])
+    return Volume(array.astype(np.float32), affine), Volume(array, affine), Volume(array, affine)
+
+
+def turned(volume, axes, flips):
+    """The same volume in space, stored with other axes and directions."""
+    array, affine = volume.array.transpose(axes), volume.affine[:, [*axes, 3]].copy()
+    for axis in flips:
+        affine[:3, 3] += affine[:3, axis] * (array.shape[axis] - 1)
+        affine[:3, axis] *= -1
+        array = np.flip(array, axis)
+    return Volume(array, affine)
+
+
+@pytest.mark.parametrize(("axes", "flips"), [((0, 1, 2), (0, 1)), ((2, 0, 1), (1,)), ((1, 2, 0), (0, 1, 2))])
+@pytest.mark.parametrize("spacing", [(1.0, 1.2, 1.5), (1.0, 1.0, 8.0)])
+def test_a_scan_looks_the_same_however_it_is_stored(axes, flips, spacing):
+    volumes = scan((9, 12, 7), spacing, np.s_[1:4, 3:10, 2:6])
+    stored = [turned(volume, axes, flips) for volume in volumes]
+    for view, other in zip(overlay(*volumes), overlay(*stored), strict=True):
+        assert view.caption == other.caption
+        np.testing.assert_allclose(pixels(view), pixels(other), atol=0.02)
+
+
+def test_front_is_up_and_the_right_side_on_the_left():
+    image, prediction, reference = scan((12, 14, 9), (1.0, 1.0, 1.0), np.s_[2:10, 2:12, 2:7])
+    image.array[:] = 0
+    image.array[8:10, 10:12, 5:7] = 1  # right, front, top
+    for view in overlay(image, prediction, reference):
+        inner = pixels(view).min(-1)[60:320, 60:320]  # without letters and bar
+        row, column = np.unravel_index(inner.argmax(), inner.shape)
+        assert (row < 130, column < 130) == (True, True), view.caption
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 2.0, 8.0), (2.0, 1.0, 2.0)])
+def test_a_square_in_mm_is_shown_square(spacing):
+    shape = tuple(round(32 / side) + 3 for side in spacing[:2])
+    sides = [round(16 / side) for side in spacing[:2]]
+    block = np.s_[2 : 2 + sides[0], 2 : 2 + sides[1], 2:6]
+    view = next(view for view in overlay(*scan((*shape, 9), spacing, block)) if "axial" in view.caption)
+    blue = (pixels(view) * [-1, 0, 1]).sum(-1) > 0.25  # the contour of the first class
+    high, wide = (np.ptp(np.flatnonzero(blue.any(axis))) for axis in (1, 0))
+    assert high > 100
+    assert high == pytest.approx(wide, rel=0.05)

@@ -1,0 +1,277 @@
+"""Training: exact resume, interruption, divergence, refusals, and no look at what is forbidden."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from medssl.checkpoint import load_checkpoint
+from medssl.config import dump, parse
+from medssl.data.prepared import read_prepared
+from medssl.data.splits import make_split, write_split
+from medssl.errors import ConfigError, DataError, DivergedError
+from medssl.logs import read_metrics
+from medssl.run import RunConfig
+from medssl.train import dry_run, train
+
+
+def plain_settings(balls, splits, method="supervised", **train_settings):
+    data = read_prepared(balls[1]).config.model_dump(mode="json")
+    batch = {"labelled_batch": 2, "unlabelled_batch": 0 if method == "supervised" else 2}
+    return {
+        "data": {**data, "root": str(balls[1]), "splits": str(splits)},
+        "method": {"name": method},
+        "network": {"name": "unet", "channels": [4, 8], "strides": [2], "dropout": 0.1},
+        "train": {
+            "iterations": 40, "patch": [12, 12, 8], "lr": 0.01, "optimizer": "adamw", "validate_every": 10,
+            "log_every": 1, **batch, **train_settings,
+        },
+    }  # fmt: skip
+
+
+@pytest.fixture
+def splits(balls, tmp_path):
+    path = tmp_path / "splits.json"
+    write_split(path, make_split(read_prepared(balls[1]), labelled=2, val=2, test=2, seed=0))
+    return path
+
+
+@pytest.fixture
+def config(balls, splits):
+    def make(method="supervised", **train_settings):
+        return parse(RunConfig, plain_settings(balls, splits, method, **train_settings))
+
+    return make
+
+
+def weights(run):
+    return load_checkpoint(run / "last.pt")["method"]
+
+
+@pytest.mark.parametrize("method", ["supervised", "mean_teacher", "bcp"])
+def test_seventeen_steps_and_twenty_three_more_are_forty(config, tmp_path, method):
+    settings = config(method)
+    straight = train(settings, tmp_path / "straight", quiet=True)
+    train(settings, tmp_path / "parts", until=17, quiet=True)
+    assert load_checkpoint(tmp_path / "parts" / "last.pt")["iteration"] == 17
+    torch.rand(5)  # the global random state is another one now
+    parts = train(settings, tmp_path / "parts", resume=True, quiet=True)
+    one, two = weights(straight), weights(parts)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+    def losses(run):
+        rows = read_metrics(run / "metrics.csv")
+        return [{k: v for k, v in row.items() if k != "seconds_per_step"} for row in rows]
+
+    assert losses(straight) == losses(parts)
+
+
+def test_run_folder_tells_everything(config, balls, tmp_path):
+    run = train(config("bcp"), tmp_path / "run", quiet=True)
+    names = {path.name for path in run.iterdir()}
+    assert {"config.yaml", "splits.json", "env.json", "metrics.csv", "events", "best.pt", "last.pt"} <= names
+    assert not [name for name in names if "partial" in name]
+    rows = read_metrics(run / "metrics.csv")
+    assert [row["step"] for row in rows if "val/dice" in row] == [10, 20, 30, 40]
+    assert {"loss/pretrain", "loss/in", "loss/out", "stat/pseudo_foreground"} <= {key for row in rows for key in row}
+    assert json.loads((run / "env.json").read_text())["torch"] == torch.__version__
+    assert list((run / "events").iterdir())
+    best = load_checkpoint(run / "best.pt")
+    assert best["best"] == pytest.approx(max(row.get("val/dice", 0) for row in rows), abs=1e-5)
+
+
+def test_training_learns(config, tmp_path):
+    run = train(config(iterations=120), tmp_path / "run", quiet=True)
+    dice = [row["val/dice"] for row in read_metrics(run / "metrics.csv") if "val/dice" in row]
+    assert dice[-1] > 0.8
+
+
+def test_same_seed_same_weights_other_seed_others(config, tmp_path):
+    runs = [train(config(iterations=5, seed=s), tmp_path / f"{i}", quiet=True) for i, s in enumerate((1, 1, 2))]
+    first, same, other = (weights(run) for run in runs)
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("method", ["supervised", "mean_teacher", "bcp"])
+def test_training_neither_needs_nor_heeds_forbidden_files(balls, tmp_path, method):
+    """Deleting test cases and the unlabelled cases' labels changes nothing, bit for bit."""
+    runs = []
+    for name in ("whole", "bare"):
+        root = shutil.copytree(balls[1], tmp_path / name / "prepared")
+        dataset = read_prepared(root)
+        split = make_split(dataset, labelled=2, val=2, test=2, seed=0)
+        write_split(tmp_path / name / "splits.json", split)
+        if name == "bare":
+            assert sum((dataset.cases[id].folder / "label.b2nd").exists() for id in split.unlabelled) == 2
+            for id in split.unlabelled:
+                (dataset.cases[id].folder / "label.b2nd").unlink(missing_ok=True)
+            for id in split.test:
+                for file in ("image.b2nd", "label.b2nd"):
+                    (dataset.cases[id].folder / file).unlink()
+        settings = plain_settings((None, root), tmp_path / name / "splits.json", method, iterations=6)
+        runs.append(train(parse(RunConfig, settings), tmp_path / name / "run", quiet=True))
+    one, two = map(weights, runs)
+    assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_sigterm_saves_and_exits_130_and_resume_goes_on(balls, splits, tmp_path):
+    settings = plain_settings(balls, splits, iterations=100_000, validate_every=100_000)
+    dump(settings, tmp_path / "config.yaml")
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "medssl", "train", str(tmp_path / "config.yaml"), "--out", str(run)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and (
+        not (run / "metrics.csv").exists() or len(read_metrics(run / "metrics.csv")) < 3
+    ):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "--resume" in said
+    stopped = load_checkpoint(run / "last.pt")["iteration"]
+    assert stopped >= 3
+    train(parse(RunConfig, settings), run, resume=True, until=stopped + 2, quiet=True)
+    assert load_checkpoint(run / "last.pt")["iteration"] == stopped + 2
+
+
+def test_rows_after_the_checkpoint_are_dropped_on_resume(config, tmp_path):
+    run = train(config(), tmp_path / "run", until=10, quiet=True)
+    with (run / "metrics.csv").open("a", newline="") as file:
+        file.write("13,9,9,9\r\n14,9")  # as a killed process may leave them
+    train(config(), run, resume=True, until=12, quiet=True)
+    with (run / "metrics.csv").open(newline="") as file:
+        steps = [row["step"] for row in csv.DictReader(file)]
+    assert steps == [*map(str, range(1, 11)), "10", "11", "12"]
+
+
+def test_non_finite_losses_stop_the_run_and_name_loss_and_cases(balls, splits, config, tmp_path, monkeypatch):
+    import medssl.methods.supervised as supervised
+
+    def poisoned(logits, label, **kwargs):
+        return logits.sum() * float("nan")
+
+    monkeypatch.setattr(supervised, "dice_ce", poisoned)
+    with pytest.raises(DivergedError) as failure:
+        train(config(), tmp_path / "run", quiet=True)
+    split = json.loads(splits.read_text())
+    assert failure.value.exit_code == 6
+    assert "supervised = nan" in str(failure.value)
+    assert any(id in str(failure.value) for id in split["labelled"])
+
+
+def test_a_single_bad_step_is_left_out(config, tmp_path, monkeypatch):
+    import medssl.methods.supervised as supervised
+
+    real, calls = supervised.dice_ce, []
+
+    def sometimes(logits, label, **kwargs):
+        calls.append(1)
+        return real(logits, label, **kwargs) * (float("inf") if len(calls) == 3 else 1)
+
+    monkeypatch.setattr(supervised, "dice_ce", sometimes)
+    run = train(config(iterations=6), tmp_path / "run", quiet=True)
+    assert all(torch.isfinite(value).all() for value in weights(run).values())
+
+
+def test_resting_students_do_not_move(tmp_path):
+    from medssl.augment import Augment, AugmentConfig
+    from medssl.methods.base import Method, StepResult
+    from medssl.parts.sample import TrainBatch
+    from medssl.trainer import TrainConfig, Trainer
+
+    class Alternating(Method):
+        def __init__(self):
+            super().__init__(None, lambda: None)
+            self.nets = nn.ModuleList(nn.Conv3d(1, 2, 1) for _ in range(2))
+
+        def students(self):
+            return list(self.nets)
+
+        def step(self, batch, progress, rng):
+            return StepResult({"loss": self.nets[progress.iteration % 2](batch.image).square().mean()})
+
+    method = Alternating()
+    config = TrainConfig(iterations=10, optimizer="sgd", weight_decay=0.1)
+    trainer = Trainer(method, config, tmp_path, torch.device("cpu"), Augment(AugmentConfig(), (5, 6, 7), (1, 1, 1)), {})
+    batch = TrainBatch(torch.ones(1, 1, 5, 6, 7), torch.zeros(1, 5, 6, 7, dtype=torch.long), torch.zeros(0))
+    for step in range(4):
+        resting = method.nets[1 - step % 2]
+        before = [p.clone() for p in resting.parameters()]
+        trainer.train_step(batch)
+        assert all(torch.equal(a, b) for a, b in zip(before, resting.parameters(), strict=True))
+
+
+def test_dry_run_tells_the_cost_and_writes_nothing(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.iterdir())
+    facts = dry_run(config("bcp"), device="cpu")
+    assert facts["parameters"]["student 0"] > 0
+    assert facts["seconds_per_step"] > 0
+    assert facts["memory_gib"] > 0
+    assert set(tmp_path.iterdir()) == before
+
+
+class TestRefusals:
+    def test_used_folder(self, config, tmp_path):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "notes.txt").write_text("mine")
+        with pytest.raises(ConfigError, match="--resume"):
+            train(config(), tmp_path / "run", quiet=True)
+
+    def test_resume_with_other_settings(self, config, tmp_path):
+        train(config(), tmp_path / "run", until=1, quiet=True)
+        with pytest.raises(ConfigError, match=r"train\.lr: was 0\.01, now 0\.02"):
+            train(config(lr=0.02), tmp_path / "run", resume=True, quiet=True)
+
+    def test_another_recipe_than_prepared(self, balls, splits, tmp_path):
+        settings = plain_settings(balls, splits)
+        settings["data"]["recipe"]["spacing"] = [2, 2, 2]
+        with pytest.raises(ConfigError, match="prepared with"):
+            train(parse(RunConfig, settings), tmp_path / "run", quiet=True)
+
+    def test_patch_that_the_strides_do_not_divide(self, config, tmp_path):
+        with pytest.raises(ConfigError, match=r"\[12, 12, 7\] is not divisible"):
+            train(config(patch=[12, 12, 7]), tmp_path / "run", quiet=True)
+
+    def test_odd_batch_for_pairs(self, config, tmp_path):
+        with pytest.raises(ConfigError, match="equal and even"):
+            train(config("bcp", labelled_batch=3, unlabelled_batch=3), tmp_path / "run", quiet=True)
+
+    def test_no_unlabelled_cases(self, balls, config, tmp_path):
+        dataset = read_prepared(balls[1])
+        free = [id for id, case in dataset.cases.items() if case.labelled]
+        split = make_split(dataset, labelled=4, val=2, test=2, seed=0, given={"unlabelled": []})
+        assert set(split.labelled) <= set(free)
+        write_split(tmp_path / "none.json", split)
+        settings = plain_settings(balls, tmp_path / "none.json", "bcp")
+        with pytest.raises(ConfigError, match="the split has none"):
+            train(parse(RunConfig, settings), tmp_path / "run", quiet=True)
+
+    def test_damaged_checkpoint(self, config, tmp_path):
+        train(config(), tmp_path / "run", until=1, quiet=True)
+        (tmp_path / "run" / "last.pt").write_bytes(b"PK not a checkpoint")
+        with pytest.raises(DataError, match=r"last\.pt"):
+            train(config(), tmp_path / "run", resume=True, quiet=True)
+
+
+def test_two_half_batches_of_the_same_seed_differ(config, balls):
+    from medssl.train import make_streams, make_trainer, open_data
+
+    settings = config("mean_teacher", labelled_batch=4, unlabelled_batch=4)
+    data = open_data(settings)
+    trainer = make_trainer(settings, balls[1], torch.device("cpu"))
+    batch = next(trainer.batches(*make_streams(settings, data), 1))
+    assert batch.image.shape == batch.unlabelled.shape == (4, 1, 12, 12, 8)
+    assert len(np.unique(batch.image.numpy().round(4))) > 100
+    assert not torch.equal(batch.image, batch.unlabelled)
