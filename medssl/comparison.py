@@ -166,7 +166,7 @@ class Gain:
 
 
 def load_runs(paths: Sequence[Path]) -> list[Run]:
-    """Read run folders of one dataset; one of each.
+    """Read run folders, which must belong to one dataset.
 
     Raises:
         ConfigError: no run, the same run twice, or runs of different datasets.
@@ -326,10 +326,10 @@ def _notes_of_run(run: Run) -> list[str]:
     for part in PARTS[:3]:
         inside = sorted(scored & set(run.splits[part]))
         if inside:
-            found.append(f"{name}: {len(inside)} scored cases belong to the {part} part of its split: {_few(inside)}.")
+            found.append(f"{name}: scored on cases of the {part} part of its split: {_few(inside)}.")
     left = sorted(set(run.splits["test"]) - scored)
     if left:
-        found.append(f"{name}: {len(left)} of {len(run.splits['test'])} test cases were not scored: {_few(left)}.")
+        found.append(f"{name}: test cases that were not scored: {_few(left)}, of {len(run.splits['test'])}.")
     return found
 
 
@@ -347,7 +347,8 @@ def _notes_of_row(row: Row, gain: Gain | None) -> list[str]:
             f"{row.name}: compared with a supervised row of {other.augment} augmentation and {other.steps:,} steps."
         )
     if gain and gain.cases < max(len(row.case_dice), len(gain.baseline.case_dice)):
-        found.append(f"{row.name}: the difference to supervised rests on the {gain.cases} cases that both rows have.")
+        shared = f"the cases that both rows have ({gain.cases})"
+        found.append(f"{row.name}: the difference to supervised rests on {shared}.")
     return found
 
 
@@ -375,4 +376,4 @@ def _digest(cases: Sequence[str]) -> str:
 
 
 def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+    return f"{len(names)} ({', '.join(names[:5])}{' ...' if len(names) > 5 else ''})"

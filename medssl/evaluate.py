@@ -449,7 +449,7 @@ def _show(spread: Spread) -> str:
 
 
 def _write(out: Path, scores: Scores, pairs: Sequence[_Pair]) -> None:
-    paths = {pair.case: (pair.prediction, pair.reference) for pair in pairs}
+    paths = {pair.case: (pair.prediction.resolve(), pair.reference.resolve()) for pair in pairs}
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".partial-{os.getpid()}-{out.name}")
     try:

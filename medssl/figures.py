@@ -100,8 +100,7 @@ def line_plot(lines: Sequence[Line], axis: str, *, size: tuple[float, float] = (
             is_first = entries.pop(line.label, None) is not None
             marker = "o" if len(line.steps) <= 20 else ""
             axes.plot(line.steps, line.values, color=line.colour, linestyle=line.style, linewidth=1.5, alpha=0.85,
-                      label=line.label if is_first else "_",
-                      marker=marker, markersize=3)  # fmt: skip
+                      label=line.label if is_first else "_", marker=marker, markersize=3)  # fmt: skip
         axes.set_xlabel("training step")
         axes.set_ylabel(axis)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")

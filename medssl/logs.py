@@ -9,12 +9,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.methods.base import StepResult
+if TYPE_CHECKING:
+    from medssl.methods.base import StepResult
 
 PLAIN_SECONDS = 10.0
 """Off a terminal, the least time between two progress lines."""

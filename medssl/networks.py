@@ -38,6 +38,8 @@ class NetworkConfig(Settings):
             raise ValueError(f"{len(self.channels)} channels need {len(self.channels) - 1} strides")
         if len(self.kernels) not in (1, len(self.channels)):
             raise ValueError(f"kernels: give 1 or {len(self.channels)} entries, got {len(self.kernels)}")
+        if self.name == "dynunet" and len(self.channels) < 3:
+            raise ValueError("network dynunet needs at least 3 channels entries")
         if self.name == "unet" and len(set(self.kernels)) > 1:
             raise ValueError("network unet takes one kernel for all levels; use dynunet")
         return self

@@ -112,7 +112,6 @@ def render(rows: Sequence[Row], title: str) -> str:
         conditions=_conditions(rows),
         protocol=protocol(runs),
         notes=notes(rows),
-        classes=classes,
         per_class=[(name, [(row, _of_class(row, name)) for row in rows if row.summary]) for name in classes.values()],
         settings=differing_settings(rows),
         methods=list(dict.fromkeys(row.key.method for row in rows)),

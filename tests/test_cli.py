@@ -1,0 +1,169 @@
+"""The commands as a user types them: results, messages and exit codes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from medssl.cli import app
+from medssl.config import dump
+from medssl.data.nifti import write_image
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def medssl(*words, cwd=None):
+    """Run `python -m medssl` in a process of its own."""
+    command = [sys.executable, "-m", "medssl", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=ENVIRONMENT, timeout=120)
+
+
+@pytest.fixture
+def settings(balls, tmp_path):
+    """YAML files as a user has them: data, and method."""
+    data = {"name": "balls", "classes": ["background", "shell", "core"],
+            "recipe": {"spacing": [1.0, 1.0, 1.5], "crop": False}}  # fmt: skip
+    dump({
+        "data": data,
+        "network": {"name": "unet", "channels": [4, 8], "strides": [2]},
+        "train": {"iterations": 6, "patch": [12, 12, 8], "optimizer": "adamw", "lr": 0.01},
+    }, tmp_path / "balls.yaml")  # fmt: skip
+    dump({"method": {"name": "mean_teacher"}}, tmp_path / "method.yaml")
+    return tmp_path
+
+
+def test_help_and_version_answer_at_once():
+    for flag in ("--help", "--version"):
+        best = 9.0
+        for _ in range(3):
+            started = time.perf_counter()
+            done = medssl(flag)
+            best = min(best, time.perf_counter() - started)
+        assert done.returncode == 0
+        assert best < 0.5 * float(os.environ.get("MEDSSL_TEST_SLACK", "2"))
+    assert done.stdout.startswith("medssl 0.")
+
+
+@pytest.mark.parametrize("command", ["check", "prepare", "split", "train", "predict", "evaluate", "report", "demo"])
+def test_every_command_explains_itself(command):
+    done = CliRunner().invoke(app, [command, "--help"])
+    assert done.exit_code == 0
+    assert "Usage" in done.output
+
+
+def test_the_whole_job_by_commands(balls, settings):
+    raw, here = balls[0], settings
+    steps = [
+        ("check", raw, "--config", here / "balls.yaml"),
+        ("prepare", raw, here / "prepared", "--config", here / "balls.yaml", "--workers", 1),
+        ("split", here / "prepared", "--labelled", 2, "--val", 2, "--test", 2, "--seed", 3, "-o", here / "splits.json"),
+        ("train", here / "balls.yaml", here / "method.yaml", "--set", f"data.root={here / 'prepared'}",
+         "--set", f"data.splits={here / 'splits.json'}", "--out", here / "run"),
+        ("predict", here / "run", raw / "images", "-o", here / "predicted"),
+        ("predict", here / "run", "--part", "test", "-o", here / "run" / "test"),
+        ("evaluate", here / "run" / "test", raw / "labels", "-o", here / "run" / "scores.csv"),
+        ("report", here / "run", "-o", here / "report"),
+    ]  # fmt: skip
+    for step in steps:
+        done = medssl(*step)
+        assert done.returncode == 0, f"{step[0]}: {done.stderr}"
+    split = json.loads((here / "splits.json").read_text())
+    assert [len(split[part]) for part in ("labelled", "unlabelled", "val", "test")] == [2, 6, 2, 2]
+    assert len(list((here / "predicted").glob("*.nii.gz"))) == 12
+    assert (here / "report" / "report.html").stat().st_size > 10_000
+
+
+def test_dry_run_prints_yaml_and_writes_nothing(balls, settings):
+    here = settings
+    medssl("split", balls[1], "--labelled", 2, "--val", 1, "--test", 1, "-o", here / "splits.json")
+    sets = [f"data.root={balls[1]}", f"data.splits={here / 'splits.json'}", "train.lr=1e-3"]
+    files = (here / "balls.yaml", here / "method.yaml")
+    done = medssl("train", *files, "--out", here / "run", "--dry-run", *(w for s in sets for w in ("--set", s)))
+    assert done.returncode == 0, done.stderr
+    facts = yaml.safe_load(done.stdout)
+    assert facts["config"]["train"]["lr"] == 0.001
+    assert facts["parameters"]["student 0"] > 0
+    assert facts["seconds_per_step"] > 0
+    assert not (here / "run").exists()
+
+
+class TestExitCodes:
+    def test_two_for_a_typo_in_a_key(self, settings):
+        done = medssl("train", settings / "balls.yaml", settings / "method.yaml", "--set", "train.iteration=5")
+        assert done.returncode == 2
+        assert "did you mean train.iterations?" in done.stderr
+        assert "Traceback" not in done.stderr
+
+    @pytest.mark.parametrize(
+        ("wrong", "words"),
+        [
+            ("method.name=bpc", "'bpc' is not a method"),
+            ("method.ramp=2", "method.ramp"),
+            ("train.patch=[1, 2]", "train.patch"),
+            ("nonsense", "expected key=value"),
+        ],
+    )
+    def test_two_for_values_that_do_not_fit(self, settings, wrong, words):
+        done = medssl("train", settings / "balls.yaml", settings / "method.yaml", "--set", wrong)
+        assert done.returncode == 2
+        assert words in done.stderr
+
+    def test_two_for_a_missing_configuration(self, tmp_path):
+        done = medssl("train", "nowhere.yaml", cwd=tmp_path)
+        assert done.returncode == 2
+        assert "nowhere.yaml: no such configuration file" in done.stderr
+
+    def test_three_for_an_unusable_case_and_json_says_which(self, balls, tmp_path):
+        raw = shutil.copytree(balls[0], tmp_path / "raw")
+        holes = np.full((20, 18, 14), np.nan, np.float32)
+        write_image(raw / "images" / "ball_04.nii.gz", holes, np.diag([1, 1, 1.5, 1]))
+        done = medssl("check", raw, "--json")
+        assert done.returncode == 3
+        found = json.loads(done.stdout)
+        assert {f["case"] for f in found["findings"] if f["severity"] == "error"} == {"ball_04"}
+
+    def test_three_for_a_folder_that_is_no_dataset(self, tmp_path):
+        done = medssl("check", tmp_path)
+        assert done.returncode == 3
+        assert str(tmp_path) in done.stderr
+
+    def test_four_for_a_device_that_is_not_there(self, balls, settings):
+        medssl("split", balls[1], "--labelled", 2, "-o", settings / "splits.json")
+        done = medssl("train", settings / "balls.yaml", settings / "method.yaml", "--set", f"data.root={balls[1]}",
+                      "--set", f"data.splits={settings / 'splits.json'}", "--device", "cuda:77", "--out",
+                      settings / "run")  # fmt: skip
+        assert done.returncode == 4
+        assert "cuda:77" in done.stderr
+        assert not (settings / "run").exists()
+
+    def test_five_for_memory(self, monkeypatch, capsys):
+        from medssl import cli
+
+        def exhausted():
+            raise MemoryError("17 GiB")
+
+        monkeypatch.setattr(cli, "app", exhausted)
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == 5
+        assert "train.labelled_batch" in capsys.readouterr().err
+
+
+def test_an_existing_split_is_not_overwritten(balls, tmp_path):
+    (tmp_path / "splits.json").write_text("mine")
+    done = medssl("split", balls[1], "--labelled", 2, "-o", tmp_path / "splits.json")
+    assert done.returncode == 2
+    assert (tmp_path / "splits.json").read_text() == "mine"
+
+
+def test_configurations_of_the_package_are_found_from_anywhere(tmp_path):
+    done = medssl("train", "configs/data/hippocampus.yaml", "configs/method/bcp.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "data.root" in done.stderr

@@ -1,0 +1,53 @@
+"""Settings: files merge left to right, overrides last; every shipped configuration is valid."""
+
+from pathlib import Path
+
+import pytest
+
+from medssl.config import load_yaml, merge
+from medssl.errors import ConfigError
+from medssl.networks import check_patch
+from medssl.run import load_run_config
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+def test_later_files_win_key_by_key_and_overrides_win_over_all(tmp_path):
+    (tmp_path / "a.yaml").write_text("train: {lr: 1, iterations: 5}\ndata: {name: x}\n")
+    (tmp_path / "b.yaml").write_text("train: {lr: 2}\n")
+    merged = merge([tmp_path / "a.yaml", tmp_path / "b.yaml"], ["train.seed=7", "data.name=null", "network.a.b=[1, 2]"])
+    assert merged == {
+        "train": {"lr": 2, "iterations": 5, "seed": 7},
+        "data": {"name": None},
+        "network": {"a": {"b": [1, 2]}},
+    }
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-3", 0.001), ("1.5E+2", 150.0), ("-2e3", -2000.0), ("e3", "e3")])
+def test_scientific_notation_is_a_number(text, value):
+    assert load_yaml(text) == value
+
+
+def test_yaml_that_is_no_mapping_is_refused(tmp_path):
+    (tmp_path / "list.yaml").write_text("- 1\n- 2\n")
+    with pytest.raises(ConfigError, match="list"):
+        merge([tmp_path / "list.yaml"])
+    (tmp_path / "code.yaml").write_text("a: !!python/object/apply:os.system ['true']\n")
+    with pytest.raises(ConfigError, match="cannot be read as YAML"):
+        merge([tmp_path / "code.yaml"])
+
+
+@pytest.mark.parametrize("data", sorted(p.stem for p in (CONFIGS / "data").glob("*.yaml")))
+@pytest.mark.parametrize("method", sorted(p.stem for p in (CONFIGS / "method").glob("*.yaml")))
+def test_every_shipped_pair_of_configurations_fits(data, method):
+    config = load_run_config([CONFIGS / "data" / f"{data}.yaml", CONFIGS / "method" / f"{method}.yaml"])
+    check_patch(config.train.patch, config.network)
+    assert config.method.name == method
+
+
+def test_faults_are_listed_together():
+    files = [CONFIGS / "data" / "hippocampus.yaml", CONFIGS / "method" / "bcp.yaml"]
+    with pytest.raises(ConfigError) as failure:
+        load_run_config(files, ["train.lr=-1", "train.sead=3", "network.norm=layer"])
+    for words in ("train.lr", "train.sead: unknown key; did you mean train.seed?", "network.norm"):
+        assert words in str(failure.value)
