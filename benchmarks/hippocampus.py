@@ -19,8 +19,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from medssl.evaluate import read_scores, summarise
 from medssl.logs import read_metrics
+from medssl.scores import read_scores, summarise
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 ROWS = {  # name: (method, split)

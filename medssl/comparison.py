@@ -22,9 +22,9 @@ import yaml
 
 from medssl.config import load_yaml
 from medssl.errors import ConfigError, DataError
-from medssl.evaluate import Scores, Spread, Summary, read_scores, summarise
 from medssl.figures import STYLES, method_colours
 from medssl.logs import read_metrics
+from medssl.scores import Scores, Spread, Summary, read_scores, summarise
 
 PARTS = ("labelled", "unlabelled", "val", "test")
 BASELINE = "supervised"

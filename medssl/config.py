@@ -124,9 +124,9 @@ def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from _keys(field.annotation, f"{prefix}{name}.")
 
 
-def bundled(path: Path) -> Path | None:
+def bundled(path: Path | str) -> Path | None:
     """The configuration of this name that comes with the package, for `configs/data/acdc.yaml` and the like."""
-    here = Path(__file__).resolve().parent
+    here, path = Path(__file__).resolve().parent, Path(path)
     inner = Path(*path.parts[1:]) if path.parts[:1] == ("configs",) else path
     for root in (here / "configs", here.parent / "configs"):
         if (root / inner).is_file():

@@ -19,11 +19,12 @@ from medssl.data.phantoms import write_dataset
 from medssl.data.prepared import PreparedDataset
 from medssl.data.splits import make_split, write_split
 from medssl.errors import ConfigError
-from medssl.evaluate import Summary, evaluate_folders, summarise
+from medssl.evaluate import evaluate_folders
 from medssl.predict import predict
 from medssl.prepare import prepare
 from medssl.report import write_report
 from medssl.run import load_run_config
+from medssl.scores import Summary, summarise
 from medssl.train import train
 
 METHODS = ("supervised", "mean_teacher", "bcp")

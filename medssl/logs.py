@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS = 10.0
 """Off a terminal, the least time between two progress lines."""
+PICTURE_HEIGHT = 256
+"""Pictures of small volumes are enlarged to about this many pixels."""
 _COLOURS = np.array([[0, 0, 0], [230, 75, 60], [60, 160, 230], [90, 200, 110], [240, 180, 60]], np.float32) / 255
 
 
@@ -35,7 +37,6 @@ class RunLog:
         self.dice = max((float(row["val/dice"]) for row in self.rows if row.get("val/dice")), default=math.nan)
         self._bar: Any = None
         self._task: Any = None
-        self._seconds = 0.0
 
     @contextmanager
     def progress(self, done: int, total: int) -> Iterator[None]:
@@ -60,7 +61,6 @@ class RunLog:
         """Note one training step; only every `every`-th is written."""
         if self._bar is not None:
             self._bar.update(self._task, completed=iteration)
-        self._seconds = seconds
         if iteration % every and iteration != 1:
             return
         values = {f"loss/{k}": v.item() for k, v in result.losses.items()}
@@ -82,6 +82,8 @@ class RunLog:
             colour = _COLOURS[np.where(label > 0, (label - 1) % (len(_COLOURS) - 1) + 1, 0)]
             panels.append(np.where(label[..., None] > 0, 0.55 * grey + 0.45 * colour, grey))
         strip = np.concatenate([np.rot90(p) for p in panels], axis=1)
+        zoom = max(1, PICTURE_HEIGHT // strip.shape[0])
+        strip = strip.repeat(zoom, axis=0).repeat(zoom, axis=1)
         self.board.add_image(name, strip, iteration, dataformats="HWC")  # type: ignore[no-untyped-call]
 
     def close(self) -> None:

@@ -8,7 +8,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 from medssl.data.cases import Case, DatasetConfig
-from medssl.data.check import check, require_usable
+from medssl.data.check import check
+from medssl.data.findings import require_usable
 from medssl.data.nifti import read_image, read_label
 from medssl.data.prepared import (
     PreparedDataset,

@@ -1,12 +1,52 @@
-"""Progress of long work: a bar with time left on a terminal, plain lines elsewhere."""
+"""Long work: in processes, with a bar and the time left on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
+
+from medssl.errors import OutOfMemoryError
+
+T = TypeVar("T")
+
+
+@contextmanager
+def mapper(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """Yield a `map` that works in so many processes; below two, in this one.
+
+    Raises:
+        OutOfMemoryError: a process was killed.
+    """
+    if workers < 2:
+        yield map
+        return
+    # Spawned, not forked: the caller may hold threads, locks or a GPU.
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        yield pool.map
+    except BrokenProcessPool:
+        raise OutOfMemoryError(
+            "a worker process ended without a word, most often because memory ran out; use fewer workers, or 0 "
+            '(in a script of your own, workers need the guard `if __name__ == "__main__":`)'
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def tracked(title: str, names: Sequence[str], results: Iterable[T]) -> list[T]:
+    """The results, one for each name, shown as they come."""
+    done = []
+    with track(title, len(names)) as advance:
+        for name, result in zip(names, results, strict=True):
+            done.append(result)
+            advance(name)
+    return done
 
 
 @contextmanager

@@ -31,10 +31,10 @@ from medssl.comparison import (
 )  # fmt: skip
 from medssl.data.nifti import read_image, read_label
 from medssl.errors import ConfigError, DataError
-from medssl.evaluate import ClassSummary, Spread
 from medssl.figures import STYLES, Line, View, class_colour, line_plot, overlay, smooth, strip_plot
 from medssl.metrics import ClassScore
 from medssl.progress import track
+from medssl.scores import ClassSummary, Spread
 
 NOTHING = "–"
 """Stands for a number that is undefined."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import resource
 import sys
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from medssl.data.prepared import PreparedDataset, read_prepared, write_json
 from medssl.data.splits import read_split, write_split
 from medssl.errors import ConfigError
 from medssl.logs import RunLog
+from medssl.methods import METHODS
 from medssl.methods.base import Method
 from medssl.metrics import dice
 from medssl.networks import check_patch, choose_device, count_parameters
@@ -119,7 +119,7 @@ def make_streams(config: RunConfig, data: TrainingData) -> tuple[PatchStream, Pa
     train, split = config.train, data.split
     stream = functools.partial(PatchStream, data, patch=train.patch)
     labelled = stream(split.labelled, seed=(train.seed, 0), labels=True, foreground=train.foreground)
-    if not type(build_method(config)).needs_unlabelled or train.unlabelled_batch == 0:
+    if not METHODS[config.method.name].needs_unlabelled:
         return labelled, None
     if not split.unlabelled:
         raise ConfigError(f"method {config.method.name} learns from unlabelled cases, and the split has none")
@@ -189,5 +189,9 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0  # not known without another package
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak

@@ -107,7 +107,8 @@ class Trainer:
                 started = time.monotonic()
                 batch = next(batches)
                 result = self.train_step(batch, lambda: _cases(labelled, unlabelled, self.config, self.iteration - 1))
-                log.step(self.iteration, self.config.log_every, result, self.lr, time.monotonic() - started)
+                lr = self.optimizer.param_groups[0]["lr"]
+                log.step(self.iteration, self.config.log_every, result, lr, time.monotonic() - started)
                 if self.iteration % every == 0 or self.iteration == self.config.iterations:
                     self.validate(validate, log)
                     self.save("last.pt")

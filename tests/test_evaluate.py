@@ -11,8 +11,9 @@ from rich.console import Console
 
 from medssl.data.nifti import write_image
 from medssl.errors import ConfigError, DataError
-from medssl.evaluate import evaluate_folders, print_summary, read_scores, summarise
+from medssl.evaluate import evaluate_folders, print_summary
 from medssl.metrics import METRICS
+from medssl.scores import read_scores, summarise
 
 SHAPE = (5, 6, 7)
 CLASSES = ["background", "liver", "spleen", "stone"]

@@ -86,7 +86,7 @@ def test_the_version_is_the_same_everywhere():
 @pytest.mark.parametrize("path", DOCKERFILES)
 def test_an_image_runs_medssl_as_an_ordinary_user(path):
     assert arguments(path, "ENTRYPOINT") == ['["medssl"]']
-    assert arguments(path, "WORKDIR")[-1] == "/work"
+    assert arguments(path, "WORKDIR")[-1] == "/workspace"
     assert arguments(path, "USER")[-1] not in ("root", "0")
     assert {"UID=1000", "GID=1000"} <= set(arguments(path, "ARG"))
     assert "medssl" in arguments(path, "HEALTHCHECK")[0]
@@ -128,7 +128,7 @@ def test_compose_gives_training_a_gpu_and_shared_memory():
     assert train["shm_size"] == "16gb"
     assert train["network_mode"] == "none"
     assert "MEDSSL_COMMAND" in train["command"]
-    assert {volume.rsplit("}:")[-1] for volume in train["volumes"]} == {"/data:ro", "/work"}
+    assert {volume.rsplit("}:")[-1] for volume in train["volumes"]} == {"/data:ro", "/workspace"}
     assert (ROOT / "docker" / train["build"]["context"] / train["build"]["dockerfile"]).is_file()
 
 

@@ -15,10 +15,11 @@ from medssl.data.prepared import read_prepared
 from medssl.data.recipe import Intensity, Recipe
 from medssl.data.splits import make_split, write_split
 from medssl.errors import ConfigError, DataError
-from medssl.evaluate import evaluate_folders, summarise
+from medssl.evaluate import evaluate_folders
 from medssl.predict import predict
 from medssl.predictor import Predictor, WindowConfig
 from medssl.run import RunConfig
+from medssl.scores import summarise
 from medssl.train import train
 
 ORIENTATIONS = ["RAS", "LPS", "LAS", "PIR", "SLA", "IAR", "ALS", "RSP"]

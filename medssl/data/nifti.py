@@ -9,23 +9,29 @@ read but looks odd comes back with `oddities`, for `medssl check` to report.
 from __future__ import annotations
 
 import gzip
+import io
 import itertools
 import logging
+import math
 import os
+import re
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from medssl.errors import DataError
+
+Affine = NDArray[np.float64]
+"""`(4, 4)`, voxel index to RAS millimetres."""
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".mha", ".mhd")
@@ -40,6 +46,7 @@ FORM_TOLERANCE = 0.1
 _MILLIMETRES = {1: 1000.0, 3: 0.001}  # unit codes of the NIfTI header: metre, micron
 _INT32 = np.iinfo(np.int32)
 _NIBABEL_ERRORS = (OSError, ValueError, TypeError, KeyError, ImageFileError, HeaderDataError)
+_QUIET = logging.Logger("quiet", logging.CRITICAL + 1)  # `oddities` tells of repairs, with the file's name
 
 
 @dataclass(frozen=True)
@@ -57,8 +64,7 @@ class Volume:
 
     array: NDArray[Any]
     """`(X, Y, Z)`, or `(X, Y, Z, M)` for several modalities or time points in one file."""
-    affine: NDArray[np.float64]
-    """`(4, 4)`, voxel index to RAS millimetres."""
+    affine: Affine
     header: nib.Nifti1Header | None = None
     """The file's own header, kept so that an output can carry it; None when not from NIfTI."""
     path: Path | None = None
@@ -82,8 +88,14 @@ class Volume:
         """Directions in which the stored axes grow, such as RAS."""
         return "".join(nib.aff2axcodes(self.affine))
 
+    @property
+    def shear(self) -> float:
+        """The largest cosine between two voxel axes; 0 when all are perpendicular."""
+        axes = self.affine[:3, :3] / np.array(self.spacing)
+        return float(np.abs(axes.T @ axes - np.eye(3)).max())
 
-def spacing_of(affine: NDArray[np.float64]) -> tuple[float, float, float]:
+
+def spacing_of(affine: Affine) -> tuple[float, float, float]:
     """Lengths in millimetres of the three voxel axes of an affine."""
     x, y, z = np.sqrt((affine[:3, :3] ** 2).sum(0))
     return float(x), float(y), float(z)
@@ -94,6 +106,17 @@ def corners_of(shape: tuple[int, ...]) -> NDArray[np.float64]:
     return np.array([(*corner, 1) for corner in itertools.product(*((0, n - 1) for n in shape[:3]))], np.float64)
 
 
+def corners_apart(shape: tuple[int, ...], affine: Affine, other: Affine) -> float:
+    """The largest distance in millimetres between where two affines put a corner voxel of a grid."""
+    steps = corners_of(shape) @ (other - affine).T
+    return float(np.linalg.norm(steps[:, :3], axis=1).max())
+
+
+def by(numbers: Iterable[float]) -> str:
+    """Numbers along the axes, such as 5 x 6 x 7."""
+    return " x ".join(f"{n:.6g}" if isinstance(n, float) else str(n) for n in numbers)
+
+
 def is_volume(path: Path) -> bool:
     """Whether the file name ends like a volume that can be read, in any case."""
     return path.name.lower().endswith(SUFFIXES)
@@ -101,10 +124,8 @@ def is_volume(path: Path) -> bool:
 
 def case_id(path: Path) -> str:
     """The file name without its volume suffix; dots inside the name stay."""
-    for suffix in SUFFIXES:
-        if path.name.lower().endswith(suffix):
-            return path.name[: -len(suffix)]
-    return path.stem
+    suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), path.suffix)
+    return path.name[: len(path.name) - len(suffix)]
 
 
 def list_volumes(folder: Path) -> list[Path]:
@@ -186,7 +207,7 @@ def write_label(path: Path, array: NDArray[Any], like: Volume) -> None:
     _write(Path(path), array.astype(dtype), like.affine, like.header)
 
 
-def write_image(path: Path, array: NDArray[Any], affine: NDArray[np.float64]) -> None:
+def write_image(path: Path, array: NDArray[Any], affine: Affine) -> None:
     """Write an array in its own dtype, bool as uint8, with an affine in RAS millimetres.
 
     The file appears whole or not at all.
@@ -194,7 +215,7 @@ def write_image(path: Path, array: NDArray[Any], affine: NDArray[np.float64]) ->
     _write(Path(path), array.astype(np.uint8) if array.dtype == bool else array, affine, None)
 
 
-def _write(path: Path, array: NDArray[Any], affine: NDArray[np.float64], header: nib.Nifti1Header | None) -> None:
+def _write(path: Path, array: NDArray[Any], affine: Affine, header: nib.Nifti1Header | None) -> None:
     if header is None:
         image = nib.Nifti1Image(array, affine, dtype=array.dtype)
         image.header.set_xyzt_units("mm")
@@ -244,7 +265,7 @@ def _foreign(head: bytes) -> str | None:
     return None
 
 
-def _check_affine(path: Path, affine: NDArray[np.float64]) -> None:
+def _check_affine(path: Path, affine: Affine) -> None:
     if not np.isfinite(affine).all():
         raise DataError(f"{path}: its affine holds NaN or infinity, so the volume has no place in space")
     spacing = np.array(spacing_of(affine))
@@ -255,23 +276,23 @@ def _check_affine(path: Path, affine: NDArray[np.float64]) -> None:
 
 def _read_nifti(path: Path) -> Volume:
     raw, oddities = _content(path)
-    image_class = _nifti_class(path, raw)
+    header_class = _header_class(path, raw)
     try:
         # Unchecked: nibabel's own check repairs what the user ought to hear about.
-        header = image_class.header_class(raw[: image_class.header_class.template_dtype.itemsize], check=False)
+        header = header_class.from_fileobj(io.BytesIO(raw), check=False)
         _check_header(path, header, len(raw))
-        with _silent_nibabel():
-            image: Any = image_class.from_bytes(raw)
-            array = np.asanyarray(image.dataobj)
+        repaired = header.copy()
+        repaired.check_fix(_QUIET)
+        voxels = ArrayProxy(io.BytesIO(raw), repaired)
+        array = np.asanyarray(voxels)
+        affine = np.array(repaired.get_best_affine(), np.float64)
     except _NIBABEL_ERRORS as error:
         raise DataError(f"{path}: cannot be read as NIfTI ({' '.join(str(error).split())})") from None
     except MemoryError:
         raise DataError(f"{path}: its voxels are more than memory holds") from None
-    affine = np.asarray(image.affine, np.float64).copy()
+    oddities += _header_oddities(header, repaired, affine)
     affine[:3] *= _MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)
-    scaling = (float(image.dataobj.slope), float(image.dataobj.inter))
-    oddities += _header_oddities(header, image)
-    return Volume(array, affine, image.header, path, scaling, oddities)
+    return Volume(array, affine, repaired, path, (float(voxels.slope), float(voxels.inter)), oddities)
 
 
 def _content(path: Path) -> tuple[bytes, tuple[Oddity, ...]]:
@@ -282,65 +303,41 @@ def _content(path: Path) -> tuple[bytes, tuple[Oddity, ...]]:
         try:
             raw = gzip.decompress(raw)
         except (OSError, EOFError, zlib.error) as error:
-            raise DataError(
-                f"{path}: the gzip stream is damaged or ends early ({error}); copy the file again"
-            ) from None
+            raise DataError(f"{path}: the gzip stream is damaged or cut ({error}); copy the file again") from None
     if packed == named:
         return raw, ()
     found = "gzip data in a file named .nii" if packed else "plain NIfTI in a file named .nii.gz"
     return raw, (Oddity("suffix", found, "rename the file; other tools may refuse it"),)
 
 
-def _nifti_class(path: Path, raw: bytes) -> Any:
-    """Nifti1Image or Nifti2Image, by the magic text in the header."""
+def _header_class(path: Path, raw: bytes) -> Any:
+    """Nifti1Header or Nifti2Header, by the magic text in it."""
     if len(raw) < 348:
         raise DataError(f"{path}: the header is incomplete: {len(raw)} bytes where NIfTI needs 348")
     if raw[4:7] == b"n+2":
-        return nib.Nifti2Image
+        return nib.Nifti2Header
     if raw[344:347] == b"n+1":
-        return nib.Nifti1Image
+        return nib.Nifti1Header
     foreign = _foreign(raw[:512])
     raise DataError(f"{path}: no NIfTI magic in the header" + (f"; the file holds {foreign}" if foreign else ""))
 
 
-@contextmanager
-def _silent_nibabel() -> Iterator[None]:
-    """Keep nibabel's notes about repairs off the terminal: `oddities` tells the same with the file's name."""
-    logger = logging.getLogger("nibabel.global")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
-
-
-def _promised_shape(header: nib.Nifti1Header) -> tuple[int, ...]:
-    """The shape that a header promises, unchecked."""
-    return tuple(int(n) for n in header["dim"][1 : int(header["dim"][0]) + 1])
-
-
 def _check_header(path: Path, header: nib.Nifti1Header, size: int) -> None:
     """Compare what the header promises with the file before anything is allocated."""
-    shape = _promised_shape(header)
-    if not 1 <= int(header["dim"][0]) <= 7 or min(shape) < 1:
-        raise DataError(f"{path}: every axis needs at least one voxel, the header says {_by(shape)}")
-    _check_axes(path, shape)
+    axes = int(header["dim"][0])
+    shape = [int(n) for n in header["dim"][1 : axes + 1]]
+    if not 1 <= axes <= 7 or min(shape) < 1:
+        raise DataError(f"{path}: every axis needs at least one voxel, the header says {by(shape)}")
+    if axes < 3 or sum(n > 1 for n in shape[3:]) > 1:
+        raise DataError(f"{path}: a 3D volume is wanted, found shape {by(shape)}")
     try:
         dtype = header.get_data_dtype()
     except KeyError:
         raise DataError(f"{path}: unknown voxel type, datatype code {int(header['datatype'])}") from None
     _check_type(path, dtype)
-    voxels = int(np.prod(np.array(shape, dtype=object)))
-    promised, held = voxels * dtype.itemsize, size - int(header["vox_offset"])
+    promised, held = math.prod(shape) * dtype.itemsize, max(0, size - int(header["vox_offset"]))
     if promised > held:
-        raise DataError(
-            f"{path}: the header promises {_by(shape)} voxels ({promised} bytes), the file holds {max(0, held)} bytes"
-        )
-
-
-def _check_axes(path: Path, shape: tuple[int, ...]) -> None:
-    if len(shape) < 3 or sum(n > 1 for n in shape[3:]) > 1:
-        raise DataError(f"{path}: a 3D volume is wanted, found shape {_by(shape)}")
+        raise DataError(f"{path}: the header promises {by(shape)} voxels ({promised} bytes), the file has {held} bytes")
 
 
 def _check_type(path: Path, dtype: np.dtype[Any]) -> None:
@@ -349,8 +346,8 @@ def _check_type(path: Path, dtype: np.dtype[Any]) -> None:
         raise DataError(f"{path}: one real number per voxel is wanted, found {kind}")
 
 
-def _header_oddities(header: nib.Nifti1Header, image: Any) -> tuple[Oddity, ...]:
-    """What readers pass over in silence, from the header before any repair and the image after it."""
+def _header_oddities(header: nib.Nifti1Header, repaired: nib.Nifti1Header, affine: Affine) -> tuple[Oddity, ...]:
+    """What readers pass over in silence; `affine` is the one in use, in the header's own unit."""
     found = []
     if int(header["sizeof_hdr"]) != header.template_dtype.itemsize:
         text = f"the header gives its own size as {int(header['sizeof_hdr'])} bytes"
@@ -361,38 +358,36 @@ def _header_oddities(header: nib.Nifti1Header, image: Any) -> tuple[Oddity, ...]
         found.append(Oddity("unit", text, "rewrite the file in millimetres; other tools ignore the unit"))
     pixdim = np.asarray(header["pixdim"][1:4], np.float64)
     if not (pixdim > 0).all():
-        text = f"pixdim is {_by(pixdim)}; the spacing is taken as {_by(spacing_of(image.affine))} mm"
+        text = f"pixdim is {by(pixdim)}; the spacing is taken as {by(spacing_of(affine))} mm"
         found.append(Oddity("pixdim", text, "write the true spacing into the header"))
-    found += _form_oddities(header, image, np.abs(pixdim))
-    return tuple(found)
+    return (*found, *_form_oddities(repaired, affine, np.abs(pixdim)))
 
 
-def _form_oddities(header: nib.Nifti1Header, image: Any, pixdim: NDArray[np.float64]) -> list[Oddity]:
+def _form_oddities(header: nib.Nifti1Header, affine: Affine, pixdim: NDArray[np.float64]) -> tuple[Oddity, ...]:
     """Disagreement between the two affines and the spacing of a header; the sform is the one in use."""
     sform, qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
     if not sform and not qform:
         text = "sform_code and qform_code are 0: orientation and position are unknown"
-        return [Oddity("no_orientation", text, "convert again from the source; left and right cannot be told apart")]
+        return (Oddity("no_orientation", text, "convert again from the source; left and right cannot be told apart"),)
     if not sform:
-        return []
-    spacing = np.array(spacing_of(image.affine))
+        return ()
+    spacing = np.array(spacing_of(affine))
     if (np.abs(spacing - pixdim) > SPACING_TOLERANCE * np.maximum(spacing, pixdim)).any():
-        text = f"the sform gives a spacing of {_by(spacing)} mm, pixdim {_by(pixdim)} mm; the sform is used"
-        return [Oddity("spacing_disagrees", text, "find out which is right and rewrite the header")]
+        text = f"the sform gives a spacing of {by(spacing)} mm, pixdim {by(pixdim)} mm; the sform is used"
+        return (Oddity("spacing_disagrees", text, "find out which is right and rewrite the header"),)
     if not qform:
-        return []
+        return ()
     try:
-        other = image.header.get_qform()
+        other = header.get_qform()
     except _NIBABEL_ERRORS:
-        return [Oddity("qform", "the qform cannot be computed; the sform is used", "rewrite the header")]
-    steps = (corners_of(image.shape) @ (other - image.affine).T)[:, :3]
-    shift = float(np.linalg.norm(steps, axis=1).max())
+        return (Oddity("qform", "the qform cannot be computed; the sform is used", "rewrite the header"),)
+    shift = corners_apart(header.get_data_shape(), affine, other)
     if shift <= FORM_TOLERANCE * spacing.min():
-        return []
-    codes = ["".join(nib.aff2axcodes(affine)) for affine in (image.affine, other)]
+        return ()
+    codes = ["".join(nib.aff2axcodes(form)) for form in (affine, other)]
     turned = f" and turn it to {codes[0]} and {codes[1]}" if codes[0] != codes[1] else ""
     text = f"sform and qform place the volume up to {shift:.3g} mm apart{turned}; the sform is used"
-    return [Oddity("forms_disagree", text, "find out which is right and write it into both")]
+    return (Oddity("forms_disagree", text, "find out which is right and write it into both"),)
 
 
 def _read_itk(path: Path) -> Volume:
@@ -408,9 +403,8 @@ def _read_itk(path: Path) -> Volume:
     array = sitk.GetArrayFromImage(image)  # (Z, Y, X[, M])
     _check_type(path, array.dtype)
     array = np.moveaxis(array, (0, 1, 2), (2, 1, 0))
-    direction = np.asarray(image.GetDirection()).reshape(3, 3)
     affine = np.eye(4)
-    affine[:3, :3] = direction * np.asarray(image.GetSpacing())
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.array(image.GetSpacing())
     affine[:3, 3] = image.GetOrigin()
     return Volume(array, np.diag([-1.0, -1, 1, 1]) @ affine, None, path)  # LPS to RAS
 
@@ -419,12 +413,7 @@ def _check_parts(path: Path) -> None:
     """A MetaImage header names the file of its voxels; ITK would not say which one is missing."""
     if path.suffix.lower() != ".mhd":
         return
-    for line in path.read_text(errors="replace").splitlines():
-        key, _, value = (part.strip() for part in line.partition("="))
-        whole_name = value and value != "LOCAL" and "LIST" not in value and "%" not in value
-        if key == "ElementDataFile" and whole_name and not (path.parent / value).exists():
-            raise DataError(f"{path}: its voxels should lie in {path.parent / value}, which does not exist")
-
-
-def _by(numbers: Any) -> str:
-    return " x ".join(f"{n:.4g}" if isinstance(n, float) else str(n) for n in numbers)
+    for name in re.findall(r"^\s*ElementDataFile\s*=(.+)$", path.read_text(errors="replace"), re.MULTILINE):
+        voxels = path.parent / name.strip()
+        if not re.search("^LOCAL$|LIST|%", name.strip()) and not voxels.exists():
+            raise DataError(f"{path}: its voxels should lie in {voxels}, which does not exist")

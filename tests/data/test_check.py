@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from medssl.data.cases import Case, DatasetConfig
-from medssl.data.check import Finding, check, check_cases, require_usable
+from medssl.data.check import check, check_cases
+from medssl.data.findings import Finding, require_usable
 from medssl.data.nifti import write_image
 from medssl.errors import DataError
 

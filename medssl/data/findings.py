@@ -1,0 +1,172 @@
+"""What a check of a dataset found: as values, as JSON, on a terminal, and as the error that stops a job."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from medssl.data.cases import Case
+from medssl.data.nifti import by
+from medssl.errors import DataError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing about one file. Several lines in `found` belong together, such as two grids."""
+
+    case: str | None
+    """None when it concerns the dataset as a whole."""
+    file: Path
+    severity: Literal["error", "warning"]
+    code: str
+    found: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a readable case adds to the summary."""
+
+    case: str
+    shape: tuple[int, int, int] | None = None
+    """Of the image as stored; None when it cannot be read."""
+    spacing: tuple[float, float, float] | None = None
+    voxels: dict[int, int] = field(default_factory=dict)
+    """Voxels by label value; empty without a readable label."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a check found. `unusable` decides the exit code."""
+
+    source: Path | None
+    cases: tuple[Case, ...]
+    findings: tuple[Finding, ...]
+    facts: tuple[Facts, ...]
+    """One for each case, in the same order."""
+    classes: tuple[str, ...] | None
+    """Names by label value; None when nobody declared them."""
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """Findings that keep a case, or the dataset, from being used."""
+        return tuple(finding for finding in self.findings if finding.severity == "error")
+
+    @property
+    def unusable(self) -> tuple[str, ...]:
+        """Ids with an error, each once: of cases, and of labels whose image is missing."""
+        return tuple(dict.fromkeys(finding.case for finding in self.errors if finding.case is not None))
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """Counts and ranges in plain values; `shape` and `spacing` are per axis, as stored."""
+        labelled = sum(case.label is not None for case in self.cases)
+        voxels: Counter[int] = Counter()
+        for facts in self.facts:
+            voxels.update(facts.voxels)
+        names = dict(enumerate(self.classes or ()))
+        return {
+            "cases": len(self.cases),
+            "labelled": labelled,
+            "unlabelled": len(self.cases) - labelled,
+            "subjects": len({case.subject for case in self.cases}),
+            "shape": _range(facts.shape for facts in self.facts),
+            "spacing": _range(facts.spacing for facts in self.facts),
+            "classes": [
+                {
+                    "value": value,
+                    "name": names.get(value),
+                    "share": voxels[value] / max(1, voxels.total()),
+                    "cases": sum(value in facts.voxels for facts in self.facts),
+                }
+                for value in sorted(voxels.keys() | names.keys())
+            ],
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything in plain values."""
+        return {
+            "source": None if self.source is None else str(self.source),
+            "summary": self.summary,
+            "unusable": list(self.unusable),
+            "findings": [asdict(finding) | {"file": str(finding.file)} for finding in self.findings],
+        }
+
+    def print(self, console: Console) -> None:
+        """Findings grouped by what they are, errors first, a line each; then the summary."""
+        from rich.text import Text
+
+        groups: dict[tuple[str, str, str], list[Finding]] = {}
+        for finding in self.findings:
+            groups.setdefault((finding.severity, finding.code, finding.fix), []).append(finding)
+        for (severity, code, fix), findings in sorted(groups.items(), key=lambda group: group[0][0]):
+            style = "bold red" if severity == "error" else "yellow"
+            title = Text.assemble((f"{severity} {code}", style), f" ({len(findings)}): {fix}")
+            console.print(title, soft_wrap=True)
+            width = max(len(finding.case or "") for finding in findings)
+            for finding in findings:
+                line = f"  {finding.case or '':{width}}  " + "; ".join(_lines(finding))
+                console.print(Text(self._relative(line)), soft_wrap=True)
+        for line in self._summary_lines():
+            console.print(Text(line), soft_wrap=True)
+
+    def _relative(self, line: str) -> str:
+        return line if self.source is None else line.replace(f"{self.source}{os.sep}", "")
+
+    def _summary_lines(self) -> Iterator[str]:
+        facts = self.summary
+        yield (
+            f"{facts['cases']} cases: {facts['labelled']} labelled, {facts['unlabelled']} unlabelled, "
+            f"{facts['subjects']} subjects; {len(self.unusable)} unusable, {len(self.findings)} findings"
+        )
+        for name, unit in (("shape", "voxels"), ("spacing", "mm")):
+            if facts[name]:
+                span = " / ".join(by(facts[name][key]) for key in ("min", "median", "max"))
+                yield f"{name} {span} {unit} (min / median / max of each axis)"
+        for known in facts["classes"]:
+            name = known["name"] or "(not declared)"
+            yield f"class {known['value']} {name}: {known['share']:.3%} of voxels, in {known['cases']} cases"
+
+
+def require_usable(report: Report) -> None:
+    """Stop before a dataset with errors is used.
+
+    Raises:
+        DataError: every error, by case.
+    """
+    if not report.errors:
+        return
+    width = max(len(finding.case or "") for finding in report.errors)
+    lines = []
+    for finding in report.errors:
+        first, *rest = _lines(finding)
+        lines.append(f"  {finding.case or '':{width}}  {first}")
+        lines += [f"  {'':{width}}  {line}" for line in rest]
+    fixes = dict.fromkeys(f"  {finding.code}: {finding.fix}" for finding in report.errors)
+    ids = {case.id for case in report.cases} | set(report.unusable)
+    title = f"{len(report.unusable)} of {len(ids)} cases cannot be used"
+    advice = "Fix the files, or move these cases out of the folder."
+    raise DataError("\n".join([title, *lines, advice, *fixes]))
+
+
+def _lines(finding: Finding) -> list[str]:
+    """What was found, and in which file where that does not say so itself."""
+    named = str(finding.file) in finding.found
+    return (finding.found if named else f"{finding.found}  {finding.file}").split("\n")
+
+
+def _range(rows: Iterable[tuple[float, ...] | None]) -> dict[str, list[float]] | None:
+    table = np.array([row for row in rows if row is not None])
+    if not len(table):
+        return None
+    return {name: getattr(np, name)(table, axis=0).tolist() for name in ("min", "median", "max")}
