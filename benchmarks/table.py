@@ -1,6 +1,6 @@
 """Print benchmark results as Markdown: mean and standard deviation over seeds.
 
-    python benchmarks/table.py benchmarks/results/hippocampus.csv [--checkpoint last]
+python benchmarks/table.py benchmarks/results/hippocampus.csv [--checkpoint last]
 """
 
 from __future__ import annotations

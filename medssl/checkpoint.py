@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from medssl.errors import DataError
+from medssl.files import whole_file
 
 FORMAT = 1
 
 
 def save_checkpoint(path: Path, values: dict[str, Any]) -> None:
     """Write tensors and plain values; an earlier file stays until the new one is complete."""
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    try:
+    with whole_file(path) as partial:
         torch.save({"format": FORMAT, **values}, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

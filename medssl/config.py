@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from medssl.errors import ConfigError
+from medssl.files import whole_file
 
 
 class Settings(BaseModel):
@@ -81,7 +82,8 @@ def parse(model: type[SettingsT], values: Mapping[str, Any], *, where: str = "")
 
 def dump(values: Mapping[str, Any], path: Path) -> None:
     """Write a nested dict of plain values as YAML, keys in their given order."""
-    Path(path).write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
+    with whole_file(path) as partial:
+        partial.write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:

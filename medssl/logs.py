@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from medssl.methods.base import StepResult
+from medssl.files import whole_file
 
 PLAIN_SECONDS = 10.0
 """Off a terminal, the least time between two progress lines."""
@@ -108,12 +109,10 @@ class RunLog:
         return list(dict.fromkeys(["step", *(key for row in self.rows for key in row)]))
 
     def _rewrite(self) -> None:
-        partial = self.path.with_name(f".partial-{self.path.name}")
-        with partial.open("w", newline="") as file:
+        with whole_file(self.path) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns, restval="")
             writer.writeheader()
             writer.writerows(self.rows)
-        partial.replace(self.path)
 
     def _show(self, iteration: int, losses: str) -> None:
         dice = "" if math.isnan(self.dice) else f"  val Dice {self.dice:.3f}"

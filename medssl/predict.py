@@ -12,9 +12,10 @@ import torch
 from medssl.checkpoint import load_checkpoint
 from medssl.config import load_yaml, parse
 from medssl.data.nifti import case_id, is_volume, list_volumes, read_image, write_label
-from medssl.data.prepared import read_prepared, write_json
+from medssl.data.prepared import read_prepared
 from medssl.data.splits import PARTS, read_split
 from medssl.errors import ConfigError, DataError
+from medssl.files import write_json
 from medssl.networks import choose_device
 from medssl.predictor import Predictor
 from medssl.progress import track

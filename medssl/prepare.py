@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from itertools import repeat
 from pathlib import Path
 
 from medssl.data.cases import Case, DatasetConfig
@@ -20,7 +19,7 @@ from medssl.data.prepared import (
     write_dataset,
 )
 from medssl.errors import ConfigError, DataError
-from medssl.progress import track
+from medssl.progress import mapper, tracked
 
 
 def prepare(
@@ -52,7 +51,9 @@ def prepare(
     todo = [case for case in cases if stored_digest(out, case.id) != digests[case.id]]
     if todo:
         (out / "dataset.json").unlink(missing_ok=True)
-    _run([(case, out, config, digests[case.id]) for case in todo], workers, total=len(cases))
+    with mapper(workers if len(todo) > 1 else 0) as apply:
+        done = apply(prepare_case, todo, repeat(out), repeat(config), [digests[case.id] for case in todo])
+        tracked("prepare", [case.id for case in todo], done)
     write_dataset(out, config, [case.id for case in cases])
     return read_prepared(out)
 
@@ -62,23 +63,6 @@ def prepare_case(case: Case, out: Path, config: DatasetConfig, digest: str) -> s
     label = None if case.label is None else read_label(case.label)
     write_case(out, case, config.recipe.apply(read_image(case.image), label), digest)
     return case.id
-
-
-def _run(jobs: list[tuple[Case, Path, DatasetConfig, str]], workers: int, total: int) -> None:
-    with track("prepare", total, done=total - len(jobs)) as advance:
-        if workers < 2 or len(jobs) < 2:
-            for job in jobs:
-                advance(prepare_case(*job))
-            return
-        # Workers are spawned, not forked: the libraries below hold threads and locks.
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            futures = [pool.submit(prepare_case, *job) for job in jobs]
-            try:
-                for future in as_completed(futures):
-                    advance(future.result())
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
 
 
 def _refuse_foreign(out: Path, config: DatasetConfig, overwrite: bool) -> None:

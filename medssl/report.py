@@ -6,7 +6,6 @@ distances in millimetres. What the page says is decided here, how it looks in te
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from medssl.comparison import (
 from medssl.data.nifti import read_image, read_label
 from medssl.errors import ConfigError, DataError
 from medssl.figures import STYLES, Line, View, class_colour, line_plot, overlay, smooth, strip_plot
+from medssl.files import whole_file
 from medssl.metrics import ClassScore
 from medssl.progress import track
 from medssl.scores import ClassSummary, Spread
@@ -87,13 +87,9 @@ def write_report(
         raise ConfigError(f"{page}: exists already; choose another folder, or replace it with --overwrite")
     text = render(make_rows(load_runs([Path(path) for path in runs])), title)
     page.parent.mkdir(parents=True, exist_ok=True)
-    partial = page.with_name(f".partial-{os.getpid()}-{page.name}")
-    try:
+    with whole_file(page) as partial:
         # A file name that is not UTF-8 has no place in a page; question marks stand for such bytes.
         partial.write_text(text, encoding="utf-8", errors="replace")
-        partial.replace(page)
-    finally:
-        partial.unlink(missing_ok=True)
     return page
 
 

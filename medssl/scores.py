@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import get_args
 
 from medssl.errors import DataError
+from medssl.files import whole_file
 from medssl.metrics import METRICS, ClassScore, Status
 
 COLUMNS = (
@@ -119,16 +119,11 @@ def write_scores(out: Path, scores: Scores, files: Mapping[str, tuple[Path, Path
     """Write the table; `files` gives each case's prediction and reference. It appears whole or not at all."""
     paths = {case: [path.resolve() for path in pair] for case, pair in files.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".partial-{os.getpid()}-{out.name}")
-    try:
-        with partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            file.writelines(f"# {line}\n" for line in _header(scores))
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(COLUMNS)
-            table.writerows([*_cells(score), *paths[score.case]] for score in scores)
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(out) as partial, partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        file.writelines(f"# {line}\n" for line in _header(scores))
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(COLUMNS)
+        table.writerows([*_cells(score), *paths[score.case]] for score in scores)
 
 
 # ---- numbers over cases

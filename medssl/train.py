@@ -15,9 +15,10 @@ from medssl.augment import Augment
 from medssl.checkpoint import load_checkpoint
 from medssl.config import dump
 from medssl.data.patches import PatchStream, TrainingData
-from medssl.data.prepared import PreparedDataset, read_prepared, write_json
+from medssl.data.prepared import PreparedDataset, read_prepared
 from medssl.data.splits import read_split, write_split
 from medssl.errors import ConfigError
+from medssl.files import write_json
 from medssl.logs import RunLog
 from medssl.methods import METHODS
 from medssl.methods.base import Method

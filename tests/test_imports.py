@@ -77,7 +77,7 @@ def test_methods_know_parts_and_settings_but_no_networks_files_or_devices(module
 
 @pytest.mark.parametrize("module", members("medssl.data"))
 def test_data_knows_neither_methods_nor_jobs(module):
-    assert strangers(module, "medssl.data", "medssl.config", "medssl.errors", "medssl.progress") == []
+    assert strangers(module, "medssl.data", "medssl.config", "medssl.errors", "medssl.files", "medssl.progress") == []
 
 
 @pytest.mark.parametrize(
@@ -88,9 +88,9 @@ def test_arrays_stay_arrays(module):
         assert "torch" not in outside(module)
 
 
-@pytest.mark.parametrize("module", members("medssl.errors", "medssl.config"))
-def test_the_lowest_modules_import_no_other(module):
-    assert strangers(module, "medssl.errors") == []
+@pytest.mark.parametrize("module", members("medssl.errors", "medssl.files", "medssl.config"))
+def test_the_lowest_modules_import_only_each_other(module):
+    assert strangers(module, "medssl.errors", "medssl.files") == []
 
 
 @pytest.mark.parametrize(

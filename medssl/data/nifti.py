@@ -13,7 +13,6 @@ import io
 import itertools
 import logging
 import math
-import os
 import re
 import zlib
 from collections.abc import Iterable
@@ -29,6 +28,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from medssl.errors import DataError
+from medssl.files import whole_file
 
 Affine = NDArray[np.float64]
 """`(4, 4)`, voxel index to RAS millimetres."""
@@ -229,12 +229,8 @@ def _write(path: Path, array: NDArray[Any], affine: Affine, header: nib.Nifti1He
         image = image_class(array, None, header)
     image.header.set_slope_inter(1, 0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    try:
+    with whole_file(path) as partial:
         nib.save(image, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _check_file(path: Path) -> None:

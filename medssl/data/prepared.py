@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from medssl.config import parse
 from medssl.data.cases import Case, DatasetConfig
 from medssl.data.recipe import Grid, Prepared
 from medssl.errors import DataError
+from medssl.files import write_json
 
 FORMAT = 1
 BLOCK = 32
@@ -139,13 +139,6 @@ def case_digest(case: Case, config: DatasetConfig) -> str:
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
     facts = [FORMAT, case.id, case.subject, stats, config.recipe.model_dump(mode="json"), list(config.channels)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write JSON so that the file appears whole or not at all."""
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    partial.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 def _read_case(folder: Path) -> PreparedCase:

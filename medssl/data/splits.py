@@ -10,8 +10,9 @@ from typing import Any, Literal
 import numpy as np
 
 from medssl.config import Settings
-from medssl.data.prepared import PreparedDataset, write_json
+from medssl.data.prepared import PreparedDataset
 from medssl.errors import ConfigError, DataError
+from medssl.files import write_json
 
 Part = Literal["labelled", "unlabelled", "val", "test"]
 PARTS: tuple[Part, ...] = ("labelled", "unlabelled", "val", "test")
