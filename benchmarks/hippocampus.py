@@ -4,8 +4,8 @@
 
 SOURCE is the decathlon's Task04 folder with a `cases.csv` (case, inferred_subject). Every run is three
 `medssl` commands: train, predict, evaluate. Runs that are in the results already are left out, a run
-that was cut short is resumed. Validation cases choose `best.pt`; nothing is chosen by test cases, and
-both `best.pt` and `last.pt` are scored.
+that was cut short is resumed. Validation cases choose `best.pt`; nothing is chosen by test cases. The
+student of `last.pt` is the primary result; that of `best.pt`, and the teacher, are scored beside it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from medssl.data.prepared import read_prepared
 from medssl.logs import read_metrics
 from medssl.scores import read_scores, summarise
 
@@ -29,7 +30,7 @@ ROWS = {  # name: (method, split)
     "bcp": ("bcp", "few"),
     "supervised, all labels": ("supervised", "all"),
 }
-CHECKPOINTS = ("last", "best")
+SCORED = (("last", "student"), ("best", "student"), ("last", "teacher"))
 
 
 def main() -> None:
@@ -57,8 +58,8 @@ def prepare(options: argparse.Namespace) -> None:
     """The prepared dataset and its two splits, which share their test and validation cases."""
     out = options.out
     medssl("prepare", options.source, out / "prepared", "--config", CONFIGS / "data" / "hippocampus.yaml")
-    everyone = 180 - 20 - 40
-    for name, labelled in (("few", options.labelled), ("all", everyone)):
+    cases = len(read_prepared(out / "prepared").cases)
+    for name, labelled in (("few", options.labelled), ("all", cases - 20 - 40)):
         path = out / f"{name}.json"
         if not path.exists():
             medssl("split", out / "prepared", "--labelled", labelled, "--val", 20, "--test", 40, "--count", "cases",
@@ -83,7 +84,8 @@ def run(options: argparse.Namespace, preset: str, seed: int, row: str) -> None:
         f"data.splits={options.out / f'{split}.json'}", "--set", f"augment.preset={preset}", "--set",
         f"train.seed={seed}", "--set", f"train.iterations={options.iterations}",
     )  # fmt: skip
-    new = [{**facts, **score(options, folder, checkpoint)} for checkpoint in CHECKPOINTS]
+    scored = [what for what in SCORED if method != "supervised" or what[1] == "student"]
+    new = [{**facts, **score(options, folder, *what)} for what in scored]
     options.results.parent.mkdir(parents=True, exist_ok=True)
     is_new = not options.results.exists()
     with options.results.open("a", newline="") as file:
@@ -91,13 +93,14 @@ def run(options: argparse.Namespace, preset: str, seed: int, row: str) -> None:
         if is_new:
             writer.writeheader()
         writer.writerows(new)
-    print(f"{name}: test Dice " + ", ".join(f"{r['checkpoint']} {r['dice']}" for r in new), flush=True)
+    print(f"{name}: test Dice " + ", ".join(f"{r['checkpoint']} {r['network']} {r['dice']}" for r in new), flush=True)
 
 
-def score(options: argparse.Namespace, folder: Path, checkpoint: str) -> dict[str, object]:
-    """Test scores of a run's checkpoint. The last one's lie in the run folder, where the report looks."""
-    place = folder if checkpoint == "last" else folder / checkpoint
-    medssl("predict", folder, "--part", "test", "--checkpoint", checkpoint, "-o", place / "test", "--overwrite")
+def score(options: argparse.Namespace, folder: Path, checkpoint: str, network: str) -> dict[str, object]:
+    """Test scores of a run. The primary ones lie in the run folder, where the report looks."""
+    place = folder if (checkpoint, network) == SCORED[0] else folder / f"{checkpoint}-{network}"
+    medssl("predict", folder, "--part", "test", "--checkpoint", checkpoint, "--network", network, "-o",
+           place / "test", "--overwrite")  # fmt: skip
     medssl("evaluate", place / "test", options.source / "labelsTr", "-o", place / "scores.csv", "--overwrite",
            "--workers", 0)  # fmt: skip
     summary = summarise(read_scores(place / "scores.csv"))
@@ -105,6 +108,7 @@ def score(options: argparse.Namespace, folder: Path, checkpoint: str) -> dict[st
     val = [row["val/dice"] for row in metrics if "val/dice" in row]
     return {
         "checkpoint": checkpoint,
+        "network": network,
         "cases": summary.cases,
         "dice": number(overall.dice.mean),
         "dice_sd_cases": number(overall.dice.sd),
@@ -113,8 +117,7 @@ def score(options: argparse.Namespace, folder: Path, checkpoint: str) -> dict[st
         "hd95_mm": number(overall.hd95.mean),
         "asd_mm": number(overall.asd.mean),
         "missed": overall.missed,
-        "val_dice": number(max(val) if checkpoint == "best" else val[-1]),
-        "train_seconds": round(sum(row.get("seconds_per_step", 0) for row in metrics) * 20),
+        "val_dice": number(max(val) if checkpoint == "best" else val[-1]) if network == "student" else "",
     }
 
 

@@ -10,27 +10,30 @@ import csv
 import statistics
 from pathlib import Path
 
+KEYS = ("labelled", "split_seed", "preset", "iterations")
 COLUMNS = {"dice": "Dice", "dice_anterior": "anterior", "dice_posterior": "posterior", "hd95_mm": "HD95 mm",
-           "asd_mm": "ASD mm", "val_dice": "val Dice"}  # fmt: skip
+           "asd_mm": "ASD mm"}  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
     parser.add_argument("--checkpoint", choices=["last", "best"], default="last")
+    parser.add_argument("--network", choices=["student", "teacher"], default="student")
     options = parser.parse_args()
     with options.results.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["checkpoint"] == options.checkpoint]
     groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for row in rows:
-        groups.setdefault((row["preset"], row["iterations"], row["row"]), []).append(row)
+        if row["network"] == options.network or row["row"].startswith("supervised"):
+            groups.setdefault((*(row[key] for key in KEYS), row["row"]), []).append(row)
 
-    print("| augmentation | steps | row | seeds | " + " | ".join(COLUMNS.values()) + " | gain over supervised |")
-    print("|" + "---|" * (5 + len(COLUMNS)))
-    for (preset, iterations, name), runs in groups.items():
+    print(f"| {' | '.join(KEYS)} | row | seeds | {' | '.join(COLUMNS.values())} | gain over supervised |")
+    print("|" + "---|" * (len(KEYS) + 3 + len(COLUMNS)))
+    for (*keys, name), runs in groups.items():
         cells = [spread([float(run[column]) for run in runs]) for column in COLUMNS]
-        baseline = groups.get((preset, iterations, "supervised"), [])
-        print(f"| {preset} | {iterations} | {name} | {len(runs)} | {' | '.join(cells)} | {gain(runs, baseline)} |")
+        baseline = groups.get((*keys, "supervised"), [])
+        print(f"| {' | '.join(keys)} | {name} | {len(runs)} | {' | '.join(cells)} | {gain(runs, baseline)} |")
 
 
 def spread(values: list[float]) -> str:

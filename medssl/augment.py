@@ -7,6 +7,7 @@ Geometry moves image and one-hot label on one grid; intensity touches the image 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -30,7 +31,7 @@ class AugmentConfig(Settings):
     preset: Literal["none", "weak", "strong"] = "weak"
     """`weak`, as published: flips and quarter turns where the grid allows, slight contrast, brightness and
     noise. `strong` adds rotation, scaling, gamma, blur, low resolution and more noise."""
-    flips: tuple[int, ...] = (0, 1, 2)
+    flips: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
     """Axes that may be mirrored; leave out those that would swap left and right classes."""
 
 
@@ -151,7 +152,9 @@ def _warp(image: Tensor, label: Tensor | None, draws: Sequence[Draw]) -> tuple[T
         matrices.append(scaled[::-1, ::-1].copy())
     theta = torch.zeros(len(which), 3, 4, device=image.device)
     theta[:, :, :3] = torch.as_tensor(np.stack(matrices), dtype=torch.float32)
-    grid = F.affine_grid(theta, [len(which), 1, *shape], align_corners=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of axes of one voxel, which stay where they are
+        grid = F.affine_grid(theta, [len(which), 1, *shape], align_corners=True)
     image = image.clone()
     image[which] = F.grid_sample(image[which], grid, padding_mode="border", align_corners=True)
     if label is not None:

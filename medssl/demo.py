@@ -6,6 +6,7 @@ example of using the package from Python. Run again on the same folder, it goes 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,12 +43,13 @@ def demo(out: Path, *, iterations: int | None = None, methods: Sequence[str] = M
     """
     console = Console()
     source, prepared, splits = out / "phantoms", out / "prepared", out / "splits.json"
-    if out.exists() and any(out.iterdir()) and not source.exists():
+    partial = out / ".phantoms"
+    if out.exists() and any(out.iterdir()) and not source.exists() and not partial.exists():
         raise ConfigError(f"{out}: not empty, and not from an earlier demo; choose another folder with --out")
 
     _say(console, f"phantoms: {LABELLED + VAL + TEST} cardiac stacks with labels, {UNLABELLED} without, in {source}")
     if not source.exists():
-        partial = out / ".phantoms"
+        shutil.rmtree(partial, ignore_errors=True)
         write_dataset(partial, "cardiac", labelled=LABELLED + VAL + TEST, unlabelled=UNLABELLED, seed=7)
         partial.rename(source)
     config_file = _config("data/phantom_cardiac.yaml")
@@ -104,4 +106,4 @@ def _config(name: str) -> Path:
 
 
 def _say(console: Console, text: str) -> None:
-    console.rule(text, align="left")
+    console.print(f"\n[bold]{text}[/bold]", soft_wrap=True, highlight=False)

@@ -135,11 +135,9 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 def _read_rows(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        # A line cut short by a kill has no last column or no number in it: leave it out.
-        return [
-            {k: v for k, v in row.items() if v and k} for row in csv.DictReader(file) if (row["step"] or "").isdigit()
-        ]
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1]  # a kill may have cut the last line short
+    return [{k: v for k, v in row.items() if v and k} for row in csv.DictReader(whole.splitlines())]
 
 
 def _clock(seconds: float) -> str:

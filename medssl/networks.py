@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from typing import Literal
 
-import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import nn
 
 from medssl.config import Settings
 from medssl.errors import ConfigError
 
+GROUPS = 8
+"""Groups of `norm: group`."""
 PerAxis = PositiveInt | tuple[PositiveInt, PositiveInt, PositiveInt]
 
 
@@ -40,6 +41,10 @@ class NetworkConfig(Settings):
             raise ValueError(f"kernels: give 1 or {len(self.channels)} entries, got {len(self.kernels)}")
         if self.name == "dynunet" and len(self.channels) < 3:
             raise ValueError("network dynunet needs at least 3 channels entries")
+        if any(side % 2 == 0 for kernel in self.kernels for side in _triple(kernel)):
+            raise ValueError("kernels: sides must be odd")
+        if self.norm == "group" and any(count % GROUPS for count in self.channels):
+            raise ValueError(f"norm group needs channels that are multiples of {GROUPS}")
         if self.name == "unet" and len(set(self.kernels)) > 1:
             raise ValueError("network unet takes one kernel for all levels; use dynunet")
         return self
@@ -61,7 +66,7 @@ def make_network(config: NetworkConfig, channels: int, classes: int) -> nn.Modul
 
     strides = [_triple(stride) for stride in config.strides]
     kernels = [_triple(kernel) for kernel in config.kernels]
-    norm = {"instance": ("instance", {"affine": True}), "batch": "batch", "group": ("group", {"num_groups": 8})}
+    norm = {"instance": ("instance", {"affine": True}), "batch": "batch", "group": ("group", {"num_groups": GROUPS})}
     net: nn.Module
     if config.name == "unet":
         net = UNet(
@@ -80,12 +85,12 @@ def make_network(config: NetworkConfig, channels: int, classes: int) -> nn.Modul
 
 
 def check_patch(patch: tuple[int, int, int], config: NetworkConfig) -> None:
-    """Raise a ConfigError when a patch cannot pass through the network and come back in its size."""
+    """Raise a ConfigError when a patch or window cannot pass through the network and come back in its size."""
     stride = config.total_stride
     if any(side % s for side, s in zip(patch, stride, strict=True)):
         fitting = tuple(max(s, round(side / s) * s) for side, s in zip(patch, stride, strict=True))
         raise ConfigError(
-            f"train.patch {list(patch)} is not divisible by the network's strides {list(stride)}; "
+            f"patch {list(patch)} is not divisible by the network's strides {list(stride)}; "
             f"the nearest that is: {list(fitting)}"
         )
 
@@ -93,28 +98,6 @@ def check_patch(patch: tuple[int, int, int], config: NetworkConfig) -> None:
 def count_parameters(net: nn.Module) -> int:
     """Numbers that training changes."""
     return sum(p.numel() for p in net.parameters() if p.requires_grad)
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU.
-
-    Raises:
-        DeviceError: a device was asked for that this machine or this build of torch lacks.
-    """
-    from medssl.errors import DeviceError
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise DeviceError(
-            f"device {name}: not usable here ({reason}); torch {torch.__version__}, built for CUDA "
-            f"{torch.version.cuda}. Use --device cpu, or install a torch build that fits the driver."
-        ) from None
-    return device
 
 
 def _triple(value: PerAxis) -> tuple[int, int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from medssl.config import load_yaml, parse
 from medssl.data.nifti import case_id, is_volume, list_volumes, read_image, write_label
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import PARTS, read_split
+from medssl.device import choose_device
 from medssl.errors import ConfigError, DataError
 from medssl.files import write_json
-from medssl.networks import choose_device
 from medssl.predictor import Predictor
 from medssl.progress import track
 from medssl.run import RunConfig, build_method, make_predictor
@@ -49,6 +50,7 @@ def predict(
     existing = [path for path in targets.values() if path.exists()]
     if existing and not overwrite:
         raise ConfigError(f"{existing[0]}: exists ({len(existing)} such files); choose another folder or --overwrite")
+    earlier = _earlier_images(out / "predictions.json", facts, overwrite)
     out.mkdir(parents=True, exist_ok=True)
     with track("predict", len(sources)) as advance:
         for id, path in sources.items():
@@ -57,7 +59,8 @@ def predict(
                 raise DataError(f"{path}: holds NaN or Inf voxels; see `medssl check`")
             write_label(targets[id], predictor.segment(image), like=image)
             advance(id)
-    write_json(out / "predictions.json", {**facts, "images": {id: str(p.resolve()) for id, p in sources.items()}})
+    images_now = {id: str(path.resolve()) for id, path in sources.items()}
+    write_json(out / "predictions.json", {**facts, "images": {**earlier, **images_now}})
     return list(targets.values())
 
 
@@ -89,6 +92,21 @@ def load_predictor(
         "window": config.window.model_dump(mode="json"),
     }
     return make_predictor(method.to(device), config, device), facts
+
+
+def _earlier_images(record: Path, facts: dict[str, Any], overwrite: bool) -> dict[str, str]:
+    """The images that were predicted into this folder before, in the same way."""
+    if not record.exists():
+        return {}
+    try:
+        earlier = json.loads(record.read_text())
+        if {key: earlier[key] for key in facts} == facts:
+            return dict(earlier["images"])
+    except (OSError, ValueError, KeyError):
+        pass
+    if overwrite:
+        return {}
+    raise ConfigError(f"{record}: tells of predictions made in another way; choose another folder or --overwrite")
 
 
 def _expand(paths: Iterable[Path]) -> list[Path]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from medssl.config import Settings
 from medssl.data.nifti import Volume
 from medssl.data.recipe import Recipe
+from medssl.device import autocast
 from medssl.errors import ConfigError, DataError
 from medssl.methods.base import Method
 from medssl.parts.pseudo import largest_component
@@ -49,9 +50,10 @@ class Predictor:
         channels: int,
         classes: Sequence[str],
         device: torch.device,
+        precision: torch.dtype | None = None,
     ) -> None:
         self.networks, self.recipe, self.window = list(networks), recipe, window
-        self.patch, self.device = window.patch or patch, device
+        self.patch, self.device, self.precision = window.patch or patch, device, precision
         self.channels, self.classes = channels, tuple(classes)
         unknown = set(window.largest_component) - set(classes)
         if unknown:
@@ -81,8 +83,7 @@ class Predictor:
         return self._cleaned(classes)
 
     def _forward(self, windows: Tensor) -> Tensor:
-        amp = torch.bfloat16 if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else None
-        with torch.autocast(self.device.type, dtype=amp, enabled=amp is not None):
+        with autocast(self.device, self.precision):
             logits = [net(windows) for net in self.networks]
         return torch.stack([z.float().softmax(1) for z in logits]).mean(0)
 

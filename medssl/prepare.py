@@ -76,7 +76,9 @@ def _refuse_foreign(out: Path, config: DatasetConfig, overwrite: bool) -> None:
         return  # an unfinished folder: go on with it
     wanted = config.model_copy(update={"root": None, "splits": None})
     if found != wanted and not overwrite:
+        there, now = found.model_dump(mode="json"), wanted.model_dump(mode="json")
+        lines = [f"  data.{key}: there {there[key]}, now {now[key]}" for key in now if there[key] != now[key]]
         raise ConfigError(
-            f"{out}: prepared before with other settings\n  there: {found.recipe}\n  now:   {wanted.recipe}\n"
+            f"{out}: prepared before with other settings\n" + "\n".join(lines) + "\n"
             "Choose another folder, or replace it with --overwrite."
         )

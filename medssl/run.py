@@ -20,10 +20,11 @@ from medssl import __version__
 from medssl.augment import AugmentConfig
 from medssl.config import Settings, merge, parse
 from medssl.data.cases import DatasetConfig
+from medssl.device import choose_precision
 from medssl.errors import ConfigError
 from medssl.methods import METHODS
 from medssl.methods.base import Method, MethodConfig
-from medssl.networks import NetworkConfig, make_network
+from medssl.networks import NetworkConfig, check_patch, make_network
 from medssl.predictor import Predictor, WindowConfig, chosen_networks
 from medssl.trainer import TrainConfig
 
@@ -75,9 +76,10 @@ def build_method(config: RunConfig) -> Method:
 def make_predictor(method: Method, config: RunConfig, device: torch.device) -> Predictor:
     """The predictor of a method in memory, as its settings say."""
     networks = chosen_networks(method, config.window.network)
-    data = config.data
+    data, precision = config.data, choose_precision(config.train.precision, device)
+    check_patch(config.window.patch or config.train.patch, config.network)
     return Predictor(networks, data.recipe, config.window, patch=config.train.patch, channels=len(data.channels),
-                     classes=data.classes, device=device)  # fmt: skip
+                     classes=data.classes, device=device, precision=precision)  # fmt: skip
 
 
 def environment() -> dict[str, Any]:

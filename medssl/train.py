@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import sys
 import time
 from pathlib import Path
@@ -16,14 +17,15 @@ from medssl.checkpoint import load_checkpoint
 from medssl.config import dump
 from medssl.data.patches import PatchStream, TrainingData
 from medssl.data.prepared import PreparedDataset, read_prepared
-from medssl.data.splits import read_split, write_split
+from medssl.data.splits import Split, read_split, write_split
+from medssl.device import choose_device
 from medssl.errors import ConfigError
 from medssl.files import write_json
 from medssl.logs import RunLog
 from medssl.methods import METHODS
 from medssl.methods.base import Method
 from medssl.metrics import dice
-from medssl.networks import check_patch, choose_device, count_parameters
+from medssl.networks import check_patch, count_parameters
 from medssl.run import RunConfig, build_method, environment, make_predictor
 from medssl.trainer import Trainer
 
@@ -52,7 +54,7 @@ def train(
     trainer = make_trainer(config, out, choose_device(device))
     out_is_used = out.exists() and any(out.iterdir())
     if resume and (out / "last.pt").exists():
-        _check_same(config, out)
+        _check_same(config, data.split, out)
         trainer.load(out / "last.pt")
     elif out_is_used and not resume:
         raise ConfigError(f"{out}: not empty; go on with --resume, or choose another folder")
@@ -72,11 +74,12 @@ def train(
 
 
 def dry_run(config: RunConfig, *, device: str = "auto") -> dict[str, Any]:
-    """Resolve everything, run two batches, write nothing; the facts come back."""
+    """Resolve everything, run two batches from the middle of the run, write nothing; the facts come back."""
     data = open_data(config)
     trainer = make_trainer(config, Path(), choose_device(device))
     labelled, unlabelled = make_streams(config, data)
-    batches = trainer.batches(labelled, unlabelled, 2)
+    trainer.iteration = config.train.iterations // 2  # past what a method does first
+    batches = trainer.batches(labelled, unlabelled, trainer.iteration + 2)
     trainer.train_step(next(batches))
     started = time.monotonic()
     result = trainer.train_step(next(batches))
@@ -111,6 +114,7 @@ def make_trainer(config: RunConfig, out: Path, device: torch.device) -> Trainer:
     check_patch(config.train.patch, config.network)
     method = build_method(config)
     _check_batches(config, method)
+    make_predictor(method, config, device)  # validation must not be the first to find its settings wrong
     augment = Augment(config.augment, config.train.patch, config.data.recipe.spacing)
     return Trainer(method, config.train, out, device, augment, config.to_plain())
 
@@ -170,8 +174,10 @@ def _check_batches(config: RunConfig, method: Method) -> None:
         )
 
 
-def _check_same(config: RunConfig, out: Path) -> None:
-    """Refuse to resume with other settings, place of the data apart."""
+def _check_same(config: RunConfig, split: Split, out: Path) -> None:
+    """Refuse to resume with another split or other settings; the data may have moved."""
+    if json.loads((out / "splits.json").read_text()) != split.model_dump(mode="json"):
+        raise ConfigError(f"{out}: was started with another split (its splits.json); resume with that one")
     then, now = load_checkpoint(out / "last.pt")["config"], config.to_plain()
     changed = [key for key in _flat(now) if key not in ("data.root", "data.splits", "train.workers")
                and _flat(then).get(key) != _flat(now)[key]]  # fmt: skip

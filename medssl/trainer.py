@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from medssl.augment import Augment
 from medssl.checkpoint import load_checkpoint, save_checkpoint
 from medssl.config import Settings
 from medssl.data.patches import PatchStream
+from medssl.device import Precision, autocast, choose_precision
 from medssl.ema import ema_update
 from medssl.errors import DivergedError, Interrupted
 from medssl.logs import RunLog
@@ -49,7 +50,7 @@ class TrainConfig(Settings):
     weight_decay: float = Field(1e-4, ge=0)
     max_grad_norm: PositiveFloat = 12.0
     """Each student's gradient is clipped to this by itself."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Precision = "auto"
     """`auto`: bf16 on a GPU that has it, fp16 on an older one, fp32 on the CPU."""
     seed: NonNegativeInt = 1337
     """Decides weights, patches, augmentation and boxes."""
@@ -76,7 +77,7 @@ class Trainer:
         self.method, self.config, self.run, self.device = method.to(device), config, run, device
         self.augment, self.plain_config = augment, plain_config
         self.optimizer = make_optimizer(method, config)
-        self.precision = _precision(config.precision, device)
+        self.precision = choose_precision(config.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
         self.iteration = 0
         self.best = -1.0
@@ -126,23 +127,23 @@ class Trainer:
             group["lr"] = self.lr
 
         self.method.train()
-        with self.autocast():
+        with autocast(self.device, self.precision):
             result = self.method.step(batch, progress, rng)
         loss = torch.stack(list(result.losses.values())).sum()
         self.iteration += 1
-        if not self.is_finite(result, loss, cases):
-            return result
 
         self.optimizer.zero_grad(set_to_none=True)  # None, not 0: a resting student is skipped
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
-        for group in self.optimizer.param_groups:  # one group a student: each is clipped by itself
+        norms = [  # one group a student: each is clipped by itself
             torch.nn.utils.clip_grad_norm_(group["params"], self.config.max_grad_norm)
-        self.scaler.step(self.optimizer)
+            for group in self.optimizer.param_groups
+        ]
+        if self.is_finite(result, loss, norms, cases):
+            self.scaler.step(self.optimizer)
+            for follow in self.method.followers(progress):
+                ema_update(follow.teacher, follow.students, follow.decay)
         self.scaler.update()
-
-        for follow in self.method.followers(progress):
-            ema_update(follow.teacher, follow.students, follow.decay)
         return result
 
     @property
@@ -181,25 +182,24 @@ class Trainer:
             self.best = scores["dice"]
             self.save("best.pt")
 
-    def is_finite(self, result: StepResult, loss: Tensor, cases: Callable[[], str]) -> bool:
-        """Whether a step may be taken; a step with a non-finite loss is left out, several in a row stop the run."""
-        if torch.isfinite(loss):
+    def is_finite(self, result: StepResult, loss: Tensor, norms: Sequence[Tensor], cases: Callable[[], str]) -> bool:
+        """Whether a step may be taken: one with a non-finite loss or gradient is left out, several in a row are fatal.
+
+        The scaler of fp16 leaves out overflowing gradients by itself, and lowers its scale.
+        """
+        judged = [loss] if self.scaler.is_enabled() else [loss, *norms]
+        if all(torch.isfinite(value) for value in judged):
             self.bad_steps = 0
             return True
         self.bad_steps += 1
         if self.bad_steps >= PATIENCE:
-            names = ", ".join(f"{k} = {v.item():g}" for k, v in result.losses.items() if not torch.isfinite(v))
+            names = [f"{name} = {value.item():g}" for name, value in result.losses.items() if not value.isfinite()]
             raise DivergedError(
-                f"step {self.iteration}: {names}, {PATIENCE} steps in a row; cases of this step: {cases()}. "
-                "Check these cases with `medssl check`, lower train.lr, or set train.precision: fp32."
+                f"step {self.iteration}: {', '.join(names) or 'a gradient is not finite'}, {PATIENCE} steps in a row; "
+                f"cases of this step: {cases()}. Check them with `medssl check`, lower train.lr, or set "
+                "train.precision: fp32."
             )
         return False
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The precision that networks run in."""
-        if self.precision is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.precision)
 
     def save(self, name: str) -> None:
         """Write everything that the run needs to go on, and that `predict` needs."""
@@ -217,10 +217,11 @@ class Trainer:
 
     def load(self, path: Path) -> None:
         """Take up a run where `save` left it."""
-        values = load_checkpoint(path, self.device)
+        values = load_checkpoint(path)
         self.method.load_state_dict(values["method"])
         self.optimizer.load_state_dict(values["optimizer"])
-        self.scaler.load_state_dict(values["scaler"])
+        if values["scaler"] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(values["scaler"])
         self.iteration, self.best = values["iteration"], values["best"]
 
 
@@ -230,14 +231,6 @@ def make_optimizer(method: Method, config: TrainConfig) -> torch.optim.Optimizer
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, config.lr, weight_decay=config.weight_decay)
     return torch.optim.SGD(groups, config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay)
-
-
-def _precision(name: str, device: torch.device) -> torch.dtype | None:
-    if name == "auto":
-        if device.type != "cuda":
-            return None
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
 def _cases(labelled: PatchStream, unlabelled: PatchStream | None, config: TrainConfig, iteration: int) -> str:

@@ -5,6 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
+from scipy import ndimage
 
 from medssl.augment import Augment, AugmentConfig, Draw
 
@@ -140,3 +142,21 @@ def test_inputs_are_left_alone():
     augment.apply(image, [augment.draw(n) for n in range(3)], label)
     assert torch.equal(image, before[0])
     assert torch.equal(label, before[1])
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (1.0, 2.0, 1.5), (1.5, 1.5, 10.0)])
+def test_warping_is_the_affine_map_of_its_matrix(spacing):
+    shape = (14, 10, 8)
+    augment = make("strong", shape, spacing)
+    draw = next(d for d in (augment.draw(3, n) for n in range(50)) if d.matrix is not None)
+    image = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=shape), 1.0)
+    centre = (np.array(shape) - 1) / 2
+    expected = ndimage.affine_transform(image, draw.matrix, centre - draw.matrix @ centre, order=1, mode="nearest")
+    tensor = torch.from_numpy(image).float()[None, None]
+    warped, _ = augment.apply(tensor, [replace(STILL, matrix=draw.matrix)])
+    np.testing.assert_allclose(warped[0, 0].numpy(), expected, atol=1e-4)
+
+
+def test_an_axis_that_is_not_one_is_refused():
+    with pytest.raises(ValidationError):
+        AugmentConfig(flips=(-1,))

@@ -2,8 +2,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from medssl.device import choose_device
 from medssl.errors import ConfigError, DeviceError
-from medssl.networks import NetworkConfig, check_patch, choose_device, make_network
+from medssl.networks import NetworkConfig, check_patch, make_network
 
 THICK = {"channels": (4, 8, 8), "strides": ((2, 2, 1), (2, 2, 2)), "kernels": ((3, 3, 1), 3, 3)}
 
@@ -43,6 +44,8 @@ def test_patch_must_be_divisible_and_the_message_names_the_nearest():
         {"channels": (4, 8), "strides": (2,), "kernels": (3,)},
         {"name": "unet", "kernels": (3, (3, 3, 1), 3)},
         {"norm": "x"},
+        {"norm": "group"},
+        {"kernels": (2,)},
     ],
 )
 def test_settings_that_cannot_be_a_network_are_refused(wrong):

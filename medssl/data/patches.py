@@ -6,6 +6,7 @@ labels has none to give: it never opens a label file.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -21,7 +22,9 @@ from medssl.data.splits import Split
 from medssl.errors import DataError
 
 MEMORY_LIMIT = 2 * 2**30
-"""Bytes of prepared volumes that a stream keeps in memory; beyond, patches are read from the store."""
+"""Bytes of prepared volumes that a stream, in each of its workers, keeps in memory; larger sets are read in patches."""
+CENTRES = 10_000
+"""Voxels of a class that a case remembers as centres of patches."""
 
 
 class TrainingData:
@@ -107,6 +110,7 @@ class PatchStream(Dataset[tuple[Tensor, ...]]):
         loader: DataLoader[Any] = DataLoader(
             self, batch_size=size, sampler=range(first * size, last * size), num_workers=workers,
             pin_memory=torch.cuda.is_available(), multiprocessing_context="spawn" if workers else None,
+            worker_init_fn=_leave_signals_to_the_trainer,
         )  # fmt: skip
         yield from loader
 
@@ -132,15 +136,22 @@ class PatchStream(Dataset[tuple[Tensor, ...]]):
         return [int(rng.integers(r + 1)) if r >= 0 else r // 2 for r in room]
 
     def _foreground_voxels(self, id: str) -> list[NDArray[Any]]:
-        """Voxel indices of each foreground class that the case holds."""
+        """Voxel indices of each foreground class that the case holds, thinned out where there are very many."""
         label = np.asarray(self._label(id)[...])
-        return [np.argwhere(label == value) for value in np.unique(label) if value > 0]
+        found = [np.argwhere(label == value).astype(np.int32) for value in np.unique(label) if value > 0]
+        return [voxels[:: 1 + len(voxels) // CENTRES].copy() for voxels in found]
 
     def _read_image(self, id: str) -> NDArray[np.float32]:
         return np.asarray(self.data.image(id)[...])
 
     def _read_label(self, id: str) -> NDArray[np.integer[Any]]:
         return np.asarray(self.data.label(id)[...])
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """A terminal sends Ctrl-C to every process; a worker that died of it would keep the trainer from saving."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def _cut(array: Any, start: Sequence[int], patch: Sequence[int], *, channels: bool) -> NDArray[Any]:

@@ -20,6 +20,7 @@ from scipy import ndimage
 
 from medssl.config import Settings
 from medssl.data.nifti import Volume, spacing_of
+from medssl.errors import DataError
 
 Triple = tuple[int, int, int]
 
@@ -91,11 +92,12 @@ class Recipe(Settings):
             prepared=_resampled_shape(cropped, spacing, target),
             spacing=target,
         )
+        prepared_label = None
+        if label is not None:
+            prepared_label = grid.resample_label(_turn_of(label, image, turn).apply(label.array)[inside])
         normal = [self._normalise(c[inside], foreground[inside]) for c in oriented]
         return Prepared(
-            image=np.stack([grid.resample_image(channel) for channel in normal]),
-            label=None if label is None else grid.resample_label(_oriented_label(label, self.orientation)[inside]),
-            grid=grid,
+            image=np.stack([grid.resample_image(channel) for channel in normal]), label=prepared_label, grid=grid
         )
 
     def undo(self, probs: NDArray[np.floating[Any]], grid: Grid) -> NDArray[np.unsignedinteger[Any]]:
@@ -262,8 +264,15 @@ def _largest(
     return classes
 
 
-def _oriented_label(label: Volume, orientation: str) -> NDArray[Any]:
-    return Turn.to(orientation, label.affine).apply(label.array)
+def _turn_of(label: Volume, image: Volume, turn: Turn) -> Turn:
+    """The image's turn, unless the label's axes are stored in another order or direction."""
+    to_image = np.linalg.inv(image.affine[:3, :3]) @ label.affine[:3, :3]
+    order = np.rint(to_image)  # image axes by label axes: -1, 0 or 1
+    if sorted(np.abs(order).sum(0)) != [1, 1, 1] or sorted(np.abs(order).sum(1)) != [1, 1, 1]:
+        raise DataError(f"{label.path}: the label's axes do not run along those of {image.path}; see `medssl check`")
+    axes = [int(np.flatnonzero(order[axis])[0]) for axis in turn.axes]
+    flips = [flip != (order[axis].sum() < 0) for axis, flip in zip(turn.axes, turn.flips, strict=True)]
+    return Turn((axes[0], axes[1], axes[2]), (bool(flips[0]), bool(flips[1]), bool(flips[2])))
 
 
 def _target_spacing(

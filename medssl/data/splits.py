@@ -50,7 +50,8 @@ def make_split(
     """Divide a dataset by patient.
 
     Patients are shuffled once by `seed`; test takes the first, then val, then labelled, and the rest
-    is unlabelled. So a larger labelled part contains the smaller one, and val and test stay the same.
+    is unlabelled. So val and test do not depend on the number of labelled ones and, when patients are
+    counted, a larger labelled part contains the smaller one.
 
     Args:
         unit: what the numbers count. With `cases`, a patient with more cases than are still wanted

@@ -29,6 +29,10 @@ class BCP(Method):
         x_in  = x_j outside the box, x_p inside;    x_out = x_q outside, x_i inside
 
     and the loss (eq. 6 to 8) scores each side of the box apart, the unlabelled one `alpha` times.
+
+    Stage two goes on from the last weights of stage one, with the optimiser's state; the released code
+    starts it from the best validated ones. Boxes reach every face of the patch; the released ones never
+    touch the far faces.
     """
 
     class Config(MethodConfig):

@@ -28,7 +28,7 @@ class MeanTeacher(Method):
     class Config(MethodConfig):
         consistency_weight: float = Field(0.1, ge=0)
         """`w` once ramped up."""
-        ramp: float = Field(0.4, ge=0, le=1)
+        ramp: float = Field(1.0, ge=0, le=1)
         """Share of the run over which `w` rises from 0.0067 of its value."""
         noise: float = Field(0.1, ge=0)
         """Standard deviation of the teacher's input noise, which is clipped at twice that."""

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from medssl.data.nifti import Volume
 from medssl.data.recipe import Grid, Intensity, Recipe, Turn
+from medssl.errors import DataError
 
 ORIENTATIONS = ["RAS", "LPS", "LAS", "PIR", "SLA", "IAR", "ALS", "RSP"]
 
@@ -183,3 +184,17 @@ def test_resampling_does_not_shift():
 def test_nonsense_is_refused(values):
     with pytest.raises(ValidationError):
         Recipe(**values)
+
+
+def test_a_label_turns_with_its_image_even_where_rounding_would_part_them():
+    image, label = blob((16, 16, 9))
+    one, other = oriented_affine("RAS", tilt=45.0 + 1e-5), oriented_affine("RAS", tilt=45.0 - 1e-5)
+    together = Recipe().apply(Volume(image, one), Volume(label, one))
+    apart = Recipe().apply(Volume(image, one), Volume(label, other))
+    assert np.array_equal(together.label, apart.label)
+
+
+def test_a_label_whose_axes_run_elsewhere_is_refused():
+    image, label = blob((9, 9, 9))
+    with pytest.raises(DataError, match="do not run along"):
+        Recipe().apply(Volume(image, oriented_affine("RAS")), Volume(label, oriented_affine("RAS", tilt=45.0)))

@@ -1,7 +1,9 @@
 """The invariants of bidirectional copy-paste that its equations promise."""
 
+import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import nn
 
 from medssl.methods import METHODS
@@ -86,6 +88,9 @@ def test_pseudo_labels_come_from_unpasted_volumes_and_keep_one_component_per_cla
         raw = method.pair.teacher(data.unlabelled).argmax(1)
     clean = method.pseudo_label(data.unlabelled).target
     assert ((clean == raw) | (clean == 0)).all()
+    assert not torch.equal(clean, raw)
+    for volume in clean:
+        assert all(ndimage.label(volume == value, np.ones((3, 3, 3)))[1] <= 1 for value in (1, 2))
     assert torch.equal(build(largest_component=False).pseudo_label(data.unlabelled).target, raw)
 
 
@@ -95,3 +100,28 @@ def test_the_student_sees_as_many_mixed_volumes_as_there_are_labelled_ones(size)
     method.pair.student.register_forward_hook(lambda net, args, out: seen.append(len(args[0])))
     method.step(batch(size), LATER, generator(0))
     assert seen == [size]
+
+
+def test_every_half_of_both_batches_has_its_place():
+    """`x_j` around `x_p`, and `x_q` around `x_i`, with the labels of each, as equations 2 and 3 have it."""
+    method, seen = build(pretrain=0.0), []
+    method.pair.student.register_forward_hook(lambda net, args, out: seen.append(args[0]))
+    constant = torch.arange(1.0, 5.0).view(4, 1, 1, 1, 1).expand(4, 1, *SHAPE)  # i=1, j=2, p=3, q=4
+    data = TrainBatch(constant[:2], torch.zeros(2, *SHAPE, dtype=torch.long), constant[2:])
+    method.step(data, LATER, generator(0))
+    box = random_box(SHAPE, 2 / 3, generator(0))
+    inward, outward = seen[0][:, 0]
+    assert (inward[box] == 3).all()
+    assert (inward[~box] == 2).all()
+    assert (outward[box] == 1).all()
+    assert (outward[~box] == 4).all()
+
+
+def test_pseudo_labels_are_the_teachers():
+    method, data = build(largest_component=False), batch()
+    with torch.no_grad():
+        for p in method.pair.teacher.parameters():
+            p.copy_(torch.randn_like(p))
+        expected = method.pair.teacher(data.unlabelled).argmax(1)
+        assert not torch.equal(expected, method.pair.student(data.unlabelled).argmax(1))
+    assert torch.equal(method.pseudo_label(data.unlabelled).target, expected)

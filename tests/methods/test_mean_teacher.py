@@ -51,3 +51,23 @@ def test_noise_is_clipped_at_twice_its_deviation():
     noise = method.noisy(image, generator(3))
     assert noise.abs().max().item() <= 0.2 + 1e-7
     assert 0.08 < noise.std().item() < 0.12
+
+
+def test_the_target_is_the_teachers_prediction():
+    method = build(noise=0.0, ramp=0.0, consistency_weight=1.0)
+    with torch.no_grad():
+        for p in method.pair.teacher.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+        student = method.pair.student(batch().unlabelled).softmax(1)
+        teacher = method.pair.teacher(batch().unlabelled).softmax(1)
+    loss = method.step(batch(), Progress(60, 100), generator(0)).losses["consistency"]
+    torch.testing.assert_close(loss, ((student - teacher) ** 2).mean())
+
+
+def test_consistency_rises_with_the_ramp():
+    weights = [
+        build(ramp=0.5).step(batch(), Progress(i, 100), generator(0)).stats["consistency_weight"].item()
+        for i in (0, 25, 50, 90)
+    ]
+    assert weights[0] < weights[1] < weights[2] == weights[3]
+    assert abs(weights[3] - 0.1) < 1e-7
