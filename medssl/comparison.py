@@ -263,11 +263,12 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def make_rows(runs: Sequence[Run]) -> list[Row]:
-    """Gather runs by key: few labels first, then the baseline, then in the order given."""
+    """Gather runs by key: few labels first, one augmentation after the other, the baseline before the rest."""
     groups: dict[Key, list[Run]] = defaultdict(list)
     for run in runs:
         groups[run.key].append(run)
-    keys = sorted(groups, key=lambda key: (key.labelled, key.method != BASELINE))
+    presets = list(dict.fromkeys(key.augment for key in groups))
+    keys = sorted(groups, key=lambda key: (key.labelled, presets.index(key.augment), key.method != BASELINE))
     colours = method_colours(key.method for key in keys)
     styles: dict[str, Iterator[str]] = defaultdict(lambda: itertools.cycle(STYLES))
     return [

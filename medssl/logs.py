@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from medssl.methods.base import StepResult
+from medssl.errors import DataError
 from medssl.files import whole_file
 
 PLAIN_SECONDS = 10.0
@@ -137,7 +138,10 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
         return []
     text = path.read_text()
     whole = text[: text.rfind("\n") + 1]  # a kill may have cut the last line short
-    return [{k: v for k, v in row.items() if v and k} for row in csv.DictReader(whole.splitlines())]
+    table = csv.DictReader(whole.splitlines())
+    if whole and "step" not in (table.fieldnames or []):
+        raise DataError(f"{path}: expected a column `step`, as `medssl train` writes it")
+    return [{k: v for k, v in row.items() if v and k} for row in table]
 
 
 def _clock(seconds: float) -> str:

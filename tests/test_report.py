@@ -276,7 +276,7 @@ def test_rows_of_other_augmentation_or_steps_stay_apart(factory):
     ours = factory.score(factory.run("ours", "bcp", 1, settings={"augment.preset": "strong"}), cases)
     baseline = factory.score(factory.run("baseline", "supervised", 1), cases)
     found = one_page(factory, [ours, baseline])
-    assert found.column("methods", "Method")[1] == "bcp|strong, 30 steps, student"
+    assert found.column("methods", "Method")[0] == "bcp|strong, 30 steps, student"
     assert "compared with a supervised row of weak augmentation and 30 steps" in found.words
 
 
