@@ -35,6 +35,8 @@ SHEAR_TOLERANCE = 0.01
 MOST_CLASSES = 256
 """More label values than this, with no class names given, and the files are taken for images."""
 
+NAMED = 5
+"""References without a prediction that the printed summary names; the table names all."""
 _FEW = 4  # below so many cases, starting processes takes longer than it saves
 
 
@@ -94,7 +96,8 @@ def print_summary(scores: Scores, console: Console | None = None) -> None:
         table.add_row(escape(row.class_name), *map(_show, (row.dice, row.iou, row.hd95, row.asd)), counts)
     console.print(table)
     if scores.unpredicted:
-        alone = f"{len(scores.unpredicted)} ({', '.join(scores.unpredicted)})"
+        named = ", ".join(scores.unpredicted[:NAMED]) + (", ..." if len(scores.unpredicted) > NAMED else "")
+        alone = f"{len(scores.unpredicted)} ({named}); scores.csv names them all"
         console.print(f"references without a prediction: {alone}", markup=False, highlight=False)
 
 
