@@ -1,5 +1,6 @@
 """Preparing: everything checked first, atomic, resumable, nothing overwritten unasked."""
 
+import itertools
 import shutil
 
 import numpy as np
@@ -74,3 +75,30 @@ def test_one_unusable_case_stops_everything_before_anything_is_written(balls, tm
     assert "ball_02" in str(failure.value)
     assert "ball_05" in str(failure.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("spacing", [(None, None, None), (1.0, 1.0, 1.0)])
+def test_a_label_comes_back_from_the_store_to_its_own_grid(tmp_path, spacing):
+    """Eight orientations and a tilt: write, prepare, read the store, undo with the stored grid."""
+    shape = (31, 27, 23)
+    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"), -1)
+    label = (np.linalg.norm(grid - [0.1, 0, -0.1], axis=-1) < 0.7).astype(np.uint8)
+    tilt = np.deg2rad(15)
+    tilted = np.array([[np.cos(tilt), -np.sin(tilt), 0], [np.sin(tilt), np.cos(tilt), 0], [0, 0, 1]])
+    for i, signs in enumerate(itertools.product((1, -1), repeat=3)):
+        affine = np.eye(4)
+        axes = list(itertools.permutations(range(3)))[i % 6]
+        affine[:3, :3] = tilted @ (np.eye(3)[:, list(axes)] * signs * np.array([0.9, 1.2, 1.5]))
+        affine[:3, 3] = (10, -20, 30)
+        write_image(tmp_path / "raw" / "images" / f"case_{i}.nii.gz", (300.0 * label + 50).astype(np.float32), affine)
+        write_image(tmp_path / "raw" / "labels" / f"case_{i}.nii.gz", label, affine)
+    config = DatasetConfig(name="turns", classes=("background", "ball"), recipe=Recipe(spacing=spacing))
+    dataset = prepare(tmp_path / "raw", tmp_path / "prepared", config, workers=0)
+    assert len(dataset.cases) == 8
+    assert len({(case.grid.axes, case.grid.flips) for case in dataset.cases.values()}) == 8
+    for case in dataset.cases.values():
+        stored = case.open_label()[...]
+        back = config.recipe.undo(np.stack([stored == 0, stored == 1]).astype(np.float32), case.grid)
+        overlap = 2 * ((back == 1) & (label == 1)).sum() / ((back == 1).sum() + (label == 1).sum())
+        assert overlap >= 0.98
+        assert spacing[0] is not None or np.array_equal(back, label)
