@@ -34,8 +34,6 @@ class StepResult:
     """Scalars, already weighted; the trainer adds them up."""
     stats: dict[str, Tensor] = field(default_factory=dict)
     """Detached scalars that are only logged."""
-    pictures: dict[str, Tensor] = field(default_factory=dict)
-    """Detached label maps `(X, Y, Z)` or images, for TensorBoard."""
 
 
 @dataclass(frozen=True)
