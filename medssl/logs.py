@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from medssl.methods.base import StepResult
 from medssl.errors import DataError
 from medssl.files import whole_file
+from medssl.progress import progress_bar
 
 PLAIN_SECONDS = 10.0
 """Off a terminal, the least time between two progress lines."""
@@ -34,9 +35,10 @@ class RunLog:
 
         self.path, self.quiet = run / "metrics.csv", quiet
         self.rows = [row for row in _read_rows(self.path) if int(row["step"]) <= resumed_at]
+        self.columns = list(dict.fromkeys(["step", *(key for row in self.rows for key in row)]))
         self._rewrite()
         self.board = SummaryWriter(str(run / "events"), purge_step=resumed_at + 1)  # type: ignore[no-untyped-call]
-        self.dice = max((float(row["val/dice"]) for row in self.rows if row.get("val/dice")), default=math.nan)
+        self.dice = next((float(row["val/dice"]) for row in reversed(self.rows) if "val/dice" in row), math.nan)
         self._bar: Any = None
         self._task: Any = None
 
@@ -48,13 +50,7 @@ class RunLog:
         if self.quiet or not sys.stderr.isatty():
             yield
             return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        with Progress(
-            TextColumn("train"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"), console=Console(stderr=True),
-        ) as self._bar:  # fmt: skip
+        with progress_bar() as self._bar:
             self._task = self._bar.add_task("train", total=total, completed=done, note="")
             yield
         self._bar = None
@@ -94,20 +90,16 @@ class RunLog:
 
     def _write(self, iteration: int, values: dict[str, float]) -> None:
         new = {"step": str(iteration), **{k: f"{v:.6g}" for k, v in values.items()}}
-        known = self.columns
+        unknown = [name for name in new if name not in self.columns]
+        self.columns += unknown
         self.rows.append(new)
-        if set(new) - set(known):
-            self._rewrite()  # a new column: rare, at the first steps, validations and stages
+        if unknown:
+            self._rewrite()  # rare: at the first steps, validations and stages
         else:
             with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, known, restval="").writerow(new)
+                csv.DictWriter(file, self.columns, restval="").writerow(new)
         for name, value in values.items():
             self.board.add_scalar(name, value, iteration)  # type: ignore[no-untyped-call]
-
-    @property
-    def columns(self) -> list[str]:
-        """Every name logged so far, step first."""
-        return list(dict.fromkeys(["step", *(key for row in self.rows for key in row)]))
 
     def _rewrite(self) -> None:
         with whole_file(self.path) as partial, partial.open("w", newline="") as file:

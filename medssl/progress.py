@@ -56,7 +56,7 @@ def track(title: str, total: int, *, done: int = 0) -> Iterator[Callable[[str], 
     Off a terminal a line is printed at most every ten seconds, and at the end.
     """
     if sys.stderr.isatty():
-        with _bar() as bar:
+        with progress_bar() as bar:
             task = bar.add_task(title, total=total, completed=done, note="")
             yield lambda note: bar.update(task, advance=1, note=note)
         return
@@ -73,7 +73,8 @@ def track(title: str, total: int, *, done: int = 0) -> Iterator[Callable[[str], 
     print(f"{title}: {finished} of {total}", file=sys.stderr, flush=True)
 
 
-def _bar() -> Any:  # rich loads only where a bar is drawn
+def progress_bar() -> Any:
+    """A rich bar on stderr: title, bar, count, time left, and the task's field `note`."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import SerializeAsAny, ValidationInfo, field_validator
+from pydantic import SerializeAsAny, field_validator
 
 from medssl import __version__
 from medssl.augment import AugmentConfig
@@ -41,7 +41,7 @@ class RunConfig(Settings):
 
     @field_validator("method", mode="before")
     @classmethod
-    def _of_its_class(cls, value: Any, info: ValidationInfo) -> Any:
+    def _of_its_class(cls, value: Any) -> Any:
         return parse_method(value) if isinstance(value, dict) else value
 
     def to_plain(self) -> dict[str, Any]:

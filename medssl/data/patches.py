@@ -52,10 +52,6 @@ class TrainingData:
             raise DataError(f"case {id}: training may not read its label, it is {self.split.part_of(id) or 'unlisted'}")
         return self._case(id).open_label()
 
-    def case(self, id: str) -> PreparedCase:
-        """Where a training or validation case lies."""
-        return self._case(id)
-
     def _case(self, id: str) -> PreparedCase:
         part = self.split.part_of(id)
         if part not in ("labelled", "unlabelled", "val"):
