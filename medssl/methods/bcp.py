@@ -88,10 +88,9 @@ class BCP(Method):
         loss = dice_ce(self.pair.student(mixed.image), mixed.target, dice=self.config.dice)
         return StepResult({"pretrain": loss})
 
-    @torch.no_grad()
     def pseudo_label(self, image: Tensor) -> Sample:
         """The teacher's classes on unpasted patches, cleaned, each voxel trusted `alpha`."""
-        logits = self.pair.teacher(image)
+        logits = self.pair.taught(image)
         target = logits.argmax(1)
         if self.config.largest_component:
             target = largest_component(target, logits.shape[1])
@@ -100,15 +99,12 @@ class BCP(Method):
     def mixed_loss(self, logits: Tensor, mixed: Sample, box: Tensor) -> Tensor:
         """Cross-entropy and Dice of a pasted batch, `mixed.weight` being 1 or `alpha` by side."""
         if self.config.weighting == "voxel":
-            whole = torch.ones_like(mixed.weight).sum()
-            ce = cross_entropy(logits, mixed.target, mixed.weight) * mixed.weight.sum() / whole
+            ce = cross_entropy(logits, mixed.target, mixed.weight) * mixed.weight.mean()
             return (ce + dice_loss(logits, mixed.target, mixed.weight, self.config.dice)) / 2
-        loss = logits.new_zeros((), dtype=torch.float32)
-        for side in (box, ~box):
-            region = side.expand_as(mixed.target).to(mixed.weight.dtype)
-            trust = (mixed.weight * region).sum() / region.sum().clamp_min(1)
-            loss = loss + trust * dice_ce(logits, mixed.target, region, dice=self.config.dice)
-        return loss
+        sides = torch.stack([box, ~box]).unsqueeze(1).to(mixed.weight.dtype)  # (2, 1, X, Y, Z)
+        space = (1, 2, 3, 4)
+        trust = (mixed.weight * sides).sum(space) / (len(mixed) * sides.sum(space)).clamp_min(1)
+        return (trust * dice_ce(logits, mixed.target, sides, dice=self.config.dice)).sum()
 
     def students(self) -> Sequence[nn.Module]:
         return [self.pair.student]

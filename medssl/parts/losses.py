@@ -1,17 +1,24 @@
 """Losses on logits, each voxel counted as often as its weight says.
 
-All are computed in float32, whatever precision the network ran in.
+All are computed in float32, whatever precision the network ran in. Dice and cross-entropy share one softmax and have
+their gradient written out: left to autograd they cost half as much as a small network.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from functools import reduce
+from typing import Any, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from medssl.parts import processes
 
 DiceForm = Literal["linear", "squared"]
+
+_CACHED = 2**18
+"""Logits that a CPU takes at once: its cache holds them a few times over."""
 
 
 def dice_ce(
@@ -21,26 +28,27 @@ def dice_ce(
 
     `weight` is how a voxel's trust enters the loss: 1 for an expert's label, the pseudo-label's
     confidence for an unlabelled voxel, 0 to leave it out. A term that only looks inside a pasted
-    box is this same function with the box as its weight.
+    box is this same function with the box as its weight; several boxes can share one call.
+
+    Sums over the batch go over the batches of all processes that train together. A mean over voxels that all
+    count once, or over volumes, is each process's own: averaged over processes it is the same.
 
     Args:
         logits: `(B, C, X, Y, Z)`, before the softmax.
         target: `(B, X, Y, Z)`, integer classes in `[0, C)`.
-        weight: `(B, X, Y, Z)`, at least 0; `None` counts every voxel once.
+        weight: `(B, X, Y, Z)`, at least 0; `None` counts every voxel once. `(R, B, X, Y, Z)` scores R regions, each
+            as if it were alone. B may be 1 for a weight that all volumes share. It gets no gradient.
         dice: see `dice_loss`.
 
     Returns:
-        A scalar; 0 where every weight is 0. Background counts as a class.
+        A scalar, or `(R,)`; 0 where every weight is 0. Background counts as a class.
     """
-    return (cross_entropy(logits, target, weight, eps) + dice_loss(logits, target, weight, dice, eps)) / 2
+    return _loss(logits, target, weight, dice, 0.5, eps)
 
 
 def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None, eps: float = 1e-5) -> Tensor:
     """Weighted mean of `-log p` of the target class; 0 where every weight is 0. Shapes as `dice_ce`."""
-    ce = F.cross_entropy(logits.float(), target, reduction="none")  # (B, X, Y, Z)
-    if weight is None:
-        return ce.mean()
-    return (ce * weight).sum() / weight.sum().clamp_min(eps)
+    return _loss(logits, target, weight, None, 1.0, eps)
 
 
 def dice_loss(
@@ -53,16 +61,9 @@ def dice_loss(
             voxels of each volume apart with `p + t` below it, and averages over volumes.
 
     Returns:
-        A scalar; an empty region or class counts as perfect, since both sums are then `eps`.
+        A scalar, or `(R,)`; an empty region or class counts as perfect, since both sums are then `eps`.
     """
-    probs = logits.float().softmax(1)  # (B, C, X, Y, Z)
-    onehot = F.one_hot(target, logits.shape[1]).movedim(-1, 1).to(probs.dtype)  # (B, C, X, Y, Z)
-    counted = 1.0 if weight is None else weight.unsqueeze(1).to(probs.dtype)
-    space = (0, 2, 3, 4) if form == "squared" else (2, 3, 4)
-    power = 2 if form == "squared" else 1
-    overlap = (counted * probs * onehot).sum(space)  # (C,) or (B, C)
-    size = (counted * (probs**power + onehot)).sum(space)
-    return 1 - ((2 * overlap + eps) / (size + eps)).mean()
+    return _loss(logits, target, weight, form, 0.0, eps)
 
 
 def consistency(logits: Tensor, teacher_probs: Tensor) -> Tensor:
@@ -73,3 +74,158 @@ def consistency(logits: Tensor, teacher_probs: Tensor) -> Tensor:
         teacher_probs: `(B, C, X, Y, Z)`, detached.
     """
     return torch.mean((logits.float().softmax(1) - teacher_probs) ** 2)
+
+
+def _loss(
+    logits: Tensor, target: Tensor, weight: Tensor | None, form: DiceForm | None, ce_share: float, eps: float
+) -> Tensor:
+    """`ce_share` of cross-entropy and the rest of Dice, which `form` None leaves out."""
+    regions = weight
+    if weight is not None:
+        regions = weight.reshape(-1, *weight.shape[-4:]).expand(-1, len(logits), -1, -1, -1)
+    losses = cast(Tensor, _VoxelLoss.apply(logits, target, regions, form, ce_share, eps))  # type: ignore[no-untyped-call]
+    return losses if weight is not None and weight.dim() == 5 else losses[0]
+
+
+class _VoxelLoss(torch.autograd.Function):
+    """Cross-entropy and Dice of R regions, `(R,)`, from one softmax and with the gradient in closed form.
+
+    Both losses are functions of weighted sums over voxels: of `-log p_t` and 1; of `p_c [t = c]` (overlap) and
+    `p_c + [t = c]` or `p_c^2 + [t = c]` (size). Forward derives the losses by these sums as well, so that backward
+    needs the probabilities and a few numbers.
+
+    No sum is written as a matrix product: those are rounded to TF32 on GPUs, and to 16 bits under autocast.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        form: DiceForm | None,
+        ce_share: float,
+        eps: float,
+    ) -> Tensor:
+        batch, classes = logits.shape[:2]
+        regions = 1 if weight is None else len(weight)
+        probs = torch.empty(logits.shape, dtype=torch.float32, device=logits.device).flatten(2)  # (B, C, N)
+        ce = probs.new_zeros(2, regions, batch)
+        dice = probs.new_zeros(2, regions, batch, classes)
+        for part in _parts(logits):
+            scores, labels, weights = logits[part].flatten(2), target[part].flatten(1), _weights(weight, part)
+            torch.softmax(scores, 1, dtype=torch.float32, out=probs[part])
+            if ce_share > 0:
+                ce[:, :, part] = _ce_sums(scores, probs[part], labels, weights)
+            if form is not None:
+                dice[:, :, part] = _dice_sums(probs[part], labels, weights, form)
+
+        # Where a sum is that of all processes, its gradient counts as often, since they average theirs afterwards.
+        ce, ce_copies, dice_copies = ce.sum(2), 1, 1
+        if form == "squared":
+            ce, dice = _over_processes(ce, dice.sum(2, keepdim=True))
+            ce_copies = dice_copies = processes.count()
+        elif weight is not None and ce_share > 0:
+            (ce,) = _over_processes(ce)
+            ce_copies = processes.count()
+
+        normaliser, size = ce[1].clamp_min(eps), dice[1] + eps
+        ratio = (2 * dice[0] + eps) / size  # (R, B or 1, C)
+        by_nll = ce_share * ce_copies / normaliser
+        by_overlap = -2 * (1 - ce_share) * dice_copies / ratio[0].numel() / size
+        ctx.save_for_backward(probs, target, weight, by_nll, by_overlap, -ratio * by_overlap / 2)
+        ctx.form, ctx.shape, ctx.dtype = form, logits.shape, logits.dtype
+        return ce_share * ce[0] / normaliser + (1 - ce_share) * (1 - ratio.flatten(1).mean(1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        probs, target, weight, by_nll, by_overlap, by_size = ctx.saved_tensors
+        by_nll, grad = by_nll * grad, grad.view(-1, 1, 1)
+        by_overlap, by_size = ((grad * by).expand(-1, len(probs), -1) for by in (by_overlap, by_size))
+        change = torch.empty(ctx.shape, dtype=ctx.dtype, device=probs.device)
+        for part in _parts(probs):
+            here, weights = probs[part], _weights(weight, part)
+            onehot = _onehot(target[part].flatten(1), probs.shape[1])
+            pull = _pull(by_nll, weights)
+            out = change[part].flatten(2)
+            if ctx.form is None:
+                torch.mul(here - onehot, pull, out=out)
+                continue
+            slope = _dice_slope(here, onehot, weights, by_overlap[:, part], by_size[:, part], ctx.form)
+            slope += pull - (slope * here).sum(1, keepdim=True)
+            torch.sub(slope.mul_(here), onehot.mul_(pull), out=out)
+        return change, None, None, None, None, None
+
+
+def _ce_sums(logits: Tensor, probs: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
+    """`w * -log p_t` and `w` summed over voxels, `(2, R, B)`."""
+    chosen = logits.gather(1, target.unsqueeze(1)).squeeze(1).float()  # (B, N)
+    # By the likeliest class: its p cannot be too small for a float, which that of the target can.
+    nll = logits.amax(1).float() - chosen - probs.amax(1).log()
+    if weights is None:
+        return torch.stack([nll.sum(-1), torch.full_like(nll[:, 0], nll.shape[1])]).unsqueeze(1)
+    return torch.stack([_weighted_sums(nll.unsqueeze(1), weights).squeeze(-1), weights.sum(-1)])
+
+
+def _dice_sums(probs: Tensor, target: Tensor, weights: Tensor | None, form: DiceForm) -> Tensor:
+    """Overlaps and sizes of the classes, `(2, R, B, C)`."""
+    onehot = _onehot(target, probs.shape[1])
+    both = onehot + probs if form == "linear" else torch.addcmul(onehot, probs, probs)
+    return torch.stack([_weighted_sums(onehot.mul_(probs), weights), _weighted_sums(both, weights)])
+
+
+def _dice_slope(
+    probs: Tensor, onehot: Tensor, weights: Tensor | None, by_overlap: Tensor, by_size: Tensor, form: DiceForm
+) -> Tensor:
+    """Dice differentiated by each probability, `(B, C, N)`, from its derivatives by the sums, `(R, B, C)`."""
+    slopes = []
+    for region in range(len(by_overlap)):
+        slope = onehot * by_overlap[region].unsqueeze(-1)
+        if form == "linear":
+            slope += by_size[region].unsqueeze(-1)
+        else:
+            slope.addcmul_(probs, by_size[region].unsqueeze(-1), value=2)
+        slopes.append(slope if weights is None else slope.mul_(weights[region].unsqueeze(1)))
+    return reduce(Tensor.add_, slopes)
+
+
+def _parts(logits: Tensor) -> list[slice]:
+    """The batch as a whole, and on a CPU in parts that its cache holds; a volume is never cut."""
+    step = max(1, len(logits))
+    if logits.device.type == "cpu":
+        step = max(1, _CACHED * len(logits) // max(1, logits.numel()))
+    return [slice(first, first + step) for first in range(0, len(logits), step)]
+
+
+def _weights(weight: Tensor | None, part: slice) -> Tensor | None:
+    """The weights of some volumes, `(R, B, N)`."""
+    return None if weight is None else weight[:, part].flatten(2).float()
+
+
+def _weighted_sums(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Sums over voxels for each region: `(B, K, N)` and `(R, B, N)` to `(R, B, K)`."""
+    if weights is None:
+        return values.sum(-1).unsqueeze(0)
+    return torch.stack([(values * region.unsqueeze(1)).sum(-1) for region in weights])
+
+
+def _pull(by_nll: Tensor, weights: Tensor | None) -> Tensor:
+    """Cross-entropy differentiated by each voxel's `-log p_t`, to be broadcast to `(B, C, N)`."""
+    if weights is None:
+        return by_nll.view(1, 1, 1)
+    return (by_nll.view(-1, 1, 1) * weights).sum(0).unsqueeze(1)
+
+
+def _onehot(target: Tensor, classes: int) -> Tensor:
+    """`(B, N)` classes as zeros and ones, `(B, C, N)`. Compared as floats, which CPUs do several numbers at a time."""
+    values = torch.arange(classes, dtype=torch.float32, device=target.device).unsqueeze(-1)
+    onehot = torch.empty(len(target), classes, target.shape[1], device=target.device)
+    return torch.eq(target.float().unsqueeze(1), values, out=onehot)
+
+
+def _over_processes(*sums: Tensor) -> list[Tensor]:
+    """Sums over the batches of all processes, sent as one message."""
+    packed = processes.total(torch.cat([one.flatten() for one in sums]))
+    apart = torch.split(packed, [one.numel() for one in sums])
+    return [part.view_as(one) for part, one in zip(apart, sums, strict=True)]

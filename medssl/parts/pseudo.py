@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
 _FULL = np.ones((3, 3, 3), bool)
+_ROUNDS = 5
+"""Rounds between two looks at whether pointers still move, each of which waits for the device."""
+_JUMPS = 3
+"""Times that a round halves chains of pointers."""
 
 
 def largest_component(target: Tensor, classes: int) -> Tensor:
@@ -20,12 +26,73 @@ def largest_component(target: Tensor, classes: int) -> Tensor:
         A new tensor of the same shape, type and device; an absent class stays absent, ties keep
         the component met first.
     """
+    return propagated_largest_component(target, classes) if target.is_cuda else _labelled(target, classes)
+
+
+def _labelled(target: Tensor, classes: int) -> Tensor:
+    """`largest_component` by SciPy, which sees no more of a class than its bounding box."""
     volumes = target.detach().cpu().numpy()
-    kept = np.zeros_like(volumes)
+    kept = np.zeros(volumes.shape, volumes.dtype)
     for volume, clean in zip(volumes, kept, strict=True):
         for value in range(1, classes):
-            components, count = ndimage.label(volume == value, structure=_FULL)
+            mask = volume == value
+            box = _bounding_box(mask)
+            components, count = ndimage.label(mask[box], structure=_FULL)
             if count:
                 sizes = np.bincount(components.ravel())[1:]
-                clean[components == 1 + int(sizes.argmax())] = value
+                clean[box][components == 1 + int(sizes.argmax())] = value
     return torch.from_numpy(kept).to(target.device)
+
+
+def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
+    """The smallest box around what is true; empty where nothing is."""
+    across = np.any(mask, axis=0)
+    seen = np.any(mask.reshape(len(mask), -1), axis=1), np.any(across, axis=1), np.any(across, axis=0)
+    x, y, z = (np.flatnonzero(side) for side in seen)
+    return _span(x), _span(y), _span(z)
+
+
+def _span(places: NDArray[np.intp]) -> slice:
+    return slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0)
+
+
+def propagated_largest_component(target: Tensor, classes: int) -> Tensor:
+    """`largest_component` by torch operations alone, for all volumes and classes at once on the target's device.
+
+    Every voxel points at one of its component, at first itself. A round moves each pointer to the first voxel in
+    memory order that a neighbour of the same class points at, moves the pointer of the voxel it pointed at likewise,
+    and shortens chains of pointers. In the end a whole component points at its first voxel.
+    """
+    if classes < 2:
+        return torch.zeros_like(target)
+    labels, voxels = target.flatten(1).long(), target[0].numel()  # (B, N)
+    values = torch.arange(1, classes, device=target.device)
+    inside = target.unsqueeze(1) == values.view(-1, 1, 1, 1)  # (B, C - 1, X, Y, Z)
+    own = torch.arange(voxels, device=target.device).expand_as(labels)
+
+    first, moving = own, True
+    while moving:
+        for _ in range(_ROUNDS):
+            before, first = first, _round(first, own, labels, inside)
+        moving = not torch.equal(before, first)
+
+    sizes = torch.zeros_like(labels).scatter_add_(1, first, torch.ones_like(labels))
+    rank = sizes * voxels - own  # above 0 at first voxels: by size, and of equal sizes the one met first
+    best = torch.stack([torch.where(labels == value, rank, 0).amax(1) for value in range(1, classes)], 1)  # (B, C - 1)
+    kept = (rank.gather(1, first) == best.gather(1, (labels - 1).clamp_min(0))) & (labels > 0)
+    return torch.where(kept.view_as(target), target, 0)
+
+
+def _round(first: Tensor, own: Tensor, labels: Tensor, inside: Tensor) -> Tensor:
+    """Pointers `(B, N)` after one more round."""
+    exact = torch.float32 if own.shape[1] <= 2**24 else torch.float64  # holds every index
+    place = -first.to(exact)
+    field = torch.where(inside, place.view_as(inside[:, :1]), -torch.inf)
+    field = F.max_pool3d(field, 3, stride=1, padding=1).flatten(2)
+    field = field.gather(1, (labels - 1).clamp_min(0).unsqueeze(1)).squeeze(1)
+    near = -torch.where(labels > 0, field, place).long()
+    told = torch.where(near < first, first, own)  # whose pointer moves along; where nothing is new, nobody's
+    first = torch.minimum(first.scatter_reduce(1, told, near, "amin"), near)
+    for _ in range(_JUMPS):
+        first = first.gather(1, first)
+    return first

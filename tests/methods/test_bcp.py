@@ -25,7 +25,12 @@ def build(**settings):
 
 def batch(size=2):
     torch.manual_seed(1)
-    return TrainBatch(torch.randn(size, 1, *SHAPE), torch.randint(0, 3, (size, *SHAPE)), torch.randn(size, 1, *SHAPE))
+    return TrainBatch(
+        torch.randn(size, 1, *SHAPE),
+        torch.randint(0, 3, (size, *SHAPE)),
+        torch.randn(size, 1, *SHAPE),
+        tuple(range(size)),
+    )
 
 
 def test_a_box_over_everything_leaves_the_unlabelled_volume_inside_and_the_labelled_outside():
@@ -39,16 +44,20 @@ def test_a_box_over_everything_leaves_the_unlabelled_volume_inside_and_the_label
     torch.testing.assert_close(losses["out"], outward)
 
 
-def test_released_weighting_sums_the_two_region_means():
-    method = build()
+@pytest.mark.parametrize("dice", ["linear", "squared"])
+@pytest.mark.parametrize("side", [2 / 3, 1.0])
+def test_released_weighting_sums_the_two_region_means(dice, side):
+    method = build(dice=dice)
     torch.manual_seed(2)
-    logits, box = torch.randn(2, 3, *SHAPE), random_box(SHAPE, 2 / 3, generator(0))
+    logits, box = torch.randn(2, 3, *SHAPE, requires_grad=True), random_box(SHAPE, side, generator(0))
     target = torch.randint(0, 3, (2, *SHAPE))
     one, two = Sample.of(logits[:, :1], target), Sample.of(logits[:, :1], target, trust=0.5)
     inside, outside = box.expand_as(target).float(), (~box).expand_as(target).float()
     mixed = paste(inside=two, outside=one, box=box)
-    expected = 0.5 * dice_ce(logits, target, inside, dice="linear") + dice_ce(logits, target, outside, dice="linear")
-    torch.testing.assert_close(method.mixed_loss(logits, mixed, box), expected)
+    loss = method.mixed_loss(logits, mixed, box)
+    expected = 0.5 * dice_ce(logits, target, inside, dice=dice) + dice_ce(logits, target, outside, dice=dice)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(value, logits)[0] for value in (loss, expected)))
 
 
 def test_voxel_weighting_with_full_trust_is_the_plain_loss_on_the_mixed_label():
@@ -75,7 +84,7 @@ def test_without_trust_the_unlabelled_side_has_no_gradient():
 def test_pretraining_ignores_unlabelled_volumes_and_copies_the_student():
     method, data = build(pretrain=0.5), batch()
     start = Progress(0, 100)
-    garbage = TrainBatch(data.image, data.label, 1e6 * data.unlabelled)
+    garbage = TrainBatch(data.image, data.label, 1e6 * data.unlabelled, data.seeds)
     one, two = (method.step(b, start, generator(0)).losses["pretrain"] for b in (data, garbage))
     assert one.item() == two.item()
     assert [f.decay for f in method.followers(start)] == [0.0]
@@ -107,7 +116,7 @@ def test_every_half_of_both_batches_has_its_place():
     method, seen = build(pretrain=0.0), []
     method.pair.student.register_forward_hook(lambda net, args, out: seen.append(args[0]))
     constant = torch.arange(1.0, 5.0).view(4, 1, 1, 1, 1).expand(4, 1, *SHAPE)  # i=1, j=2, p=3, q=4
-    data = TrainBatch(constant[:2], torch.zeros(2, *SHAPE, dtype=torch.long), constant[2:])
+    data = TrainBatch(constant[:2], torch.zeros(2, *SHAPE, dtype=torch.long), constant[2:], (0, 1))
     method.step(data, LATER, generator(0))
     box = random_box(SHAPE, 2 / 3, generator(0))
     inward, outward = seen[0][:, 0]
