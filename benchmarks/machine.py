@@ -1,0 +1,37 @@
+"""What a result was measured on, for the JSON files beside it."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def facts() -> dict[str, Any]:
+    """Command, processor, threads, GPU and versions."""
+    gpu = torch.cuda.is_available()
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if gpu else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if gpu else None,
+        "monai": version("monai"),
+    }
+
+
+def processor() -> str:
+    """The processor's name, and whether it multiplies bf16 matrices (AMX)."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
+    values = {key.strip(): value.strip() for key, value in found.items()}
+    return values.get("model name", platform.machine()) + (" (AMX)" if "amx_bf16" in values.get("flags", "") else "")
