@@ -1,13 +1,18 @@
 """Training patches: sample n of a run is a function of (seed, n) alone.
 
-Worker count, resuming and prefetching therefore change nothing. A stream that was built without
-labels has none to give: it never opens a label file.
+Reader count, number of processes, resuming and prefetching therefore change nothing. A stream that was
+built without labels has none to give: it never opens a label file.
+
+Volumes that fit are held in memory once, and threads cut patches from them; larger sets stay compressed
+on disk, and processes read of each volume what a patch touches.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
@@ -15,16 +20,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from medssl.data.prepared import PreparedCase, PreparedDataset
 from medssl.data.splits import Split
 from medssl.errors import DataError
 
-MEMORY_LIMIT = 2 * 2**30
-"""Bytes of prepared volumes that a stream, in each of its workers, keeps in memory; larger sets are read in patches."""
-CENTRES = 10_000
-"""Voxels of a class that a case remembers as centres of patches."""
+MEMORY_LIMIT = 4 * 2**30
+"""Bytes of prepared volumes that a stream keeps in memory; larger sets are read from disk patch by patch."""
+OPEN_FILES = 64
+"""Volumes of a larger set whose files stay open."""
+AHEAD = 2
+"""Batches that each reader prepares in advance."""
+
+Patches = tuple[Tensor, ...]
 
 
 class TrainingData:
@@ -48,9 +57,20 @@ class TrainingData:
         Raises:
             DataError: training may not see this case's label.
         """
+        return self._labelled_case(id).open_label()
+
+    def centres(self, id: str) -> list[NDArray[np.int32]]:
+        """Voxels of each foreground class of a labelled or validation case, `(n, 3)` each.
+
+        Raises:
+            DataError: training may not see this case's label.
+        """
+        return self._labelled_case(id).centres()
+
+    def _labelled_case(self, id: str) -> PreparedCase:
         if id not in self.split.labelled and id not in self.split.val:
             raise DataError(f"case {id}: training may not read its label, it is {self.split.part_of(id) or 'unlisted'}")
-        return self._case(id).open_label()
+        return self._case(id)
 
     def _case(self, id: str) -> PreparedCase:
         part = self.split.part_of(id)
@@ -59,7 +79,7 @@ class TrainingData:
         return self._dataset.cases[id]
 
 
-class PatchStream(Dataset[tuple[Tensor, ...]]):
+class PatchStream(Dataset[Patches]):
     """An endless list of random patches: every case once per round, in an order drawn anew each round."""
 
     def __init__(
@@ -81,19 +101,18 @@ class PatchStream(Dataset[tuple[Tensor, ...]]):
         self.data, self.ids, self.patch = data, tuple(ids), patch
         self.seed, self.labels, self.foreground = seed, labels, foreground
         size = sum(4 * int(np.prod(data.image(id).shape)) for id in self.ids)
-        keep = len(self.ids) if size <= MEMORY_LIMIT else 0
-        self._image = lru_cache(keep)(self._read_image) if keep else lambda id: self.data.image(id)
-        self._label = lru_cache(keep)(self._read_label) if keep else lambda id: self.data.label(id)
-        self._voxels = lru_cache(len(self.ids))(self._foreground_voxels)
+        self.in_memory = size <= MEMORY_LIMIT
+        self._remember()
 
-    def __getitem__(self, n: int) -> tuple[Tensor, ...]:
+    def __getitem__(self, n: int) -> Patches:
+        """`(image,)` or `(image, label)` of sample n: float32 `(M, X, Y, Z)`, and `(X, Y, Z)` as stored."""
         id = self.case_of(n)
         rng = np.random.default_rng((*self.seed, 1, n))
         image = self._image(id)
         start = self._start(id, image.shape[1:], rng)
         patch = [_cut(image, start, self.patch, channels=True).astype(np.float32, copy=False)]
         if self.labels:
-            patch.append(_cut(self._label(id), start, self.patch, channels=False).astype(np.int64))
+            patch.append(_cut(self._label(id), start, self.patch, channels=False))
         return tuple(torch.from_numpy(array) for array in patch)
 
     def case_of(self, n: int) -> str:
@@ -101,29 +120,55 @@ class PatchStream(Dataset[tuple[Tensor, ...]]):
         round, place = divmod(n, len(self.ids))
         return self.ids[int(np.random.default_rng((*self.seed, 0, round)).permutation(len(self.ids))[place])]
 
-    def batches(self, size: int, first: int, last: int, workers: int = 0) -> Iterator[tuple[Tensor, ...]]:
-        """Batches number `first` to `last - 1` of the run, collated."""
-        loader: DataLoader[Any] = DataLoader(
-            self, batch_size=size, sampler=range(first * size, last * size), num_workers=workers,
-            pin_memory=torch.cuda.is_available(), multiprocessing_context="spawn" if workers else None,
-            worker_init_fn=_leave_signals_to_the_trainer,
-        )  # fmt: skip
-        yield from loader
+    def batches(self, numbers: Sequence[Sequence[int]], workers: int = 0) -> Generator[Patches, None, None]:
+        """Batches of the samples with these numbers, in order; pinned where there is a GPU.
+
+        Args:
+            workers: readers that work ahead, threads or processes; 0 reads when asked.
+        """
+        if not workers:
+            yield from map(self.batch, numbers)
+        elif self.in_memory:
+            yield from _read_ahead(self, numbers, workers)
+        else:
+            yield from DataLoader(
+                self, batch_sampler=[list(n) for n in numbers], num_workers=workers, prefetch_factor=AHEAD,
+                pin_memory=torch.cuda.is_available(), multiprocessing_context="spawn",
+                worker_init_fn=_leave_signals_to_the_trainer,
+            )  # fmt: skip
+
+    def batch(self, numbers: Sequence[int]) -> Patches:
+        """The samples with these numbers, stacked; pinned where there is a GPU."""
+        stacked: Sequence[Tensor] = default_collate([self[n] for n in numbers])
+        return tuple(array.pin_memory() if torch.cuda.is_available() else array for array in stacked)
+
+    def _remember(self) -> None:
+        """Keep volumes in memory where all fit; otherwise only some files open."""
+        keep = len(self.ids) if self.in_memory else OPEN_FILES
+        self._image = lru_cache(keep)(self._open_image)
+        self._label = lru_cache(keep)(self._open_label)
+        self._centres = lru_cache(len(self.ids))(self.data.centres)
+
+    def _open_image(self, id: str) -> Any:
+        image = self.data.image(id)
+        return np.asarray(image[...]) if self.in_memory else image
+
+    def _open_label(self, id: str) -> Any:
+        label = self.data.label(id)
+        return np.asarray(label[...]) if self.in_memory else label
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_image", "_label", "_voxels")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_image", "_label", "_centres")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(  # type: ignore[misc]  # caches hold no state: build them anew in the worker
-            state["data"], state["ids"], state["patch"], seed=state["seed"], labels=state["labels"],
-            foreground=state["foreground"],
-        )  # fmt: skip
+        self.__dict__ |= state
+        self._remember()
 
     def _start(self, id: str, shape: Sequence[int], rng: np.random.Generator) -> list[int]:
         """The first voxel of the patch; negative where the volume is smaller and padding is needed."""
         room = [n - p for n, p in zip(shape, self.patch, strict=True)]
         if self.labels and rng.random() < self.foreground:
-            voxels = self._voxels(id)
+            voxels = self._centres(id)
             if voxels:
                 of_class = voxels[int(rng.integers(len(voxels)))]
                 centre = of_class[int(rng.integers(len(of_class)))]
@@ -131,17 +176,20 @@ class PatchStream(Dataset[tuple[Tensor, ...]]):
                 return [min(max(w, 0), r) if r >= 0 else r // 2 for w, r in zip(wanted, room, strict=True)]
         return [int(rng.integers(r + 1)) if r >= 0 else r // 2 for r in room]
 
-    def _foreground_voxels(self, id: str) -> list[NDArray[Any]]:
-        """Voxel indices of each foreground class that the case holds, thinned out where there are very many."""
-        label = np.asarray(self._label(id)[...])
-        found = [np.argwhere(label == value).astype(np.int32) for value in np.unique(label) if value > 0]
-        return [voxels[:: 1 + len(voxels) // CENTRES].copy() for voxels in found]
 
-    def _read_image(self, id: str) -> NDArray[np.float32]:
-        return np.asarray(self.data.image(id)[...])
-
-    def _read_label(self, id: str) -> NDArray[np.integer[Any]]:
-        return np.asarray(self.data.label(id)[...])
+def _read_ahead(stream: PatchStream, numbers: Sequence[Sequence[int]], workers: int) -> Generator[Patches, None, None]:
+    """Batches in order, some of them read in advance by threads."""
+    pin = (torch.cuda.set_device, (torch.cuda.current_device(),)) if torch.cuda.is_available() else (None, ())
+    pool = ThreadPoolExecutor(workers, "patches", *pin)
+    try:
+        waiting = deque(pool.submit(stream.batch, n) for n in numbers[: AHEAD * workers])
+        for i in range(len(numbers)):
+            done = waiting.popleft().result()
+            if i + AHEAD * workers < len(numbers):
+                waiting.append(pool.submit(stream.batch, numbers[i + AHEAD * workers]))
+            yield done
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:

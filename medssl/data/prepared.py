@@ -3,6 +3,7 @@
     prepared/dataset.json              settings and case list; written last, so its presence means "complete"
     prepared/cases/<id>/image.b2nd     (M, x, y, z) float32, chunked, read in part
     prepared/cases/<id>/label.b2nd     (x, y, z) uint8; absent for an unlabelled case
+    prepared/cases/<id>/centres.npy    (n, 4) int32: class, x, y, z of foreground voxels; beside the label
     prepared/cases/<id>/case.json      subject, sources, grid
 
 A case's folder appears whole or not at all.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +30,11 @@ from medssl.data.recipe import Grid, Prepared
 from medssl.errors import DataError
 from medssl.files import write_json
 
-FORMAT = 1
+FORMAT = 2
 BLOCK = 32
 """Side of the cubes that are compressed one by one; a patch reads only those it touches."""
+CENTRES = 10_000
+"""Voxels of a class that a case remembers as centres of patches."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,11 @@ class PreparedCase:
     def open_label(self) -> Any:
         """The label as an array that decompresses what is sliced, `(x, y, z)`."""
         return _open(self.folder / "label.b2nd")
+
+    def centres(self) -> list[NDArray[np.int32]]:
+        """Voxels of each foreground class that the label holds, `(n, 3)` each, thinned out where there are many."""
+        found = np.load(self.folder / "centres.npy")
+        return [found[found[:, 0] == value, 1:] for value in np.unique(found[:, 0])]
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,7 @@ def write_case(root: Path, case: Case, prepared: Prepared, digest: str) -> None:
     _save(partial / "image.b2nd", prepared.image, blocks=(1, BLOCK, BLOCK, BLOCK))
     if prepared.label is not None:
         _save(partial / "label.b2nd", prepared.label, blocks=(BLOCK, BLOCK, BLOCK))
+        np.save(partial / "centres.npy", _centres(prepared.label))
     write_json(
         partial / "case.json",
         {
@@ -157,6 +167,15 @@ def _read_case(folder: Path) -> PreparedCase:
         raise DataError(f"{folder}: not a whole prepared case ({error}); prepare the dataset again") from None
 
 
+def _centres(label: NDArray[Any]) -> NDArray[np.int32]:
+    """Class and position of foreground voxels, at most about CENTRES of a class, spread over all of them."""
+    voxels = np.argwhere(label > 0)
+    values = label[tuple(voxels.T)]
+    kept = [np.flatnonzero(values == value) for value in np.unique(values)]
+    which = np.concatenate([[], *(k[:: 1 + len(k) // CENTRES] for k in kept)]).astype(np.int64)
+    return np.column_stack([values[which], voxels[which]]).astype(np.int32)
+
+
 def _save(path: Path, array: NDArray[Any], blocks: tuple[int, ...]) -> None:
     blocks = tuple(min(block, n) for block, n in zip(blocks, array.shape, strict=True))
     chunks = tuple(min(4 * block, n) for block, n in zip(blocks, array.shape, strict=True))
@@ -166,7 +185,8 @@ def _save(path: Path, array: NDArray[Any], blocks: tuple[int, ...]) -> None:
 
 
 def _open(path: Path) -> Any:
+    mapped = {} if sys.platform == "win32" else {"mmap_mode": "r"}  # faster, most of all on network drives
     try:
-        return blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1))
+        return blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1), **mapped)
     except (OSError, RuntimeError) as error:
         raise DataError(f"{path}: cannot be opened: {error}") from None

@@ -1,11 +1,13 @@
 """Patches: functions of (seed, n); labels only where training may read them."""
 
 import shutil
+import threading
 
 import numpy as np
 import pytest
 import torch
 
+from medssl.data import patches, prepared
 from medssl.data.patches import PatchStream, TrainingData
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import make_split
@@ -36,16 +38,50 @@ def test_every_case_comes_once_per_round(data):
         assert sorted(s.case_of(round * len(s.ids) + k) for k in range(len(s.ids))) == sorted(s.ids)
 
 
-def test_batches_start_anywhere_and_workers_change_nothing(data):
-    s = stream(data)
-    whole = list(s.batches(2, 0, 6))
-    late = list(s.batches(2, 3, 6))
-    workers = list(s.batches(2, 0, 6, workers=2))
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_batches_start_anywhere_and_workers_change_nothing(data, monkeypatch, in_memory):
+    """Threads read from memory, processes from disk."""
+    if not in_memory:
+        monkeypatch.setattr(patches, "MEMORY_LIMIT", 0)
+    s, numbers = stream(data, foreground=0.5), [range(2 * i, 2 * i + 2) for i in range(6)]
+    assert s.in_memory == in_memory
+    whole = list(s.batches(numbers))
+    late = list(s.batches(numbers[3:]))
+    workers = list(s.batches(numbers, workers=2))
+    assert len(whole) == len(workers) == 6
     for a, b in zip(whole[3:], late, strict=True):
         assert torch.equal(a[0], b[0])
     for a, b in zip(whole, workers, strict=True):
         assert torch.equal(a[0], b[0])
         assert torch.equal(a[1], b[1])
+
+
+def test_memory_and_disk_give_the_same_patches(data, monkeypatch):
+    kept = stream(data, foreground=0.5)
+    monkeypatch.setattr(patches, "MEMORY_LIMIT", 0)
+    read = stream(data, foreground=0.5)
+    assert all(torch.equal(a, b) for n in range(8) for a, b in zip(kept[n], read[n], strict=True))
+
+
+def test_a_patch_from_disk_reads_only_the_blocks_it_touches(tmp_path):
+    """Of a volume of 4 x 4 x 4 blocks, damage beyond the patch's own goes unnoticed."""
+    volume, path = np.random.default_rng(0).normal(size=(1, 128, 128, 128)).astype(np.float32), tmp_path / "image.b2nd"
+    prepared._save(path, volume, blocks=(1, 32, 32, 32))
+    content = bytearray(path.read_bytes())
+    content[len(content) * 7 // 10 : len(content) * 8 // 10] = bytes(len(content) * 8 // 10 - len(content) * 7 // 10)
+    path.write_bytes(content)
+    opened = prepared._open(path)
+    np.testing.assert_array_equal(opened[:, 3:30, 40:60, 0:64], volume[:, 3:30, 40:60, 0:64])
+    assert not np.array_equal(opened[...], volume)
+
+
+def test_stopping_early_leaves_no_reader_behind(data):
+    s = stream(data)
+    before = threading.active_count()
+    reading = s.batches([range(2 * i, 2 * i + 2) for i in range(50)], workers=2)
+    next(reading)
+    reading.close()
+    assert threading.active_count() == before
 
 
 def test_patch_is_cut_from_image_and_label_at_one_place(data):
