@@ -1,11 +1,15 @@
-"""Where networks run, and in which precision."""
+"""Where networks run, in which precision, and on how many threads."""
 
 from __future__ import annotations
 
+import math
+import os
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import torch
+from torch import Tensor
 
 from medssl.errors import DeviceError
 
@@ -33,7 +37,11 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: Precision, device: torch.device) -> torch.dtype | None:
-    """What networks compute in: `auto` is bf16 on a GPU that has it, fp16 on an older one, None (fp32) on the CPU."""
+    """What networks compute in; None is fp32.
+
+    `auto` is bf16 on a GPU that has it, fp16 on an older one, and fp32 on the CPU: bf16 is faster on CPUs with matrix
+    units, but its convolutions gave wrong gradients there now and then (docs/performance.md).
+    """
     if name == "auto":
         if device.type != "cuda":
             return None
@@ -44,3 +52,37 @@ def choose_precision(name: Precision, device: torch.device) -> torch.dtype | Non
 def autocast(device: torch.device, precision: torch.dtype | None) -> AbstractContextManager[Any]:
     """The context that networks run in."""
     return nullcontext() if precision is None else torch.autocast(device.type, precision)
+
+
+def prepare_device(device: torch.device, *, tf32: bool = True) -> None:
+    """Set the process up for a device: on a GPU TF32 and the search for the fastest kernels, on a CPU the threads."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.backends.cudnn.allow_tf32 = tf32
+        torch.backends.cudnn.benchmark = True  # patches all have one shape
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), available_cpus()))
+
+
+class Readback:
+    """A tensor on its way from the device to the host; the device goes on meanwhile."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._values = tensor.detach().to("cpu", non_blocking=True)
+        self._ready = torch.cuda.current_stream().record_event() if tensor.is_cuda else None
+
+    def tolist(self) -> list[float]:
+        """The values, waited for if they are not here yet."""
+        if self._ready is not None:
+            self._ready.synchronize()
+        return cast(list[float], self._values.tolist())
+
+
+def available_cpus() -> int:
+    """Cores that this process may use: fewer than the machine has in a container or a batch job."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, math.ceil(int(quota) / int(period))))

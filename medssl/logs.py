@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from medssl.device import Readback
     from medssl.methods.base import StepResult
 from medssl.errors import DataError
 from medssl.files import whole_file
@@ -41,12 +42,14 @@ class RunLog:
         self.dice = next((float(row["val/dice"]) for row in reversed(self.rows) if "val/dice" in row), math.nan)
         self._bar: Any = None
         self._task: Any = None
+        self._waiting: tuple[int, list[str], Readback, dict[str, float]] | None = None
 
     @contextmanager
     def progress(self, done: int, total: int) -> Iterator[None]:
         """Show how far the run is, on a terminal with a bar."""
         self._printed, self._first, self._total = time.monotonic(), done, total
-        self._started = time.monotonic()
+        self._started = self._noted = time.monotonic()
+        self._noted_at = done
         if self.quiet or not sys.stderr.isatty():
             yield
             return
@@ -55,21 +58,41 @@ class RunLog:
             yield
         self._bar = None
 
-    def step(self, iteration: int, every: int, result: StepResult, lr: float, seconds: float) -> None:
-        """Note one training step; only every `every`-th is written."""
+    def advance(self, iteration: int) -> None:
+        """Show that a step is done."""
         if self._bar is not None:
             self._bar.update(self._task, completed=iteration)
-        if iteration % every and iteration != 1:
+
+    def step(self, iteration: int, result: StepResult, lr: float) -> None:
+        """Note one training step. Its values are written once the device has them, which nobody waits for."""
+        self._write_waiting()
+        values = {f"loss/{k}": v for k, v in result.losses.items()} | {f"stat/{k}": v for k, v in result.stats.items()}
+        import torch
+
+        from medssl.device import Readback
+
+        now = time.monotonic()
+        seconds = (now - self._noted) / max(1, iteration - self._noted_at)
+        self._noted, self._noted_at = now, iteration
+        packed = torch.stack([v.detach().float() for v in values.values()])
+        self._waiting = iteration, list(values), Readback(packed), {"lr": lr, "seconds_per_step": seconds}
+        if not packed.is_cuda:
+            self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        if self._waiting is None:
             return
-        values = {f"loss/{k}": v.item() for k, v in result.losses.items()}
-        values |= {f"stat/{k}": v.item() for k, v in result.stats.items()}
-        self._write(iteration, {**values, "lr": lr, "seconds_per_step": seconds})
+        (iteration, names, packed, facts), self._waiting = self._waiting, None
+        values = dict(zip(names, packed.tolist(), strict=True))
+        self._write(iteration, {**values, **facts})
         self._show(iteration, " ".join(f"{k.split('/')[1]} {v:.3f}" for k, v in values.items() if "loss/" in k))
 
     def validation(self, iteration: int, scores: dict[str, float]) -> None:
         """Note the scores of a validation."""
+        self._write_waiting()
         self._write(iteration, {f"val/{k}": v for k, v in scores.items()})
         self.dice = scores["dice"]
+        self._noted, self._noted_at = time.monotonic(), iteration
 
     def picture(self, iteration: int, name: str, image: NDArray[Any], *labels: NDArray[Any]) -> None:
         """A grey slice `(X, Y)` beside the same slice under each label map `(X, Y)`."""
@@ -86,6 +109,7 @@ class RunLog:
 
     def close(self) -> None:
         """Flush everything."""
+        self._write_waiting()
         self.board.close()  # type: ignore[no-untyped-call]
 
     def _write(self, iteration: int, values: dict[str, float]) -> None:
@@ -118,6 +142,23 @@ class RunLog:
         self._printed = now
         left = (now - self._started) / max(1, iteration - self._first) * (self._total - iteration)
         print(f"step {iteration}/{self._total}  {losses}{dice}  {_clock(left)} left", file=sys.stderr, flush=True)
+
+
+class NoLog(RunLog):
+    """The log of a process that leaves writing and speaking to the first one."""
+
+    def __init__(self) -> None:
+        self.quiet = True
+
+    @contextmanager
+    def progress(self, done: int, total: int) -> Iterator[None]:
+        yield
+
+    def advance(self, iteration: int) -> None: ...
+    def step(self, iteration: int, result: StepResult, lr: float) -> None: ...
+    def validation(self, iteration: int, scores: dict[str, float]) -> None: ...
+    def picture(self, iteration: int, name: str, image: NDArray[Any], *labels: NDArray[Any]) -> None: ...
+    def close(self) -> None: ...
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

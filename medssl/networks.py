@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
+import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from medssl.config import Settings
 from medssl.errors import ConfigError
@@ -82,6 +87,42 @@ def make_network(config: NetworkConfig, channels: int, classes: int) -> nn.Modul
             dropout=config.dropout or None,
         )  # fmt: skip
     return net
+
+
+def checkpoint_activations(net: nn.Module) -> None:
+    """Let each block of a network keep its inputs alone in training, and compute the rest once more in backward.
+
+    Losses and gradients stay what they were, dropout included; names of weights too. A forward pass without
+    gradients or in evaluation mode is left as it is.
+
+    Raises:
+        ConfigError: the network has batch norm, whose running statistics the second computation would move again.
+    """
+    if any(isinstance(module, _BatchNorm) for module in net.modules()):
+        raise ConfigError(
+            "train.activation_checkpointing computes each block twice, and network.norm: batch would count each batch "
+            "twice in its running statistics; use network.norm: instance or group"
+        )
+    for block in _blocks(net):
+        block.forward = functools.partial(_forward, block)  # a copy of the network gets a partial of its own block
+
+
+def _blocks(net: nn.Module) -> Iterator[nn.Module]:
+    """The outermost blocks of layers in a MONAI U-Net."""
+    from monai.networks.blocks import Convolution, ResidualUnit, UnetBasicBlock, UnetResBlock, UnetUpBlock
+
+    for child in net.children():
+        if isinstance(child, (UnetBasicBlock, UnetResBlock, UnetUpBlock, ResidualUnit, Convolution)):
+            yield child
+        else:
+            yield from _blocks(child)
+
+
+def _forward(block: nn.Module, *inputs: torch.Tensor) -> Any:
+    forward = functools.partial(type(block).forward, block)
+    if block.training and torch.is_grad_enabled():
+        return checkpoint(forward, *inputs, use_reentrant=False)
+    return forward(*inputs)
 
 
 def check_patch(patch: tuple[int, int, int], config: NetworkConfig) -> None:

@@ -18,14 +18,16 @@ from medssl.config import dump
 from medssl.data.patches import PatchStream, TrainingData
 from medssl.data.prepared import PreparedDataset, read_prepared
 from medssl.data.splits import Split, read_split, write_split
-from medssl.device import choose_device
+from medssl.device import choose_device, prepare_device
+from medssl.distributed import gathered, is_first, joined, restarts, wait_for_all
 from medssl.errors import ConfigError
 from medssl.files import write_json
-from medssl.logs import RunLog
+from medssl.logs import NoLog, RunLog
 from medssl.methods import METHODS
 from medssl.methods.base import Method
 from medssl.metrics import dice
 from medssl.networks import check_patch, count_parameters
+from medssl.parts import processes
 from medssl.run import RunConfig, build_method, environment, make_predictor
 from medssl.trainer import Trainer
 
@@ -50,21 +52,29 @@ def train(
         ConfigError: settings that do not fit the data, the method or the run that is resumed.
         DataError, DeviceError, DivergedError, Interrupted: as their names say.
     """
+    with joined(device) as here:
+        return _train(config, out, here, resume=resume or restarts() > 0, until=until, quiet=quiet)
+
+
+def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, until: int | None, quiet: bool) -> Path:
     data = open_data(config)
-    trainer = make_trainer(config, out, choose_device(device))
+    trainer = make_trainer(config, out, device)
     out_is_used = out.exists() and any(out.iterdir())
     if resume and (out / "last.pt").exists():
         _check_same(config, data.split, out)
         trainer.load(out / "last.pt")
     elif out_is_used and not resume:
         raise ConfigError(f"{out}: not empty; go on with --resume, or choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    dump(config.to_plain(), out / "config.yaml")
-    write_split(out / "splits.json", data.split)
-    write_json(out / "env.json", environment())
+    wait_for_all()  # before anybody writes what the others look at
+    log: RunLog = NoLog()
+    if is_first():
+        out.mkdir(parents=True, exist_ok=True)
+        dump(config.to_plain(), out / "config.yaml")
+        write_split(out / "splits.json", data.split)
+        write_json(out / "env.json", environment())
+        log = RunLog(out, resumed_at=trainer.iteration, quiet=quiet)
 
     labelled, unlabelled = make_streams(config, data)
-    log = RunLog(out, resumed_at=trainer.iteration, quiet=quiet)
     try:
         validate = functools.partial(validate_cases, trainer, config, data, log)
         trainer.fit(labelled, unlabelled, validate, log, until)
@@ -111,11 +121,13 @@ def open_data(config: RunConfig) -> TrainingData:
 
 def make_trainer(config: RunConfig, out: Path, device: torch.device) -> Trainer:
     """A trainer with fresh weights, once the settings fit together."""
+    prepare_device(device, tf32=config.train.tf32)
     check_patch(config.train.patch, config.network)
     method = build_method(config)
     _check_batches(config, method)
+    _check_norm(config, device)
     make_predictor(method, config, device)  # validation must not be the first to find its settings wrong
-    augment = Augment(config.augment, config.train.patch, config.data.recipe.spacing)
+    augment = Augment(config.augment, config.train.patch, config.data.recipe.spacing, len(config.data.classes))
     return Trainer(method, config.train, out, device, augment, config.to_plain())
 
 
@@ -134,22 +146,24 @@ def make_streams(config: RunConfig, data: TrainingData) -> tuple[PatchStream, Pa
 def validate_cases(trainer: Trainer, config: RunConfig, data: TrainingData, log: RunLog) -> dict[str, float]:
     """Mean foreground Dice over the validation cases, by sliding window on the prepared grid.
 
-    A class absent in both reference and prediction is left out of a case's mean.
+    A class absent in both reference and prediction is left out of a case's mean. Processes share the cases.
     """
     predictor = make_predictor(trainer.method, config, trainer.device)
-    per_class: dict[str, list[float]] = {name: [] for name in config.data.classes[1:]}
-    for number, id in enumerate(data.split.val):
+    names = config.data.classes[1:]
+    scores: list[tuple[int, list[float | None]]] = []
+    mine = list(enumerate(data.split.val))[processes.rank() :: processes.count()]
+    for number, id in mine:
         image, reference = np.asarray(data.image(id)[...]), np.asarray(data.label(id)[...])
         prediction = predictor.probabilities(image).argmax(0)
-        for value, name in enumerate(config.data.classes[1:], start=1):
-            score = dice(prediction == value, reference == value)
-            if score is not None:
-                per_class[name].append(score)
+        per_class = [dice(prediction == value, reference == value) for value in range(1, len(names) + 1)]
+        scores.append((number, per_class))
         if number == 0:
             middle = int(np.argmax((reference > 0).sum((0, 1))))
             log.picture(trainer.iteration, f"val/{id}", image[0, :, :, middle], reference[:, :, middle],
                         prediction[:, :, middle])  # fmt: skip
-    means = {f"dice/{name}": float(np.mean(scores)) for name, scores in per_class.items() if scores}
+    table = [per_class for _, per_class in sorted(gathered(scores), key=lambda row: row[0])]
+    columns = [[value for value in column if value is not None] for column in zip(*table, strict=True)]
+    means = {f"dice/{name}": float(np.mean(c)) for name, c in zip(names, columns, strict=False) if c}
     return {"dice": float(np.mean(list(means.values()))), **means} if means else {}
 
 
@@ -164,14 +178,36 @@ def _check_prepared(config: RunConfig, dataset: PreparedDataset) -> None:
 
 
 def _check_batches(config: RunConfig, method: Method) -> None:
-    train = config.train
+    """Streams that the method can use, and parts of them that it can use by themselves."""
+    train, name = config.train, config.method.name
     if method.needs_unlabelled and train.unlabelled_batch == 0:
-        raise ConfigError(f"train.unlabelled_batch is 0, and method {config.method.name} learns from unlabelled cases")
+        raise ConfigError(f"train.unlabelled_batch is 0, and method {name} learns from unlabelled cases")
+    batches = {"labelled_batch": train.labelled_batch}
+    if method.needs_unlabelled:
+        batches["unlabelled_batch"] = train.unlabelled_batch
     if method.even_batch and (train.labelled_batch % 2 or train.labelled_batch != train.unlabelled_batch):
         raise ConfigError(
-            f"method {config.method.name} pairs patches: train.labelled_batch and train.unlabelled_batch must be "
+            f"method {name} pairs patches: train.labelled_batch and train.unlabelled_batch must be "
             f"equal and even, got {train.labelled_batch} and {train.unlabelled_batch}"
         )
+    parts, unit = processes.count() * train.accumulate, 2 if method.even_batch else 1
+    for key, size in batches.items():
+        if size % (parts * unit):
+            raise ConfigError(
+                f"train.{key} {size} cannot be shared by {processes.count()} processes in {train.accumulate} parts"
+                + (f", each a multiple of {unit} as method {name} wants" if unit > 1 else "")
+                + f"; a multiple of {parts * unit} can"
+            )
+
+
+def _check_norm(config: RunConfig, device: torch.device) -> None:
+    if config.network.norm != "batch":
+        return
+    if processes.count() > 1 and device.type != "cuda":
+        raise ConfigError("network.norm: batch is averaged over processes on GPUs only; use instance or group")
+    if config.train.activation_checkpointing:
+        raise ConfigError("network.norm: batch cannot be combined with train.activation_checkpointing, which would "
+                          "count every batch twice; use instance or group")  # fmt: skip
 
 
 def _check_same(config: RunConfig, split: Split, out: Path) -> None:
@@ -179,7 +215,7 @@ def _check_same(config: RunConfig, split: Split, out: Path) -> None:
     if json.loads((out / "splits.json").read_text()) != split.model_dump(mode="json"):
         raise ConfigError(f"{out}: was started with another split (its splits.json); resume with that one")
     then, now = load_checkpoint(out / "last.pt")["config"], config.to_plain()
-    changed = [key for key in _flat(now) if key not in ("data.root", "data.splits", "train.workers")
+    changed = [key for key in _flat(now) if key not in ("data.root", "data.splits", "train.workers", "train.save_every")
                and _flat(then).get(key) != _flat(now)[key]]  # fmt: skip
     if changed:
         lines = [f"  {key}: was {_flat(then).get(key)}, now {_flat(now)[key]}" for key in changed]

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import signal
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from medssl.augment import Augment
 from medssl.checkpoint import load_checkpoint, save_checkpoint
 from medssl.config import Settings
-from medssl.data.patches import PatchStream
-from medssl.device import Precision, autocast, choose_precision
+from medssl.data.patches import Patches, PatchStream
+from medssl.device import Precision, Readback, autocast, available_cpus, choose_precision
+from medssl.distributed import StopVote, is_first, wait_for_all
 from medssl.ema import ema_update
 from medssl.errors import DivergedError, Interrupted
 from medssl.logs import RunLog
 from medssl.methods.base import Method, StepResult
+from medssl.networks import checkpoint_activations
+from medssl.parts import processes
 from medssl.parts.sample import Progress, TrainBatch
-from medssl.parts.schedules import generator, poly
+from medssl.parts.schedules import generator, mix, poly
 
 PATIENCE = 5
 """Steps in a row with a non-finite loss before the run is stopped."""
@@ -37,7 +41,7 @@ class TrainConfig(Settings):
     patch: tuple[PositiveInt, PositiveInt, PositiveInt] = (96, 96, 96)
     """Voxels of a training patch on the prepared grid."""
     labelled_batch: PositiveInt = 2
-    """Labelled patches in a step; copy-paste pairs them, so it wants an even number."""
+    """Labelled patches in a step, on all devices together; copy-paste pairs them, so it wants an even number."""
     unlabelled_batch: NonNegativeInt = 2
     """Unlabelled patches in a step."""
     foreground: float = Field(0.0, ge=0, le=1)
@@ -54,16 +58,33 @@ class TrainConfig(Settings):
     """`auto`: bf16 on a GPU that has it, fp16 on an older one, fp32 on the CPU."""
     seed: NonNegativeInt = 1337
     """Decides weights, patches, augmentation and boxes."""
-    workers: NonNegativeInt = 0
-    """Processes that read patches; 0 reads in the training process, best for data that fit in memory."""
+    tf32: bool = True
+    """On a GPU, let what is not done in 16 bits use TF32."""
+    accumulate: PositiveInt = 1
+    """Parts that a step's batch is cut into, one after the other, to save memory. A loss that sums over the batch
+    then sums over a part."""
+    activation_checkpointing: bool = False
+    """Compute the students' activations again in the backward pass instead of keeping them: about a third slower."""
+    channels_last: bool = False
+    """Lay the networks out with channels last."""
+    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
+    """Compile the networks with `torch.compile` in this mode; `reduce-overhead` uses CUDA graphs."""
+    workers: NonNegativeInt | None = None
+    """Readers of patches in each process. null: none on the CPU; on a GPU two threads for volumes in memory, and up
+    to eight processes for larger sets."""
     validate_every: PositiveInt | None = None
     """Steps between validations; null divides the run into ten."""
+    save_every: PositiveInt | None = None
+    """Steps between saves of last.pt; null saves after each validation."""
     log_every: PositiveInt = 20
-    """Steps between rows of metrics.csv."""
+    """Steps between rows of metrics.csv, and between looks at whether losses are finite."""
 
 
 class Trainer:
-    """Runs a method's steps, and saves so that the run can go on bit for bit."""
+    """Runs a method's steps, and saves so that the run can go on bit for bit.
+
+    Several processes may run the same trainer, each on its share of every batch; the first one writes.
+    """
 
     def __init__(
         self,
@@ -74,14 +95,15 @@ class Trainer:
         augment: Augment,
         plain_config: dict[str, Any],
     ) -> None:
-        self.method, self.config, self.run, self.device = method.to(device), config, run, device
+        self.method, self.config, self.run, self.device = fitted(method, config, device), config, run, device
         self.augment, self.plain_config = augment, plain_config
         self.optimizer = make_optimizer(method, config)
         self.precision = choose_precision(config.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
+        self.forward = spread(method, device)
+        self.watch = Watch(device)
         self.iteration = 0
         self.best = -1.0
-        self.bad_steps = 0
 
     def fit(
         self,
@@ -100,50 +122,74 @@ class Trainer:
             Interrupted: Ctrl-C or SIGTERM arrived; the step was finished and saved.
             DivergedError: losses were not finite several steps in a row.
         """
-        last = min(until or self.config.iterations, self.config.iterations)
-        every = self.config.validate_every or max(1, self.config.iterations // 10)
+        config = self.config
+        last = min(until or config.iterations, config.iterations)
+        every = config.validate_every or max(1, config.iterations // 10)
         batches = self.batches(labelled, unlabelled, last)
-        with _stop_requested() as stop, log.progress(self.iteration, self.config.iterations):
+        with (
+            closing(batches),
+            closing(StopVote()) as vote,
+            _stop_requested() as stop,
+            log.progress(self.iteration, config.iterations),
+        ):
             while self.iteration < last:
-                started = time.monotonic()
-                batch = next(batches)
-                result = self.train_step(batch, lambda: _cases(labelled, unlabelled, self.config, self.iteration - 1))
-                lr = self.optimizer.param_groups[0]["lr"]
-                log.step(self.iteration, self.config.log_every, result, lr, time.monotonic() - started)
-                if self.iteration % every == 0 or self.iteration == self.config.iterations:
+                lr, result = self.lr, self.train_step(next(batches))
+                log.advance(self.iteration)
+                if self.iteration % config.log_every == 0 or self.iteration == 1:
+                    self.check(lambda step: _cases(labelled, unlabelled, config, step))
+                    log.step(self.iteration, averaged(result), lr)
+                if self.iteration % every == 0 or self.iteration == config.iterations:
                     self.validate(validate, log)
                     self.save("last.pt")
-                if stop():
+                elif config.save_every and self.iteration % config.save_every == 0:
                     self.save("last.pt")
+                if vote(stop()):
+                    self.save("last.pt")
+                    wait_for_all()
                     raise Interrupted(f"stopped at step {self.iteration}, saved in {self.run}; go on with --resume")
+        self.check(lambda step: _cases(labelled, unlabelled, config, step), wait=True)
         self.save("last.pt")
 
-    def train_step(self, batch: TrainBatch, cases: Callable[[], str] = lambda: "?") -> StepResult:
-        """Students take one optimiser step, then teachers follow."""
+    def train_step(self, batch: TrainBatch) -> StepResult:
+        """Students take one optimiser step, then teachers follow. Nothing here waits for the device."""
         progress = Progress(self.iteration, self.config.iterations)
-        torch.manual_seed(generator(self.config.seed, 2, self.iteration).initial_seed())  # dropout
-        rng = generator(self.config.seed, 3, self.iteration)  # so a resumed run draws the same boxes
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
-
         self.method.train()
-        with autocast(self.device, self.precision):
-            result = self.method.step(batch, progress, rng)
-        loss = torch.stack(list(result.losses.values())).sum()
+        self.optimizer.zero_grad(set_to_none=True)  # None, not 0: a resting student is skipped
+        results = [self.backward(batch, progress, part) for part in range(self.config.accumulate)]
+        result = mean(results)
         self.iteration += 1
 
-        self.optimizer.zero_grad(set_to_none=True)  # None, not 0: a resting student is skipped
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
         norms = [  # one group a student: each is clipped by itself
             torch.nn.utils.clip_grad_norm_(group["params"], self.config.max_grad_norm)
             for group in self.optimizer.param_groups
         ]
-        if self.is_finite(result, loss, norms, cases):
+        # The scaler of fp16 leaves out overflowing gradients by itself, and lowers its scale.
+        bad = self.watch.note(self.iteration, result.losses, [] if self.scaler.is_enabled() else norms)
+        if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
-            for follow in self.method.followers(progress):
-                ema_update(follow.teacher, follow.students, follow.decay)
-        self.scaler.update()
+            self.scaler.update()
+        else:
+            self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # fused optimisers then leave the weights alone
+            self.optimizer.step()
+        for follow in self.method.followers(progress):
+            ema_update(follow.teacher, follow.students, follow.decay)
+        return result
+
+    def backward(self, batch: TrainBatch, progress: Progress, part: int) -> StepResult:
+        """Losses and gradients of one part of a batch; after the last part, processes average their gradients."""
+        parts = self.config.accumulate
+        share = processes.rank() * parts + part
+        torch.manual_seed(mix(self.config.seed, 2, self.iteration, share))  # dropout
+        rng = generator(self.config.seed, 3, self.iteration)  # so a resumed run draws the same boxes
+        is_last = part == parts - 1
+        with nullcontext() if is_last or processes.count() == 1 else self.forward.no_sync():  # type: ignore[attr-defined]
+            with autocast(self.device, self.precision):
+                result: StepResult = self.forward(batch.part(part, parts), progress, rng)
+            loss = torch.stack(list(result.losses.values())).sum() / parts
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         return result
 
     @property
@@ -153,24 +199,53 @@ class Trainer:
             return self.config.lr
         return self.config.lr * poly(Progress(min(self.iteration, self.config.iterations), self.config.iterations))
 
-    def batches(self, labelled: PatchStream, unlabelled: PatchStream | None, last: int) -> Iterator[TrainBatch]:
-        """Augmented batches from the current iteration on."""
-        first, workers = self.iteration, self.config.workers
-        ours = labelled.batches(self.config.labelled_batch, first, last, workers)
-        theirs = None if unlabelled is None else unlabelled.batches(self.config.unlabelled_batch, first, last, workers)
-        for i in range(first, last):
-            image, label = self.augmented(next(ours), labelled, i * self.config.labelled_batch)
+    def batches(
+        self, labelled: PatchStream, unlabelled: PatchStream | None, last: int
+    ) -> Generator[TrainBatch, None, None]:
+        """This process's share of the batches from the current iteration on, augmented."""
+        ours = self.shares(labelled, self.config.labelled_batch, last)
+        theirs = None if unlabelled is None else self.shares(unlabelled, self.config.unlabelled_batch, last)
+        for numbers, patches in ours:
+            image, label = self.augmented(patches, labelled, numbers)
             assert label is not None
             extra = image[:0]
+            seeds: tuple[int, ...] = ()
             if theirs is not None and unlabelled is not None:
-                extra, _ = self.augmented(next(theirs), unlabelled, i * self.config.unlabelled_batch)
-            yield TrainBatch(image, label, extra)
+                numbers, patches = next(theirs)
+                extra, _ = self.augmented(patches, unlabelled, numbers)
+                seeds = tuple(mix(*unlabelled.seed, 4, n) for n in numbers)
+            yield TrainBatch(image, label, extra, seeds)
 
-    def augmented(self, patches: Sequence[Tensor], stream: PatchStream, first: int) -> tuple[Tensor, Tensor | None]:
-        """Patches on the device, augmented by draws that belong to their sample numbers."""
-        moved = [patch.to(self.device, non_blocking=True) for patch in patches]
-        draws = [self.augment.draw(*stream.seed, 2, n) for n in range(first, first + len(moved[0]))]
-        return self.augment.apply(moved[0], draws, moved[1] if len(moved) > 1 else None)
+    def shares(self, stream: PatchStream, size: int, last: int) -> Generator[tuple[range, Patches], None, None]:
+        """Numbers and patches of this process's share of each batch, on the device."""
+        rank, count = processes.rank(), processes.count()
+        numbers = [range(i * size + rank, (i + 1) * size, count) for i in range(self.iteration, last)]
+        workers = choose_workers(self.config.workers, self.device, in_memory=stream.in_memory)
+        with closing(stream.batches(numbers, workers)) as batches:
+            for n, patches in zip(numbers, batches, strict=True):
+                yield n, on_device(patches, self.device)
+
+    def augmented(self, patches: Patches, stream: PatchStream, numbers: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """Patches augmented by draws that belong to their sample numbers."""
+        draws = [self.augment.draw(*stream.seed, 2, n) for n in numbers]
+        return self.augment.apply(patches[0], draws, patches[1] if len(patches) > 1 else None)
+
+    def check(self, cases: Callable[[int], str], *, wait: bool = False) -> None:
+        """Stop a run whose losses or gradients were not finite several steps in a row.
+
+        Args:
+            cases: the ids of the cases of a step.
+        """
+        found = self.watch.found(wait=wait)
+        if found is None:
+            return
+        step, losses = found
+        names = [f"{name} = {value:g}" for name, value in losses.items() if not math.isfinite(value)]
+        raise DivergedError(
+            f"step {step}: {', '.join(names) or 'a gradient is not finite'}, {PATIENCE} steps in a row; "
+            f"cases of this step: {cases(step - 1)}. Check them with `medssl check`, lower train.lr, or set "
+            "train.precision: fp32."
+        )
 
     def validate(self, validate: Callable[[], dict[str, float]], log: RunLog) -> None:
         """Score the validation cases and keep the best weights."""
@@ -182,27 +257,10 @@ class Trainer:
             self.best = scores["dice"]
             self.save("best.pt")
 
-    def is_finite(self, result: StepResult, loss: Tensor, norms: Sequence[Tensor], cases: Callable[[], str]) -> bool:
-        """Whether a step may be taken: one with a non-finite loss or gradient is left out, several in a row are fatal.
-
-        The scaler of fp16 leaves out overflowing gradients by itself, and lowers its scale.
-        """
-        judged = [loss] if self.scaler.is_enabled() else [loss, *norms]
-        if all(torch.isfinite(value) for value in judged):
-            self.bad_steps = 0
-            return True
-        self.bad_steps += 1
-        if self.bad_steps >= PATIENCE:
-            names = [f"{name} = {value.item():g}" for name, value in result.losses.items() if not value.isfinite()]
-            raise DivergedError(
-                f"step {self.iteration}: {', '.join(names) or 'a gradient is not finite'}, {PATIENCE} steps in a row; "
-                f"cases of this step: {cases()}. Check them with `medssl check`, lower train.lr, or set "
-                "train.precision: fp32."
-            )
-        return False
-
     def save(self, name: str) -> None:
-        """Write everything that the run needs to go on, and that `predict` needs."""
+        """Write everything that the run needs to go on, and that `predict` needs; the first process does."""
+        if not is_first():
+            return
         save_checkpoint(
             self.run / name,
             {
@@ -225,12 +283,123 @@ class Trainer:
         self.iteration, self.best = values["iteration"], values["best"]
 
 
+class Watch:
+    """Counts on the device how many steps in a row were not finite, so that no step waits for the answer."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.in_a_row = torch.zeros((), device=device)
+        self.most = torch.zeros((), device=device)
+        self.step = torch.zeros((), device=device)
+        self.names: tuple[str, ...] = ()
+        self.losses = torch.zeros(0, device=device)
+        self._last_look: Readback | None = None
+
+    def note(self, step: int, losses: dict[str, Tensor], norms: Sequence[Tensor]) -> Tensor:
+        """1 where a loss or a gradient's norm is not finite in any process, else 0: a scalar on the device."""
+        values = torch.stack([loss.detach().float() for loss in losses.values()])
+        if tuple(losses) != self.names:
+            self.names, self.losses = tuple(losses), torch.zeros_like(values)
+        judged = sum(norms, values.sum())
+        bad = (processes.total((~judged.isfinite()).float()) > 0).float()
+        self.in_a_row = (self.in_a_row + 1) * bad
+        self.most = torch.maximum(self.most, self.in_a_row)
+        self.step = torch.where(bad > 0, step, self.step)
+        self.losses = torch.where(bad > 0, values, self.losses)
+        return bad
+
+    def found(self, *, wait: bool = False) -> tuple[int, dict[str, float]] | None:
+        """Number and losses of the last bad step, where there were PATIENCE of them in a row.
+
+        Args:
+            wait: for the state of now; otherwise, on a GPU, the answer is that of the call before.
+        """
+        now = Readback(torch.cat([self.most[None], self.step[None], self.losses]))
+        look, self._last_look = (now if wait or not self.most.is_cuda else self._last_look), now
+        if look is None:
+            return None
+        most, step, *losses = look.tolist()
+        return (int(step), dict(zip(self.names, losses, strict=False))) if most >= PATIENCE else None
+
+
+def fitted(method: Method, config: TrainConfig, device: torch.device) -> Method:
+    """A method on its device, laid out and compiled as the settings say."""
+    method = method.to(device)
+    if processes.count() > 1 and device.type == "cuda":
+        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)  # type: ignore[no-untyped-call]
+    if config.channels_last:
+        method = method.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    if config.activation_checkpointing:
+        for student in method.students():
+            checkpoint_activations(student)
+    if config.compile != "off":
+        for net in (*method.students(), *method.teachers()):
+            net.compile(mode=config.compile)
+    return method
+
+
+def spread(method: Method, device: torch.device) -> Callable[..., StepResult]:
+    """The method's step; where several processes train together, one that averages gradients over them."""
+    if processes.count() == 1:
+        return method.step
+    return DistributedDataParallel(
+        _Step(method), device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True,
+        find_unused_parameters=len(method.students()) > 1,  # some may rest
+    )  # fmt: skip
+
+
+class _Step(nn.Module):
+    """A method's step as the forward pass of a module."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
+        return self.method.step(batch, progress, rng)
+
+
+def mean(results: Sequence[StepResult]) -> StepResult:
+    """The mean of the parts of a step."""
+    if len(results) == 1:
+        return results[0]
+    losses, stats = [r.losses for r in results], [r.stats for r in results]
+    return StepResult(
+        {name: torch.stack([each[name] for each in losses]).mean(0) for name in losses[0]},
+        {name: torch.stack([each[name] for each in stats]).mean(0) for name in stats[0]},
+    )
+
+
+def averaged(result: StepResult) -> StepResult:
+    """The mean over all processes, detached, each kind in one tensor."""
+    values = {**result.losses, **result.stats}
+    packed = torch.stack([value.detach().float() for value in values.values()])
+    packed = processes.total(packed) / processes.count()
+    split = len(result.losses)
+    return StepResult(
+        dict(zip(result.losses, packed[:split], strict=True)), dict(zip(result.stats, packed[split:], strict=True))
+    )
+
+
+def on_device(patches: Patches, device: torch.device) -> Patches:
+    """Patches on their way to a device, which does not make anybody wait if they are pinned."""
+    return tuple(patch.to(device, non_blocking=True) for patch in patches)
+
+
+def choose_workers(workers: int | None, device: torch.device, *, in_memory: bool) -> int:
+    """Readers of patches; see `TrainConfig.workers`."""
+    if workers is not None:
+        return workers
+    if device.type != "cuda":
+        return 0
+    return 2 if in_memory else max(1, min(8, available_cpus() // processes.count() - 1))
+
+
 def make_optimizer(method: Method, config: TrainConfig) -> torch.optim.Optimizer:
     """One parameter group per student."""
     groups = [{"params": list(student.parameters())} for student in method.students()]
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, config.lr, weight_decay=config.weight_decay)
-    return torch.optim.SGD(groups, config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay)
+        return torch.optim.AdamW(groups, config.lr, weight_decay=config.weight_decay, fused=True)
+    return torch.optim.SGD(groups, config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay, fused=True)
 
 
 def _cases(labelled: PatchStream, unlabelled: PatchStream | None, config: TrainConfig, iteration: int) -> str:

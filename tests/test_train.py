@@ -20,10 +20,12 @@ from medssl.checkpoint import load_checkpoint
 from medssl.config import dump, parse
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import make_split, write_split
+from medssl.device import available_cpus, prepare_device
 from medssl.errors import ConfigError, DataError, DivergedError
 from medssl.logs import read_metrics
 from medssl.run import RunConfig
 from medssl.train import dry_run, make_streams, make_trainer, open_data, train
+from medssl.trainer import choose_workers
 
 
 def plain_settings(balls, splits, method="supervised", **train_settings):
@@ -208,8 +210,10 @@ def test_resting_students_do_not_move(tmp_path):
 
     method = Alternating()
     config = TrainConfig(iterations=10, optimizer="sgd", weight_decay=0.1)
-    trainer = Trainer(method, config, tmp_path, torch.device("cpu"), Augment(AugmentConfig(), (5, 6, 7), (1, 1, 1)), {})
-    batch = TrainBatch(torch.ones(1, 1, 5, 6, 7), torch.zeros(1, 5, 6, 7, dtype=torch.long), torch.zeros(0))
+    trainer = Trainer(
+        method, config, tmp_path, torch.device("cpu"), Augment(AugmentConfig(), (5, 6, 7), (1, 1, 1), 2), {}
+    )
+    batch = TrainBatch(torch.ones(1, 1, 5, 6, 7), torch.zeros(1, 5, 6, 7, dtype=torch.long), torch.zeros(0), ())
     for step in range(4):
         resting = method.nets[1 - step % 2]
         before = [p.clone() for p in resting.parameters()]
@@ -305,6 +309,92 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(config, tmp_path
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.method.parameters(), strict=True))
     trainer.train_step(next(batches))
     assert any(not torch.equal(a, b) for a, b in zip(before, trainer.method.parameters(), strict=True))
+
+
+def run_steps(config, count, **settings):
+    """Losses, and the weights after some steps of a run of the same seed."""
+    trainer, batches = make_trainer_of(config(**settings))
+    losses = [{k: v.item() for k, v in trainer.train_step(next(batches)).losses.items()} for _ in range(count)]
+    return losses, {name: value.clone() for name, value in trainer.method.state_dict().items()}
+
+
+@pytest.mark.parametrize("method", ["mean_teacher", "bcp"])
+def test_parts_of_a_batch_give_the_gradient_of_the_whole(balls, splits, method):
+    """Where the loss is a mean over volumes; dropout is off."""
+
+    def config(**train_settings):
+        batch = {"labelled_batch": 4, "unlabelled_batch": 4, "optimizer": "sgd"}
+        settings = plain_settings(balls, splits, method, **batch, **train_settings)
+        settings["network"]["dropout"] = 0.0
+        settings["method"]["dice"] = "linear"
+        return parse(RunConfig, settings)
+
+    whole, parts = run_steps(config, 3, precision="fp32"), run_steps(config, 3, precision="fp32", accumulate=2)
+    for one, two in zip(whole[0], parts[0], strict=True):
+        assert two == pytest.approx(one, abs=1e-5)
+    for name, value in whole[1].items():
+        torch.testing.assert_close(parts[1][name], value, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("settings", [{"activation_checkpointing": True}, {"channels_last": True}])
+def test_settings_of_speed_and_memory_leave_the_losses_alone(config, settings):
+    plain, other = run_steps(config, 3, precision="fp32"), run_steps(config, 3, precision="fp32", **settings)
+    for one, two in zip(plain[0], other[0], strict=True):
+        assert two == pytest.approx(one, abs=1e-4)
+    assert plain[1].keys() == other[1].keys()
+
+
+def test_compiled_networks_give_the_losses_and_weights_of_others(balls, splits):
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        pytest.skip("torch.compile needs a C++ compiler")
+
+    def config(**train_settings):
+        settings = plain_settings(balls, splits, "bcp", **train_settings)
+        settings["network"]["dropout"] = 0.0  # compiled code draws other random numbers
+        return parse(RunConfig, settings)
+
+    plain, compiled = run_steps(config, 2), run_steps(config, 2, compile="default")
+    for one, two in zip(plain[0], compiled[0], strict=True):
+        assert two == pytest.approx(one, abs=1e-4)
+    assert plain[1].keys() == compiled[1].keys()
+
+
+def test_a_batch_that_cannot_be_cut_in_parts_is_refused(config):
+    with pytest.raises(
+        ConfigError, match=r"labelled_batch 2 cannot be shared by 1 processes in 2 parts.*multiple of 4"
+    ):
+        make_trainer_of(config("bcp", accumulate=2))
+
+
+def test_save_every_saves_between_validations(config, tmp_path):
+    run = train(config(iterations=9, validate_every=100, save_every=4), tmp_path / "run", until=6, quiet=True)
+    assert load_checkpoint(run / "last.pt")["iteration"] == 6
+    (run / "last.pt").unlink()
+    train(config(iterations=9, validate_every=100, save_every=2), run, resume=True, until=3, quiet=True)
+    assert load_checkpoint(run / "last.pt")["iteration"] == 3
+
+
+@pytest.mark.parametrize(
+    ("workers", "device", "in_memory", "expected"),
+    [(None, "cpu", True, 0), (3, "cpu", False, 3), (None, "cuda", True, 2)],
+)
+def test_readers(workers, device, in_memory, expected):
+    assert choose_workers(workers, torch.device(device), in_memory=in_memory) == expected
+
+
+def test_threads_are_no_more_than_the_cores_that_may_be_used(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(available_cpus() + 3)
+        prepare_device(torch.device("cpu"))
+        assert torch.get_num_threads() == available_cpus()
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
+        prepare_device(torch.device("cpu"))
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 class TestRefusals:

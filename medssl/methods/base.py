@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,12 @@ class Pair(nn.Module):
         super().__init__()
         self.student = make_net()
         self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
+
+    def taught(self, image: Tensor) -> Tensor:
+        """The teacher's logits, `(B, M, X, Y, Z)` to `(B, C, X, Y, Z)`, without a trace for gradients."""
+        with torch.inference_mode():
+            logits = self.teacher(image)
+        return cast(Tensor, logits).clone()  # a normal tensor again, which losses may save
 
     def train(self, mode: bool = True) -> Pair:
         super().train(mode)

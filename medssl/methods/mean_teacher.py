@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from medssl.methods.base import Follow, MakeNet, Method, MethodConfig, Pair, StepResult
 from medssl.parts.losses import DiceForm, consistency, dice_ce
 from medssl.parts.sample import Progress, TrainBatch
-from medssl.parts.schedules import ramp_up
+from medssl.parts.schedules import normal, ramp_up
 
 
 class MeanTeacher(Method):
@@ -45,8 +45,7 @@ class MeanTeacher(Method):
     def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
         logits = self.pair.student(torch.cat([batch.image, batch.unlabelled]))
         labelled, unlabelled = logits.split([len(batch.image), len(batch.unlabelled)])
-        with torch.no_grad():
-            teacher_probs = self.pair.teacher(self.noisy(batch.unlabelled, rng)).float().softmax(1)
+        teacher_probs = self.pair.taught(self.noisy(batch.unlabelled, batch.seeds)).float().softmax(1)
         gap = consistency(unlabelled, teacher_probs)
         weight = self.config.consistency_weight * ramp_up(progress, self.config.ramp)
         return StepResult(
@@ -54,13 +53,12 @@ class MeanTeacher(Method):
                 "supervised": dice_ce(labelled, batch.label, dice=self.config.dice),
                 "consistency": weight * gap,
             },
-            stats={"teacher_gap": gap.detach(), "consistency_weight": torch.tensor(weight)},
+            stats={"teacher_gap": gap.detach(), "consistency_weight": torch.full_like(gap, weight).detach()},
         )
 
-    def noisy(self, image: Tensor, rng: torch.Generator) -> Tensor:
+    def noisy(self, image: Tensor, seeds: Sequence[int]) -> Tensor:
         """The image plus clipped Gaussian noise."""
-        noise = self.config.noise * torch.randn(image.shape, generator=rng)
-        return image + noise.clamp(-2 * self.config.noise, 2 * self.config.noise).to(image)
+        return image + self.config.noise * normal(image, seeds).clamp(-2, 2)
 
     def students(self) -> Sequence[nn.Module]:
         return [self.pair.student]

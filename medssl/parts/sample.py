@@ -18,6 +18,15 @@ class TrainBatch:
     """Their labels, `(Bl, X, Y, Z)`, integer classes."""
     unlabelled: Tensor
     """Unlabelled images, `(Bu, M, X, Y, Z)`; Bu may be 0."""
+    seeds: tuple[int, ...]
+    """One per unlabelled image. What a method draws for a volume it draws from these, so that it is the same on
+    however many devices a batch is spread; what it draws for a step it draws from the step's `rng`."""
+
+    def part(self, index: int, count: int) -> TrainBatch:
+        """Every `count`-th sample from `index` on: halves of a batch stay paired as they were."""
+        return TrainBatch(
+            self.image[index::count], self.label[index::count], self.unlabelled[index::count], self.seeds[index::count]
+        )
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from medssl.parts.sample import Progress
 
@@ -23,7 +25,20 @@ def ramp_up(progress: Progress, length: float) -> float:
 
 def generator(*seed: int) -> torch.Generator:
     """A CPU generator that is a function of its seeds, such as (run seed, iteration)."""
+    return torch.Generator().manual_seed(mix(*seed))
+
+
+def mix(*seed: int) -> int:
+    """One seed, in [0, 2^63), out of several."""
     mixed = 0
     for number in seed:
         mixed = (mixed * 6364136223846793005 + number + 1442695040888963407) % 2**63
-    return torch.Generator().manual_seed(mixed)
+    return mixed
+
+
+def normal(image: Tensor, seeds: Sequence[int]) -> Tensor:
+    """Standard normal noise of the shape `(B, ...)` and on the device of an image, each volume's from its own seed."""
+    noise = torch.empty_like(image)
+    for volume, seed in zip(noise, seeds, strict=True):
+        volume.normal_(generator=torch.Generator(image.device).manual_seed(seed))
+    return noise

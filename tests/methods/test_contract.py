@@ -42,6 +42,7 @@ def make_batch(channels, classes, shape, size=2):
         image=torch.randn(size, channels, *shape),
         label=torch.randint(0, classes, (size, *shape)),
         unlabelled=torch.randn(size, channels, *shape),
+        seeds=tuple(range(size)),
     )
 
 
@@ -145,4 +146,4 @@ def test_works_with_the_real_network_and_thick_slices(name):
 
 
 def test_labels_of_unlabelled_volumes_are_nowhere_in_the_batch():
-    assert set(TrainBatch.__dataclass_fields__) == {"image", "label", "unlabelled"}
+    assert set(TrainBatch.__dataclass_fields__) == {"image", "label", "unlabelled", "seeds"}

@@ -1,0 +1,126 @@
+"""Several processes that train one run together, as torchrun starts them; alone, nothing happens.
+
+Each process holds the same networks and takes its share of every batch. What they must agree on without waiting for a
+GPU (when to stop, scores of validation cases) goes over gloo; gradients go over NCCL on GPUs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from medssl.device import choose_device
+from medssl.errors import DeviceError
+from medssl.parts import processes
+
+PATIENCE = timedelta(minutes=30)
+"""How long a process waits for the others, at most; the slowest share of a validation must fit."""
+
+T = TypeVar("T")
+
+
+@contextmanager
+def joined(device: str) -> Iterator[torch.device]:
+    """Join the processes that torchrun started; this process's device.
+
+    Args:
+        device: as `choose_device`; `auto` and `cuda` become the GPU of this process's local number.
+
+    Raises:
+        DeviceError: fewer GPUs than processes on this machine, or another process of the run ended.
+    """
+    if not is_launched():
+        yield choose_device(device)
+        return
+    local, here = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        if torch.cuda.device_count() < here:
+            raise DeviceError(
+                f"{here} processes were started here and there are {torch.cuda.device_count()} GPUs; "
+                "lower --nproc-per-node, or train on the CPU with --device cpu"
+            )
+        device = f"cuda:{local}"
+    chosen = choose_device(device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    # A place of their own for this start: processes that torchrun starts again must not read where lost ones listened.
+    store, rank, count = next(rendezvous("env://", timeout=PATIENCE))
+    store = dist.PrefixStore(f"start-{restarts()}", store)  # type: ignore[attr-defined]
+    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
+    try:
+        yield chosen
+    except RuntimeError as error:
+        if not _is_lost_peer(error):
+            raise
+        raise DeviceError(
+            f"process {processes.rank()} of {processes.count()}: another process of this training ended or cannot be "
+            f"reached; its own message tells why. Go on with --resume.\n({str(error).splitlines()[0][:200]})"
+        ) from None
+    finally:
+        dist.destroy_process_group()
+
+
+def is_launched() -> bool:
+    """Whether torchrun started this process."""
+    return dist.is_available() and dist.is_torchelastic_launched()
+
+
+def restarts() -> int:
+    """How often torchrun started this process again after a failure (`--max-restarts`)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes files and speaks."""
+    return processes.rank() == 0
+
+
+def gathered(values: list[T]) -> list[T]:
+    """The lists of all processes, one after the other in the order of their numbers."""
+    if processes.count() == 1:
+        return values
+    lists: list[Any] = [None] * processes.count()
+    dist.all_gather_object(lists, values)
+    return [value for one in lists for value in one]
+
+
+def wait_for_all() -> None:
+    """Return once every process has come here."""
+    gathered([None])
+
+
+class StopVote:
+    """Whether any process was asked to stop. The answer is that of the step before, so that no step waits for it."""
+
+    def __init__(self) -> None:
+        self._before: tuple[Any, torch.Tensor] | None = None
+
+    def __call__(self, asked: bool) -> bool:
+        """All processes call this after the same step and get the same answer."""
+        if processes.count() == 1:
+            return asked
+        before, votes = self._before, torch.tensor([int(asked)])
+        self._before = dist.all_reduce(votes, async_op=True), votes
+        if before is None:
+            return False
+        before[0].wait()
+        return bool(before[1].item())
+
+    def close(self) -> None:
+        """Let the last vote come in."""
+        if self._before is not None:
+            self._before[0].wait()
+        self._before = None
+
+
+def _is_lost_peer(error: RuntimeError) -> bool:
+    said = str(error).lower()
+    return isinstance(error, dist.DistError) or any(w in said for w in ("gloo", "nccl", "connection closed by peer"))

@@ -1,0 +1,255 @@
+"""How much memory a training step needs, found without a GPU; and a run fitted into a budget.
+
+The step runs on fake tensors, which have shapes, types and lifetimes and no values: forward and backward of any size
+take about a second and no memory, and the bytes that are alive at every operation are added up.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from medssl.device import autocast, choose_device, choose_precision
+from medssl.errors import OutOfMemoryError
+from medssl.methods import METHODS
+from medssl.methods.base import Method
+from medssl.networks import check_patch, checkpoint_activations
+from medssl.parts.sample import Progress, TrainBatch
+from medssl.parts.schedules import generator
+from medssl.run import RunConfig, build_method
+
+CONTEXT = 3 * 2**28
+"""Bytes that a process takes beside its tensors: the CUDA context with the kernels of torch, cuDNN and cuBLAS. An
+assumption, not yet checked on a GPU."""
+CHANNEL_BLOCK = 16
+"""A convolution in 16 bits is taken to copy what it reads and writes into a layout that has its channels in blocks of
+this many. So it is with oneDNN on CPUs; for cuDNN an assumption, not yet checked on a GPU."""
+USABLE = 0.9
+"""Share of a budget that an estimate may fill; the rest is for fragments, and for what an estimate cannot see."""
+SMALLEST_SIDE = 16
+"""Voxels; no side of a patch is shrunk below."""
+
+_CPU = torch.device("cpu")
+_ATEN = torch.ops.aten
+_CONVOLUTIONS = {_ATEN.convolution.default, _ATEN.convolution_backward.default,
+                 _ATEN.conv3d.default, _ATEN.conv_transpose3d.input}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes in use on each device when most are, in a step of a run that is under way."""
+
+    weights: int
+    """Students, teachers and their buffers."""
+    gradients: int
+    optimiser: int
+    activations: int
+    """All other tensors: the batch, what backward needs, predictions of teachers, losses."""
+    workspace: int
+    """What is in no tensor: the device's context, and copies within a convolution."""
+
+    @property
+    def total(self) -> int:
+        """The sum of all."""
+        return self.weights + self.gradients + self.optimiser + self.activations + self.workspace
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{field.name} {getattr(self, field.name) / 2**30:.2f}" for field in fields(self))
+        return f"{_gib(self.total)} ({parts})"
+
+
+def estimate(config: RunConfig, *, device: str = "auto", processes: int = 1) -> Memory:
+    """The memory of a training step, without allocating any of it.
+
+    `train.compile` and `train.channels_last` count as off. For `processes` above 1, call it before they join.
+
+    Args:
+        config: settings of which `train` would accept the batches.
+        device: decides what `train.precision: auto` is.
+        processes: how many share each batch.
+    """
+    check_patch(config.train.patch, config.network)
+    precision = choose_precision(config.train.precision, choose_device(device))
+    train, parts = config.train, config.train.accumulate * processes
+    with _fake_tensors():
+        method = build_method(config).train()
+        if train.activation_checkpointing:
+            for student in method.students():
+                checkpoint_activations(student)
+        for module in method.modules():
+            if isinstance(module, nn.GroupNorm):  # in fp32 always, as autocast has it on GPUs and not on CPUs
+                module.register_forward_pre_hook(lambda _, images: (images[0].float(),))
+        batch = _batch(config, processes)
+        learned = [p for student in method.students() for p in student.parameters()]
+        weights, gradients = _bytes(chain(method.parameters(), method.buffers())), _bytes(learned)
+        peaks = []
+        for iteration in (0, train.iterations - 1):
+            for parameter in learned:  # gradients of the parts before, or the buckets that processes share
+                parameter.grad = torch.zeros_like(parameter) if parts > 1 else None
+            peaks.append(_peak(method, batch, Progress(iteration, train.iterations), precision))
+    live, workspace = (max(both) for both in zip(*peaks, strict=True))
+    return Memory(
+        weights=weights,
+        gradients=gradients,
+        optimiser={"sgd": 1, "adamw": 2}[train.optimizer] * gradients,
+        activations=max(0, live - weights - gradients),
+        workspace=CONTEXT + workspace,
+    )
+
+
+def fit(
+    config: RunConfig, budget_bytes: int, *, device: str = "auto", processes: int = 1
+) -> tuple[RunConfig, list[str]]:
+    """The settings changed until a step fits into a budget, and a line per change that says why.
+
+    First a batch is cut into more parts, then activations are computed twice, then the patch shrinks, each time by
+    one stride of the network along its longest side in millimetres. The same arguments give the same answer. See
+    `estimate` for them.
+
+    Raises:
+        OutOfMemoryError: nothing that may be changed makes it fit.
+    """
+    reasons: list[str] = []
+    while (needed := estimate(config, device=device, processes=processes).total) > USABLE * budget_bytes:
+        smaller = _smaller(config, processes)
+        if smaller is None:
+            least = math.ceil(10 * needed / USABLE / 2**30) / 10
+            raise OutOfMemoryError(
+                f"no training step fits {_gib(budget_bytes)}; the least that one needs is {least} GiB, with "
+                f"train.accumulate {config.train.accumulate} and train.patch {list(config.train.patch)}. Use a lighter "
+                "network, a smaller batch, or a larger device."
+            )
+        reasons.append(f"{smaller[0]}: {_gib(needed)} would not fit {USABLE:.0%} of {_gib(budget_bytes)}")
+        config = smaller[1]
+    return config, reasons
+
+
+def _smaller(config: RunConfig, processes: int) -> tuple[str, RunConfig] | None:
+    """The next change that saves memory, in words, and the settings with it; None where all were made."""
+    train, method = config.train, METHODS[config.method.name]
+    common = math.gcd(train.labelled_batch, train.unlabelled_batch if method.needs_unlabelled else 0)
+    most = common // (processes * (2 if method.even_batch else 1))
+    for parts in range(train.accumulate + 1, most + 1):
+        if most % parts == 0:
+            return _with(config, "accumulate", parts)
+    if not train.activation_checkpointing and config.network.norm != "batch":
+        return _with(config, "activation_checkpointing", True)
+
+    strides, spacing = config.network.total_stride, config.data.recipe.spacing
+    extents = [
+        side * (mm or 1) if side - stride >= max(2 * stride, SMALLEST_SIDE) else 0
+        for side, mm, stride in zip(train.patch, spacing, strides, strict=True)
+    ]
+    if not any(extents):
+        return None
+    patch, longest = list(train.patch), extents.index(max(extents))
+    patch[longest] -= strides[longest]
+    return _with(config, "patch", tuple(patch))
+
+
+def _with(config: RunConfig, key: str, value: Any) -> tuple[str, RunConfig]:
+    """A change of the `train` section in words, and the settings with it."""
+    before = getattr(config.train, key)
+    train = config.train.model_copy(update={key: value})
+    return f"train.{key} {before} -> {value}", config.model_copy(update={"train": train})
+
+
+def _batch(config: RunConfig, processes: int) -> TrainBatch:
+    """The first part of a process's share of a batch; as in training, it keeps the others alive."""
+    train, shape = config.train, (len(config.data.channels), *config.train.patch)
+    labelled = math.ceil(train.labelled_batch / processes)
+    unlabelled = math.ceil(train.unlabelled_batch / processes) if METHODS[config.method.name].needs_unlabelled else 0
+    label = torch.zeros(labelled, *train.patch, dtype=torch.int64)
+    seeds = tuple(range(unlabelled))
+    batch = TrainBatch(torch.zeros(labelled, *shape), label, torch.zeros(unlabelled, *shape), seeds)
+    return batch.part(0, train.accumulate)
+
+
+def _peak(method: Method, batch: TrainBatch, progress: Progress, precision: torch.dtype | None) -> tuple[int, int]:
+    """Most bytes alive in one part of a step, and how many more while a convolution runs."""
+    with _LiveBytes() as live:
+        live.count(chain([batch.image, batch.label, batch.unlabelled], method.parameters(), method.buffers()))
+        live.count(p.grad for p in method.parameters() if p.grad is not None)
+        with autocast(_CPU, precision):
+            result = method.step(batch, progress, generator(0))
+        torch.stack(list(result.losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+    return live.peak, max(0, live.peak_in_convolutions - live.peak)
+
+
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the storages that operations read and wrote and that are still alive."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.sizes: dict[int, int] = {}
+        self.live = self.peak = self.peak_in_convolutions = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _ATEN._local_scalar_dense.default:
+            return 0
+        out = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)]
+        self.count(tensors)
+        self.peak = max(self.peak, self.live)
+        if func in _CONVOLUTIONS:
+            copies = sorted(_in_blocks(tensor) for tensor in tensors if tensor.ndim == 5)
+            self.peak_in_convolutions = max(self.peak_in_convolutions, self.live + sum(copies[-2:]))
+        return out
+
+    def count(self, tensors: Iterable[Tensor]) -> None:
+        """Add storages that were not seen before, until they are freed."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key not in self.sizes:
+                self.sizes[key] = storage.nbytes()
+                self.live += self.sizes[key]
+                weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.live -= self.sizes.pop(key)
+
+
+class _ReadAsZeros(TorchFunctionMode):
+    """Zeros for what a method reads as an array."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.numpy, Tensor.__array__):
+            return np.zeros(tuple(args[0].shape), str(args[0].dtype).removeprefix("torch."))
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _fake_tensors() -> Iterator[None]:
+    """Tensors that are made in here have no values."""
+    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True), _ReadAsZeros():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _in_blocks(tensor: Tensor) -> int:
+    """Bytes of a copy of `(B, C, X, Y, Z)`; see CHANNEL_BLOCK."""
+    channels = tensor.shape[1]
+    return tensor.nbytes // channels * math.ceil(channels / CHANNEL_BLOCK) * CHANNEL_BLOCK
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB"

@@ -1,0 +1,86 @@
+"""What only a GPU can show: `pytest -m gpu`. Skipped where there is none."""
+
+import pytest
+import torch
+from test_train import plain_settings
+
+from medssl.augment import Augment, AugmentConfig
+from medssl.checkpoint import load_checkpoint
+from medssl.config import parse
+from medssl.data.prepared import read_prepared
+from medssl.data.splits import make_split, write_split
+from medssl.logs import read_metrics
+from medssl.methods import METHODS
+from medssl.run import RunConfig
+from medssl.train import make_streams, make_trainer, open_data, train
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that this build of torch can use"),
+]
+
+
+@pytest.fixture
+def settings(balls, tmp_path):
+    path = tmp_path / "splits.json"
+    write_split(path, make_split(read_prepared(balls[1]), labelled=2, val=2, test=2, seed=0))
+
+    def make(method, **train_settings):
+        return parse(RunConfig, plain_settings(balls, path, method, **train_settings))
+
+    return make
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_trains_and_resumes(settings, tmp_path, method, precision):
+    config = settings(method, iterations=20, precision=precision)
+    train(config, tmp_path / "run", until=12, device="cuda", quiet=True)
+    run = train(config, tmp_path / "run", resume=True, device="cuda", quiet=True)
+    assert load_checkpoint(run / "last.pt")["iteration"] == 20
+    rows = read_metrics(run / "metrics.csv")
+    assert [row["step"] for row in rows if "lr" in row] == list(range(1, 21))
+
+
+@pytest.mark.parametrize("method", ["supervised", "mean_teacher"])
+def test_a_step_never_waits_for_the_device(settings, tmp_path, method):
+    """CUDA's own check: any synchronising call is an error."""
+    config = settings(method)
+    data = open_data(config)
+    trainer = make_trainer(config, tmp_path, torch.device("cuda"))
+    batches = trainer.batches(*make_streams(config, data), config.train.iterations)
+    for _ in range(3):
+        trainer.train_step(next(batches))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(5):
+            trainer.train_step(next(batches))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("preset", ["weak", "strong"])
+def test_augmentation_is_that_of_the_cpu_and_never_waits(preset):
+    augment = Augment(AugmentConfig(preset=preset), (16, 16, 12), (1.0, 1.0, 1.5), 3)
+    torch.manual_seed(0)
+    image, label = torch.randn(6, 2, 16, 16, 12), torch.randint(0, 3, (6, 16, 16, 12))
+    draws = [augment.draw(0, n) for n in range(6)]
+    here = augment.apply(image, draws, label)
+    there = image.cuda(), label.cuda()
+    augment.apply(there[0], draws, there[1])  # moves the bank of noise
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        moved = augment.apply(there[0], draws, there[1])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(moved[0].cpu(), here[0], atol=1e-3, rtol=1e-3)
+    assert (moved[1].cpu() == here[1]).float().mean() > 0.999
+
+
+def test_same_losses_as_the_cpu(settings, tmp_path):
+    config = settings("bcp", iterations=8, precision="fp32", tf32=False)
+    losses = []
+    for device in ("cpu", "cuda"):
+        run = train(config, tmp_path / device, device=device, quiet=True, until=3)
+        losses.append([row["loss/pretrain"] for row in read_metrics(run / "metrics.csv") if "loss/pretrain" in row])
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
