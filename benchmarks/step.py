@@ -1,0 +1,403 @@
+"""Where the time of a training step goes, and how far the step is from its floor.
+
+    python benchmarks/step.py --shapes hippocampus la cbct acdc --out benchmarks/results/step-cpu.json
+
+The floor is the bare networks: every forward pass that the step makes, on the same shapes and in the same precision,
+and the backward pass of those that learn, with no data, loss, optimiser or teacher update. Step and floor are timed in
+turns in one run, without looking inside; a second pass takes the step apart, waiting for the device at every border.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from machine import facts
+
+import medssl.trainer as trainer_module
+from medssl.config import merge, parse
+from medssl.data.cases import Case
+from medssl.data.prepared import read_prepared, write_case, write_dataset
+from medssl.data.recipe import Grid, Prepared
+from medssl.data.splits import make_split, write_split
+from medssl.device import autocast, choose_device
+from medssl.logs import RunLog
+from medssl.run import RunConfig
+from medssl.train import make_streams, make_trainer, open_data
+from medssl.trainer import Trainer, averaged
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+V_NET = {"network": {"name": "dynunet", "channels": [16, 32, 64, 128, 256], "strides": [2, 2, 2, 2], "kernels": [3]}}
+TINY = {"network": {"name": "unet", "channels": [4, 8], "strides": [2], "kernels": [3]}}
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {  # data config, and what differs from it
+    "hippocampus": ("hippocampus", {"train": {"labelled_batch": 4, "unlabelled_batch": 4}}),
+    "hippocampus-default-network": (
+        "hippocampus",
+        {
+            "network": {"name": "dynunet", "channels": [32, 64, 128, 256, 320], "strides": [2, 2, 2, 2]},
+            "train": {"labelled_batch": 4, "unlabelled_batch": 4},
+        },
+    ),
+    "la": ("la", {"train": {"labelled_batch": 2, "unlabelled_batch": 2}}),
+    "la-protocol": ("la", {"train": {"labelled_batch": 4, "unlabelled_batch": 4}}),
+    "cbct": (
+        "phantom_cbct",
+        {**V_NET, "train": {"patch": [96, 96, 96], "labelled_batch": 2, "unlabelled_batch": 2}},
+    ),
+    "acdc": ("acdc", {"train": {"labelled_batch": 2, "unlabelled_batch": 2}}),
+    "toy": ("la", {**TINY, "train": {"patch": [16, 16, 12], "labelled_batch": 2, "unlabelled_batch": 2}}),
+}
+PARTS = (
+    "data wait", "host to device", "augmentation", "teacher forward", "student forward", "losses and mixing",
+    "backward", "optimiser", "teacher update", "logging", "rest",
+)  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", default=["supervised", "mean_teacher", "bcp"])
+    parser.add_argument("--shapes", nargs="+", default=["hippocampus", "la", "cbct", "acdc"], choices=SHAPES)
+    parser.add_argument("--precisions", nargs="+", default=["auto"], help="fp32, tf32, bf16, fp16 or auto")
+    parser.add_argument("--presets", nargs="+", default=["weak"], help="augmentation: none, weak, strong")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--compile", nargs="+", default=["off"])
+    parser.add_argument("--set", nargs="+", default=[], dest="sets", help="more settings, as in medssl train")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of step and floor")
+    parser.add_argument("--steps", type=int, default=2, help="steps in each turn")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(argv)
+
+    device = choose_device(options.device)
+    rows: list[dict[str, Any]] = []
+    for shape in options.shapes:
+        with tempfile.TemporaryDirectory() as folder:
+            make_dataset(Path(folder), shape)
+            for precision in options.precisions:
+                for preset in options.presets:
+                    for mode in options.compile:
+                        for method in options.methods:
+                            config = make_config(Path(folder), shape, method, precision, preset, mode, options.sets)
+                            rows.append(measure(config, Path(folder), device, options.rounds, options.steps))
+                            rows[-1] |= {"shape": shape, "precision": precision, "compile": mode}
+                            print(line(rows[-1]), flush=True)
+                            write(options.out, rows)
+    print("\n" + table(rows))
+
+
+def make_config(
+    folder: Path, shape: str, method: str, precision: str, preset: str, compile: str, sets: list[str]
+) -> RunConfig:
+    """The settings of one measurement."""
+    data, changes = SHAPES[shape]
+    values = merge([CONFIGS / "data" / f"{data}.yaml", CONFIGS / "method" / f"{method}.yaml"])
+    for section, change in changes.items():
+        values[section] = {**values.get(section, {}), **change}
+    values["data"] = {**values["data"], "root": str(folder / "prepared"), "splits": str(folder / "splits.json")}
+    values["data"].pop("subject", None)
+    values["augment"] = {**values.get("augment", {}), "preset": preset}
+    values["train"] |= {
+        "precision": "fp32" if precision == "tf32" else precision, "tf32": precision != "fp32", "compile": compile,
+    }  # fmt: skip
+    for item in sets:
+        key, value = item.split("=")
+        section, name = key.split(".")
+        values.setdefault(section, {})[name] = json.loads(value)
+    return parse(RunConfig, values)
+
+
+def make_dataset(folder: Path, shape: str) -> None:
+    """Noise in the store, a quarter larger than a patch on each side, as the method's data would lie there."""
+    config = make_config(folder, shape, "bcp", "auto", "weak", "off", [])
+    rng = np.random.default_rng(0)
+    size = tuple(int(1.25 * side) for side in config.train.patch)
+    spacing = tuple(1.0 if s is None else s for s in config.data.recipe.spacing)
+    grid = Grid(size, np.eye(4).tolist(), (0, 1, 2), (False,) * 3, (0, 0, 0), size, spacing, size, spacing)  # type: ignore[arg-type]
+    ids = [f"case{i}" for i in range(8)]
+    for id in ids:
+        image = rng.normal(size=(len(config.data.channels), *size)).astype(np.float32)
+        label = np.zeros(size, np.uint8)
+        for value in range(1, len(config.data.classes)):
+            start = [int(rng.integers(side // 2)) for side in size]
+            label[tuple(slice(s, s + side // 3) for s, side in zip(start, size, strict=True))] = value
+        write_case(folder / "prepared", Case(id, id, Path(id), Path(id)), Prepared(image, label, grid), "")
+    write_dataset(folder / "prepared", config.data, ids)
+    write_split(
+        folder / "splits.json", make_split(read_prepared(folder / "prepared"), labelled=4, val=0, test=0, seed=0)
+    )
+
+
+def measure(config: RunConfig, folder: Path, device: torch.device, rounds: int, steps: int) -> dict[str, Any]:
+    """Times of one configuration."""
+    data = open_data(config)
+    trainer = make_trainer(config, folder, device)
+    with running(trainer, *make_streams(config, data), folder) as run:
+        floor = floor_of(trainer, recorded(trainer, run))
+        for warm in (run, floor, run, floor):
+            warm()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        with Utilisation(device) as utilisation:
+            times = [(timed(run, steps, device), timed(floor, steps, device)) for _ in range(rounds)]
+        peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
+    step, bare = (statistics.median(column) for column in zip(*times, strict=True))
+    size = config.train.labelled_batch + (config.train.unlabelled_batch if trainer.method.needs_unlabelled else 0)
+    return {
+        "method": config.method.name,
+        "patch": list(config.train.patch),
+        "batch": size,
+        "network": f"{config.network.name} {'-'.join(map(str, config.network.channels))}",
+        "ran_in": str(trainer.precision or torch.float32).removeprefix("torch."),
+        "preset": config.augment.preset,
+        "step_ms": round(1e3 * step, 2),
+        "floor_ms": round(1e3 * bare, 2),
+        "ratio": round(statistics.median(a / b for a, b in times), 3),
+        "samples_per_s": round(size / step, 2),
+        "gpu_peak_gib": peak,
+        "gpu_busy_percent": utilisation.mean,
+        "parts_ms": taken_apart(config, folder, device, rounds * steps) if config.train.compile == "off" else {},
+    }
+
+
+@contextmanager
+def running(trainer: Trainer, labelled: Any, unlabelled: Any, folder: Path) -> Iterator[Callable[[], None]]:
+    """A function that runs the next step as `Trainer.fit` does, from the middle of the run on."""
+    config = trainer.config
+    trainer.iteration = config.iterations // 2  # past what a method does first
+    batches = trainer.batches(labelled, unlabelled, config.iterations)
+    log = RunLog(Path(tempfile.mkdtemp(dir=folder)), quiet=True)
+
+    def run() -> None:
+        result = trainer.train_step(next(batches))
+        log.advance(trainer.iteration)
+        if trainer.iteration % config.log_every == 0:
+            trainer.check(lambda step: "")
+            log.step(trainer.iteration, averaged(result), trainer.lr)
+
+    with log.progress(0, config.iterations):
+        yield run
+    batches.close()
+    log.close()
+
+
+def taken_apart(config: RunConfig, folder: Path, device: torch.device, count: int) -> dict[str, float]:
+    """Milliseconds per step in each of PARTS, waiting for the device at every border."""
+    trainer = make_trainer(config, folder, device)
+    streams = make_streams(config, open_data(config))
+    watch = Watch(device)
+
+    def waited(batches: Callable[..., Any]) -> Callable[..., Any]:
+        def generate(*args: Any) -> Iterator[Any]:
+            inner = batches(*args)
+            while True:
+                with watch.of("data wait"):
+                    item = next(inner, None)
+                if item is None:
+                    return
+                yield item
+
+        return generate
+
+    for stream in streams:
+        if stream is not None:
+            stream.batches = waited(stream.batches)  # type: ignore[method-assign]
+    places: list[tuple[Any, str, str]] = [
+        (trainer_module, "on_device", "host to device"),
+        (trainer.augment, "draw", "augmentation"),
+        (trainer.augment, "apply", "augmentation"),
+        *((net, "forward", "teacher forward") for net in trainer.method.teachers()),
+        *((net, "forward", "student forward") for net in trainer.method.students()),
+        (trainer, "forward", "losses and mixing"),
+        (torch.Tensor, "backward", "backward"),
+        (torch.nn.utils, "clip_grad_norm_", "optimiser"),
+        (trainer.optimizer, "step", "optimiser"),
+        (trainer_module, "ema_update", "teacher update"),
+        (trainer, "check", "logging"),
+        (RunLog, "step", "logging"),
+    ]
+    originals = [(place, name, getattr(place, name)) for place, name, _ in places]
+    try:
+        for place, name, part in places:
+            setattr(place, name, watch.wrap(part, getattr(place, name)))
+        with running(trainer, *streams, folder) as run:
+            run()
+            watch.start()
+            for _ in range(count):
+                run()
+            watch.switch()
+    finally:
+        for place, name, original in originals:
+            setattr(place, name, original)
+    return {part: round(1e3 * watch.seconds[part] / count, 3) for part in PARTS}
+
+
+def timed(run: Callable[[], None], steps: int, device: torch.device) -> float:
+    """Seconds per call, the device having finished."""
+    synchronise(device)
+    started = time.perf_counter()
+    for _ in range(steps):
+        run()
+    synchronise(device)
+    return (time.perf_counter() - started) / steps
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def recorded(trainer: Trainer, run: Callable[[], None]) -> list[tuple[torch.nn.Module, torch.Size, bool]]:
+    """Network, input shape and whether it learns, of every forward pass of a step."""
+    found: list[tuple[torch.nn.Module, torch.Size, bool]] = []
+    nets = (*trainer.method.students(), *trainer.method.teachers())
+    hooks = [
+        net.register_forward_pre_hook(lambda net, args: found.append((net, args[0].shape, torch.is_grad_enabled())))
+        for net in nets
+    ]
+    run()
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def floor_of(trainer: Trainer, forwards: list[tuple[torch.nn.Module, torch.Size, bool]]) -> Callable[[], None]:
+    """The same forward passes, and the backward pass of those that learn, on noise."""
+    inputs = [torch.randn(shape, device=trainer.device) for _, shape, _ in forwards]
+    slopes: dict[int, torch.Tensor] = {}
+
+    def floor() -> None:
+        trainer.optimizer.zero_grad(set_to_none=True)
+        for k, ((net, _, learns), image) in enumerate(zip(forwards, inputs, strict=True)):
+            with autocast(trainer.device, trainer.precision):
+                if not learns:
+                    with torch.inference_mode():
+                        net(image)
+                    continue
+                logits = net(image)
+            if k not in slopes:
+                slopes[k] = torch.randn_like(logits)
+            logits.backward(slopes[k])
+
+    return floor
+
+
+class Watch:
+    """Time spent in named functions, each without the watched functions that it calls."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.running = device, ["rest"]
+        self.start()
+
+    def start(self) -> None:
+        """Forget what was seen so far."""
+        synchronise(self.device)
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.since = time.perf_counter()
+
+    def switch(self) -> None:
+        """Book the time since the last border."""
+        synchronise(self.device)
+        now = time.perf_counter()
+        self.seconds[self.running[-1]] += now - self.since
+        self.since = now
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """Time that belongs to `name`."""
+        self.switch()
+        self.running.append(name)
+        yield
+        self.switch()
+        self.running.pop()
+
+    def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, watched."""
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            with self.of(name):
+                return function(*args, **kwargs)
+
+        return watched
+
+
+class Utilisation:
+    """Mean share of time in which the GPU ran a kernel, as nvidia-smi samples it; None without a GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.seen, self.done = device, list[float](), threading.Event()
+        self.thread = threading.Thread(target=self.look, daemon=True)
+
+    def __enter__(self) -> Utilisation:
+        if self.device.type == "cuda":
+            self.thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.done.set()
+        if self.thread.is_alive():
+            self.thread.join()
+
+    def look(self) -> None:
+        """Ask twice a second."""
+        words = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits",
+                 f"--id={self.device.index or 0}"]  # fmt: skip
+        while not self.done.wait(0.5):
+            answer = subprocess.run(words, capture_output=True, text=True).stdout.strip()
+            if answer.isdigit():
+                self.seen.append(float(answer))
+
+    @property
+    def mean(self) -> float | None:
+        """Percent."""
+        return round(statistics.mean(self.seen), 1) if self.seen else None
+
+
+def write(path: Path | None, rows: list[dict[str, Any]]) -> None:
+    """Keep what is measured so far."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"machine": facts(), "rows": rows}, indent=1) + "\n")
+
+
+def line(row: dict[str, Any]) -> str:
+    return f"{row['shape']} {row['method']} {row['precision']}: {row['step_ms']} ms, {row['ratio']} of the floor"
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Two Markdown tables: step against floor, and the step taken apart."""
+    head = ["shape", "method", "network", "batch", "precision", "compiled", "step ms", "floor ms", "step / floor",
+            "samples/s", "17,000 steps, h", "GPU GiB", "GPU busy %"]  # fmt: skip
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        hours = 17_000 * row["step_ms"] / 3.6e6
+        peak, busy = row["gpu_peak_gib"], row["gpu_busy_percent"]
+        cells = [row["shape"], row["method"], row["network"], row["batch"], f"{row['precision']} ({row['ran_in']})",
+                 row["compile"], f"{row['step_ms']:.1f}", f"{row['floor_ms']:.1f}", f"{row['ratio']:.2f}",
+                 f"{row['samples_per_s']:.1f}", f"{hours:.2f}", "" if peak is None else f"{peak:.1f}",
+                 "" if busy is None else f"{busy:.0f}"]  # fmt: skip
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    lines += [
+        "",
+        "| shape | method | " + " | ".join(f"{part} ms" for part in PARTS) + " |",
+        "|" + "---|" * (2 + len(PARTS)),
+    ]
+    for row in rows:
+        if row["parts_ms"]:
+            cells = [row["shape"], row["method"], *(f"{row['parts_ms'][part]:.1f}" for part in PARTS)]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
