@@ -29,6 +29,7 @@ from machine import facts
 import medssl.trainer as trainer_module
 from medssl.config import merge, parse
 from medssl.data.cases import Case
+from medssl.data.patches import AHEAD
 from medssl.data.prepared import read_prepared, write_case, write_dataset
 from medssl.data.recipe import Grid, Prepared
 from medssl.data.splits import make_split, write_split
@@ -36,7 +37,7 @@ from medssl.device import autocast, choose_device
 from medssl.logs import RunLog
 from medssl.run import RunConfig
 from medssl.train import make_streams, make_trainer, open_data
-from medssl.trainer import Trainer, averaged
+from medssl.trainer import Trainer, averaged, choose_workers
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 V_NET = {"network": {"name": "dynunet", "channels": [16, 32, 64, 128, 256], "strides": [2, 2, 2, 2], "kernels": [3]}}
@@ -146,11 +147,12 @@ def measure(config: RunConfig, folder: Path, device: torch.device, rounds: int, 
         floor = floor_of(trainer, recorded(trainer, run))
         for warm in (run, floor, run, floor):
             warm()
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        with Utilisation(device) as utilisation:
-            times = [(timed(run, steps, device), timed(floor, steps, device)) for _ in range(rounds)]
-        peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
+        times = []
+        for _ in range(rounds):
+            for _ in range(ahead(trainer)):
+                run()  # uses up what was read while the floor ran
+            times.append((timed(run, steps, device), timed(floor, steps, device)))
+        peak, busy = watched_gpu(run, rounds * steps, device)
     step, bare = (statistics.median(column) for column in zip(*times, strict=True))
     size = config.train.labelled_batch + (config.train.unlabelled_batch if trainer.method.needs_unlabelled else 0)
     return {
@@ -165,9 +167,24 @@ def measure(config: RunConfig, folder: Path, device: torch.device, rounds: int, 
         "ratio": round(statistics.median(a / b for a, b in times), 3),
         "samples_per_s": round(size / step, 2),
         "gpu_peak_gib": peak,
-        "gpu_busy_percent": utilisation.mean,
+        "gpu_busy_percent": busy,
         "parts_ms": taken_apart(config, folder, device, rounds * steps) if config.train.compile == "off" else {},
     }
+
+
+def ahead(trainer: Trainer) -> int:
+    """Batches that readers may hold ready."""
+    return AHEAD * choose_workers(trainer.config.workers, trainer.device, in_memory=True)
+
+
+def watched_gpu(run: Callable[[], None], count: int, device: torch.device) -> tuple[float | None, float | None]:
+    """Peak GiB and percent of time at work of a GPU while steps alone run on it."""
+    if device.type != "cuda":
+        return None, None
+    torch.cuda.reset_peak_memory_stats(device)
+    with Utilisation(device) as utilisation:
+        timed(run, count, device)
+    return torch.cuda.max_memory_allocated(device) / 2**30, utilisation.mean
 
 
 @contextmanager
@@ -198,8 +215,8 @@ def taken_apart(config: RunConfig, folder: Path, device: torch.device, count: in
     watch = Watch(device)
 
     def waited(batches: Callable[..., Any]) -> Callable[..., Any]:
-        def generate(*args: Any) -> Iterator[Any]:
-            inner = batches(*args)
+        def generate(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            inner = batches(*args, **kwargs)
             while True:
                 with watch.of("data wait"):
                     item = next(inner, None)
@@ -339,14 +356,12 @@ class Utilisation:
         self.thread = threading.Thread(target=self.look, daemon=True)
 
     def __enter__(self) -> Utilisation:
-        if self.device.type == "cuda":
-            self.thread.start()
+        self.thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self.done.set()
-        if self.thread.is_alive():
-            self.thread.join()
+        self.thread.join()
 
     def look(self) -> None:
         """Ask twice a second."""

@@ -127,21 +127,26 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last.pt.")] = False,
     is_dry: Annotated[bool, typer.Option("--dry-run", help="Resolve, run a batch, write nothing.")] = False,
     until: Annotated[int | None, typer.Option("--until", help="Stop, saved, after this step.")] = None,
+    memory: Annotated[
+        float | None, typer.Option("--memory", min=0.1, help="GiB that a step may need; settings are fitted to it.")
+    ] = None,
     device: Device = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Train a method on a prepared dataset."""
     from medssl.run import load_run_config
-    from medssl.train import dry_run
+    from medssl.train import dry_run, fitting
     from medssl.train import train as train_run
 
     config = load_run_config([_found(path) for path in configs], sets or [])
     if is_dry:
         import yaml
 
+        if memory is not None:
+            config = fitting(config, memory, device=device)
         print(yaml.safe_dump({"config": config.to_plain(), **dry_run(config, device=device)}, sort_keys=False))
         return
-    train_run(config, out, resume=resume, device=device, until=until, quiet=quiet)
+    train_run(config, out, resume=resume, device=device, until=until, memory=memory, quiet=quiet)
     print(f"run in {out}")
 
 
@@ -226,7 +231,7 @@ def main() -> None:
             raise
         print(
             f"medssl: out of memory ({str(error).splitlines()[0] if str(error) else type(error).__name__})\n"
-            "Lower train.labelled_batch, train.unlabelled_batch, train.patch or window.batch.",
+            "In training, --memory GIB fits a step into a budget; otherwise lower train.patch or window.batch.",
             file=sys.stderr,
         )
         sys.exit(5)

@@ -68,8 +68,8 @@ class Readback:
     """A tensor on its way from the device to the host; the device goes on meanwhile."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self._values = tensor.detach().to("cpu", non_blocking=True)
-        self._ready = torch.cuda.current_stream().record_event() if tensor.is_cuda else None
+        self._values = tensor.detach().to("cpu", non_blocking=tensor.is_cuda)
+        self._ready = torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
 
     def tolist(self) -> list[float]:
         """The values, waited for if they are not here yet."""

@@ -14,10 +14,9 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
 from medssl.device import choose_device
-from medssl.errors import DeviceError
+from medssl.errors import DeviceError, Interrupted
 from medssl.parts import processes
 
 PATIENCE = timedelta(minutes=30)
@@ -37,19 +36,14 @@ def joined(device: str) -> Iterator[torch.device]:
         DeviceError: fewer GPUs than processes on this machine, or another process of the run ended.
     """
     if not is_launched():
-        yield choose_device(device)
+        chosen = choose_device(device)
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen)
+        yield chosen
         return
-    local, here = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
-        if torch.cuda.device_count() < here:
-            raise DeviceError(
-                f"{here} processes were started here and there are {torch.cuda.device_count()} GPUs; "
-                "lower --nproc-per-node, or train on the CPU with --device cpu"
-            )
-        device = f"cuda:{local}"
-    chosen = choose_device(device)
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
+    from torch.distributed.rendezvous import rendezvous
+
+    chosen = _own_device(device)
     # A place of their own for this start: processes that torchrun starts again must not read where lost ones listened.
     store, rank, count = next(rendezvous("env://", timeout=PATIENCE))
     store = dist.PrefixStore(f"start-{restarts()}", store)  # type: ignore[attr-defined]
@@ -57,20 +51,53 @@ def joined(device: str) -> Iterator[torch.device]:
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
     try:
         yield chosen
-    except RuntimeError as error:
+    except Interrupted:
+        dist.destroy_process_group()
+        raise
+    except RuntimeError as error:  # the others may be gone: nothing that waits for them is done any more
         if not _is_lost_peer(error):
             raise
         raise DeviceError(
             f"process {processes.rank()} of {processes.count()}: another process of this training ended or cannot be "
             f"reached; its own message tells why. Go on with --resume.\n({str(error).splitlines()[0][:200]})"
         ) from None
-    finally:
-        dist.destroy_process_group()
+    dist.destroy_process_group()
+
+
+def _own_device(device: str) -> torch.device:
+    """The device of this process among those that torchrun started."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise DeviceError(f"device {device}: torchrun gives each process its own GPU; leave --device out, or give cpu")
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        if torch.cuda.device_count() < here():
+            raise DeviceError(
+                f"{here()} processes were started here and there are {torch.cuda.device_count()} GPUs; "
+                "lower --nproc-per-node, or train on the CPU with --device cpu"
+            )
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    return choose_device(device)
 
 
 def is_launched() -> bool:
     """Whether torchrun started this process."""
     return dist.is_available() and dist.is_torchelastic_launched()
+
+
+def launched() -> int:
+    """How many processes torchrun started for this run, also before they join."""
+    return int(os.environ["WORLD_SIZE"]) if is_launched() else 1
+
+
+def here() -> int:
+    """How many of them run on this machine."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if is_launched() else 1
+
+
+def launch() -> str | None:
+    """What tells this launch of torchrun from others; None where nothing does."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID") if is_launched() else None
+    return None if name == "none" else name
 
 
 def restarts() -> int:

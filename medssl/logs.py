@@ -65,7 +65,7 @@ class RunLog:
 
     def step(self, iteration: int, result: StepResult, lr: float) -> None:
         """Note one training step. Its values are written once the device has them, which nobody waits for."""
-        self._write_waiting()
+        self.flush()
         values = {f"loss/{k}": v for k, v in result.losses.items()} | {f"stat/{k}": v for k, v in result.stats.items()}
         import torch
 
@@ -77,9 +77,10 @@ class RunLog:
         packed = torch.stack([v.detach().float() for v in values.values()])
         self._waiting = iteration, list(values), Readback(packed), {"lr": lr, "seconds_per_step": seconds}
         if not packed.is_cuda:
-            self._write_waiting()
+            self.flush()
 
-    def _write_waiting(self) -> None:
+    def flush(self) -> None:
+        """Write what waits for the device."""
         if self._waiting is None:
             return
         (iteration, names, packed, facts), self._waiting = self._waiting, None
@@ -89,7 +90,7 @@ class RunLog:
 
     def validation(self, iteration: int, scores: dict[str, float]) -> None:
         """Note the scores of a validation."""
-        self._write_waiting()
+        self.flush()
         self._write(iteration, {f"val/{k}": v for k, v in scores.items()})
         self.dice = scores["dice"]
         self._noted, self._noted_at = time.monotonic(), iteration
@@ -109,7 +110,7 @@ class RunLog:
 
     def close(self) -> None:
         """Flush everything."""
-        self._write_waiting()
+        self.flush()
         self.board.close()  # type: ignore[no-untyped-call]
 
     def _write(self, iteration: int, values: dict[str, float]) -> None:
@@ -155,6 +156,7 @@ class NoLog(RunLog):
         yield
 
     def advance(self, iteration: int) -> None: ...
+    def flush(self) -> None: ...
     def step(self, iteration: int, result: StepResult, lr: float) -> None: ...
     def validation(self, iteration: int, scores: dict[str, float]) -> None: ...
     def picture(self, iteration: int, name: str, image: NDArray[Any], *labels: NDArray[Any]) -> None: ...

@@ -36,8 +36,8 @@ CONTEXT = 3 * 2**28
 """Bytes that a process takes beside its tensors: the CUDA context with the kernels of torch, cuDNN and cuBLAS. An
 assumption, not yet checked on a GPU."""
 CHANNEL_BLOCK = 16
-"""A convolution in 16 bits is taken to copy what it reads and writes into a layout that has its channels in blocks of
-this many. So it is with oneDNN on CPUs; for cuDNN an assumption, not yet checked on a GPU."""
+"""A convolution is taken to hold two copies of images, in a layout whose channels come in blocks of this many unless it
+is transposed. So it is with oneDNN on CPUs; for cuDNN an assumption, not yet checked on a GPU."""
 USABLE = 0.9
 """Share of a budget that an estimate may fill; the rest is for fragments, and for what an estimate cannot see."""
 SMALLEST_SIDE = 16
@@ -45,8 +45,8 @@ SMALLEST_SIDE = 16
 
 _CPU = torch.device("cpu")
 _ATEN = torch.ops.aten
-_CONVOLUTIONS = {_ATEN.convolution.default, _ATEN.convolution_backward.default,
-                 _ATEN.conv3d.default, _ATEN.conv_transpose3d.input}  # fmt: skip
+_TRANSPOSED = {_ATEN.convolution.default: 6, _ATEN.convolution_backward.default: 7}
+"""Which argument of a convolution says whether it is transposed."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Memory:
     activations: int
     """All other tensors: the batch, what backward needs, predictions of teachers, losses."""
     workspace: int
-    """What is in no tensor: the device's context, and copies within a convolution."""
+    """What is in no tensor: the device's context, and copies inside a convolution."""
 
     @property
     def total(self) -> int:
@@ -163,9 +163,9 @@ def _smaller(config: RunConfig, processes: int) -> tuple[str, RunConfig] | None:
 
 def _with(config: RunConfig, key: str, value: Any) -> tuple[str, RunConfig]:
     """A change of the `train` section in words, and the settings with it."""
-    before = getattr(config.train, key)
+    words = [list(v) if isinstance(v, tuple) else v for v in (getattr(config.train, key), value)]
     train = config.train.model_copy(update={key: value})
-    return f"train.{key} {before} -> {value}", config.model_copy(update={"train": train})
+    return f"train.{key} {words[0]} -> {words[1]}", config.model_copy(update={"train": train})
 
 
 def _batch(config: RunConfig, processes: int) -> TrainBatch:
@@ -200,13 +200,14 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is _ATEN._local_scalar_dense.default:
-            return 0
+            return 0  # what a method asks for by item() or bool()
         out = func(*args, **(kwargs or {}))
         tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)]
         self.count(tensors)
         self.peak = max(self.peak, self.live)
-        if func in _CONVOLUTIONS:
-            copies = sorted(_in_blocks(tensor) for tensor in tensors if tensor.ndim == 5)
+        if func in _TRANSPOSED:
+            block = 1 if args[_TRANSPOSED[func]] else CHANNEL_BLOCK
+            copies = sorted(_in_blocks(tensor, block) for tensor in tensors if tensor.ndim == 5)
             self.peak_in_convolutions = max(self.peak_in_convolutions, self.live + sum(copies[-2:]))
         return out
 
@@ -245,10 +246,10 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def _in_blocks(tensor: Tensor) -> int:
-    """Bytes of a copy of `(B, C, X, Y, Z)`; see CHANNEL_BLOCK."""
+def _in_blocks(tensor: Tensor, block: int) -> int:
+    """Bytes of a copy of `(B, C, X, Y, Z)` whose channels come in blocks."""
     channels = tensor.shape[1]
-    return tensor.nbytes // channels * math.ceil(channels / CHANNEL_BLOCK) * CHANNEL_BLOCK
+    return tensor.nbytes // channels * math.ceil(channels / block) * block
 
 
 def _gib(count: float) -> str:

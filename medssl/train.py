@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -19,10 +20,11 @@ from medssl.data.patches import PatchStream, TrainingData
 from medssl.data.prepared import PreparedDataset, read_prepared
 from medssl.data.splits import Split, read_split, write_split
 from medssl.device import choose_device, prepare_device
-from medssl.distributed import gathered, is_first, joined, restarts, wait_for_all
-from medssl.errors import ConfigError
+from medssl.distributed import gathered, is_first, joined, launch, launched, restarts
+from medssl.errors import ConfigError, DataError
 from medssl.files import write_json
 from medssl.logs import NoLog, RunLog
+from medssl.memory import estimate, fit
 from medssl.methods import METHODS
 from medssl.methods.base import Method
 from medssl.metrics import dice
@@ -39,6 +41,7 @@ def train(
     resume: bool = False,
     device: str = "auto",
     until: int | None = None,
+    memory: float | None = None,
     quiet: bool = False,
 ) -> Path:
     """Train a run to its end and return its folder.
@@ -47,13 +50,17 @@ def train(
         out: the run folder, which must be new or empty unless `resume` is set.
         resume: go on from `out`'s last.pt; the settings must be those it was started with.
         until: stop, saved, after this step.
+        memory: GiB of each device that a step may need; settings are changed until it does, see `medssl.memory.fit`.
 
     Raises:
         ConfigError: settings that do not fit the data, the method or the run that is resumed.
+        OutOfMemoryError: no change makes a step fit into `memory`.
         DataError, DeviceError, DivergedError, Interrupted: as their names say.
     """
-    with joined(device) as here:
-        return _train(config, out, here, resume=resume or restarts() > 0, until=until, quiet=quiet)
+    if memory is not None:
+        config = fitting(config, memory, device=device, quiet=quiet)
+    with joined(device) as chosen:
+        return _train(config, out, chosen, resume=resume or _is_ours(out), until=until, quiet=quiet)
 
 
 def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, until: int | None, quiet: bool) -> Path:
@@ -65,13 +72,14 @@ def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, 
         trainer.load(out / "last.pt")
     elif out_is_used and not resume:
         raise ConfigError(f"{out}: not empty; go on with --resume, or choose another folder")
-    wait_for_all()  # before anybody writes what the others look at
+    if len(set(gathered([trainer.iteration]))) > 1:  # also: nobody writes before all have looked
+        raise DataError(f"{out}: the processes see different checkpoints; do all machines share this folder?")
     log: RunLog = NoLog()
     if is_first():
         out.mkdir(parents=True, exist_ok=True)
         dump(config.to_plain(), out / "config.yaml")
         write_split(out / "splits.json", data.split)
-        write_json(out / "env.json", environment())
+        write_json(out / "env.json", {**environment(), "launch": launch(), "processes": processes.count()})
         log = RunLog(out, resumed_at=trainer.iteration, quiet=quiet)
 
     labelled, unlabelled = make_streams(config, data)
@@ -81,6 +89,17 @@ def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, 
     finally:
         log.close()
     return out
+
+
+def fitting(config: RunConfig, memory: float, *, device: str = "auto", quiet: bool = False) -> RunConfig:
+    """The settings, changed so that a step needs at most `memory` GiB of each device; the changes are said."""
+    _check_batches(config, METHODS[config.method.name])
+    kind = "auto" if device == "cuda" else device  # whose precision counts; no process has its own GPU yet
+    config, reasons = fit(config, int(memory * 2**30), device=kind, processes=launched())
+    if not quiet and os.environ.get("RANK", "0") == "0":
+        for reason in reasons:
+            print(f"to fit the memory: {reason}", file=sys.stderr)
+    return config
 
 
 def dry_run(config: RunConfig, *, device: str = "auto") -> dict[str, Any]:
@@ -101,7 +120,10 @@ def dry_run(config: RunConfig, *, device: str = "auto") -> dict[str, Any]:
         "labelled, unlabelled, val": [len(p) for p in (data.split.labelled, data.split.unlabelled, data.split.val)],
         "losses": losses,
         "seconds_per_step": round(time.monotonic() - started, 3),
-        "memory_gib": round(_peak_memory(trainer.device) / 2**30, 2),
+        "memory": {
+            "estimated_for_a_step_gib": round(estimate(config, device=device).total / 2**30, 2),
+            "peak_of_this_process_gib": round(_peak_memory(trainer.device) / 2**30, 2),
+        },
     }
 
 
@@ -167,6 +189,13 @@ def validate_cases(trainer: Trainer, config: RunConfig, data: TrainingData, log:
     return {"dice": float(np.mean(list(means.values()))), **means} if means else {}
 
 
+def _is_ours(out: Path) -> bool:
+    """Whether torchrun started this process again after this launch had begun the run in `out`."""
+    if restarts() == 0 or launch() is None or not (out / "env.json").exists():
+        return False
+    return bool(json.loads((out / "env.json").read_text()).get("launch") == launch())
+
+
 def _check_prepared(config: RunConfig, dataset: PreparedDataset) -> None:
     for key in ("classes", "channels", "recipe"):
         here, there = getattr(config.data, key), getattr(dataset.config, key)
@@ -177,7 +206,7 @@ def _check_prepared(config: RunConfig, dataset: PreparedDataset) -> None:
             )
 
 
-def _check_batches(config: RunConfig, method: Method) -> None:
+def _check_batches(config: RunConfig, method: Method | type[Method]) -> None:
     """Streams that the method can use, and parts of them that it can use by themselves."""
     train, name = config.train, config.method.name
     if method.needs_unlabelled and train.unlabelled_batch == 0:
@@ -201,13 +230,8 @@ def _check_batches(config: RunConfig, method: Method) -> None:
 
 
 def _check_norm(config: RunConfig, device: torch.device) -> None:
-    if config.network.norm != "batch":
-        return
-    if processes.count() > 1 and device.type != "cuda":
+    if config.network.norm == "batch" and processes.count() > 1 and device.type != "cuda":
         raise ConfigError("network.norm: batch is averaged over processes on GPUs only; use instance or group")
-    if config.train.activation_checkpointing:
-        raise ConfigError("network.norm: batch cannot be combined with train.activation_checkpointing, which would "
-                          "count every batch twice; use instance or group")  # fmt: skip
 
 
 def _check_same(config: RunConfig, split: Split, out: Path) -> None:

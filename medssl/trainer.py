@@ -19,7 +19,7 @@ from medssl.checkpoint import load_checkpoint, save_checkpoint
 from medssl.config import Settings
 from medssl.data.patches import Patches, PatchStream
 from medssl.device import Precision, Readback, autocast, available_cpus, choose_precision
-from medssl.distributed import StopVote, is_first, wait_for_all
+from medssl.distributed import StopVote, here, is_first, wait_for_all
 from medssl.ema import ema_update
 from medssl.errors import DivergedError, Interrupted
 from medssl.logs import RunLog
@@ -142,8 +142,10 @@ class Trainer:
                     self.validate(validate, log)
                     self.save("last.pt")
                 elif config.save_every and self.iteration % config.save_every == 0:
+                    log.flush()
                     self.save("last.pt")
                 if vote(stop()):
+                    log.flush()
                     self.save("last.pt")
                     wait_for_all()
                     raise Interrupted(f"stopped at step {self.iteration}, saved in {self.run}; go on with --resume")
@@ -221,7 +223,7 @@ class Trainer:
         rank, count = processes.rank(), processes.count()
         numbers = [range(i * size + rank, (i + 1) * size, count) for i in range(self.iteration, last)]
         workers = choose_workers(self.config.workers, self.device, in_memory=stream.in_memory)
-        with closing(stream.batches(numbers, workers)) as batches:
+        with closing(stream.batches(numbers, workers, pin=self.device.type == "cuda")) as batches:
             for n, patches in zip(numbers, batches, strict=True):
                 yield n, on_device(patches, self.device)
 
@@ -391,7 +393,8 @@ def choose_workers(workers: int | None, device: torch.device, *, in_memory: bool
         return workers
     if device.type != "cuda":
         return 0
-    return 2 if in_memory else max(1, min(8, available_cpus() // processes.count() - 1))
+    streams = 2 * here()
+    return 2 if in_memory else max(1, min(8, available_cpus() // streams))
 
 
 def make_optimizer(method: Method, config: TrainConfig) -> torch.optim.Optimizer:
@@ -399,7 +402,11 @@ def make_optimizer(method: Method, config: TrainConfig) -> torch.optim.Optimizer
     groups = [{"params": list(student.parameters())} for student in method.students()]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, config.lr, weight_decay=config.weight_decay, fused=True)
-    return torch.optim.SGD(groups, config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay, fused=True)
+    sgd = torch.optim.SGD(groups, config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay, fused=True)
+    for group in sgd.param_groups:
+        for parameter in group["params"]:  # or a first step that is left out would leave it unset
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd
 
 
 def _cases(labelled: PatchStream, unlabelled: PatchStream | None, config: TrainConfig, iteration: int) -> str:

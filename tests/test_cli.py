@@ -153,7 +153,7 @@ class TestExitCodes:
         with pytest.raises(SystemExit) as stop:
             cli.main()
         assert stop.value.code == 5
-        assert "train.labelled_batch" in capsys.readouterr().err
+        assert "--memory" in capsys.readouterr().err
 
 
 def test_an_existing_split_is_not_overwritten(balls, tmp_path):

@@ -9,10 +9,11 @@ from medssl.checkpoint import load_checkpoint
 from medssl.config import parse
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import make_split, write_split
-from medssl.logs import read_metrics
+from medssl.logs import RunLog, read_metrics
 from medssl.methods import METHODS
 from medssl.run import RunConfig
 from medssl.train import make_streams, make_trainer, open_data, train
+from medssl.trainer import averaged
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,8 +26,10 @@ def settings(balls, tmp_path):
     path = tmp_path / "splits.json"
     write_split(path, make_split(read_prepared(balls[1]), labelled=2, val=2, test=2, seed=0))
 
-    def make(method, **train_settings):
-        return parse(RunConfig, plain_settings(balls, path, method, **train_settings))
+    def make(name, *, network=None, **settings):
+        section = settings.pop("method", {"name": name})
+        plain = plain_settings(balls, path, name, **settings)
+        return parse(RunConfig, {**plain, "network": {**plain["network"], **(network or {})}, "method": section})
 
     return make
 
@@ -42,21 +45,28 @@ def test_trains_and_resumes(settings, tmp_path, method, precision):
     assert [row["step"] for row in rows if "lr" in row] == list(range(1, 21))
 
 
-@pytest.mark.parametrize("method", ["supervised", "mean_teacher"])
-def test_a_step_never_waits_for_the_device(settings, tmp_path, method):
-    """CUDA's own check: any synchronising call is an error."""
-    config = settings(method)
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_step_never_waits_for_the_device(settings, tmp_path, method, precision):
+    """CUDA's own check: any synchronising call is an error. BCP's cleaning, which asks back, is off."""
+    extra = {"method": {"name": method, "largest_component": False, "pretrain": 0.0}} if method == "bcp" else {}
+    config = settings(method, precision=precision, **extra)
     data = open_data(config)
     trainer = make_trainer(config, tmp_path, torch.device("cuda"))
     batches = trainer.batches(*make_streams(config, data), config.train.iterations)
-    for _ in range(3):
-        trainer.train_step(next(batches))
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for _ in range(5):
-            trainer.train_step(next(batches))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    log = RunLog(tmp_path, quiet=True)
+    with log.progress(0, 20):
+        for step in range(8):
+            torch.cuda.set_sync_debug_mode("error" if step >= 3 else "default")
+            try:
+                result = trainer.train_step(next(batches))
+                trainer.check(lambda step: "")
+                averages = averaged(result)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            log.step(trainer.iteration, averages, trainer.lr)
+    log.close()
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.csv")] == list(range(1, 9))
 
 
 @pytest.mark.parametrize("preset", ["weak", "strong"])
@@ -77,10 +87,12 @@ def test_augmentation_is_that_of_the_cpu_and_never_waits(preset):
     assert (moved[1].cpu() == here[1]).float().mean() > 0.999
 
 
-def test_same_losses_as_the_cpu(settings, tmp_path):
-    config = settings("bcp", iterations=8, precision="fp32", tf32=False)
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_same_losses_as_the_cpu(settings, tmp_path, method):
+    config = settings(method, network={"dropout": 0.0}, precision="fp32", tf32=False, optimizer="sgd")
     losses = []
     for device in ("cpu", "cuda"):
-        run = train(config, tmp_path / device, device=device, quiet=True, until=3)
-        losses.append([row["loss/pretrain"] for row in read_metrics(run / "metrics.csv") if "loss/pretrain" in row])
+        run = train(config, tmp_path / device, device=device, quiet=True, until=6)
+        rows = read_metrics(run / "metrics.csv")
+        losses.append([sum(v for k, v in row.items() if k.startswith("loss/")) for row in rows])
     assert losses[0] == pytest.approx(losses[1], rel=0.02)

@@ -1,10 +1,12 @@
+import copy
+
 import pytest
 import torch
 from pydantic import ValidationError
 
 from medssl.device import choose_device
 from medssl.errors import ConfigError, DeviceError
-from medssl.networks import NetworkConfig, check_patch, make_network
+from medssl.networks import NetworkConfig, check_patch, checkpoint_activations, make_network
 
 THICK = {"channels": (4, 8, 8), "strides": ((2, 2, 1), (2, 2, 2)), "kernels": ((3, 3, 1), 3, 3)}
 
@@ -60,3 +62,89 @@ def test_device_is_the_cpu_where_there_is_no_other():
         choose_device("cuda:99")
     with pytest.raises(DeviceError):
         choose_device("abacus")
+
+
+def sample_nets(dropout=0.0):
+    dynunet = {"strides": ((2, 2, 1), (2, 2, 2)), "dropout": dropout}
+    for settings in (
+        dynunet,
+        {**dynunet, "norm": "group", "channels": (8, 8, 16)},
+        {"name": "unet", "dropout": dropout},
+        {"name": "unet", "residual_units": 2, "dropout": dropout},
+    ):
+        torch.manual_seed(0)
+        config = NetworkConfig(**{"channels": (4, 8, 8), "strides": (2, 2), **settings})
+        yield make_network(config, channels=2, classes=3).train()
+
+
+def loss_and_gradients(net, image, seed=1):
+    torch.manual_seed(seed)
+    net.zero_grad()
+    loss = net(image).square().mean()
+    loss.backward()
+    return loss, [p.grad for p in net.parameters()]
+
+
+def kept_for_backward(net, image):
+    """Bytes of the storages that a forward pass keeps."""
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = net(image)
+    own = {p.untyped_storage().data_ptr() for p in net.parameters()}
+    return logits, sum(size for place, size in kept.items() if place not in own)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_checkpointed_networks_learn_the_same(dropout):
+    image = torch.randn(2, 2, 8, 12, 16)
+    for net in sample_nets(dropout):
+        names, expected = list(net.state_dict()), loss_and_gradients(net, image)
+        checkpoint_activations(net)
+        assert list(net.state_dict()) == names
+        torch.testing.assert_close(loss_and_gradients(net, image), expected, rtol=0, atol=0)
+
+
+def test_checkpointing_keeps_less_than_half_of_the_activations():
+    image = torch.randn(1, 1, 32, 32, 32)
+    torch.manual_seed(0)
+    net = make_network(NetworkConfig(), 1, 3).train()
+    _, before = kept_for_backward(net, image)
+    checkpoint_activations(net)
+    assert kept_for_backward(net, image)[1] < before / 2
+
+
+def test_only_training_is_checkpointed():
+    image = torch.randn(1, 2, 8, 12, 16)
+    for net in sample_nets():
+        plain = copy.deepcopy(net)
+        checkpoint_activations(net)
+        assert kept_for_backward(net, image)[1] < kept_for_backward(plain, image)[1]
+        assert kept_for_backward(net.eval(), image)[1] == kept_for_backward(plain.eval(), image)[1]
+        with torch.no_grad():
+            assert torch.equal(net.train()(image), plain.train()(image))
+
+
+def test_a_copy_of_a_checkpointed_network_has_weights_of_its_own():
+    image = torch.randn(1, 2, 8, 12, 16)
+    for net in sample_nets():
+        checkpoint_activations(net)
+        before, twin = net(image), copy.deepcopy(net)
+        with torch.no_grad():
+            for parameter in twin.parameters():
+                parameter.mul_(0.5)
+        assert torch.equal(net(image), before)
+        assert not torch.equal(twin(image), before)
+        twin(image).mean().backward()
+        assert all(p.grad is None for p in net.parameters())
+
+
+def test_batch_norm_is_not_checkpointed():
+    net = make_network(NetworkConfig(channels=(4, 8, 8), strides=(2, 2), norm="batch"), 1, 2)
+    with pytest.raises(ConfigError, match="norm: batch"):
+        checkpoint_activations(net)

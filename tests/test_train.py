@@ -21,7 +21,7 @@ from medssl.config import dump, parse
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import make_split, write_split
 from medssl.device import available_cpus, prepare_device
-from medssl.errors import ConfigError, DataError, DivergedError
+from medssl.errors import ConfigError, DataError, DivergedError, OutOfMemoryError
 from medssl.logs import read_metrics
 from medssl.run import RunConfig
 from medssl.train import dry_run, make_streams, make_trainer, open_data, train
@@ -228,7 +228,8 @@ def test_dry_run_tells_the_cost_and_writes_nothing(config, tmp_path, monkeypatch
     assert facts["parameters"]["student 0"] > 0
     assert set(facts["losses"]) == {"in", "out"}
     assert facts["seconds_per_step"] > 0
-    assert facts["memory_gib"] > 0
+    assert 0.5 < facts["memory"]["estimated_for_a_step_gib"] < 1.5  # the device's context and a tiny step
+    assert facts["memory"]["peak_of_this_process_gib"] > 0
     assert set(tmp_path.iterdir()) == before
 
 
@@ -298,6 +299,19 @@ def test_bf16_networks_give_float32_losses(config):
     assert {loss.dtype for loss in result.losses.values()} == {torch.float32}
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_first_step_that_is_left_out_leaves_no_trace(config, optimizer):
+    trainer, batches = make_trainer_of(config(optimizer=optimizer))
+    before = [p.clone() for p in trainer.method.parameters()]
+    handle = next(trainer.method.parameters()).register_hook(lambda grad: grad * float("nan"))
+    trainer.train_step(next(batches))
+    handle.remove()
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.method.parameters(), strict=True))
+    momenta = [state[key] for state in trainer.optimizer.state.values() for key in state if key != "step"]
+    assert momenta
+    assert not any(momentum.any() for momentum in momenta)
+
+
 def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(config, tmp_path):
     trainer, batches = make_trainer_of(config())
     trainer.train_step(next(batches))
@@ -364,6 +378,17 @@ def test_a_batch_that_cannot_be_cut_in_parts_is_refused(config):
         ConfigError, match=r"labelled_batch 2 cannot be shared by 1 processes in 2 parts.*multiple of 4"
     ):
         make_trainer_of(config("bcp", accumulate=2))
+
+
+def test_a_run_is_fitted_into_a_budget_and_resumes_so(config, tmp_path, capsys):
+    settings = config("bcp", labelled_batch=4, unlabelled_batch=4, patch=[80, 80, 80])
+    settings = settings.model_copy(update={"train": settings.train.model_copy(update={"patch": (80, 80, 80)})})
+    with pytest.raises(OutOfMemoryError):
+        train(settings, tmp_path / "none", memory=0.5, until=1, device="cpu")
+    run = train(settings, tmp_path / "run", memory=1.05, until=1, device="cpu")
+    assert "to fit the memory: train.accumulate 1 -> 2" in capsys.readouterr().err
+    assert load_checkpoint(run / "last.pt")["config"]["train"]["accumulate"] == 2
+    train(settings, run, memory=1.05, until=2, device="cpu", resume=True, quiet=True)
 
 
 def test_save_every_saves_between_validations(config, tmp_path):

@@ -120,27 +120,30 @@ class PatchStream(Dataset[Patches]):
         round, place = divmod(n, len(self.ids))
         return self.ids[int(np.random.default_rng((*self.seed, 0, round)).permutation(len(self.ids))[place])]
 
-    def batches(self, numbers: Sequence[Sequence[int]], workers: int = 0) -> Generator[Patches, None, None]:
-        """Batches of the samples with these numbers, in order; pinned where there is a GPU.
+    def batches(
+        self, numbers: Sequence[Sequence[int]], workers: int = 0, *, pin: bool = False
+    ) -> Generator[Patches, None, None]:
+        """Batches of the samples with these numbers, in order.
 
         Args:
             workers: readers that work ahead, threads or processes; 0 reads when asked.
+            pin: put them where a GPU can fetch them by itself.
         """
         if not workers:
-            yield from map(self.batch, numbers)
+            yield from (self.batch(n, pin=pin) for n in numbers)
         elif self.in_memory:
-            yield from _read_ahead(self, numbers, workers)
+            yield from _read_ahead(self, numbers, workers, pin)
         else:
             yield from DataLoader(
                 self, batch_sampler=[list(n) for n in numbers], num_workers=workers, prefetch_factor=AHEAD,
-                pin_memory=torch.cuda.is_available(), multiprocessing_context="spawn",
+                pin_memory=pin, multiprocessing_context="spawn",
                 worker_init_fn=_leave_signals_to_the_trainer,
             )  # fmt: skip
 
-    def batch(self, numbers: Sequence[int]) -> Patches:
-        """The samples with these numbers, stacked; pinned where there is a GPU."""
+    def batch(self, numbers: Sequence[int], *, pin: bool = False) -> Patches:
+        """The samples with these numbers, stacked."""
         stacked: Sequence[Tensor] = default_collate([self[n] for n in numbers])
-        return tuple(array.pin_memory() if torch.cuda.is_available() else array for array in stacked)
+        return tuple(array.pin_memory() if pin else array for array in stacked)
 
     def _remember(self) -> None:
         """Keep volumes in memory where all fit; otherwise only some files open."""
@@ -177,16 +180,18 @@ class PatchStream(Dataset[Patches]):
         return [int(rng.integers(r + 1)) if r >= 0 else r // 2 for r in room]
 
 
-def _read_ahead(stream: PatchStream, numbers: Sequence[Sequence[int]], workers: int) -> Generator[Patches, None, None]:
+def _read_ahead(
+    stream: PatchStream, numbers: Sequence[Sequence[int]], workers: int, pin: bool
+) -> Generator[Patches, None, None]:
     """Batches in order, some of them read in advance by threads."""
-    pin = (torch.cuda.set_device, (torch.cuda.current_device(),)) if torch.cuda.is_available() else (None, ())
-    pool = ThreadPoolExecutor(workers, "patches", *pin)
+    on_gpu = (torch.cuda.set_device, (torch.cuda.current_device(),)) if pin else (None, ())
+    pool = ThreadPoolExecutor(workers, "patches", *on_gpu)
     try:
-        waiting = deque(pool.submit(stream.batch, n) for n in numbers[: AHEAD * workers])
+        waiting = deque(pool.submit(stream.batch, n, pin=pin) for n in numbers[: AHEAD * workers])
         for i in range(len(numbers)):
             done = waiting.popleft().result()
             if i + AHEAD * workers < len(numbers):
-                waiting.append(pool.submit(stream.batch, numbers[i + AHEAD * workers]))
+                waiting.append(pool.submit(stream.batch, numbers[i + AHEAD * workers], pin=pin))
             yield done
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -60,7 +60,7 @@ class BCP(Method):
 
     def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
         labelled = Sample.of(batch.image, batch.label)
-        box = random_box(batch.image.shape[2:], self.config.box, rng).to(batch.image.device)
+        box = random_box(batch.image.shape[2:], self.config.box, rng, batch.image.device)
         if self.pretraining(progress):
             return self.pretrain_step(labelled, box)
 

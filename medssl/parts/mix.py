@@ -14,18 +14,21 @@ from torch import Tensor
 from medssl.parts.sample import Sample
 
 
-def random_box(shape: Sequence[int], fraction: float, rng: torch.Generator) -> Tensor:
+def random_box(
+    shape: Sequence[int], fraction: float, rng: torch.Generator, device: torch.device | str = "cpu"
+) -> Tensor:
     """A box of `fraction` of each side at a uniformly drawn place, both faces reachable.
 
     Args:
         shape: `(X, Y, Z)` of the patch.
         fraction: side of the box over side of the patch, in (0, 1]; at least one voxel.
         rng: a CPU generator.
+        device: where the box is made.
 
     Returns:
-        `(X, Y, Z)` bool on the CPU.
+        `(X, Y, Z)` bool.
     """
-    box = torch.zeros(tuple(shape), dtype=torch.bool)
+    box = torch.zeros(tuple(shape), dtype=torch.bool, device=device)
     place = []
     for size in shape:
         side = max(1, int(size * fraction + 1e-6))
