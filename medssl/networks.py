@@ -134,6 +134,11 @@ def check_patch(patch: tuple[int, int, int], config: NetworkConfig) -> None:
             f"patch {list(patch)} is not divisible by the network's strides {list(stride)}; "
             f"the nearest that is: {list(fitting)}"
         )
+    if config.norm == "instance" and tuple(patch) == stride:
+        raise ConfigError(
+            f"patch {list(patch)} is a single voxel after the network's strides {list(stride)}, and instance norm needs "
+            "more; enlarge the patch, or give fewer strides"
+        )
 
 
 def count_parameters(net: nn.Module) -> int:

@@ -148,3 +148,10 @@ def test_batch_norm_is_not_checkpointed():
     net = make_network(NetworkConfig(channels=(4, 8, 8), strides=(2, 2), norm="batch"), 1, 2)
     with pytest.raises(ConfigError, match="norm: batch"):
         checkpoint_activations(net)
+
+
+def test_a_patch_that_shrinks_to_one_voxel_is_refused():
+    config = NetworkConfig(name="unet", channels=(4, 8, 8), strides=(2, (2, 2, 1)))
+    with pytest.raises(ConfigError, match="single voxel"):
+        check_patch((4, 4, 2), config)
+    check_patch((4, 4, 4), config)
