@@ -11,6 +11,7 @@ failed=()
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 OUT=${OUT:-benchmarks/results/gpu}
 PYTHON=${PYTHON:-python3}
+DEVICE=${DEVICE:-cuda}
 mkdir -p "$OUT"
 ends=$((SECONDS + ${SECONDS_LEFT:-580}))
 
@@ -34,7 +35,7 @@ part() {
     timeout --signal INT --kill-after 10 "$((seconds < left ? seconds : left))" "$@" 2>&1 | tee "$OUT/$name.txt" || failed+=("$name")
 }
 
-step() { part "$1" "$2" "$PYTHON" benchmarks/step.py --device cuda --out "$OUT/$1.json" "${@:3}"; }
+step() { part "$1" "$2" "$PYTHON" benchmarks/step.py --device "$DEVICE" --out "$OUT/$1.json" "${@:3}"; }
 
 part tests 90 "$PYTHON" -m pytest -q -m "not slow" tests/test_gpu.py tests/parts tests/test_augment.py
 step protocol 60 --shapes la-protocol --precisions bf16 --rounds 5 --steps 5
@@ -43,6 +44,6 @@ step channels-last 40 --shapes la-protocol --precisions bf16 --methods bcp --set
 step bf16 60 --shapes la cbct --precisions bf16 --rounds 3 --steps 3
 step tf32 60 --shapes la cbct --precisions tf32 --rounds 3 --steps 3
 step fp32 80 --shapes la cbct --precisions fp32 --rounds 3 --steps 2
-part augment 60 "$PYTHON" benchmarks/augment.py --device cuda --out "$OUT/augment.json"
+part augment 60 "$PYTHON" benchmarks/augment.py --device "$DEVICE" --out "$OUT/augment.json"
 
 [ ${#failed[@]} -eq 0 ] || { echo "failed or out of time: ${failed[*]}"; exit 1; }

@@ -145,7 +145,7 @@ def measure(config: RunConfig, folder: Path, device: torch.device, rounds: int, 
     trainer = make_trainer(config, folder, device)
     with running(trainer, *make_streams(config, data), folder) as run:
         floor = floor_of(trainer, recorded(trainer, run))
-        for warm in (run, floor, run, floor):
+        for warm in (run, floor):
             warm()
         times = []
         for _ in range(rounds):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -198,3 +199,14 @@ def test_architecture_shows_the_files_that_exist():
     files = {path.name for path in (ROOT / "medssl").rglob("*.py") if not path.name.startswith("__")}
     assert files <= shown
     assert shown - files <= {"foo.py", "test_imports.py"}
+
+
+def test_the_gpu_script_parses_and_names_shapes_and_benchmarks_that_exist():
+    script = ROOT / "benchmarks" / "gpu.sh"
+    assert subprocess.run(["bash", "-n", str(script)], capture_output=True).returncode == 0
+    assert os.access(script, os.X_OK)
+    for name in re.findall(r"benchmarks/[a-z]+\.py|tests/[a-z_]+(?:\.py)?", script.read_text()):
+        assert (ROOT / name).exists(), name
+    shapes = set(re.findall(r'^    "([a-z-]+)": \(', read("benchmarks/step.py"), flags=re.MULTILINE))
+    for line in re.findall(r"--shapes ([a-z -]+?) --", script.read_text()):
+        assert set(line.split()) <= shapes

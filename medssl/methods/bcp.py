@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from medssl.methods.base import Follow, MakeNet, Method, MethodConfig, Pair, StepResult
 from medssl.parts.losses import DiceForm, cross_entropy, dice_ce, dice_loss
 from medssl.parts.mix import paste, random_box
-from medssl.parts.pseudo import largest_component
+from medssl.parts.pseudo import largest_component, likeliest
 from medssl.parts.sample import Progress, Sample, TrainBatch, concat
 
 
@@ -91,7 +91,7 @@ class BCP(Method):
     def pseudo_label(self, image: Tensor) -> Sample:
         """The teacher's classes on unpasted patches, cleaned, each voxel trusted `alpha`."""
         logits = self.pair.taught(image)
-        target = logits.argmax(1)
+        target = likeliest(logits)
         if self.config.largest_component:
             target = largest_component(target, logits.shape[1])
         return Sample.of(image, target, trust=self.config.alpha)

