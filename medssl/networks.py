@@ -136,8 +136,8 @@ def check_patch(patch: tuple[int, int, int], config: NetworkConfig) -> None:
         )
     if config.norm == "instance" and tuple(patch) == stride:
         raise ConfigError(
-            f"patch {list(patch)} is a single voxel after the network's strides {list(stride)}, and instance norm needs "
-            "more; enlarge the patch, or give fewer strides"
+            f"patch {list(patch)} is a single voxel after the network's strides {list(stride)}, and instance norm "
+            "needs more; enlarge the patch, or give fewer strides"
         )
 
 
