@@ -6,6 +6,7 @@ GPU (when to stop, scores of validation cases) goes over gloo; gradients go over
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,8 @@ def joined(device: str) -> Iterator[torch.device]:
             torch.cuda.set_device(chosen)
         yield chosen
         return
+    # Imported before there is a group: its functions take the group of that moment as a default, and keep it for good.
+    from torch.distributed.nn import functional  # noqa: F401
     from torch.distributed.rendezvous import rendezvous
 
     chosen = _own_device(device)
@@ -52,7 +55,7 @@ def joined(device: str) -> Iterator[torch.device]:
     try:
         yield chosen
     except Interrupted:
-        dist.destroy_process_group()
+        _leave()
         raise
     except RuntimeError as error:  # the others may be gone: nothing that waits for them is done any more
         if not _is_lost_peer(error):
@@ -61,7 +64,13 @@ def joined(device: str) -> Iterator[torch.device]:
             f"process {processes.rank()} of {processes.count()}: another process of this training ended or cannot be "
             f"reached; its own message tells why. Go on with --resume.\n({str(error).splitlines()[0][:200]})"
         ) from None
+    _leave()
+
+
+def _leave() -> None:
+    """Leave the group and end its threads: one that still let go of a tensor while Python ends would abort us."""
     dist.destroy_process_group()
+    gc.collect()  # networks that average gradients hold the group, and refer to each other in circles
 
 
 def _own_device(device: str) -> torch.device:

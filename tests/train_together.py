@@ -44,8 +44,11 @@ def main():
     settings, results = map(Path, sys.argv[1:])
     with joined("cpu") as device:
         found = {name: steps(each, device, 6) for name, each in json.loads(settings.read_text()).items()}
-        if is_first():
-            results.write_text(json.dumps({"processes": processes.count(), **found}))
+        found = {"processes": processes.count(), **found}
+        writes = is_first()
+    found["threads"] = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    if writes:
+        results.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
