@@ -134,11 +134,12 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Train a method on a prepared dataset."""
+    from medssl.config import found
     from medssl.run import load_run_config
     from medssl.train import dry_run, fitting
     from medssl.train import train as train_run
 
-    config = load_run_config([_found(path) for path in configs], sets or [])
+    config = load_run_config([found(path) for path in configs], sets or [])
     if is_dry:
         import yaml
 
@@ -207,6 +208,29 @@ def report(
 
 
 @app.command()
+def bench(
+    config: Annotated[Path, typer.Argument(help="configs/bench/NAME.yaml.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for runs, table and report.")] = Path("bench"),
+    sets: Sets = None,
+    is_plan: Annotated[bool, typer.Option("--plan", help="Show the matrix and its time; write nothing.")] = False,
+    engine: Annotated[str, typer.Option("--engine", help="local, or ray for a cluster.")] = "local",
+    device: Device = "auto",
+) -> None:
+    """Run methods x labelled counts x draws x seeds, and compare them; repeat to go on."""
+    from medssl.bench import Bench, load_bench, plan, print_plan, slots_of
+    from medssl.bench import bench as run_bench
+    from medssl.errors import ConfigError
+
+    settings = load_bench(config, sets or [])
+    if engine not in ("local", "ray"):
+        raise ConfigError(f"--engine {engine}: expected local or ray")
+    if is_plan:
+        print_plan(plan(settings, out, device=device), len(slots_of(Bench(settings, out), device)))
+        return
+    print(f"report in {run_bench(settings, out, engine=engine, device=device)}")  # type: ignore[arg-type]
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything the demo makes.")] = Path("demo"),
 ) -> None:
@@ -246,14 +270,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _dataset_config(path: Path, sets: list[str] | None = None) -> Any:
-    from medssl.config import merge, parse
+    from medssl.config import found, merge, parse
     from medssl.data.cases import DatasetConfig
 
-    return parse(DatasetConfig, merge([_found(path)], sets or []).get("data", {}), where="data")
-
-
-def _found(path: Path) -> Path:
-    """A configuration file; one that is not here is looked for among those that the package brings."""
-    from medssl.config import bundled
-
-    return path if path.exists() else bundled(path) or path
+    return parse(DatasetConfig, merge([found(path)], sets or []).get("data", {}), where="data")

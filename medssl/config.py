@@ -52,7 +52,7 @@ def merge(files: Sequence[Path], overrides: Sequence[str] = ()) -> dict[str, Any
     """
     merged: dict[str, Any] = {}
     for path in files:
-        _update(merged, _read_mapping(Path(path)))
+        update(merged, _read_mapping(Path(path)))
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
@@ -63,8 +63,17 @@ def merge(files: Sequence[Path], overrides: Sequence[str] = ()) -> dict[str, Any
             raise ConfigError(f"--set {override}: the value is not YAML: {error}") from None
         for part in reversed(key.split(".")):
             parsed = {part: parsed}
-        _update(merged, parsed)
+        update(merged, parsed)
     return merged
+
+
+def update(into: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Put values into nested ones, section by section."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            update(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
 
 
 def parse(model: type[SettingsT], values: Mapping[str, Any], *, where: str = "") -> SettingsT:
@@ -100,14 +109,6 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     return values
 
 
-def _update(into: dict[str, Any], values: Mapping[str, Any]) -> None:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
-            _update(into[key], value)
-        else:
-            into[key] = dict(value) if isinstance(value, Mapping) else value
-
-
 def _describe(model: type[BaseModel], fault: Mapping[str, Any]) -> str:
     key = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
@@ -134,3 +135,8 @@ def bundled(path: Path | str) -> Path | None:
         if (root / inner).is_file():
             return root / inner
     return None
+
+
+def found(path: Path) -> Path:
+    """A configuration file; one that is not here is looked for among those that the package brings."""
+    return path if path.exists() else bundled(path) or path

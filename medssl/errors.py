@@ -45,3 +45,11 @@ class Interrupted(InputError):
     """Stopped by Ctrl-C or SIGTERM, with everything saved."""
 
     exit_code = 130
+
+
+class RunsFailed(InputError):
+    """Some runs of a matrix failed; the exit code is that of the first."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

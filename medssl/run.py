@@ -32,6 +32,8 @@ from medssl.trainer import TrainConfig
 class RunConfig(Settings):
     """Everything that decides a run."""
 
+    name: str = ""
+    """What reports call the method; empty: `method.name`. It tells variants of one method apart."""
     data: DatasetConfig
     method: SerializeAsAny[MethodConfig]
     network: NetworkConfig = NetworkConfig()

@@ -239,7 +239,8 @@ def _check_same(config: RunConfig, split: Split, out: Path) -> None:
     if json.loads((out / "splits.json").read_text()) != split.model_dump(mode="json"):
         raise ConfigError(f"{out}: was started with another split (its splits.json); resume with that one")
     then, now = load_checkpoint(out / "last.pt")["config"], config.to_plain()
-    changed = [key for key in _flat(now) if key not in ("data.root", "data.splits", "train.workers", "train.save_every")
+    free = ("name", "data.root", "data.splits", "train.workers", "train.save_every")
+    changed = [key for key in _flat(now) if key not in free
                and _flat(then).get(key) != _flat(now)[key]]  # fmt: skip
     if changed:
         lines = [f"  {key}: was {_flat(then).get(key)}, now {_flat(now)[key]}" for key in changed]

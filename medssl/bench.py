@@ -1,0 +1,540 @@
+"""The job behind `medssl bench`: a matrix of runs, each trained, used on the test cases and scored.
+
+    out/prepared/             the dataset, unless the settings name one that is prepared already
+    out/splits/NAME.json      one per labelled count and draw; all share their validation and test cases
+    out/configs/NAME.yaml     the resolved settings of a run, as `medssl train` takes them
+    out/runs/NAME/            the run, its predictions in test/ and its scores.csv
+    out/logs/NAME.txt         what the run's commands said
+    out/runs.csv, out/report  a row per run, and the comparison, written again as runs end
+
+What is finished stays; the same command goes on with the rest.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import NonNegativeInt, PositiveInt, field_validator
+
+from medssl.config import Settings, dump, found, load_yaml, merge, parse, update
+from medssl.data.cases import DatasetConfig
+from medssl.data.prepared import PreparedDataset, read_prepared
+from medssl.data.splits import Part, Split, make_split, read_id_list, read_split, write_split
+from medssl.engines import Engine, Job, run_locally, run_on_ray
+from medssl.errors import ConfigError, DataError, Interrupted, RunsFailed
+from medssl.files import whole_file
+from medssl.logs import read_metrics
+from medssl.prepare import prepare
+from medssl.progress import track
+from medssl.report import write_report
+from medssl.run import RunConfig
+from medssl.scores import read_scores, summarise
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+BASELINE = "supervised"
+ALL = "all"
+"""Stands where a count of labelled cases would: every training case with its label."""
+REPORT_SECONDS = 300.0
+"""The least time between two reports, which take time from the runs."""
+
+_COLUMNS = ("method", "labelled", "draw", "seed", "status", "minutes", "steps", "val_dice", "dice", "hd95", "asd",
+            "missed", "cases", "run")  # fmt: skip
+
+
+class MethodRow(Settings):
+    """One method of the matrix, or a variant of one."""
+
+    configs: tuple[Path, ...] = ()
+    """Files over those of the bench; none stands for configs/method/NAME.yaml, NAME being the row's."""
+    settings: dict[str, Any] = {}
+    """Sections over the files."""
+
+
+class BenchConfig(Settings):
+    """A bench file: what every run shares, and the axes of the matrix."""
+
+    configs: tuple[Path, ...]
+    """Files for every run, merged in this order: the dataset, then perhaps a size."""
+    settings: dict[str, Any] = {}
+    """Sections over the files, for every run."""
+    source: Path | None = None
+    """The raw dataset; not needed where data.root is prepared already."""
+    methods: dict[str, MethodRow]
+    """Rows of the comparison by name. A supervised row is added where there is none."""
+    labelled: tuple[PositiveInt, ...]
+    """How many train with their label."""
+    all_labels: tuple[str, ...] = (BASELINE,)
+    """Rows that also run with every training label: the ceiling."""
+    draws: tuple[NonNegativeInt, ...] = (0,)
+    """Seeds of the choice of labelled patients; validation and test patients are those of the first."""
+    seeds: tuple[NonNegativeInt, ...] = (0, 1, 2)
+    """Training seeds."""
+    count: Literal["patients", "cases"] = "patients"
+    """What `labelled`, `val` and `test` count."""
+    val: PositiveInt | None = None
+    test: PositiveInt | None = None
+    lists: dict[Literal["labelled", "val", "test"], Path] = {}
+    """Files of case or patient ids instead of a draw; of `labelled`, each count takes the first so many."""
+    checkpoint: Literal["best", "last"] = "best"
+    """The weights that are scored: those that validation chose, or those of the last step."""
+    network: Literal["student", "teacher", "ensemble"] | None = None
+    """The network that is scored; null: as each method's settings say."""
+    parallel: PositiveInt | None = None
+    """Runs at a time on this machine; null: one per GPU, and one on a CPU."""
+    threads: PositiveInt | None = None
+    """CPU threads of each run; null divides the cores."""
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _plain_names(cls, value: Any) -> Any:
+        """A row may stand there without anything: `bcp:`."""
+        return {k: v or {} for k, v in value.items()} if isinstance(value, dict) else value
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the matrix."""
+
+    method: str
+    labelled: int | None
+    """None: all."""
+    draw: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its folder."""
+        return f"{self.method}__{self.split}__seed-{self.seed}".replace(" ", "-")
+
+    @property
+    def split(self) -> str:
+        """The name of its split."""
+        return f"{self.labelled or ALL}-labelled__draw-{self.draw}"
+
+    def __str__(self) -> str:
+        return f"{self.method}, {self.labelled or ALL} labelled, draw {self.draw}, seed {self.seed}"
+
+
+class Bench:
+    """A matrix and its folder."""
+
+    def __init__(self, config: BenchConfig, out: Path) -> None:
+        self.config, self.out = config, out
+        rows = config.methods
+        self.methods = {BASELINE: rows.get(BASELINE, MethodRow()), **{k: v for k, v in rows.items() if k != BASELINE}}
+        unknown = [name for name in config.all_labels if name not in self.methods]
+        if unknown:
+            raise ConfigError(f"all_labels: {', '.join(unknown)} is no row; there are {', '.join(self.methods)}")
+        self.cells = self._cells()
+        self.settings = {cell: self._settings(cell) for cell in self.cells}
+
+    def run(self, cell: Cell) -> Path:
+        """The folder of a run."""
+        return self.out / "runs" / cell.name
+
+    def split(self, cell: Cell) -> Path:
+        """The file of its split."""
+        return self.out / "splits" / f"{cell.split}.json"
+
+    def config_file(self, cell: Cell) -> Path:
+        """The file of its resolved settings."""
+        return self.out / "configs" / f"{cell.name}.yaml"
+
+    def log(self, cell: Cell) -> Path:
+        """What its commands said."""
+        return self.out / "logs" / f"{cell.name}.txt"
+
+    def is_done(self, cell: Cell) -> bool:
+        """Whether a run is trained and scored."""
+        return (self.run(cell) / "scores.csv").exists()
+
+    def data(self) -> DatasetConfig:
+        """The dataset of all runs."""
+        return next(iter(self.settings.values())).data
+
+    def _cells(self) -> list[Cell]:
+        """The matrix; the first seed of everything comes before the second of anything."""
+        config, cells = self.config, []
+        for seed, draw in itertools.product(config.seeds, config.draws):
+            cells += [Cell(m, n, draw, seed) for n in sorted(config.labelled) for m in self.methods]
+            if draw == config.draws[0]:
+                cells += [Cell(m, None, draw, seed) for m in config.all_labels]
+        return cells
+
+    def _settings(self, cell: Cell) -> RunConfig:
+        row = self.methods[cell.method]
+        files = [*self.config.configs, *(row.configs or [Path(f"configs/method/{cell.method}.yaml")])]
+        values = merge([found(path) for path in files])
+        for sections in (self.config.settings, row.settings):
+            update(values, sections)
+        root = values.get("data", {}).get("root") or str(self.out / "prepared")
+        update(values, {"name": cell.method, "train": {"seed": cell.seed}})
+        update(values, {"data": {"root": root, "splits": str(self.split(cell))}})
+        try:
+            return parse(RunConfig, values)
+        except ConfigError as error:
+            raise ConfigError(f"row {cell.method}: {error}") from None
+
+
+def load_bench(path: Path, overrides: Sequence[str] = ()) -> BenchConfig:
+    """Read a bench file; overrides are `key=value` as for a training."""
+    return parse(BenchConfig, merge([found(path)], overrides))
+
+
+def bench(config: BenchConfig, out: Path, *, engine: Engine = "local", device: str = "auto") -> Path:
+    """Run what is missing of a matrix, then write its table and report; the report's path comes back.
+
+    A failed run does not stop the others; the same call tries it again.
+
+    Raises:
+        ConfigError: settings that do not fit, or `out` holds runs of other settings.
+        DataError: the dataset cannot be prepared or divided as asked.
+        Interrupted: Ctrl-C or SIGTERM arrived; the runs were saved.
+        RunsFailed: some runs failed; the others are finished.
+    """
+    matrix = Bench(config, out)
+    dataset = prepared_dataset(matrix)
+    write_splits(matrix, dataset)
+    write_configs(matrix)
+    references = references_of(matrix, dataset)
+    slots = slots_of(matrix, device)
+    todo = [cell for cell in matrix.cells if not matrix.is_done(cell)]
+    jobs = {cell: make_job(matrix, cell, references, device, threads_of(config, len(slots))) for cell in todo}
+    codes = work(matrix, jobs, slots, engine)
+
+    table, page = write_table(matrix, codes), out / "report" / "report.html"
+    if any(map(matrix.is_done, matrix.cells)):
+        page = publish(matrix)
+    _say(f"table in {table}")
+    failed = {cell: code for cell, code in codes.items() if code}
+    if Interrupted.exit_code in failed.values():
+        left = sum(not matrix.is_done(cell) for cell in matrix.cells)
+        raise Interrupted(
+            f"stopped with {left} of {len(matrix.cells)} runs unfinished, saved in {out}; repeat to go on"
+        )
+    if failed:
+        lines = [f"  {cell}: exit code {code}, see {matrix.log(cell)}" for cell, code in failed.items()]
+        message = f"{len(failed)} of {len(matrix.cells)} runs failed; repeat the command to try them again\n"
+        raise RunsFailed(message + "\n".join(lines), next(iter(failed.values())))
+    return page
+
+
+def work(matrix: Bench, jobs: Mapping[Cell, Job], slots: Sequence[str | None], engine: Engine) -> dict[Cell, int]:
+    """Let an engine work on the jobs, and tell of each that ends; their exit codes."""
+    cells = {job.name: cell for cell, job in jobs.items()}
+    codes: dict[Cell, int] = {}
+    published = time.monotonic()
+    total = len(matrix.cells)
+    with stop_requested() as stop, track("runs", total, done=total - len(jobs)) as advance:
+        todo = list(jobs.values())
+        for job, code in run_locally(todo, slots, stop) if engine == "local" else run_on_ray(todo, stop):
+            cell = cells[job.name]
+            codes[cell] = code
+            advance(str(cell))
+            _say(f"{cell}: {_outcome(matrix, cell, code)}")
+            write_table(matrix, codes)
+            if not code and time.monotonic() - published > REPORT_SECONDS:
+                publish(matrix)
+                published = time.monotonic()
+    return codes
+
+
+def publish(matrix: Bench) -> Path:
+    """Write the report on the runs that are finished."""
+    done = [matrix.run(cell) for cell in matrix.cells if matrix.is_done(cell)]
+    return write_report(done, matrix.out / "report", overwrite=True, title=matrix.data().name)
+
+
+# ---- before the runs
+
+
+def prepared_dataset(matrix: Bench) -> PreparedDataset:
+    """The dataset that the settings name, or the bench's own, prepared now where it is not."""
+    data, source = matrix.data(), matrix.config.source
+    assert data.root is not None  # _settings gave one
+    if source is not None and data.root == matrix.out / "prepared":
+        return prepare(source, data.root, data)
+    if source is None and not data.root.exists():
+        raise ConfigError("nothing to run on: name the raw dataset with --set source=FOLDER, or a prepared one with "
+                          "--set settings.data.root=FOLDER")  # fmt: skip
+    return read_prepared(data.root)
+
+
+def write_splits(matrix: Bench, dataset: PreparedDataset) -> None:
+    """Write the splits that are not there yet, and check those that are."""
+    config = matrix.config
+    held = _held_out(config, dataset)
+    for cell in matrix.cells:
+        path = matrix.split(cell)
+        if path.exists():
+            split = read_split(path, dataset)
+            if set(split.test) != set(held["test"]) or set(split.val) != set(held["val"]):
+                raise ConfigError(
+                    f"{path}: has other validation or test cases than are asked for; choose another --out"
+                )
+        else:
+            write_split(path, _split_of(cell, config, dataset, held))
+
+
+def _held_out(config: BenchConfig, dataset: PreparedDataset) -> dict[Part, tuple[str, ...]]:
+    """Validation and test cases, the same for the whole matrix."""
+    for part in ("val", "test"):
+        if getattr(config, part) is None and part not in config.lists:
+            raise ConfigError(f"{part}: say how many {config.count}, or name a file in lists.{part}")
+    given: dict[Part, Sequence[str]] = {p: read_id_list(config.lists[p]) for p in ("val", "test") if p in config.lists}
+    base = make_split(
+        dataset, labelled=1, val=config.val or 0, test=config.test or 0, seed=config.draws[0], unit=config.count,
+        given=given,
+    )  # fmt: skip
+    return {"val": base.val, "test": base.test}
+
+
+def _split_of(cell: Cell, config: BenchConfig, dataset: PreparedDataset, held: Mapping[Part, Sequence[str]]) -> Split:
+    given = dict(held)
+    if cell.labelled is None:
+        away = {dataset.cases[id].subject for ids in held.values() for id in ids}
+        given["labelled"] = [id for id, case in dataset.cases.items() if case.labelled and case.subject not in away]
+    elif "labelled" in config.lists:
+        given["labelled"] = _first(read_id_list(config.lists["labelled"]), cell.labelled, config.count, dataset)
+    return make_split(
+        dataset, labelled=cell.labelled or 0, val=0, test=0, seed=cell.draw, unit=config.count, given=given
+    )
+
+
+def _first(names: Sequence[str], count: int, unit: str, dataset: PreparedDataset) -> list[str]:
+    """The first ids of a list that make up so many cases or patients."""
+    chosen: list[str] = []
+    counted: set[str] = set()
+    for name in names:
+        case = dataset.cases.get(name)
+        thing = name if unit == "cases" or case is None else case.subject
+        if thing in counted or len(counted) < count:
+            counted.add(thing)
+            chosen.append(name)
+    if len(counted) < count:
+        raise ConfigError(f"lists.labelled: {count} {unit} wanted, the list has {len(counted)}")
+    return chosen
+
+
+def write_configs(matrix: Bench) -> None:
+    """Write the settings of all runs; one that has begun must have had the same."""
+    changed = []
+    for cell, settings in matrix.settings.items():
+        path, plain = matrix.config_file(cell), settings.to_plain()
+        before = load_yaml(path.read_text()) if path.exists() else plain
+        if before != plain and matrix.run(cell).exists():
+            changed.append(f"  {path}: {', '.join(k for k in plain if before.get(k) != plain[k])}")
+    if changed:
+        raise ConfigError(
+            f"{matrix.out}: {len(changed)} runs began with other settings (sections named)\n"
+            + "\n".join(changed[:10])
+            + "\nChoose another --out, or remove these runs and files."
+        )
+    (matrix.out / "configs").mkdir(parents=True, exist_ok=True)
+    for cell, settings in matrix.settings.items():
+        dump(settings.to_plain(), matrix.config_file(cell))
+
+
+def references_of(matrix: Bench, dataset: PreparedDataset) -> Path:
+    """The folder of the raw labels of all test cases."""
+    test = read_split(matrix.split(matrix.cells[0]), dataset).test
+    folders = {source.parent for id in test if (source := dataset.cases[id].label_source)}
+    if len(folders) != 1:
+        raise DataError(f"labels of test cases lie in {len(folders)} folders; they are scored against a single one")
+    return folders.pop()
+
+
+def slots_of(matrix: Bench, device: str) -> list[str | None]:
+    """The GPU of each run that works at a time; None stands for no choice."""
+    import torch
+
+    gpus = [str(i) for i in range(torch.cuda.device_count())] if device in ("auto", "cuda") else []
+    count = matrix.config.parallel or max(1, len(gpus))
+    return [gpus[i % len(gpus)] if len(gpus) > 1 else None for i in range(count)]
+
+
+def threads_of(config: BenchConfig, at_a_time: int) -> int:
+    """CPU threads of each run."""
+    from medssl.device import available_cpus
+
+    return config.threads or max(1, available_cpus() // at_a_time)
+
+
+def make_job(matrix: Bench, cell: Cell, references: Path, device: str, threads: int) -> Job:
+    """Train, predict the test cases, evaluate: as one would by hand."""
+    run, config = matrix.run(cell), matrix.config
+    network = () if config.network is None else ("--network", config.network)
+    commands = (
+        ("train", matrix.config_file(cell), "--out", run, "--resume", "--device", device),
+        ("predict", run, "--part", "test", "--checkpoint", config.checkpoint, *network, "--device", device,
+         "-o", run / "test", "--overwrite"),
+        ("evaluate", run / "test", references, "-o", run / "scores.csv", "--overwrite", "--workers", 0),
+    )  # fmt: skip
+    words = tuple(tuple(map(str, command)) for command in commands)
+    return Job(cell.name, words, matrix.log(cell), threads)
+
+
+# ---- what came of them
+
+
+def write_table(matrix: Bench, codes: Mapping[Cell, int]) -> Path:
+    """runs.csv: a row per run of the matrix, whatever its state."""
+    path = matrix.out / "runs.csv"
+    with whole_file(path) as partial, partial.open("w", newline="") as file:
+        table = csv.DictWriter(file, _COLUMNS, restval="", lineterminator="\n")
+        table.writeheader()
+        table.writerows(_row(matrix, cell, codes.get(cell)) for cell in matrix.cells)
+    return path
+
+
+def _row(matrix: Bench, cell: Cell, code: int | None) -> dict[str, Any]:
+    run, steps = matrix.run(cell), matrix.settings[cell].train.iterations
+    facts = {"method": cell.method, "labelled": cell.labelled or ALL, "draw": cell.draw, "seed": cell.seed}
+    row = {**facts, "steps": steps, "run": run.relative_to(matrix.out)}
+    if not matrix.is_done(cell):
+        return {**row, "status": f"failed ({code})" if code else "waiting"}
+    overall = summarise(read_scores(run / "scores.csv")).overall
+    metrics = read_metrics(run / "metrics.csv")
+    val = [each["val/dice"] for each in metrics if "val/dice" in each]
+    chosen = (max(val) if matrix.config.checkpoint == "best" else val[-1]) if val else None
+    numbers = {"minutes": training_seconds(metrics) / 60, "val_dice": chosen, "dice": overall.dice.mean,
+               "hd95": overall.hd95.mean, "asd": overall.asd.mean}  # fmt: skip
+    shown = {k: f"{v:.4g}" if k == "minutes" else f"{v:.4f}" for k, v in numbers.items() if v is not None}
+    return {**row, **shown, "status": "done", "missed": overall.missed, "cases": overall.dice.n}
+
+
+def training_seconds(metrics: Sequence[Mapping[str, float]]) -> float:
+    """Time that the steps of a run took, validations left out."""
+    rows = [row for row in metrics if "seconds_per_step" in row]
+    return sum(row["seconds_per_step"] * (row["step"] - before) for row, before in
+               zip(rows, [0.0, *(row["step"] for row in rows)], strict=False))  # fmt: skip
+
+
+def _outcome(matrix: Bench, cell: Cell, code: int) -> str:
+    if code:
+        return f"exit code {code}, see {matrix.log(cell)}"
+    row = _row(matrix, cell, code)
+    return f"test Dice {row.get('dice', '-')} after {row['minutes']} minutes of steps"
+
+
+@contextmanager
+def stop_requested() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets; a second Ctrl-C interrupts at once."""
+    stop = threading.Event()
+
+    def ask(signum: int, frame: Any) -> None:
+        if stop.is_set() and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+        _say("stopping: the runs save")
+
+    previous = {signum: signal.signal(signum, ask) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+
+
+# ---- the plan
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """The runs of one method at one labelled count."""
+
+    method: str
+    labelled: int | None
+    runs: int
+    done: int
+    steps: int
+    seconds_per_step: float
+    """As the finished runs took, or as two steps on noise take now."""
+
+
+def plan(config: BenchConfig, out: Path, *, device: str = "auto") -> list[PlanRow]:
+    """The matrix, with the time that a step of each row takes on this machine; nothing is written."""
+    matrix = Bench(config, out)
+    groups: dict[tuple[str, int | None], list[Cell]] = {}
+    for cell in matrix.cells:
+        groups.setdefault((cell.method, cell.labelled), []).append(cell)
+    timed: dict[str, float] = {}
+    rows = []
+    for (method, labelled), cells in groups.items():
+        settings = matrix.settings[cells[0]]
+        if method not in timed:
+            timed[method] = _known_seconds(matrix, method) or seconds_per_step(settings, device)
+        done = sum(map(matrix.is_done, cells))
+        rows.append(PlanRow(method, labelled, len(cells), done, settings.train.iterations, timed[method]))
+    return rows
+
+
+def _known_seconds(matrix: Bench, method: str) -> float | None:
+    known = []
+    for cell in matrix.cells:
+        if cell.method == method and matrix.is_done(cell):
+            known.append(
+                training_seconds(read_metrics(matrix.run(cell) / "metrics.csv"))
+                / matrix.settings[cell].train.iterations
+            )
+    return sum(known) / len(known) if known else None
+
+
+def seconds_per_step(settings: RunConfig, device: str) -> float:
+    """Time of a step on noise of the right shape, from the middle of a run; the first of two warms up."""
+    import torch
+
+    from medssl.device import choose_device
+    from medssl.parts.sample import TrainBatch
+    from medssl.train import make_trainer
+
+    trainer = make_trainer(settings, Path(), choose_device(device))
+    train, data, place = settings.train, settings.data, trainer.device
+    image = torch.randn(train.labelled_batch, len(data.channels), *train.patch, device=place)
+    label = torch.randint(len(data.classes), (train.labelled_batch, *train.patch), device=place)
+    unlabelled = torch.randn(train.unlabelled_batch, *image.shape[1:], device=place)
+    batch = TrainBatch(image, label, unlabelled, tuple(range(train.unlabelled_batch)))
+    trainer.iteration = train.iterations // 2
+    for _ in range(2):
+        started = time.monotonic()
+        trainer.train_step(batch)
+        if place.type == "cuda":
+            torch.cuda.synchronize(place)
+    return time.monotonic() - started
+
+
+def print_plan(rows: Sequence[PlanRow], at_a_time: int, console: Console | None = None) -> None:
+    """Show the matrix and how long the rest of it takes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("method", "labelled", "runs", "done", "steps", "s / step", "hours left"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    hours = []
+    for row in rows:
+        hours.append((row.runs - row.done) * row.steps * row.seconds_per_step / 3600)
+        table.add_row(row.method, str(row.labelled or ALL), str(row.runs), str(row.done), f"{row.steps:,}",
+                      f"{row.seconds_per_step:.3f}", f"{hours[-1]:.2f}")  # fmt: skip
+    console = console or Console()
+    console.print(table)
+    runs, done = sum(row.runs for row in rows), sum(row.done for row in rows)
+    left = f"about {sum(hours) / at_a_time:.1f} hours of steps left with {at_a_time} at a time"
+    console.print(f"{runs} runs, {done} done; {left}, validation and prediction not counted", soft_wrap=True,
+                  highlight=False)  # fmt: skip
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

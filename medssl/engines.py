@@ -1,0 +1,157 @@
+"""Where the runs of a bench work: on this machine, one per GPU, or on a Ray cluster.
+
+A job is a list of `medssl` commands, each in a process of its own, so that a run that fails, or fills the memory,
+takes nothing with it. An engine yields jobs with their exit codes as they end.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from medssl.errors import DeviceError, Interrupted
+
+Engine = Literal["local", "ray"]
+
+LOST = 1
+"""The exit code of a run whose machine went away too often."""
+RETRIES = 5
+"""How often Ray starts a run again whose machine or process was lost."""
+_KILL_WITH_PARENT = 1  # Linux: PR_SET_PDEATHSIG
+
+
+@dataclass(frozen=True)
+class Job:
+    """Commands in order; the first that fails ends the job."""
+
+    name: str
+    commands: tuple[tuple[str, ...], ...]
+    """Words after `medssl`."""
+    log: Path
+    """Takes what the commands say, after what is there already."""
+    threads: int
+    """CPU threads, for the commands and for Ray's book-keeping."""
+
+
+def run_locally(jobs: Sequence[Job], slots: Sequence[str | None], stop: threading.Event) -> Iterator[tuple[Job, int]]:
+    """Work on as many jobs at a time as there are slots.
+
+    Args:
+        slots: the GPU of each, as CUDA_VISIBLE_DEVICES has it; None leaves the environment alone.
+        stop: once set, running commands are asked to save and end, and no other is started.
+    """
+    free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    for slot in slots:
+        free.put(slot)
+
+    def work(job: Job) -> int:
+        slot = free.get()
+        try:
+            return execute(job, gpu=slot, stop=stop)
+        finally:
+            free.put(slot)
+
+    with ThreadPoolExecutor(len(slots), "runs") as pool:
+        waiting = {pool.submit(work, job): job for job in jobs}
+        for done in as_completed(waiting):
+            yield waiting[done], done.result()
+
+
+def run_on_ray(jobs: Sequence[Job], stop: threading.Event) -> Iterator[tuple[Job, int]]:
+    """Hand all jobs to the Ray cluster that RAY_ADDRESS names, or to one of this machine; a GPU each where it has any.
+
+    All machines must see the folders of the bench at the same place. A run whose machine is lost is started again on
+    another, where it goes on from what it had saved.
+
+    Raises:
+        DeviceError: Ray is not installed, or its cluster cannot be reached.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise DeviceError("--engine ray: the package ray is missing; pip install 'medssl[ray]'") from None
+    try:
+        ray.init(ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise DeviceError(f"--engine ray: no cluster at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {error}") from None
+    gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+    # A worker serves one run: what it held is freed, and its process group is its own.
+    task = ray.remote(num_gpus=gpus, max_retries=RETRIES, max_calls=1)(_execute_remotely)
+    waiting = {task.options(num_cpus=job.threads).remote(job): job for job in jobs}
+    asked = False
+    while waiting:
+        if stop.is_set() and not asked:
+            asked = True
+            for reference in waiting:
+                ray.cancel(reference, force=False)
+        for reference in ray.wait(list(waiting), timeout=1)[0]:
+            job = waiting.pop(reference)
+            try:
+                yield job, ray.get(reference)
+            except ray.exceptions.TaskCancelledError:
+                yield job, Interrupted.exit_code
+            except ray.exceptions.RayError as error:
+                _note(job, f"lost: {error}")
+                yield job, Interrupted.exit_code if asked else LOST
+
+
+def execute(job: Job, *, gpu: str | None = None, stop: threading.Event | None = None) -> int:
+    """Run the commands of a job; the exit code of the one that failed, or 0."""
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(job.threads)}
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
+    for words in job.commands:
+        if stop is not None and stop.is_set():
+            return Interrupted.exit_code
+        _note(job, f"medssl {' '.join(words)}")
+        with job.log.open("a") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "medssl", *words], stdin=subprocess.DEVNULL, stdout=log,
+                stderr=subprocess.STDOUT, env=environment, start_new_session=True, preexec_fn=_die_with_parent,
+            )  # fmt: skip
+            code = _wait(process, stop)
+        if code:
+            return code
+    return 0
+
+
+def _execute_remotely(job: Job) -> int:
+    return execute(job)
+
+
+def _wait(process: subprocess.Popen[bytes], stop: threading.Event | None) -> int:
+    """The exit code of a process, which is asked to save and end when `stop` is set or this one is interrupted."""
+    asked = False
+    while True:
+        try:
+            return process.wait(0.5)
+        except subprocess.TimeoutExpired:
+            if stop is not None and stop.is_set() and not asked:
+                asked = True
+                process.terminate()
+        except BaseException:  # Ray cancels a task so
+            process.terminate()
+            process.wait()
+            raise
+
+
+def _die_with_parent() -> None:
+    """On Linux, end a command whose bench was killed: nobody would know that it still writes into its run."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_KILL_WITH_PARENT, signal.SIGKILL)
+
+
+def _note(job: Job, text: str) -> None:
+    with job.log.open("a") as log:
+        log.write(f"# {text}\n")
