@@ -176,13 +176,13 @@ class Bench:
     def _settings(self, cell: Cell) -> RunConfig:
         row = self.methods[cell.method]
         files = [*self.config.configs, *(row.configs or [Path(f"configs/method/{cell.method}.yaml")])]
-        values = merge([found(path) for path in files])
-        for sections in (self.config.settings, row.settings):
-            update(values, sections)
-        root = values.get("data", {}).get("root") or str(self.out / "prepared")
-        update(values, {"name": cell.method, "train": {"seed": cell.seed}})
-        update(values, {"data": {"root": root, "splits": str(self.split(cell))}})
         try:
+            values = merge([found(path) for path in files])
+            for sections in (self.config.settings, row.settings):
+                update(values, sections)
+            root = values.get("data", {}).get("root") or str(self.out / "prepared")
+            update(values, {"name": cell.method, "train": {"seed": cell.seed}})
+            update(values, {"data": {"root": root, "splits": str(self.split(cell))}})
             return parse(RunConfig, values)
         except ConfigError as error:
             raise ConfigError(f"row {cell.method}: {error}") from None

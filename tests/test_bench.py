@@ -1,0 +1,250 @@
+"""A matrix of runs: what it makes, that it goes on, and that a run which fails or is stopped costs no other."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from medssl.bench import ALL, Bench, BenchConfig, bench, load_bench, plan, write_splits
+from medssl.checkpoint import load_checkpoint
+from medssl.config import bundled, dump, parse
+from medssl.data.prepared import read_prepared
+from medssl.data.splits import Split, read_split
+from medssl.errors import ConfigError, DataError, DeviceError, DivergedError, RunsFailed
+from medssl.scores import read_scores
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="stops runs by signals")
+
+
+@pytest.fixture
+def make(balls, tmp_path):
+    """A bench file's settings on the prepared balls."""
+    data = read_prepared(balls[1]).config.model_dump(mode="json")
+    sections = {
+        "data": {**data, "root": str(balls[1])},
+        "network": {"name": "unet", "channels": [4, 8], "strides": [2]},
+        "train": {"iterations": 4, "patch": [12, 12, 8], "optimizer": "adamw", "lr": 0.01},
+    }
+    dump(sections, tmp_path / "balls.yaml")
+
+    def settings(**values):
+        base = {"configs": [tmp_path / "balls.yaml"], "methods": {"bcp": None}, "labelled": [2], "seeds": [0],
+                "val": 2, "test": 2, "parallel": 2, "threads": 1}  # fmt: skip
+        return parse(BenchConfig, {**base, **values})
+
+    return settings
+
+
+def table(out):
+    with (out / "runs.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def stamps(out):
+    return {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*") if path.is_file()}
+
+
+def test_every_run_is_trained_scored_and_reported_once(make, balls, tmp_path):
+    out = tmp_path / "out"
+    page = bench(make(), out, device="cpu")
+    rows = table(out)
+    assert [(row["method"], row["labelled"], row["status"]) for row in rows] == [
+        ("supervised", "2", "done"), ("bcp", "2", "done"), ("supervised", ALL, "done")
+    ]  # fmt: skip
+    assert all(0 <= float(row["dice"]) <= 1 and row["cases"] == "2" for row in rows)
+    tests = [{score.case for score in read_scores(out / row["run"] / "scores.csv")} for row in rows]
+    splits = [read_split(out / row["run"] / "splits.json", read_prepared(balls[1])) for row in rows]
+    assert tests[0] == tests[1] == tests[2] == set(splits[0].test)
+    assert len(splits[2].labelled) == 4  # of 8 with a label, 2 validate and 2 test
+    text = page.read_text()
+    assert "bcp" in text
+    assert "supervised" in text
+    before = stamps(out)
+    bench(make(), out, device="cpu")
+    assert stamps(out) == before
+
+
+def test_a_failed_run_stops_no_other_and_is_tried_again(make, tmp_path):
+    out = tmp_path / "out"
+    hot = {"configs": ["configs/method/supervised.yaml"],
+           "settings": {"train": {"optimizer": "sgd", "lr": 1e30, "log_every": 1, "iterations": 30}}}  # fmt: skip
+    config = make(methods={"hot": hot}, all_labels=[])
+    with pytest.raises(RunsFailed, match=r"hot, 2 labelled, draw 0, seed 0: exit code 6, see .*txt") as error:
+        bench(config, out, device="cpu")
+    assert error.value.exit_code == DivergedError.exit_code
+    assert {row["method"]: row["status"] for row in table(out)} == {"supervised": "done", "hot": "failed (6)"}
+    assert (out / "report" / "report.html").exists()
+    log = next((out / "logs").glob("hot*"))
+    assert "cases of this step" in log.read_text()
+    before = log.stat().st_size
+    with pytest.raises(RunsFailed):
+        bench(config, out, device="cpu")
+    assert log.stat().st_size > before
+
+
+def test_the_plan_times_each_row_and_writes_nothing(make, tmp_path):
+    rows = plan(make(labelled=[1, 2], seeds=[0, 1]), tmp_path / "out", device="cpu")
+    assert [(row.method, row.labelled, row.runs, row.done) for row in rows] == [
+        ("supervised", 1, 2, 0), ("bcp", 1, 2, 0), ("supervised", 2, 2, 0), ("bcp", 2, 2, 0), ("supervised", None, 2, 0)
+    ]  # fmt: skip
+    assert all(row.seconds_per_step > 0 for row in rows)
+    assert not (tmp_path / "out").exists()
+
+
+def test_draws_change_who_is_labelled_and_never_who_tests(make, balls, tmp_path):
+    dataset = read_prepared(balls[1])
+    matrix = Bench(make(draws=[0, 1, 2], labelled=[1, 3]), tmp_path / "out")
+    write_splits(matrix, dataset)
+    splits = {cell.split: read_split(matrix.split(cell), dataset) for cell in matrix.cells}
+    assert len(splits) == 7  # three draws of two counts, and all
+    assert len({(split.val, split.test) for split in splits.values()}) == 1
+    assert len({split.labelled for name, split in splits.items() if name.startswith("3-")}) > 1
+    for draw in range(3):
+        few, more = (set(splits[f"{n}-labelled__draw-{draw}"].labelled) for n in (1, 3))
+        assert few < more
+
+
+def test_lists_give_the_first_so_many_patients(make, balls, tmp_path):
+    (tmp_path / "labelled.txt").write_text("ball_05\nball_01\nball_03\n")
+    (tmp_path / "test.txt").write_text("ball_00\nball_02\n")
+    lists = {"labelled": tmp_path / "labelled.txt", "test": tmp_path / "test.txt"}
+    matrix = Bench(make(lists=lists, labelled=[1, 2]), tmp_path / "out")
+    write_splits(matrix, read_prepared(balls[1]))
+    found = {cell.split: Split.model_validate_json(matrix.split(cell).read_text()) for cell in matrix.cells}
+    assert found["1-labelled__draw-0"].labelled == ("ball_05",)
+    assert found["2-labelled__draw-0"].labelled == ("ball_01", "ball_05")
+    assert found["2-labelled__draw-0"].test == ("ball_00", "ball_02")
+    with pytest.raises(ConfigError, match="4 patients wanted, the list has 3"):
+        write_splits(Bench(make(lists=lists, labelled=[4]), tmp_path / "more"), read_prepared(balls[1]))
+
+
+def test_runs_that_began_with_other_settings_are_not_mixed_in(make, tmp_path):
+    out = tmp_path / "out"
+    bench(make(methods={}, all_labels=[]), out, device="cpu")
+    with pytest.raises(ConfigError, match=r"1 runs began with other settings.*\n.*train"):
+        bench(make(methods={}, all_labels=[], settings={"train": {"iterations": 5}}), out, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"methods": {"bpc": None}}, r"row bpc: configs/method/bpc.yaml: no such configuration file"),
+        ({"methods": {"bcp": {"settings": {"train": {"iteratons": 5}}}}}, "row bcp.*\n.*did you mean train.iterations"),
+        ({"all_labels": ["bpc"]}, "all_labels: bpc is no row; there are supervised, bcp"),
+        ({"test": None}, "test: say how many patients, or name a file in lists.test"),
+        ({"labelled": [9]}, "labelled: 9 patients wanted"),
+    ],
+)
+def test_a_wrong_matrix_is_refused_before_any_run(make, tmp_path, values, message):
+    with pytest.raises(ConfigError, match=message):
+        bench(make(**values), tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_a_missing_dataset_is_named(make, tmp_path):
+    with pytest.raises(ConfigError, match="--set source=FOLDER"):
+        bench(make(settings={"data": {"root": None}}), tmp_path / "out", device="cpu")
+    with pytest.raises(DataError, match="nowhere"):
+        bench(make(settings={"data": {"root": None}}, source=tmp_path / "nowhere"), tmp_path / "out", device="cpu")
+
+
+def test_the_bundled_benches_resolve():
+    folder = bundled(Path("configs/bench/hippocampus.yaml")).parent
+    for path in sorted(folder.glob("*.yaml")):
+        matrix = Bench(load_bench(path), Path("out"))
+        assert len(matrix.cells) == len({cell.name for cell in matrix.cells}) > 1
+
+
+class TestStopped:
+    def start(self, make, out, *words):
+        long = {"train": {"iterations": 100_000, "log_every": 1, "validate_every": 100_000}}
+        config = make(methods={}, all_labels=[], seeds=[0, 1], parallel=1, settings=long)
+        dump(config.model_dump(mode="json"), out.parent / "bench.yaml")
+        command = [sys.executable, "-m", "medssl", "bench", out.parent / "bench.yaml", "-o", out, "--device", "cpu"]
+        process = subprocess.Popen([*map(str, command), *words], stderr=subprocess.PIPE, text=True)
+        metrics = out / "runs" / "supervised__2-labelled__draw-0__seed-0" / "metrics.csv"
+        self.wait(lambda: metrics.exists() and metrics.read_text().count("\n") > 3, process)
+        return process, metrics.parent
+
+    def wait(self, happens, process=None):
+        deadline = time.monotonic() + 120
+        while not happens():
+            assert process is None or process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    def trainings(self, out):
+        found = [path for path in Path("/proc").glob("[0-9]*/cmdline") if path.parent.name != str(os.getpid())]
+        return [path for path in found if self.is_training(path, out)]
+
+    def is_training(self, path, out):
+        try:
+            return b"\0train\0" in path.read_bytes() and str(out).encode() in path.read_bytes()
+        except OSError:  # it has just ended
+            return False
+
+    def test_sigterm_saves_the_run_and_starts_no_other(self, make, tmp_path):
+        out = tmp_path / "out"
+        process, run = self.start(make, out)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == 130, said
+        assert "2 of 2 runs unfinished" in said
+        assert load_checkpoint(run / "last.pt")["iteration"] > 0
+        assert not run.with_name(run.name.replace("seed-0", "seed-1")).exists()
+
+    @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in Linux's /proc")
+    def test_a_killed_bench_leaves_no_training_behind(self, make, tmp_path):
+        out = tmp_path / "out"
+        process, _ = self.start(make, out)
+        assert self.trainings(out)
+        process.kill()
+        process.wait()
+        self.wait(lambda: not self.trainings(out))
+
+
+class TestRay:
+    def test_its_absence_is_told(self, make, tmp_path):
+        try:
+            import ray  # noqa: F401
+        except ImportError:
+            with pytest.raises(DeviceError, match=r"pip install 'medssl\[ray\]'"):
+                bench(make(), tmp_path / "out", engine="ray", device="cpu")
+        else:
+            pytest.skip("ray is installed")
+
+    @pytest.mark.slow
+    def test_a_node_lost_halfway_loses_no_run(self, make, tmp_path):
+        ray = pytest.importorskip("ray", reason="needs the package ray")
+        from ray.cluster_utils import Cluster
+
+        out = tmp_path / "out"
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        nodes = [cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)]
+        config = make(seeds=[0, 1], all_labels=[], settings={"train": {"iterations": 400, "validate_every": 40}})
+        dump(config.model_dump(mode="json"), tmp_path / "bench.yaml")
+        command = [sys.executable, "-m", "medssl", "bench", tmp_path / "bench.yaml", "-o", out, "--engine", "ray",
+                   "--device", "cpu"]  # fmt: skip
+        environment = {**os.environ, "RAY_ADDRESS": cluster.address}
+        try:
+            process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, env=environment)
+            TestStopped().wait(lambda: len(list(out.glob("runs/*/last.pt"))) == 2, process)
+            begun = {path.parent.name: load_checkpoint(path)["iteration"] for path in out.glob("runs/*/last.pt")}
+            assert all(0 < iteration < 400 for iteration in begun.values())
+            cluster.remove_node(nodes[0], allow_graceful=False)
+            said = process.communicate(timeout=500)[1]
+            assert process.returncode == 0, said
+        finally:
+            cluster.shutdown()
+            ray.shutdown()
+        assert [row["status"] for row in table(out)] == ["done"] * 4
+        assert all(load_checkpoint(path)["iteration"] == 400 for path in out.glob("runs/*/last.pt"))
+        again = [path.name for path in out.glob("logs/*.txt") if path.read_text().count("# medssl train") > 1]
+        assert again, "the run of the lost node was started again"
+        shutil.rmtree(out)
