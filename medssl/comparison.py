@@ -130,7 +130,7 @@ class Run:
 
     @cached_property
     def case_values(self) -> dict[str, dict[str, float]]:
-        """What `case_values` found so far, by metric."""
+        """What the function `case_values` has found so far, by metric."""
         return {}
 
     def curve(self, *names: str) -> tuple[list[float], list[float]]:

@@ -126,16 +126,6 @@ class Ranking:
     """Mean ranks further apart than this differ at 0.05, by Nemenyi's test."""
     patients: int
 
-    @property
-    def groups(self) -> list[tuple[int, int]]:
-        """First and last place of each longest stretch of several methods that Nemenyi's test does not tell apart."""
-        found: list[tuple[int, int]] = []
-        for first, rank in enumerate(self.mean_ranks):
-            last = max(i for i, other in enumerate(self.mean_ranks) if other - rank <= self.critical_difference)
-            if last > first and (not found or last > found[-1][1]):
-                found.append((first, last))
-        return found
-
 
 @dataclass(frozen=True)
 class Scale:
@@ -211,9 +201,9 @@ def paired(
 def wilcoxon(ours: Values, theirs: Values) -> float | None:
     """Two-sided p of the signed-rank test over patients' means.
 
-    Patients without a difference are left out, as Wilcoxon did; a test without any other gives 1. The distribution
-    is exact up to 50 patients whose differences all have another size, and normal, corrected for ties, otherwise.
-    None with fewer than `FEWEST_PATIENTS`.
+    Patients without a difference are left out, as Wilcoxon did; a test without any other gives 1. Up to 50 of the
+    rest the distribution is exact, over all signs of the ranks as they are, ties included; beyond it is normal and
+    corrected for ties. None with fewer than `FEWEST_PATIENTS`.
     """
     (_, _, our_table), (_, _, their_table) = _tables([ours, theirs])
     return _wilcoxon(_means(our_table, 0) - _means(their_table, 0))
@@ -235,21 +225,25 @@ def verdict(comparison: Comparison, scale: Scale = POINTS, level: float = LEVEL)
 
     `better` and `worse` need three things: `FEWEST_PATIENTS`, an interval without 0, and a p-value, corrected where
     it is one of several, below 0.05. All else is inside the noise.
+
+    Args:
+        level: that of the comparison's interval.
     """
     interval, p = comparison.difference, comparison.p if comparison.p_holm is None else comparison.p_holm
+    mean = f"{_told(interval.mean, scale, '+.1f')} {scale.unit}"
     if interval.low is None or interval.high is None:
-        return f"one patient: {_signed(interval.mean, scale)}, no interval"
-    found = interval.excludes_zero and p is not None and p < ALPHA
-    low, high = interval.low * scale.factor, interval.high * scale.factor
-    if found:
-        gain = interval.mean if scale.higher_is_better else -interval.mean
-        ends = sorted(map(abs, (low, high)))
-        text = f"{'better' if gain > 0 else 'worse'} by {abs(interval.mean * scale.factor):.1f} {scale.unit} " \
-               f"({level:.0%} interval {ends[0]:.1f} to {ends[1]:.1f})"  # fmt: skip
+        return f"one patient: {mean}, no interval"
+    name, ends = f"{100 * level:g} % interval", (interval.low, interval.high)
+    if p is not None and p < ALPHA and interval.excludes_zero:
+        word = "better" if (interval.mean > 0) == scale.higher_is_better else "worse"
+        low, high = (_told(end, scale) for end in sorted(map(abs, ends)))
+        text = f"{word} by {_told(abs(interval.mean), scale)} {scale.unit} ({name} {low} to {high})"
     else:
         start = "too few patients to tell" if p is None else "inside the noise"
-        text = f"{start}: {_signed(interval.mean, scale)}, {level:.0%} interval {low:.1f} to {high:.1f}"
-    return "; ".join([text.replace("%", " %").replace("-", "−"), *_doubts(interval)])
+        text = f"{start}: {mean}, {name} {_told(ends[0], scale)} to {_told(ends[1], scale)}"
+        if p is not None and interval.excludes_zero:
+            text += f", but p = {p:.2f}" + (" for all comparisons together" if comparison.p_holm is not None else "")
+    return "; ".join([text, *_doubts(interval)])
 
 
 # ---- many methods
@@ -395,15 +389,22 @@ def _wilcoxon(differences: Array) -> float | None:
     changed = changed[changed != 0]
     if not len(changed):
         return 1.0
-    exact = len(changed) <= _EXACT and len(np.unique(np.abs(changed))) == len(changed)
-    return float(stats.wilcoxon(changed, method="exact" if exact else "approx").pvalue)
+    if len(changed) > _EXACT:
+        return float(stats.wilcoxon(changed, method="approx").pvalue)
+    ranks = np.rint(2 * stats.rankdata(np.abs(changed))).astype(int)  # doubled, so that shared ranks are whole
+    chance = np.zeros(ranks.sum() + 1)  # of each sum of positive ranks, when every sign is a toss
+    chance[0] = 1
+    for one in ranks:
+        chance = (chance + np.roll(chance, one)) / 2  # the upper end is still empty, so nothing comes round
+    found = ranks[changed > 0].sum()
+    return float(min(1.0, 2 * chance[: found + 1].sum(), 2 * chance[found:].sum()))
 
 
 # ---- words
 
 
-def _signed(value: float, scale: Scale) -> str:
-    return f"{value * scale.factor:+.1f} {scale.unit}".replace("-", "−")
+def _told(value: float, scale: Scale, form: str = ".1f") -> str:
+    return format(round(value * scale.factor, 1) + 0.0, form)  # adding 0 turns -0.0 into 0.0
 
 
 def _doubts(interval: Interval) -> list[str]:
