@@ -62,6 +62,15 @@ def test_methods_that_are_alike_are_seldom_told_apart():
     assert found / times <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / times)
 
 
+def test_luck_of_seeds_fools_the_signed_ranks_and_not_the_verdict():
+    rng = np.random.default_rng(5)
+    patient, luck = rng.normal(size=15), np.array([[0.5], [-0.3], [0.6]])
+    lucky = patient + luck + 0.1 * rng.normal(size=(3, 15))
+    comparison = paired(measured(lucky), measured(patient + 0 * luck))
+    assert comparison.p < 0.01
+    assert verdict(comparison).startswith("inside the noise: ")
+
+
 def test_methods_that_differ_are_told_apart():
     rng = np.random.default_rng(4)
     patient = rng.normal(0.7, 0.1, 20)
