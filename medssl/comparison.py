@@ -1,6 +1,23 @@
-"""Runs read from their folders and gathered into the rows of a comparison: equal but for their seed.
+"""Runs read from their folders, gathered into rows that differ by their draw and seed only, and compared by patient.
 
-Numbers stay as scores.csv has them (Dice from 0 to 1); nothing is drawn or rendered here.
+    rows = make_rows(load_runs(paths))             one Row per method, labelled count, augmentation, steps, network
+    row.interval("dice")                           mean over patients with its 95 % interval (None when not scored)
+    row.describe("dice")                           mean, sd, median, percentiles, sd of the trainings' means
+    gains(rows, "dice")                            a Gain or None per row: against supervised with as many labels,
+                                                   p corrected (Holm) over the rows that share a baseline
+    gains(rows, "dice", reference="bcp")           the same against another method
+    gain_over_baseline(row, rows)                  the entry of one row, where no other is needed
+    compare(row, other, "dice")                    a Comparison of any two rows, uncorrected
+    verdict(gain.comparison, scale_of("dice"))     "better by 1.8 points (95 % interval 0.9 to 2.7)"
+    rank_rows(rows, "dice")                        a Ranking per labelled count with two scored rows or more
+    comparison_table(rows, "dice")                 a TableRow of plain numbers per row
+    table_cells(table, "dice")                     the same as text, heads first, for terminals, CSV and Markdown
+
+A metric is a name of `ClassScore`. A case's value is the mean over the classes where it is defined; a patient's the
+mean over cases; where a run does not know its patients each case is one, and `notes` says so. Replicates are
+(draw, seed), a draw being the labelled and unlabelled cases. Numbers stay as scores.csv has them (Dice from 0 to 1,
+distances in mm) but for `Gain.points` and `table_cells`; nothing is drawn or rendered here. How intervals and tests
+are made is told in `medssl.statistics`.
 """
 
 from __future__ import annotations
@@ -12,8 +29,8 @@ import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +42,24 @@ from medssl.errors import ConfigError, DataError
 from medssl.figures import STYLES, method_colours
 from medssl.logs import read_metrics
 from medssl.scores import Scores, Spread, Summary, read_scores, summarise
+from medssl.statistics import (
+    MILLIMETRES,
+    POINTS,
+    Comparison,
+    Description,
+    Interval,
+    Ranking,
+    Replicate,
+    Scale,
+    Values,
+    bootstrap_mean,
+    describe,
+    holm,
+    paired,
+    rank,
+    verdict,
+    wilcoxon,
+)  # fmt: skip
 
 PARTS = ("labelled", "unlabelled", "val", "test")
 BASELINE = "supervised"
@@ -33,6 +68,7 @@ _FILES = ("config.yaml", "splits.json", "env.json", "metrics.csv")
 _NEEDED = ("data.name", "data.classes", "method.name", "augment.preset", "train.iterations", "train.seed",
            "window.network")  # fmt: skip
 _SEED_AND_PLACE = {"train.seed", "train.workers", "data.root", "data.splits"}
+_DRAW = {"splits.labelled", "splits.unlabelled"}
 
 
 class Key(NamedTuple):
@@ -62,6 +98,8 @@ class Run:
     """Prediction and reference of each scored case."""
     made: dict[str, Any]
     """predictions.json, empty when there is none."""
+    patients: dict[str, str] = field(default_factory=dict)
+    """Patient of each case, as far as any of the compared runs recorded it."""
 
     @property
     def key(self) -> Key:
@@ -76,6 +114,11 @@ class Run:
         return int(self.settings["train.seed"])
 
     @cached_property
+    def replicate(self) -> Replicate:
+        """What sets it apart from the other runs of its row."""
+        return Replicate(f"{_digest(self.splits['labelled'])}, {_digest(self.splits['unlabelled'])}", self.seed)
+
+    @cached_property
     def summary(self) -> Summary | None:
         """Its scores over cases; None when it was not scored."""
         return None if self.scores is None else summarise(self.scores)
@@ -83,11 +126,12 @@ class Run:
     @cached_property
     def case_dice(self) -> dict[str, float]:
         """Each case's mean Dice over the classes where it is defined."""
-        found: dict[str, list[float]] = defaultdict(list)
-        for score in self.scores or ():
-            if score.dice is not None:
-                found[score.case].append(score.dice)
-        return {case: statistics.fmean(values) for case, values in found.items()}
+        return case_values(self, "dice")
+
+    @cached_property
+    def case_values(self) -> dict[str, dict[str, float]]:
+        """What the function `case_values` has found so far, by metric."""
+        return {}
 
     def curve(self, *names: str) -> tuple[list[float], list[float]]:
         """Steps, and the values of a column there (the sum of several), where all are finite."""
@@ -109,7 +153,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Row:
-    """Runs that should differ by their seed only, in order of seed."""
+    """Runs that should differ by their draw of labelled cases and their seed only, in order of seed."""
 
     key: Key
     runs: tuple[Run, ...]
@@ -124,7 +168,7 @@ class Row:
 
     @cached_property
     def summary(self) -> Summary | None:
-        """Over the cases of all its runs, a case counting once per seed."""
+        """Over the cases of all its runs, a case counting once per run."""
         if not self.scored:
             return None
         return summarise(
@@ -145,21 +189,75 @@ class Row:
 
     @cached_property
     def case_dice(self) -> dict[str, float]:
-        """Each case's Dice, the mean over seeds."""
-        found: dict[str, list[float]] = defaultdict(list)
-        for run in self.scored:
-            for case, value in run.case_dice.items():
-                found[case].append(value)
-        return {case: statistics.fmean(values) for case, values in found.items()}
+        """Each case's Dice, the mean over runs."""
+        return _gathered(pair for run in self.scored for pair in run.case_dice.items())
+
+    def values(self, metric: str = "dice", cases: Collection[str] | None = None) -> Values:
+        """Each run's patients with the mean over their cases, or over those of the given ones."""
+        return {
+            replicate: _gathered(
+                (run.patients.get(case, case), value)
+                for run in self.scored
+                if run.replicate == replicate
+                for case, value in case_values(run, metric).items()
+                if cases is None or case in cases
+            )
+            for replicate in {run.replicate for run in self.scored}
+        }
+
+    def interval(self, metric: str = "dice") -> Interval | None:
+        """Mean over patients with its 95 % bootstrap interval; None without a value."""
+        values = self.values(metric)
+        return bootstrap_mean(values) if any(values.values()) else None
+
+    def describe(self, metric: str = "dice") -> Description | None:
+        """The distribution over patients; None without a value."""
+        values = self.values(metric)
+        return describe(values) if any(values.values()) else None
 
 
 @dataclass(frozen=True)
 class Gain:
-    """How far a row lies above the baseline, in Dice points, over the cases that both have."""
+    """How far a row lies above another, the baseline, over the cases that both have."""
 
-    points: float
+    comparison: Comparison
     cases: int
     baseline: Row
+
+    @property
+    def points(self) -> float:
+        """Mean difference over patients in hundredths: Dice points."""
+        return POINTS.factor * self.comparison.difference.mean
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A row's numbers for one metric, as scores.csv has them; None where they are undefined."""
+
+    name: str
+    method: str
+    labelled: int
+    draws: int
+    seeds: int
+    patients: int
+    mean: float | None
+    low: float | None
+    """Of the 95 % interval of the mean, as `high`."""
+    high: float | None
+    sd: float | None
+    """Over patients, each the mean over runs."""
+    sd_of_trainings: float | None
+    """Of the runs' means."""
+    median: float | None
+    gain: float | None
+    """Mean difference to the reference over patients; positive when this row has the larger number."""
+    gain_low: float | None
+    gain_high: float | None
+    effect: float | None
+    p: float | None
+    p_holm: float | None
+    verdict: str
+    """In plain words; empty for the reference and for rows without one."""
 
 
 # ---- runs
@@ -182,6 +280,8 @@ def load_runs(paths: Sequence[Path]) -> list[Run]:
     if faults:
         raise DataError("\n".join(faults))
     runs = [_load_run(path) for path in paths]
+    known = {case: patient for run in runs for case, patient in run.patients.items()}
+    runs = [replace(run, patients=known | run.patients) for run in runs]
     datasets = {run.settings["data.name"]: run.path for run in runs}
     if len(datasets) > 1:
         found = ", ".join(f"{name} ({path})" for name, path in datasets.items())
@@ -216,8 +316,9 @@ def _load_run(path: Path) -> Run:
             scores=scores,
             files=files,
             made=made,
+            patients={str(case): str(patient) for case, patient in splits.get("patients", {}).items()},
         )
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: splits.json or metrics.csv is not as `medssl train` writes it: {error!r}") from None
 
 
@@ -272,8 +373,8 @@ def make_rows(runs: Sequence[Run]) -> list[Row]:
     colours = method_colours(key.method for key in keys)
     styles: dict[str, Iterator[str]] = defaultdict(lambda: itertools.cycle(STYLES))
     return [
-        Row(key, tuple(sorted(groups[key], key=lambda run: run.seed)), _name(key, keys), colours[key.method],
-            next(styles[key.method]))
+        Row(key, tuple(sorted(groups[key], key=lambda run: (run.seed, run.replicate.draw))), _name(key, keys),
+            colours[key.method], next(styles[key.method]))
         for key in keys
     ]  # fmt: skip
 
@@ -290,24 +391,166 @@ def _name(key: Key, keys: Sequence[Key]) -> str:
     return ", ".join([f"{key.method}, {key.labelled} labelled", *varying])
 
 
+# ---- comparisons
+
+
+def case_values(run: Run, metric: str) -> dict[str, float]:
+    """Each scored case's mean of a metric over the classes where it is defined; cases without any are left out."""
+    if metric not in run.case_values:
+        defined = ((score.case, getattr(score, metric)) for score in run.scores or ())
+        run.case_values[metric] = _gathered((case, value) for case, value in defined if value is not None)
+    return run.case_values[metric]
+
+
+def scale_of(metric: str) -> Scale:
+    """Unit and direction of a metric: overlaps in points, distances in millimetres."""
+    return POINTS if metric in ("dice", "iou") else MILLIMETRES
+
+
+def compare(row: Row, reference: Row, metric: str = "dice") -> Comparison | None:
+    """A row less another, by patient, over the cases that both have; None without any."""
+    shared = _shared_cases(row, reference, metric)
+    return paired(row.values(metric, shared), reference.values(metric, shared)) if shared else None
+
+
+def gains(rows: Sequence[Row], metric: str = "dice", reference: str = BASELINE) -> list[Gain | None]:
+    """Each row against the row of the reference method with as many labels, the nearest where there are several.
+
+    p-values are corrected over the rows that have one reference row. None for rows of the reference method itself,
+    and where there is no such row or no shared case.
+    """
+    return [_gain(row, rows, metric, reference) for row in rows]
+
+
 def gain_over_baseline(row: Row, rows: Sequence[Row]) -> Gain | None:
-    """Against the supervised row with as many labels, the nearest one where there are several; None without."""
-    if row.key.method == BASELINE:
-        return None
-    others = [r for r in rows if r.key.method == BASELINE and r.key.labelled == row.key.labelled and r.case_dice]
-    baseline = max(others, key=lambda r: sum(map(lambda a, b: a == b, r.key, row.key)), default=None)
-    shared = [] if baseline is None else sorted(row.case_dice.keys() & baseline.case_dice.keys())
+    """The Dice of a row against the supervised row with as many labels; see `gains`."""
+    return _gain(row, rows, "dice", BASELINE)
+
+
+def rank_rows(rows: Sequence[Row], metric: str = "dice") -> dict[int, Ranking]:
+    """For each labelled count, its scored rows by their names in order of rank; counts with a single one are left out.
+
+    Only cases that all of them have take part, and a count without such cases is left out as well.
+    """
+    found = {}
+    for labelled in dict.fromkeys(row.key.labelled for row in rows):
+        members = [row for row in rows if row.key.labelled == labelled and any(row.values(metric).values())]
+        shared = set.intersection(*(_cases(row, metric) for row in members)) if members else set()
+        if len(members) > 1 and shared:
+            values = {row.name: row.values(metric, shared) for row in members}
+            found[labelled] = rank(values, higher_is_better=scale_of(metric).higher_is_better)
+    return found
+
+
+def comparison_table(rows: Sequence[Row], metric: str = "dice", reference: str = BASELINE) -> list[TableRow]:
+    """The numbers of each row, and what its difference to the reference method amounts to."""
+    return [_table_row(row, gain, metric) for row, gain in zip(rows, gains(rows, metric, reference), strict=True)]
+
+
+def table_cells(table: Sequence[TableRow], metric: str = "dice", reference: str = BASELINE) -> list[list[str]]:
+    """The table as text, its heads first; Dice and IoU in percent, distances in mm, an empty cell for None."""
+    factor, unit = scale_of(metric).factor, "%" if scale_of(metric) is POINTS else "mm"
+    heads = ["method", "labelled", "draws", "seeds", "patients", f"{metric}, {unit}", "95 % interval", "sd of patients",
+             "sd of runs", "median", f"against {reference}", "95 % interval", "effect", "p", "p, Holm",
+             "verdict"]  # fmt: skip
+    return [heads, *(_cells_of(row, factor) for row in table)]
+
+
+def _gain(row: Row, rows: Sequence[Row], metric: str, reference: str) -> Gain | None:
+    baseline = _reference(row, rows, metric, reference)
+    shared = set() if baseline is None else _shared_cases(row, baseline, metric)
     if baseline is None or not shared:
         return None
-    points = 100 * statistics.fmean(row.case_dice[case] - baseline.case_dice[case] for case in shared)
-    return Gain(points, len(shared), baseline)
+    comparison = paired(row.values(metric, shared), baseline.values(metric, shared))
+    family = [other for other in rows if _reference(other, rows, metric, reference) is baseline]
+    corrected = holm([_p(other, baseline, metric) for other in family])
+    place = next(i for i, other in enumerate(family) if other is row)
+    return Gain(replace(comparison, p_holm=corrected[place]), len(shared), baseline)
+
+
+def _reference(row: Row, rows: Sequence[Row], metric: str, method: str) -> Row | None:
+    if row.key.method == method:
+        return None
+    others = [r for r in rows if r.key.method == method and r.key.labelled == row.key.labelled and _cases(r, metric)]
+    return max(others, key=lambda r: sum(map(lambda a, b: a == b, r.key, row.key)), default=None)
+
+
+def _p(row: Row, reference: Row, metric: str) -> float | None:
+    shared = _shared_cases(row, reference, metric)
+    return wilcoxon(row.values(metric, shared), reference.values(metric, shared)) if shared else None
+
+
+def _cases(row: Row, metric: str) -> set[str]:
+    return {case for run in row.scored for case in case_values(run, metric)}
+
+
+def _shared_cases(row: Row, reference: Row, metric: str) -> set[str]:
+    return _cases(row, metric) & _cases(reference, metric)
+
+
+def _gathered(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """The mean of each name's values."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for name, value in pairs:
+        found[name].append(value)
+    return {name: statistics.fmean(values) for name, values in found.items()}
+
+
+def _table_row(row: Row, gain: Gain | None, metric: str) -> TableRow:
+    about, interval = row.describe(metric), row.interval(metric)
+    comparison = gain.comparison if gain else None
+    difference = comparison.difference if comparison else None
+    return TableRow(
+        name=row.name,
+        method=row.key.method,
+        labelled=row.key.labelled,
+        draws=len({run.replicate.draw for run in row.scored}),
+        seeds=len({run.seed for run in row.scored}),
+        patients=about.patients if about else 0,
+        mean=about.mean if about else None,
+        low=interval.low if interval else None,
+        high=interval.high if interval else None,
+        sd=about.sd if about else None,
+        sd_of_trainings=about.sd_of_trainings if about else None,
+        median=about.median if about else None,
+        gain=difference.mean if difference else None,
+        gain_low=difference.low if difference else None,
+        gain_high=difference.high if difference else None,
+        effect=comparison.effect if comparison else None,
+        p=comparison.p if comparison else None,
+        p_holm=comparison.p_holm if comparison else None,
+        verdict=verdict(comparison, scale_of(metric)) if comparison else "",
+    )
+
+
+def _cells_of(row: TableRow, factor: float) -> list[str]:
+    def number(value: float | None, form: str = ".1f") -> str:
+        return "" if value is None else format(factor * value, form)
+
+    def between(low: float | None, high: float | None) -> str:
+        return "" if low is None else f"{number(low)} to {number(high)}"
+
+    def p(value: float | None) -> str:
+        return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+    return [row.name, *map(str, (row.labelled, row.draws, row.seeds, row.patients)), number(row.mean),
+            between(row.low, row.high), number(row.sd), number(row.sd_of_trainings), number(row.median),
+            number(row.gain, "+.1f"), between(row.gain_low, row.gain_high),
+            "" if row.effect is None else f"{row.effect:.2f}", p(row.p), p(row.p_holm), row.verdict]  # fmt: skip
+
+
+# ---- notes
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
     """What a reader must know before comparing numbers."""
     found = [note for row in rows for run in row.runs for note in _notes_of_run(run)]
     for row in rows:
-        found += _notes_of_row(row, gain_over_baseline(row, rows))
+        found += _notes_of_row(row, _reference(row, rows, "dice", BASELINE))
+    unknown = {case for row in rows for run in row.scored for case in run.case_dice if case not in run.patients}
+    if unknown:
+        found.append(f"The patients of {_few(sorted(unknown))} scored cases are not recorded: each counts as a patient "
+                     "of its own, and intervals are too narrow where a patient has several.")  # fmt: skip
     sets = {frozenset(run.case_dice) for row in rows for run in row.scored}
     if len(sets) > 1:
         found.append("The runs were not all scored on the same cases: means of different cases do not compare.")
@@ -334,22 +577,29 @@ def _notes_of_run(run: Run) -> list[str]:
     return found
 
 
-def _notes_of_row(row: Row, gain: Gain | None) -> list[str]:
+def _notes_of_row(row: Row, baseline: Row | None) -> list[str]:
     found = []
-    seeds = [run.seed for run in row.runs]
-    if len(set(seeds)) < len(seeds):
-        found.append(f"{row.name}: a seed occurs more than once ({', '.join(map(str, seeds))}).")
-    differing = [key for key in differing_facts(row.runs) if key not in _SEED_AND_PLACE]
+    replicates = [run.replicate for run in row.runs]
+    if len(set(replicates)) < len(replicates):
+        seeds = ", ".join(str(run.seed) for run in row.runs)
+        found.append(f"{row.name}: a seed occurs more than once ({seeds}).")
+    differing = [key for key in differing_facts(row.runs) if key not in _SEED_AND_PLACE | _DRAW]
     if differing:
         found.append(f"{row.name}: its runs differ in more than their seed: {', '.join(differing)}.")
-    if gain and (gain.baseline.key.augment, gain.baseline.key.steps) != (row.key.augment, row.key.steps):
-        other = gain.baseline.key
+    shared = _shared_cases(row, baseline, "dice") if baseline else set()
+    return found + (_notes_of_pair(row, baseline, len(shared)) if baseline and shared else [])
+
+
+def _notes_of_pair(row: Row, baseline: Row, shared: int) -> list[str]:
+    found, other = [], baseline.key
+    if (other.augment, other.steps) != (row.key.augment, row.key.steps):
         found.append(
             f"{row.name}: compared with a supervised row of {other.augment} augmentation and {other.steps:,} steps."
         )
-    if gain and gain.cases < max(len(row.case_dice), len(gain.baseline.case_dice)):
-        shared = f"the cases that both rows have ({gain.cases})"
-        found.append(f"{row.name}: the difference to supervised rests on {shared}.")
+    if len({frozenset(run.replicate.draw for run in each.scored) for each in (row, baseline)}) > 1:
+        found.append(f"{row.name}: compared with a supervised row of other draws of labelled cases.")
+    if shared < max(len(row.case_dice), len(baseline.case_dice)):
+        found.append(f"{row.name}: the difference to supervised rests on the cases that both rows have ({shared}).")
     return found
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from medssl.data.nifti import Volume
 from medssl.data.recipe import Turn
+from medssl.statistics import Ranking
 
 BASELINE_COLOUR = "#5c6670"
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F")
@@ -109,6 +110,32 @@ def line_plot(lines: Sequence[Line], axis: str, *, size: tuple[float, float] = (
         return _svg(figure)
 
 
+def rank_plot(ranking: Ranking, colours: Mapping[str, str]) -> str:
+    """Mean ranks with bars that overlap where methods are not told apart, and how often each comes in which place.
+
+    Args:
+        colours: of each of the ranking's methods.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.4, 1.0 + 0.62 * len(ranking.names)), layout="constrained")
+        ranks, shares = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+        for y, (name, mean, places) in enumerate(
+            zip(ranking.names, ranking.mean_ranks, ranking.places, strict=True)
+        ):  # fmt: skip
+            ranks.errorbar(mean, y, xerr=ranking.critical_difference / 2, fmt="o", color=colours[name], markersize=6,
+                           linewidth=3, elinewidth=2)  # fmt: skip
+            ranks.annotate(name, (0, y - 0.34), xycoords=("axes fraction", "data"), va="center", color="#20272d")
+            _draw_places(shares, y, colours[name], [100 * share for share in places])
+        ranks.set_ylim(len(ranking.names) - 0.6, -0.6)
+        ranks.set_yticks([])
+        ranks.spines["left"].set_visible(False)
+        ranks.set_xlabel("mean rank over patients")
+        shares.set_xlim(0, 100)
+        shares.spines["left"].set_visible(False)
+        shares.set_xlabel("share of places, %")
+        return _svg(figure)
+
+
 def smooth(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
     """Means of at most `BINS` neighbouring stretches, in order of step."""
     order = np.argsort(steps, kind="stable")
@@ -155,6 +182,18 @@ def _draw_strip(axes: Any, y: int, colour: str, values: Sequence[float]) -> None
         axes.plot([end, edge], [y, y], color=colour, linewidth=1.2)
     axes.broken_barh([(low, high - low)], (y - 0.17, 0.34), facecolor="none", edgecolor=colour, linewidth=1.4)
     axes.plot([middle, middle], [y - 0.17, y + 0.17], color="#20272d", linewidth=2)
+
+
+def _draw_places(axes: Any, y: int, colour: str, shares: Sequence[float]) -> None:
+    """One bar cut by place, the first the darkest; parts with room for it carry their place."""
+    start = 0.0
+    for place, share in enumerate(shares):
+        alpha = 0.85 * (1 - place / len(shares))
+        axes.barh(y, share, left=start, height=0.34, color=colour, alpha=alpha, linewidth=0)
+        if share > 8:
+            axes.text(start + share / 2, y, str(place + 1), ha="center", va="center", fontsize=9,
+                      color="white" if alpha > 0.5 else "#20272d")  # fmt: skip
+        start += share
 
 
 def _first_channel(array: NDArray[Any]) -> NDArray[Any]:

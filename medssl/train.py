@@ -236,7 +236,8 @@ def _check_norm(config: RunConfig, device: torch.device) -> None:
 
 def _check_same(config: RunConfig, split: Split, out: Path) -> None:
     """Refuse to resume with another split or other settings; the data may have moved."""
-    if json.loads((out / "splits.json").read_text()) != split.model_dump(mode="json"):
+    held = Split.model_validate(json.loads((out / "splits.json").read_text()))
+    if held.model_copy(update={"patients": split.patients}) != split:  # an old file has no patients; sha256 has them
         raise ConfigError(f"{out}: was started with another split (its splits.json); resume with that one")
     then, now = load_checkpoint(out / "last.pt")["config"], config.to_plain()
     free = ("name", "data.root", "data.splits", "train.workers", "train.save_every")

@@ -81,7 +81,8 @@ def test_data_knows_neither_methods_nor_jobs(module):
 
 
 @pytest.mark.parametrize(
-    "module", members("medssl.data", "medssl.metrics", "medssl.scores", "medssl.evaluate", "medssl.config")
+    "module",
+    members("medssl.data", "medssl.metrics", "medssl.scores", "medssl.statistics", "medssl.evaluate", "medssl.config"),
 )
 def test_arrays_stay_arrays(module):
     if module != "medssl.data.patches":

@@ -422,6 +422,16 @@ def test_threads_are_no_more_than_the_cores_that_may_be_used(monkeypatch):
         torch.set_num_threads(before)
 
 
+def test_a_run_from_before_patients_were_recorded_goes_on_and_learns_them(balls, config, tmp_path):
+    run = train(config(), tmp_path / "run", until=1, quiet=True)
+    split = json.loads((run / "splits.json").read_text())
+    patients = split.pop("patients")
+    (run / "splits.json").write_text(json.dumps(split))
+    train(config(), run, resume=True, until=2, quiet=True)
+    subjects = {id: case.subject for id, case in read_prepared(balls[1]).cases.items()}
+    assert json.loads((run / "splits.json").read_text())["patients"] == patients == subjects
+
+
 class TestRefusals:
     def test_resume_with_another_split(self, balls, config, splits, tmp_path):
         run = train(config(), tmp_path / "run", until=1, quiet=True)

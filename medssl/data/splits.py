@@ -31,6 +31,8 @@ class Split(Settings):
     """Seed of the draw; null when every part was given as a list."""
     sha256: str
     """Digest of the prepared case list that the split divides."""
+    patients: dict[str, str] = {}
+    """Patient of each case that the split lists; empty in a file of a version that did not record them."""
 
     def part_of(self, id: str) -> str | None:
         """The part that holds a case."""
@@ -86,17 +88,18 @@ def make_split(
         left_out=tuple(sorted(id for id in rest if id not in chosen["unlabelled"])),
         seed=seed,
         sha256=dataset.sha256,
+        patients=_patients(dataset, dataset.cases),
     )
     check_split(split, dataset, "the split")
     return split
 
 
 def read_split(path: Path, dataset: PreparedDataset) -> Split:
-    """Read splits.json and check it against the dataset.
+    """Read splits.json and check it against the dataset; patients that an old file lacks are filled in.
 
     Raises:
-        DataError: it cannot be read, was made for another case list, names unknown ids, divides a
-            patient, or lists a labelled case that has no label.
+        DataError: it cannot be read, was made for another case list, names unknown ids or other patients,
+            divides a patient, or lists a labelled case that has no label.
     """
     try:
         values: Any = json.loads(Path(path).read_text())
@@ -106,7 +109,8 @@ def read_split(path: Path, dataset: PreparedDataset) -> Split:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a splits.json: {error}") from None
     check_split(split, dataset, str(path))
-    return split
+    listed = [id for part in (*PARTS, "left_out") for id in getattr(split, part) if id in dataset.cases]
+    return split.model_copy(update={"patients": _patients(dataset, listed)})
 
 
 def write_split(path: Path, split: Split) -> None:
@@ -136,6 +140,9 @@ def check_split(split: Split, dataset: PreparedDataset, where: str) -> None:
         # Labelled and unlabelled scans of one patient may both train; val and test share nobody.
         parts.setdefault(dataset.cases[id].subject, set()).add("train" if part in ("labelled", "unlabelled") else part)
     faults += [f"patient {subject} is in {' and '.join(sorted(p))}" for subject, p in parts.items() if len(p) > 1]
+    faults += [f"patient of case {id} is {subject}, in {dataset.root} {dataset.cases[id].subject}"
+               for id, subject in split.patients.items()
+               if id in dataset.cases and subject != dataset.cases[id].subject]  # fmt: skip
     if not split.labelled:
         faults.append("no labelled case")
     if faults:
@@ -148,6 +155,10 @@ def read_id_list(path: Path) -> list[str]:
         return [line.strip() for line in path.read_text().splitlines() if line.strip()]
     except OSError as error:
         raise ConfigError(f"{path}: the list cannot be read: {error}") from None
+
+
+def _patients(dataset: PreparedDataset, ids: Collection[str]) -> dict[str, str]:
+    return {id: dataset.cases[id].subject for id in sorted(ids)}
 
 
 def _resolve(names: Sequence[str], patients: dict[str, list[str]], part: str) -> list[str]:

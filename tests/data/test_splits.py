@@ -102,6 +102,23 @@ def test_split_file_survives_and_faults_are_all_listed(tmp_path):
         assert words in str(failure.value)
 
 
+def test_a_split_knows_the_patient_of_every_case_that_it_lists(tmp_path):
+    dataset = make_dataset(tmp_path)
+    split = make_split(dataset, labelled=2, val=2, test=3, seed=0)
+    assert split.patients == {id: case.subject for id, case in dataset.cases.items()}
+
+
+def test_patients_that_an_old_file_lacks_are_filled_in_and_wrong_ones_refused(tmp_path):
+    dataset, path = make_dataset(tmp_path), tmp_path / "splits.json"
+    split = make_split(dataset, labelled=2, val=2, test=3, seed=0)
+    old = split.model_dump(mode="json", exclude={"patients"})
+    path.write_text(json.dumps(old))
+    assert read_split(path, dataset) == split
+    path.write_text(json.dumps(old | {"patients": {"p00_a": "p01"}}))
+    with pytest.raises(DataError, match=r"patient of case p00_a is p01, in .* p00"):
+        read_split(path, dataset)
+
+
 def test_a_split_of_another_case_list_is_refused(tmp_path):
     split = make_split(make_dataset(tmp_path), labelled=2, val=2, test=3, seed=0)
     write_split(tmp_path / "splits.json", split)

@@ -1,0 +1,198 @@
+"""Run folders compared by patient: rows hold several draws and seeds, and the numbers are those of their patients."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from medssl.comparison import (
+    compare,
+    comparison_table,
+    gain_over_baseline,
+    gains,
+    load_runs,
+    make_rows,
+    notes,
+    rank_rows,
+    scale_of,
+    table_cells,
+)  # fmt: skip
+from medssl.figures import rank_plot
+from medssl.metrics import ClassScore
+from medssl.scores import Scores, write_scores
+from medssl.statistics import verdict
+
+PATIENTS = tuple(f"patient {i}" for i in range(8))
+CASES = tuple(f"{patient} {scan}" for patient in PATIENTS for scan in ("ED", "ES"))
+HARD = dict(zip(CASES, np.random.default_rng(0).uniform(-0.1, 0.1, len(CASES)), strict=True))
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a run folder whose cases score about `level`; some part of it is left to chance."""
+
+    def write(method, seed=1, level=0.7, *, labelled=("x",), cases=CASES, patients=True, noise=0.01, settings=None):
+        run = tmp_path / f"{method}-{'-'.join(labelled)}-{seed}"
+        run.mkdir()
+        config = {
+            "data": {"name": "toy", "classes": ["background", "heart"]},
+            "method": {"name": method},
+            "augment": {"preset": "weak"},
+            "train": {"iterations": 30, "seed": seed},
+            "window": {"network": "student"},
+        }
+        for section, values in (settings or {}).items():
+            config[section] |= values
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+        unlabelled = sorted({"x", "y", "z"} - set(labelled))
+        split = {"labelled": list(labelled), "unlabelled": unlabelled, "val": [], "test": list(CASES)}
+        if patients:
+            split["patients"] = {case: case.rpartition(" ")[0] for case in CASES}
+        (run / "splits.json").write_text(json.dumps(split))
+        (run / "env.json").write_text("{}")
+        (run / "metrics.csv").write_text("step,loss/a\n30,0.5\n")
+        rng = np.random.default_rng([seed, len(method), *map(ord, labelled)])
+        scores = [_score(case, level + HARD[case] + noise * rng.normal()) for case in cases]
+        write_scores(run / "scores.csv", Scores(scores), dict.fromkeys(cases, (run / "p", run / "r")))
+        return run
+
+    return write
+
+
+def _score(case, dice):
+    return ClassScore(
+        case, "heart", 1, "scored", float(dice), float(dice / (2 - dice)), 10 * (1 - dice), 1 - dice, 5, 5
+    )
+
+
+def rows_of(*runs):
+    return make_rows(load_runs(runs))
+
+
+def several(write, methods, **options):
+    """Rows of each method `(name, level)` with three seeds."""
+    return rows_of(*(write(name, seed, level, **options) for name, level in methods for seed in (1, 2, 3)))
+
+
+def test_patients_count_once_however_many_cases_they_have(write):
+    (row,) = rows_of(write("supervised", cases=[*CASES[:5], CASES[6]], noise=0))
+    values = [HARD[case] + 0.7 for case in CASES]
+    expected = np.mean([np.mean(values[:2]), np.mean(values[2:4]), values[4], values[6]])
+    assert row.interval().patients == 4
+    assert row.interval().mean == pytest.approx(expected)
+    assert row.describe().mean == pytest.approx(expected)
+
+
+def test_a_gain_is_told_by_patient_with_interval_tests_and_words(write):
+    baseline, better, same = several(write, [("supervised", 0.7), ("mean_teacher", 0.75), ("other", 0.7)])
+    rows = [baseline, better, same]
+    nothing, gain, none = gains(rows)
+    assert nothing is None
+    assert gain.points == pytest.approx(5, abs=0.5)
+    assert (gain.cases, gain.comparison.difference.patients, gain.baseline) == (16, 8, baseline)
+    assert gain.comparison.p_holm == pytest.approx(2 * gain.comparison.p)
+    assert verdict(gain.comparison).startswith("better by ")
+    assert verdict(none.comparison).startswith("inside the noise: ")
+    assert gain_over_baseline(better, rows) == gain
+
+
+def test_any_method_can_be_the_reference(write):
+    rows = several(write, [("supervised", 0.7), ("bcp", 0.75), ("mean_teacher", 0.72)])
+    one, nothing, other = gains(rows, reference="bcp")
+    assert nothing is None
+    assert (one.points, other.points) == (pytest.approx(-5, abs=0.5), pytest.approx(-3, abs=0.5))
+    assert compare(rows[0], rows[1]).difference == one.comparison.difference
+
+
+def test_rows_of_other_labelled_counts_are_families_of_their_own(write):
+    few = [write(method, seed, level) for method, level in (("supervised", 0.6), ("bcp", 0.7)) for seed in (1, 2)]
+    more = [write(method, seed, level, labelled=("x", "y"))
+            for method, level in (("supervised", 0.7), ("bcp", 0.8), ("other", 0.9)) for seed in (1, 2)]  # fmt: skip
+    rows = rows_of(*few, *more)
+    found = {(row.key.method, row.key.labelled): gain for row, gain in zip(rows, gains(rows), strict=True)}
+    assert found["bcp", 1].baseline.key.labelled == 1
+    assert found["bcp", 1].comparison.p_holm == found["bcp", 1].comparison.p
+    assert found["bcp", 2].comparison.p_holm == pytest.approx(2 * found["bcp", 2].comparison.p)
+    assert {labelled: ranking.names for labelled, ranking in rank_rows(rows).items()} == {
+        1: ("bcp, 1 labelled", "supervised, 1 labelled"),
+        2: ("other, 2 labelled", "bcp, 2 labelled", "supervised, 2 labelled"),
+    }
+
+
+def test_draws_of_labelled_cases_share_a_row_and_are_no_fault(write):
+    draws = [("x",), ("y",), ("z",)]
+    rows = rows_of(*(write(method, seed, level, labelled=draw) for draw in draws for seed in (1, 2)
+                     for method, level in (("supervised", 0.7), ("bcp", 0.75))))  # fmt: skip
+    assert [(row.key.method, len(row.runs)) for row in rows] == [("supervised", 6), ("bcp", 6)]
+    assert notes(rows) == []
+    assert rows[1].interval().trainings == 6
+    assert [(row.draws, row.seeds) for row in comparison_table(rows)] == [(3, 2), (3, 2)]
+
+
+def test_rows_of_other_draws_are_named(write):
+    rows = rows_of(write("supervised", labelled=("x",)), write("bcp", labelled=("y",)))
+    assert notes(rows) == ["bcp, 1 labelled: compared with a supervised row of other draws of labelled cases."]
+
+
+def test_a_seed_that_occurs_twice_in_a_draw_is_named(write):
+    runs = [write("bcp", 1), write("bcp", 1, labelled=("y",)), write("bcp", 2)]
+    assert notes(rows_of(*runs)) == []
+    config = yaml.safe_load((runs[2] / "config.yaml").read_text())
+    config["train"]["seed"] = 1
+    (runs[2] / "config.yaml").write_text(yaml.safe_dump(config))
+    assert notes(rows_of(*runs)) == ["bcp, 1 labelled: a seed occurs more than once (1, 1, 1)."]
+
+
+def test_a_run_that_does_not_know_its_patients_learns_them_from_another(write):
+    old, new = write("supervised", patients=False), write("bcp")
+    (row,) = rows_of(old)
+    assert row.interval().patients == len(CASES)
+    assert any("patients of 16 (patient 0 ED, " in note for note in notes([row]))
+    rows = rows_of(old, new)
+    assert rows[0].interval().patients == len(PATIENTS)
+    assert notes(rows) == []
+
+
+def test_distances_are_better_when_shorter(write):
+    rows = several(write, [("supervised", 0.7), ("bcp", 0.8)])
+    _, gain = gains(rows, "hd95")
+    assert gain.comparison.difference.mean == pytest.approx(-1, abs=0.2)
+    assert verdict(gain.comparison, scale_of("hd95")).startswith("better by ")
+    assert rank_rows(rows, "hd95")[1].names[0] == "bcp, 1 labelled"
+
+
+def test_the_table_says_in_text_what_it_holds_in_numbers(write):
+    rows = rows_of(
+        write("supervised", level=0.7, noise=0), write("bcp", level=0.75, noise=0), write("worst", level=0.5, noise=0)
+    )
+    table = comparison_table(rows)
+    heads, *cells = table_cells(table)
+    (supervised, bcp, _), mean = cells, 100 * np.mean(list(HARD.values()))
+    assert {len(row) for row in cells} == {len(heads)}
+    said = dict(zip(heads, bcp, strict=True))
+    assert (said["method"], said["draws"], said["seeds"], said["patients"]) == ("bcp, 1 labelled", "1", "1", "8")
+    assert said["dice, %"] == f"{75 + mean:.1f}"
+    assert said["against supervised"] == "+5.0"
+    assert said["p, Holm"] == "0.016"  # 2 / 2^8, twice
+    assert said["verdict"].startswith("better by 5.0 points (95 % interval 5.0 to 5.0); only 8 patients; one seed")
+    assert supervised[heads.index("verdict")] == supervised[heads.index("against supervised")] == ""
+    assert table[1].gain == pytest.approx(0.05)
+
+
+def test_a_run_without_scores_has_a_row_without_numbers(write):
+    runs = [write("supervised"), write("bcp")]
+    (runs[1] / "scores.csv").unlink()
+    rows = rows_of(*runs)
+    assert gains(rows) == [None, None]
+    assert rank_rows(rows) == {}
+    assert (comparison_table(rows)[1].mean, comparison_table(rows)[1].verdict) == (None, "")
+    assert len(table_cells(comparison_table(rows))) == 3
+
+
+def test_ranks_can_be_drawn(write):
+    rows = several(write, [("supervised", 0.7), ("bcp", 0.75), ("$other_", 0.72)])
+    (ranking,) = rank_rows(rows).values()
+    uri = rank_plot(ranking, {row.name: row.colour for row in rows})
+    assert uri.startswith("data:image/svg+xml;base64,")
+    assert uri == rank_plot(ranking, {row.name: row.colour for row in rows})
