@@ -62,6 +62,8 @@ class Run:
     """Prediction and reference of each scored case."""
     made: dict[str, Any]
     """predictions.json, empty when there is none."""
+    quirks: tuple[str, ...] = ()
+    """Habits of published protocols that its split follows, see `medssl.data.splits`."""
 
     @property
     def key(self) -> Key:
@@ -216,6 +218,7 @@ def _load_run(path: Path) -> Run:
             scores=scores,
             files=files,
             made=made,
+            quirks=tuple(map(str, splits.get("quirks", ()))),
         )
     except (KeyError, ValueError, TypeError) as error:
         raise DataError(f"{path}: splits.json or metrics.csv is not as `medssl train` writes it: {error!r}") from None
@@ -315,7 +318,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
 
 
 def _notes_of_run(run: Run) -> list[str]:
-    name, found = run.path.name, []
+    name, found = run.path.name, _notes_of_protocol(run)
     if run.last_step < run.key.steps:
         found.append(f"{name}: its log ends at step {run.last_step:,} of {run.key.steps:,}.")
     if run.scores is None:
@@ -331,6 +334,26 @@ def _notes_of_run(run: Run) -> list[str]:
     left = sorted(set(run.splits["test"]) - scored)
     if left:
         found.append(f"{name}: test cases that were not scored: {_few(left)}, of {len(run.splits['test'])}.")
+    return found
+
+
+def _notes_of_protocol(run: Run) -> list[str]:
+    """The habits of the literature that a run took over, and where its published protocol had others."""
+    name, found = run.path.name, []
+    if "selection on test" in run.quirks:
+        found.append(
+            f"{name}: SELECTION ON TEST. Its validation cases are its test cases, so the scores of its best.pt are too "
+            "high: compare them only with published numbers that were selected in the same way."
+        )
+    if "renamed frames" in run.quirks:
+        found.append(f"{name}: its split was read from lists that count a patient's frames (renamed frames).")
+    if run.settings.get("data.recipe.resize"):
+        side = " x ".join(map(str, run.settings["data.recipe.resize"]))
+        found.append(
+            f"{name}: trained on slices resized to {side} by the nearest voxel; spacing was ignored (2D resize)."
+        )
+    for departure in run.settings.get("protocol.departures") or ():
+        found.append(f"{name}: unlike the published {run.settings['protocol.name']}: {departure}.")
     return found
 
 
