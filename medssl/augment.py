@@ -87,7 +87,7 @@ class Augment:
         self.turnable = [(a, b) for a, b in _PLANES if patch[a] == patch[b] and spacing[a] == spacing[b]]
         known = [s for s in spacing if s is not None]
         self.spacing = np.array([min(known, default=1.0) if s is None else s for s in spacing])
-        self.fine = self.spacing <= THICK_SLICE_RATIO * self.spacing.min()
+        self.fine = (self.spacing <= THICK_SLICE_RATIO * self.spacing.min()) & (np.array(self.patch) > 1)
         self._banks: dict[tuple[torch.device, int], Tensor] = {}
 
     def draw(self, *seed: int) -> Draw:

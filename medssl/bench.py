@@ -28,8 +28,9 @@ from pydantic import NonNegativeInt, PositiveInt, field_validator
 
 from medssl.config import Settings, dump, found, load_yaml, merge, parse, update
 from medssl.data.cases import DatasetConfig
+from medssl.data.lists import read_published_split
 from medssl.data.prepared import PreparedDataset, read_prepared
-from medssl.data.splits import Part, Split, make_split, read_id_list, read_split, write_split
+from medssl.data.splits import Part, Split, make_split, read_split, write_split
 from medssl.engines import Engine, Job, run_locally, run_on_ray
 from medssl.errors import ConfigError, DataError, Interrupted, RunsFailed
 from medssl.files import whole_file
@@ -85,8 +86,9 @@ class BenchConfig(Settings):
     """What `labelled`, `val` and `test` count."""
     val: PositiveInt | None = None
     test: PositiveInt | None = None
-    lists: dict[Literal["labelled", "val", "test"], Path] = {}
-    """Files of case or patient ids instead of a draw; of `labelled`, each count takes the first so many."""
+    published: Path | None = None
+    """A file of configs/split/ whose lists take the place of draws. Where it has no validation patients, the last `val`
+    of its training list are."""
     checkpoint: Literal["best", "last"] = "best"
     """The weights that are scored: those that validation chose, or those of the last step."""
     network: Literal["student", "teacher", "ensemble"] | None = None
@@ -290,15 +292,24 @@ def write_splits(matrix: Bench, dataset: PreparedDataset) -> None:
 
 def _held_out(config: BenchConfig, dataset: PreparedDataset) -> dict[Part, tuple[str, ...]]:
     """Validation and test cases, the same for the whole matrix."""
+    lists = _lists(config)
     for part in ("val", "test"):
-        if getattr(config, part) is None and part not in config.lists:
-            raise ConfigError(f"{part}: say how many {config.count}, or name a file in lists.{part}")
-    given: dict[Part, Sequence[str]] = {p: read_id_list(config.lists[p]) for p in ("val", "test") if p in config.lists}
+        if part not in lists and getattr(config, part) is None:
+            raise ConfigError(f"{part}: say how many {config.count}")
     base = make_split(
         dataset, labelled=1, val=config.val or 0, test=config.test or 0, seed=config.draws[0], unit=config.count,
-        given=given,
+        given={part: lists[part] for part in ("val", "test") if part in lists},
     )  # fmt: skip
     return {"val": base.val, "test": base.test}
+
+
+def _lists(config: BenchConfig, labelled: int = 1) -> dict[Part, list[str]]:
+    """Published names by part; nothing where the matrix is drawn."""
+    if config.published is None:
+        return {}
+    lists = read_published_split(found(config.published))
+    val = lists.val or lists.train[len(lists.train) - (config.val or 0) :]
+    return {**lists.parts(labelled, without=val), "val": list(val)}
 
 
 def _split_of(cell: Cell, config: BenchConfig, dataset: PreparedDataset, held: Mapping[Part, Sequence[str]]) -> Split:
@@ -306,26 +317,10 @@ def _split_of(cell: Cell, config: BenchConfig, dataset: PreparedDataset, held: M
     if cell.labelled is None:
         away = {dataset.cases[id].subject for ids in held.values() for id in ids}
         given["labelled"] = [id for id, case in dataset.cases.items() if case.labelled and case.subject not in away]
-    elif "labelled" in config.lists:
-        given["labelled"] = _first(read_id_list(config.lists["labelled"]), cell.labelled, config.count, dataset)
-    return make_split(
-        dataset, labelled=cell.labelled or 0, val=0, test=0, seed=cell.draw, unit=config.count, given=given
-    )
-
-
-def _first(names: Sequence[str], count: int, unit: str, dataset: PreparedDataset) -> list[str]:
-    """The first ids of a list that make up so many cases or patients."""
-    chosen: list[str] = []
-    counted: set[str] = set()
-    for name in names:
-        case = dataset.cases.get(name)
-        thing = name if unit == "cases" or case is None else case.subject
-        if thing in counted or len(counted) < count:
-            counted.add(thing)
-            chosen.append(name)
-    if len(counted) < count:
-        raise ConfigError(f"lists.labelled: {count} {unit} wanted, the list has {len(counted)}")
-    return chosen
+    else:
+        given = {**_lists(config, cell.labelled), **held}
+    number = cell.labelled or 0
+    return make_split(dataset, labelled=number, val=0, test=0, seed=cell.draw, unit=config.count, given=given)
 
 
 def write_configs(matrix: Bench) -> None:

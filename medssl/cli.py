@@ -55,7 +55,7 @@ def check(
     """List everything wrong with a dataset; nothing is written. Exit code 3 when a case is unusable."""
     from medssl.data.check import check as check_dataset
 
-    report = check_dataset(source, None if config is None else _dataset_config(config), workers=workers)
+    report = check_dataset(source, None if config is None else _dataset_config([config]), workers=workers)
     if as_json:
         print(json.dumps(report.to_json(), indent=1, ensure_ascii=False))
     else:
@@ -70,7 +70,9 @@ def check(
 def prepare(
     source: Annotated[Path, typer.Argument(help="Dataset folder: images/ and labels/, or MSD.")],
     out: Annotated[Path, typer.Argument(help="Folder for the prepared dataset.")],
-    config: Annotated[Path, typer.Option("--config", help="configs/data/NAME.yaml.")],
+    config: Annotated[
+        list[Path], typer.Option("--config", help="configs/data/NAME.yaml; repeatable, merged left to right.")
+    ],
     sets: Sets = None,
     workers: Workers = 2,
     overwrite: Overwrite = False,
@@ -98,9 +100,20 @@ def split(
     val_list: Annotated[Path | None, typer.Option(help="File of ids; wins over --val.")] = None,
     test_list: Annotated[Path | None, typer.Option(help="File of ids; wins over --test.")] = None,
     unlabelled_list: Annotated[Path | None, typer.Option(help="File of ids; otherwise all that are left.")] = None,
+    published: Annotated[
+        Path | None, typer.Option("--published", help="configs/split/NAME.yaml: published lists; files of ids win.")
+    ] = None,
+    renamed_frames: Annotated[
+        bool, typer.Option("--renamed-frames", help="The lists count frames: frame02 is a patient's second.")
+    ] = False,
+    val_is_test: Annotated[
+        bool, typer.Option("--val-is-test", help="Select on the test cases as some papers do; reports say so.")
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Divide the patients of a prepared dataset into labelled, unlabelled, validation and test."""
+    from medssl.config import found
+    from medssl.data.lists import read_published_split
     from medssl.data.prepared import read_prepared
     from medssl.data.splits import PARTS, make_split, read_id_list, write_split
     from medssl.errors import ConfigError
@@ -111,12 +124,20 @@ def split(
         raise ConfigError(f"{out}: exists; choose another name, or replace it with --overwrite")
     lists = zip(PARTS, (labelled_list, unlabelled_list, val_list, test_list), strict=True)
     given = {part: read_id_list(path) for part, path in lists if path is not None}
+    if published is not None:
+        ours = {id for ids in given.values() for id in ids}
+        theirs = read_published_split(found(published)).parts(labelled, without=ours)
+        if val_is_test:
+            theirs.pop("val", None)
+        given = {**theirs, **given}
     made = make_split(
         read_prepared(prepared), labelled=labelled, val=val, test=test, seed=seed, given=given,
-        unit="cases" if count == "cases" else "patients",
+        unit="cases" if count == "cases" else "patients", renamed_frames=renamed_frames, val_is_test=val_is_test,
     )  # fmt: skip
     write_split(out, made)
     print(f"{out}: " + ", ".join(f"{len(getattr(made, part))} {part}" for part in PARTS) + " cases")
+    for quirk in made.quirks:
+        print(f"{out}: {quirk.upper()}, as asked; reports will say so")
 
 
 @app.command()
@@ -269,8 +290,8 @@ def _is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def _dataset_config(path: Path, sets: list[str] | None = None) -> Any:
+def _dataset_config(paths: list[Path], sets: list[str] | None = None) -> Any:
     from medssl.config import found, merge, parse
     from medssl.data.cases import DatasetConfig
 
-    return parse(DatasetConfig, merge([found(path)], sets or []).get("data", {}), where="data")
+    return parse(DatasetConfig, merge([found(path) for path in paths], sets or []).get("data", {}), where="data")

@@ -75,6 +75,7 @@ class Key(NamedTuple):
     """What runs of one row share."""
 
     method: str
+    """`name` of the settings, which tells variants of a method apart, or else the method's."""
     labelled: int
     augment: str
     steps: int
@@ -100,13 +101,16 @@ class Run:
     """predictions.json, empty when there is none."""
     patients: dict[str, str] = field(default_factory=dict)
     """Patient of each case, as far as any of the compared runs recorded it."""
+    quirks: tuple[str, ...] = ()
+    """Habits of published protocols that its split follows, see `medssl.data.splits`."""
 
     @property
     def key(self) -> Key:
         """The row that this run belongs to."""
         s = self.settings
         network = str(self.made.get("network", s["window.network"]))
-        return Key(s["method.name"], len(self.splits["labelled"]), s["augment.preset"], s["train.iterations"], network)
+        method = str(s.get("name") or s["method.name"])
+        return Key(method, len(self.splits["labelled"]), s["augment.preset"], s["train.iterations"], network)
 
     @property
     def seed(self) -> int:
@@ -317,6 +321,7 @@ def _load_run(path: Path) -> Run:
             files=files,
             made=made,
             patients={str(case): str(patient) for case, patient in splits.get("patients", {}).items()},
+            quirks=tuple(map(str, splits.get("quirks", ()))),
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: splits.json or metrics.csv is not as `medssl train` writes it: {error!r}") from None
@@ -554,18 +559,19 @@ def notes(rows: Sequence[Row]) -> list[str]:
     sets = {frozenset(run.case_dice) for row in rows for run in row.scored}
     if len(sets) > 1:
         found.append("The runs were not all scored on the same cases: means of different cases do not compare.")
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _notes_of_run(run: Run) -> list[str]:
-    name, found = run.path.name, []
+    name, found = run.path.name, _notes_of_protocol(run)
     if run.last_step < run.key.steps:
         found.append(f"{name}: its log ends at step {run.last_step:,} of {run.key.steps:,}.")
     if run.scores is None:
         return [*found, f"{name}: not scored; its folder holds no scores.csv."]
-    made_by = run.made.get("method", run.key.method)
-    if made_by != run.key.method:
-        found.append(f"{name}: its predictions come from the method {made_by}, not {run.key.method}.")
+    method = run.settings["method.name"]
+    made_by = run.made.get("method", method)
+    if made_by != method:
+        found.append(f"{name}: its predictions come from the method {made_by}, not {method}.")
     scored = {score.case for score in run.scores}
     for part in PARTS[:3]:
         inside = sorted(scored & set(run.splits[part]))
@@ -574,6 +580,27 @@ def _notes_of_run(run: Run) -> list[str]:
     left = sorted(set(run.splits["test"]) - scored)
     if left:
         found.append(f"{name}: test cases that were not scored: {_few(left)}, of {len(run.splits['test'])}.")
+    return found
+
+
+def _notes_of_protocol(run: Run) -> list[str]:
+    """The habits of the literature that a run took over, and where its published protocol had others."""
+    name, found = run.path.name, []
+    if "selection on test" in run.quirks:
+        found.append(
+            f"{name}: SELECTION ON TEST. Its validation cases are its test cases, so the scores of its best.pt are too "
+            "high: compare them only with published numbers that were selected in the same way."
+        )
+    if "renamed frames" in run.quirks:
+        found.append(f"{name}: its split was read from lists that count a patient's frames (renamed frames).")
+    if run.settings.get("data.recipe.resize"):
+        side = " x ".join(map(str, run.settings["data.recipe.resize"]))
+        found.append(
+            f"{name}: trained on slices resized to {side} by the nearest voxel; spacing was ignored (2D resize)."
+        )
+    departures = run.settings.get("protocol.departures")
+    if departures:
+        found.append(f"Unlike the published {run.settings['protocol.name']}: {'; '.join(departures)}.")
     return found
 
 

@@ -31,6 +31,11 @@ class WindowConfig(Settings):
     patch: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     """Size of the window; null takes the training patch."""
     overlap: float = Field(0.5, ge=0, lt=1)
+    """Share of a window that the next one covers again."""
+    stride: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    """Voxels from one window to the next along each axis; null follows `overlap`."""
+    blend: Literal["gaussian", "constant"] = "gaussian"
+    """`gaussian`: where windows meet, the one whose centre is nearer counts more. `constant`: their plain mean."""
     batch: PositiveInt = 4
     """Windows in one forward pass."""
     largest_component: tuple[str, ...] = ()
@@ -67,7 +72,7 @@ class Predictor:
             net.eval()
         probs: Tensor = sliding_window_inference(
             torch.from_numpy(np.ascontiguousarray(image))[None], self.patch, self.window.batch, self._forward,
-            overlap=self.window.overlap, mode="gaussian", sw_device=self.device, device=torch.device("cpu"),
+            overlap=self._overlap(), mode=self.window.blend, sw_device=self.device, device=torch.device("cpu"),
         )  # type: ignore[assignment]  # fmt: skip
         for net, mode in zip(self.networks, modes, strict=True):
             net.train(mode)
@@ -81,6 +86,12 @@ class Predictor:
         prepared = self.recipe.apply(image)
         classes = self.recipe.undo(self.probabilities(prepared.image), prepared.grid)
         return self._cleaned(classes)
+
+    def _overlap(self) -> float | list[float]:
+        """What MONAI turns into the wanted stride: it takes the whole part of `patch * (1 - overlap)`."""
+        if self.window.stride is None:
+            return self.window.overlap
+        return [max(0.0, 1 - (step + 0.5) / side) for step, side in zip(self.window.stride, self.patch, strict=True)]
 
     def _forward(self, windows: Tensor) -> Tensor:
         with autocast(self.device, self.precision):

@@ -11,10 +11,10 @@ import platform
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from pydantic import SerializeAsAny, field_validator
+from pydantic import Field, SerializeAsAny, field_validator
 
 from medssl import __version__
 from medssl.augment import AugmentConfig
@@ -29,6 +29,18 @@ from medssl.predictor import Predictor, WindowConfig, chosen_networks
 from medssl.trainer import TrainConfig
 
 
+class ProtocolConfig(Settings):
+    """The `protocol` section: which published protocol the other sections follow. It is recorded and told, no more."""
+
+    name: str
+    sources: tuple[str, ...] = Field(min_length=1)
+    """Where the protocol was read."""
+    convention: Literal["ssl4mis"]
+    """The metric convention of its published numbers, see `medssl evaluate`."""
+    departures: tuple[str, ...] = ()
+    """Where the settings are not the published ones, because medssl has no such setting; a report lists them."""
+
+
 class RunConfig(Settings):
     """Everything that decides a run."""
 
@@ -40,6 +52,7 @@ class RunConfig(Settings):
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
     window: WindowConfig = WindowConfig()
+    protocol: ProtocolConfig | None = None
 
     @field_validator("method", mode="before")
     @classmethod

@@ -187,6 +187,17 @@ def test_thick_slices_are_neither_tilted_nor_stretched():
         np.testing.assert_allclose(matrix[:, 2], [0, 0, 1], atol=1e-12)
 
 
+def test_a_single_slice_is_neither_tilted_nor_bent_out_of_its_plane():
+    augment = make("strong", patch=(9, 8, 1), spacing=(None, None, None))
+    draw = draw_with(augment, "matrix", "elastic")
+    assert draw.matrix[2].tolist() == [0, 0, 1]
+    assert draw.matrix[:2, 2].tolist() == [0, 0]
+    assert not draw.elastic[2].any()
+    inside = torch.ones(1, 9, 8, 1).long()
+    _, moved = augment.move(torch.zeros(1, 0, 9, 8, 1), [draw], inside)
+    assert moved.float().mean() > 0.5
+
+
 def test_elastic_deformation_stays_put_across_thick_slices():
     shape = (16, 14, 6)
     augment = make("strong", shape, (1.5, 1.5, 10.0))

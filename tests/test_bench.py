@@ -15,7 +15,7 @@ from medssl.bench import ALL, Bench, BenchConfig, bench, load_bench, plan, write
 from medssl.checkpoint import load_checkpoint
 from medssl.config import bundled, dump, parse
 from medssl.data.prepared import read_prepared
-from medssl.data.splits import Split, read_split
+from medssl.data.splits import read_split
 from medssl.errors import ConfigError, DataError, DeviceError, DivergedError, RunsFailed
 from medssl.scores import read_scores
 
@@ -110,18 +110,26 @@ def test_draws_change_who_is_labelled_and_never_who_tests(make, balls, tmp_path)
         assert few < more
 
 
-def test_lists_give_the_first_so_many_patients(make, balls, tmp_path):
-    (tmp_path / "labelled.txt").write_text("ball_05\nball_01\nball_03\n")
-    (tmp_path / "test.txt").write_text("ball_00\nball_02\n")
-    lists = {"labelled": tmp_path / "labelled.txt", "test": tmp_path / "test.txt"}
-    matrix = Bench(make(lists=lists, labelled=[1, 2]), tmp_path / "out")
-    write_splits(matrix, read_prepared(balls[1]))
-    found = {cell.split: Split.model_validate_json(matrix.split(cell).read_text()) for cell in matrix.cells}
+def test_published_lists_give_their_first_patients(make, balls, tmp_path):
+    train = ["ball_05", "ball_01", "ball_03", "ball_09", "ball_07"]
+    lists = {
+        "name": "balls",
+        "source": "drawn by hand",
+        "labelled": [1],
+        "train": train,
+        "test": ["ball_00", "ball_02"],
+    }
+    dump(lists, tmp_path / "lists.yaml")
+    dataset = read_prepared(balls[1])
+    matrix = Bench(make(published=tmp_path / "lists.yaml", labelled=[1, 2], val=1), tmp_path / "out")
+    write_splits(matrix, dataset)
+    found = {cell.split: read_split(matrix.split(cell), dataset) for cell in matrix.cells}
     assert found["1-labelled__draw-0"].labelled == ("ball_05",)
+    assert found["1-labelled__draw-0"].unlabelled == ("ball_01", "ball_03", "ball_09")
     assert found["2-labelled__draw-0"].labelled == ("ball_01", "ball_05")
-    assert found["2-labelled__draw-0"].test == ("ball_00", "ball_02")
-    with pytest.raises(ConfigError, match="4 patients wanted, the list has 3"):
-        write_splits(Bench(make(lists=lists, labelled=[4]), tmp_path / "more"), read_prepared(balls[1]))
+    assert all((s.val, s.test) == (("ball_07",), ("ball_00", "ball_02")) for s in found.values())
+    with pytest.raises(ConfigError, match=r"9.*balls has 1 to 5"):
+        write_splits(Bench(make(published=tmp_path / "lists.yaml", labelled=[9], val=1), tmp_path / "more"), dataset)
 
 
 def test_runs_that_began_with_other_settings_are_not_mixed_in(make, tmp_path):
@@ -137,7 +145,7 @@ def test_runs_that_began_with_other_settings_are_not_mixed_in(make, tmp_path):
         ({"methods": {"bpc": None}}, r"row bpc: configs/method/bpc.yaml: no such configuration file"),
         ({"methods": {"bcp": {"settings": {"train": {"iteratons": 5}}}}}, "row bcp.*\n.*did you mean train.iterations"),
         ({"all_labels": ["bpc"]}, "all_labels: bpc is no row; there are supervised, bcp"),
-        ({"test": None}, "test: say how many patients, or name a file in lists.test"),
+        ({"test": None}, "test: say how many patients"),
         ({"labelled": [9]}, "labelled: 9 patients wanted"),
     ],
 )

@@ -80,6 +80,30 @@ def test_the_whole_job_by_commands(balls, settings):
     assert (here / "report" / "report.html").stat().st_size > 10_000
 
 
+def test_published_lists_split_by_command_and_files_of_ids_win(balls, tmp_path):
+    lists = {"name": "toy", "source": "drawn", "labelled": [2], "train": [f"ball_{i:02}" for i in (5, 3, 4, 9)],
+             "val": ["ball_00"], "test": ["ball_01", "ball_02"]}  # fmt: skip
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(lists))
+    (tmp_path / "mine.txt").write_text("ball_01\nball_09\n")
+    found = {}
+    for name, *options in (
+        ["plain"],
+        ["on-test", "--val-is-test"],
+        ["mine", "--unlabelled-list", tmp_path / "mine.txt"],
+    ):
+        out = tmp_path / f"{name}.json"
+        done = medssl("split", balls[1], "--published", tmp_path / "toy.yaml", "--labelled", 2, "-o", out, *options)
+        assert done.returncode == 0, done.stderr
+        assert ("SELECTION ON TEST" in done.stdout) == (name == "on-test")
+        found[name] = json.loads(out.read_text())
+    plain = found["plain"]
+    assert [plain[part] for part in ("labelled", "unlabelled", "val", "test")] == [
+        ["ball_03", "ball_05"], ["ball_04", "ball_09"], ["ball_00"], ["ball_01", "ball_02"],
+    ]  # fmt: skip
+    assert found["on-test"]["val"] == found["on-test"]["test"] == plain["test"]
+    assert (found["mine"]["unlabelled"], found["mine"]["test"]) == (["ball_01", "ball_09"], ["ball_02"])
+
+
 def test_dry_run_prints_yaml_and_writes_nothing(balls, settings):
     here = settings
     medssl("split", balls[1], "--labelled", 2, "--val", 1, "--test", 1, "-o", here / "splits.json")

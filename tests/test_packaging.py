@@ -187,7 +187,9 @@ def test_readme_lists_every_exit_code():
     assert {int(code) for code in table} == codes | {0, 1}
 
 
-@pytest.mark.parametrize("path", ["README.md", "CONTRIBUTING.md", "docs/index.md", "docs/architecture.md"])
+@pytest.mark.parametrize(
+    "path", ["README.md", "CONTRIBUTING.md", "docs/index.md", "docs/architecture.md", "docs/protocols.md"]
+)
 def test_links_between_our_pages_lead_somewhere(path):
     targets = [target for target in re.findall(r"\]\(([^)#]+)[^)]*\)", read(path)) if "://" not in target]
     missing = [target for target in targets if not (ROOT / path).parent.joinpath(target).exists()]

@@ -108,6 +108,59 @@ def test_window_overlap_does_not_change_a_local_network():
     np.testing.assert_allclose(whole.sum(0), 1, atol=1e-5)
 
 
+@pytest.mark.parametrize("patch", [(12, 16, 8), (11, 9, 7), (25, 5, 17)])
+def test_window_strides_are_met_to_the_voxel(patch):
+    shape, stride = (25, 30, 17), (5, 4, 3)
+    steps = zip(shape, patch, stride, strict=True)
+    starts = [sorted({min(start, n - p) for start in range(0, n, s)}) for n, p, s in steps]
+    numbers = np.arange(np.prod(shape), dtype=np.float32).reshape(1, *shape)
+    first = []
+
+    class Watching(nn.Module):
+        def forward(self, windows):
+            first.extend(int(window[0, 0, 0, 0]) for window in windows)
+            return Identity()(windows)
+
+    predictor = identity_predictor(patch=patch)
+    predictor.networks = [Watching()]
+    predictor.window = WindowConfig(stride=stride)
+    predictor.probabilities(numbers)
+    assert sorted(first) == sorted(np.ravel_multi_index(np.meshgrid(*starts), shape).ravel())
+
+
+def test_constant_blending_is_the_plain_mean_of_windows():
+    calls = iter(range(10))
+
+    class Counting(nn.Module):
+        """The first window is sure of class 0, the second of class 1."""
+
+        def forward(self, windows):
+            first = next(calls) == 0
+            logits = torch.full((len(windows), 2, *windows.shape[2:]), -30.0)
+            logits[:, 0 if first else 1] = 30
+            return logits
+
+    predictor = identity_predictor(patch=(8, 4, 4))
+    predictor.networks = [Counting()]
+    predictor.window = WindowConfig(stride=(2, 4, 4), blend="constant", batch=1)
+    probs = predictor.probabilities(np.zeros((1, 10, 4, 4), np.float32))
+    np.testing.assert_allclose(probs[0, :, 0, 0], [1, 1, *[0.5] * 6, 0, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR"])
+def test_slices_of_one_size_come_back_on_the_image_grid(tmp_path, codes):
+    label = write_oriented(tmp_path / "image.nii.gz", codes, 20)
+    image = read_image(tmp_path / "image.nii.gz")
+    predictor = identity_predictor(patch=(40, 36, 1))
+    predictor.recipe = predictor.recipe.model_copy(update={"resize": (40, 36), "crop": False})
+    write_label(tmp_path / "out.nii.gz", predictor.segment(image), like=image)
+    before, after = nib.load(tmp_path / "image.nii.gz"), nib.load(tmp_path / "out.nii.gz")
+    assert np.array_equal(np.asarray(after.dataobj), label)
+    assert np.array_equal(before.affine, after.affine)
+    for key in ("sform_code", "qform_code", "pixdim", "srow_x", "quatern_b", "xyzt_units", "descrip"):
+        assert np.array_equal(before.header[key], after.header[key]), key
+
+
 def test_largest_component_is_kept_only_of_the_classes_asked_for():
     from medssl.data.nifti import Volume
 

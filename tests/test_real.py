@@ -10,6 +10,7 @@ import pytest
 from medssl.config import bundled, merge, parse
 from medssl.data.cases import DatasetConfig
 from medssl.data.nifti import list_volumes, read_image, read_label
+from medssl.data.recipe import Recipe
 from medssl.data.splits import make_split, write_split
 from medssl.evaluate import evaluate_folders
 from medssl.predict import predict
@@ -79,3 +80,43 @@ def test_real_labels_survive_the_recipe(real_data, name):
     assert back.shape == label.shape
     for value in range(1, len(probs)):
         assert dice(back == value, label.array == value) > 0.93
+
+
+def test_acdc_goes_through_the_published_2d_protocol_and_back_to_its_grid(real_data, tmp_path):
+    source, raw = real_data / "acdc", tmp_path / "raw"
+    patients = ["patient099", "patient038", "patient100", "patient058", "patient011"]
+    for kind in ("images", "labels"):
+        (raw / kind).mkdir(parents=True)
+        for patient in patients:
+            shutil.copy(source / kind / f"{patient}_frame01.nii.gz", raw / kind)
+    files = [config_of("acdc"), bundled("method/bcp.yaml"), *(
+        bundled(f"protocol/{name}.yaml") for name in ("acdc_ssl4mis", "acdc_bcp")
+    )]  # fmt: skip
+    dataset = prepare(raw, tmp_path / "prepared", parse(DatasetConfig, merge(files)["data"]), workers=0)
+    given = {"labelled": patients[:2], "unlabelled": patients[2:4], "test": patients[4:]}
+    split = make_split(dataset, labelled=0, val=0, test=0, seed=0, given=given, val_is_test=True)
+    write_split(tmp_path / "splits.json", split)
+    config = load_run_config(files, [
+        f"data.root={tmp_path / 'prepared'}", f"data.splits={tmp_path / 'splits.json'}", "train.iterations=4",
+        "train.validate_every=4", "train.labelled_batch=2", "train.unlabelled_batch=2", "network.channels=[4, 4, 4]",
+        "network.strides=[[4, 4, 1], [2, 2, 1]]",
+    ])  # fmt: skip
+    run = train(config, tmp_path / "run", quiet=True, device="cpu")
+    (path,) = predict(run, [], run / "test", part="test", device="cpu")
+    before, after = nib.load(raw / "images" / path.name), nib.load(path)
+    assert after.shape == before.shape == (216, 256, 9)
+    assert np.array_equal(before.affine, after.affine)
+    assert json.loads((run / "splits.json").read_text())["quirks"] == ["selection on test"]
+
+
+@pytest.mark.parametrize(("patient", "least"), [("patient011", 1.0), ("patient038", 0.95)])
+def test_real_labels_survive_slices_of_256(real_data, patient, least):
+    """Exactly where slices are enlarged; patient038's are reduced, from 276 x 384."""
+    image, label = (real_data / "acdc" / kind / f"{patient}_frame02.nii.gz" for kind in ("images", "labels"))
+    recipe = Recipe(crop=False, resize=(256, 256))
+    label = read_label(label)
+    prepared = recipe.apply(read_image(image), label)
+    back = recipe.undo(np.stack([prepared.label == value for value in range(4)]).astype(np.float32), prepared.grid)
+    assert back.shape == label.shape
+    for value in (1, 2, 3):
+        assert dice(back == value, label.array == value) >= least

@@ -280,6 +280,31 @@ def test_rows_of_other_augmentation_or_steps_stay_apart(factory):
     assert "compared with a supervised row of weak augmentation and 30 steps" in found.words
 
 
+QUIRKS = [
+    ({"splits": {"val": ["a", "b"], "quirks": ["selection on test"]}}, "SELECTION ON TEST. Its validation cases are"),
+    ({"splits": {"quirks": ["renamed frames"]}}, "(renamed frames)"),
+    ({"settings": {"data.recipe": {"resize": [8, 9]}}}, "slices resized to 8 x 9"),
+    ({"settings": {"window.protocol": 0, "data.recipe": {"resize": None}}}, ""),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), QUIRKS)
+def test_a_habit_of_the_literature_is_a_note_and_only_where_it_was_taken_up(factory, options, said):
+    run = factory.score(factory.run("odd", "bcp", 1, **options), {"a": {"liver": 0}, "b": {"liver": 1}})
+    words = one_page(factory, [run]).words
+    for _, other in QUIRKS[:3]:
+        assert (other in words) == (other == said)
+
+
+def test_a_named_protocol_lists_where_it_was_not_followed(factory):
+    run = factory.score(factory.run("ours", "bcp", 1), {"a": {"liver": 0}, "b": {"liver": 1}})
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["protocol"] = {"name": "toy_paper", "departures": ["the network is another", "no dropout"]}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    words = one_page(factory, [run]).words
+    assert words.count("Unlike the published toy_paper: the network is another; no dropout.") == 1
+
+
 @pytest.mark.parametrize("kind", ["images", "predictions"])
 def test_a_file_that_is_gone_gives_a_sentence_and_no_picture(factory, kind):
     run = factory.score(factory.run("run", "bcp", 1), {"a": {"liver": 0}})

@@ -3,7 +3,8 @@
 `prepare` and `predict` share this file, so a network meets at inference what it met in training.
 The steps are: turn the axes to one orientation, crop to the foreground by intensity, normalise,
 resample. Images are resampled with a cubic spline (linear along a thick-slice axis); labels and
-probabilities class by class with linear weights, the largest of which wins.
+probabilities class by class with linear weights, the largest of which wins. `resize` instead takes the
+nearest voxel for everything, as the 2D literature does.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,8 @@ from medssl.data.nifti import Volume, spacing_of
 from medssl.errors import DataError
 
 Triple = tuple[int, int, int]
+NumberT = TypeVar("NumberT", bound=np.generic)
+Side = Annotated[int, Field(ge=2)]
 
 AIR_FRACTION = 0.02
 """Without a threshold, foreground is brighter than this share of the way from the minimum to the 99.5th percentile."""
@@ -56,6 +59,9 @@ class Recipe(Settings):
     """Directions in which the prepared array's axes grow, left-right first."""
     spacing: tuple[PositiveFloat | None, PositiveFloat | None, PositiveFloat | None] = (None, None, None)
     """Millimetres between prepared voxels along each axis; null keeps the file's own."""
+    resize: tuple[Side, Side] | None = None
+    """Voxels of every slice along the first two axes, whatever its spacing; slices stay as many. Image, label and
+    prediction take the nearest voxel, the corners staying corners, as the literature on 2D slices has it."""
     crop: bool = True
     """Crop to the bounding box of the foreground, found by intensity and never by label."""
     threshold: float | None = None
@@ -63,6 +69,12 @@ class Recipe(Settings):
     margin: int = Field(2, ge=0)
     """Voxels kept around the foreground's bounding box."""
     intensity: Intensity = Intensity()
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Recipe:
+        if self.resize is not None and self.spacing != (None, None, None):
+            raise ValueError("`resize` needs `spacing: [null, null, null]`: a slice has one size")
+        return self
 
     def apply(self, image: Volume, label: Volume | None = None) -> Prepared:
         """Prepare one case.
@@ -79,8 +91,12 @@ class Recipe(Settings):
         inside = tuple(slice(start, stop) for start, stop in box)
 
         spacing = turn.apply_to_axes(spacing_of(image.affine))
-        target = _target_spacing(spacing, self.spacing)
         cropped: Triple = tuple(stop - start for start, stop in box)  # type: ignore[assignment]
+        target = _target_spacing(spacing, self.spacing)
+        shape = _resampled_shape(cropped, spacing, target)
+        if self.resize is not None:
+            shape = (*self.resize, cropped[2])
+            target = _corner_spacing(cropped, spacing, shape)
         grid = Grid(
             shape=image.shape,
             affine=image.affine.tolist(),
@@ -89,8 +105,9 @@ class Recipe(Settings):
             start=tuple(start for start, _ in box),  # type: ignore[arg-type]
             cropped=cropped,
             cropped_spacing=spacing,
-            prepared=_resampled_shape(cropped, spacing, target),
+            prepared=shape,
             spacing=target,
+            nearest=self.resize is not None,
         )
         prepared_label = None
         if label is not None:
@@ -193,6 +210,8 @@ class Grid:
     """Voxels of the prepared array."""
     spacing: tuple[float, float, float]
     """Millimetres between prepared voxels."""
+    nearest: bool = False
+    """Everything takes the nearest voxel, see `Recipe.resize`."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `Grid.from_json` reads them back."""
@@ -201,11 +220,15 @@ class Grid:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Grid:
         """What `to_json` gave, after a round trip through a file."""
-        plain: dict[str, Any] = {k: v if k == "affine" else tuple(v) for k, v in values.items()}
+        plain: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) and key != "affine" else value for key, value in values.items()
+        }
         return cls(**plain)
 
     def resample_image(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
         """Crop grid to prepared grid: cubic, and linear along thick slices, where splines would ring."""
+        if self.nearest:
+            return _nearest(array, self.prepared)
         thick = [s > THICK_SLICE_RATIO * min(self.cropped_spacing) for s in self.cropped_spacing]
         fine_shape: Triple = tuple(  # type: ignore[assignment]
             old if is_thick else new for old, new, is_thick in zip(array.shape, self.prepared, thick, strict=True)
@@ -217,6 +240,8 @@ class Grid:
         """Crop grid to prepared grid, each class as a linear mask, the largest winning."""
         if self.cropped == self.prepared and self.cropped_spacing == self.spacing:
             return label.astype(_class_type(label.max(initial=0)))
+        if self.nearest:
+            return _nearest(label, self.prepared).astype(_class_type(label.max(initial=0)))
         masks = ((int(value), label == value) for value in np.unique(label))
         return _largest(masks, self.prepared, self._steps(), _class_type(label.max(initial=0)))
 
@@ -225,6 +250,8 @@ class Grid:
         dtype = _class_type(len(probs) - 1)
         if self.cropped == self.prepared and self.cropped_spacing == self.spacing:
             return np.asarray(np.argmax(probs, axis=0), dtype)
+        if self.nearest:
+            return _nearest(np.argmax(probs, axis=0).astype(dtype), self.cropped)
         back = [1 / step for step in self._steps()]
         return _largest(enumerate(probs), self.cropped, back, dtype)
 
@@ -244,6 +271,13 @@ def _resample(array: NDArray[np.float32], shape: Triple, steps: list[float], ord
         array, np.asarray(steps), offset, output_shape=shape, output=np.float32, order=order, mode="nearest"
     )
     return out
+
+
+def _nearest(array: NDArray[NumberT], shape: Triple) -> NDArray[NumberT]:
+    """The nearest of the array's voxels for each of `shape`, corners on corners."""
+    factors = [new / old for new, old in zip(shape, array.shape, strict=True)]
+    zoomed: NDArray[NumberT] = ndimage.zoom(array, factors, order=0, mode="nearest")
+    return zoomed
 
 
 def _class_type(highest: int) -> type[np.unsignedinteger[Any]]:
@@ -282,6 +316,12 @@ def _target_spacing(
     x, y, z = (
         old if new is None or abs(new - old) <= 1e-3 * new else float(new) for old, new in zip(own, wanted, strict=True)
     )
+    return x, y, z
+
+
+def _corner_spacing(old: Triple, spacing: tuple[float, float, float], new: Triple) -> tuple[float, float, float]:
+    """The spacing at which `new` voxels reach from the first to the last of `old` ones."""
+    x, y, z = (s * max(a - 1, 1) / (b - 1) if a != b else s for a, s, b in zip(old, spacing, new, strict=True))
     return x, y, z
 
 

@@ -126,6 +126,14 @@ def test_training_may_not_read_test_images_or_unlabelled_labels(data):
     assert data.label(data.split.val[0]).shape == data.image(data.split.val[0]).shape[1:]
 
 
+def test_test_labels_open_only_where_the_split_says_selection_on_test(data, balls):
+    with pytest.raises(DataError, match="it is test"):
+        data.label(data.split.test[0])
+    dataset = read_prepared(balls[1])
+    split = make_split(dataset, labelled=2, val=0, test=2, seed=0, val_is_test=True)
+    assert TrainingData(dataset, split).label(split.test[0]).ndim == 3
+
+
 def test_streams_work_when_the_forbidden_files_do_not_exist(balls, tmp_path):
     dataset = read_prepared(shutil.copytree(balls[1], tmp_path / "prepared"))
     data = TrainingData(dataset, make_split(dataset, labelled=2, val=2, test=2, seed=0))

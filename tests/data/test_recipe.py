@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from scipy import ndimage
 
 from medssl.data.nifti import Volume
 from medssl.data.recipe import Grid, Intensity, Recipe, Turn
@@ -179,7 +180,15 @@ def test_resampling_does_not_shift():
 
 
 @pytest.mark.parametrize(
-    "values", [{"orientation": "RRS"}, {"spacing": (0, 1, 1)}, {"intensity": {"kind": "clip"}}, {"colour": 1}]
+    "values",
+    [
+        {"orientation": "RRS"},
+        {"spacing": (0, 1, 1)},
+        {"intensity": {"kind": "clip"}},
+        {"colour": 1},
+        {"resize": (1, 256)},
+        {"resize": (64, 64), "spacing": (None, None, 5)},
+    ],
 )
 def test_nonsense_is_refused(values):
     with pytest.raises(ValidationError):
@@ -198,3 +207,55 @@ def test_a_label_whose_axes_run_elsewhere_is_refused():
     image, label = blob((9, 9, 9))
     with pytest.raises(DataError, match="do not run along"):
         Recipe().apply(Volume(image, oriented_affine("RAS")), Volume(label, oriented_affine("RAS", tilt=45.0)))
+
+
+# ---- slices of one size
+
+
+SLICES = {"crop": False, "intensity": Intensity(kind="clip", window=(0, 600))}
+
+
+@pytest.mark.parametrize("codes", ORIENTATIONS)
+@pytest.mark.parametrize("tilt", [0.0, 17.0])
+def test_a_label_returns_exactly_from_slices_that_were_enlarged(codes, tilt):
+    image, label = blob((21, 17, 13))
+    affine = oriented_affine(codes, (1.4, 0.9, 8.0), tilt)
+    recipe = Recipe(resize=(32, 33), **SLICES)
+    prepared = recipe.apply(Volume(image, affine), Volume(label, affine))
+    slices = image.shape[Turn.to("RAS", affine).axes[2]]
+    assert prepared.image.shape == (1, 32, 33, slices)
+    assert prepared.label.shape == (32, 33, slices)
+    assert np.array_equal(recipe.undo(one_hot(prepared.label, 3), prepared.grid), label)
+
+
+def test_a_label_returns_nearly_from_slices_that_were_reduced_and_a_crop_of_them():
+    image, label = blob((61, 53, 5))
+    for crop in (False, True):
+        recipe = Recipe(resize=(40, 40), crop=crop)
+        prepared = recipe.apply(Volume(image, np.eye(4)), Volume(label, np.eye(4)))
+        back = recipe.undo(one_hot(prepared.label, 3), prepared.grid)
+        assert prepared.image.shape[1:3] == (40, 40)
+        assert back.shape == label.shape
+        assert min(dice(back == value, label == value) for value in (1, 2)) > 0.93
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 7), (11, 9, 1), (40, 31, 3), (1, 16, 2)])
+def test_slices_are_resized_as_scipy_zooms_them_with_the_nearest_voxel(shape):
+    rng = np.random.default_rng(3)
+    image, label = rng.uniform(0, 600, shape).astype(np.float32), rng.integers(0, 4, shape)
+    prepared = Recipe(resize=(16, 23), **SLICES).apply(Volume(image, np.eye(4)), Volume(label, np.eye(4)))
+    factors = [16 / shape[0], 23 / shape[1]]
+    for z in range(shape[2]):
+        for found, array in ((prepared.image[0], image / 600), (prepared.label, label)):
+            zoomed = ndimage.zoom(array[:, :, z], factors, order=0, mode="nearest")
+            np.testing.assert_allclose(found[:, :, z], zoomed, rtol=1e-6)
+
+
+def test_a_resized_grid_travels_as_json_and_older_grids_are_read():
+    image, _ = blob((20, 16, 12))
+    grid = Recipe(resize=(9, 31)).apply(Volume(image, oriented_affine("PIR"))).grid
+    assert grid.nearest
+    assert Grid.from_json(json.loads(json.dumps(grid.to_json()))) == grid
+    plain = Recipe().apply(Volume(image, np.eye(4))).grid
+    older = {key: value for key, value in plain.to_json().items() if key != "nearest"}
+    assert Grid.from_json(older) == plain

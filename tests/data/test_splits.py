@@ -133,3 +133,92 @@ def test_a_typo_in_a_split_is_refused():
 
 def test_case_is_plain_data(tmp_path):
     assert Case("a", "s", tmp_path, None) == Case("a", "s", tmp_path, None)
+
+
+# ---- habits of the literature, each only when asked for
+
+
+def test_a_split_has_no_quirk_unless_asked(tmp_path):
+    split = make_split(make_dataset(tmp_path), labelled=2, val=2, test=3, seed=0)
+    assert split.quirks == ()
+    assert not set(split.val) & set(split.test)
+
+
+def test_validation_on_test_changes_nothing_else_and_is_told(tmp_path):
+    dataset = make_dataset(tmp_path)
+    plain = make_split(dataset, labelled=2, val=0, test=3, seed=0)
+    split = make_split(dataset, labelled=2, val=0, test=3, seed=0, val_is_test=True)
+    assert split == plain.model_copy(update={"val": plain.test, "quirks": ("selection on test",)})
+    write_split(tmp_path / "splits.json", split)
+    assert json.loads((tmp_path / "splits.json").read_text())["quirks"] == ["selection on test"]
+    assert read_split(tmp_path / "splits.json", dataset) == split
+
+
+@pytest.mark.parametrize("change", [{"quirks": []}, {"val": ["p00_a"]}, {"val": []}, {"quirks": ["selection on tset"]}])
+def test_validation_on_test_is_refused_where_the_file_does_not_say_just_that(tmp_path, change):
+    dataset = make_dataset(tmp_path)
+    write_split(tmp_path / "splits.json", make_split(dataset, labelled=1, val=0, test=2, seed=0, val_is_test=True))
+    values = json.loads((tmp_path / "splits.json").read_text())
+    (tmp_path / "splits.json").write_text(json.dumps(values | change))
+    with pytest.raises(DataError, match=r"listed twice|selection on test"):
+        read_split(tmp_path / "splits.json", dataset)
+
+
+def test_a_labelled_case_is_no_test_case_even_when_validation_is(tmp_path):
+    with pytest.raises(DataError, match="p01_a is listed twice"):
+        make_split(make_dataset(tmp_path), labelled=0, val=0, test=0, seed=0, val_is_test=True,
+                   given={"labelled": ["p01_a"], "test": ["p01_a", "p02_a"]})  # fmt: skip
+
+
+@pytest.mark.parametrize("wish", [{"val": 2}, {"given": {"val": ["p01"]}}, {"test": 0}])
+def test_validation_on_test_needs_test_cases_and_no_others(tmp_path, wish):
+    with pytest.raises((ConfigError, DataError), match=r"validation cases cannot|at least one"):
+        make_split(make_dataset(tmp_path), **{"labelled": 2, "val": 0, "test": 3, "seed": 0, **wish}, val_is_test=True)
+
+
+def make_frames(tmp_path, frames, unlabelled=()):
+    cases = {}
+    for id in frames:
+        label = None if id in unlabelled else tmp_path / f"{id}.nii"
+        cases[id] = PreparedCase(id, id[:10], tmp_path, GRID, tmp_path / f"{id}.nii", label)
+    return PreparedDataset(tmp_path, DatasetConfig(name="x", classes=("a", "b")), cases)
+
+
+RAW = ["patient001_frame12", "patient001_frame01", "patient002_frame04", "patient002_frame11", "patient003_frame01"]
+COUNTED = {"labelled": ["patient001_frame01", "patient001_frame02"], "test": ["patient002_frame02"]}
+
+
+def test_lists_that_count_frames_find_them_by_order_when_asked(tmp_path):
+    dataset = make_frames(tmp_path, RAW)
+    split = make_split(dataset, labelled=0, val=0, test=0, seed=0, given=COUNTED, renamed_frames=True)
+    assert split.labelled == ("patient001_frame01", "patient001_frame12")
+    assert split.test == ("patient002_frame11",)
+    assert split.quirks == ("renamed frames",)
+
+
+def test_only_annotated_frames_are_counted_where_there_are_any(tmp_path):
+    frames = [f"patient{p}_frame{n:02}" for p in ("001", "002") for n in range(1, 6)]
+    without = {id for id in frames if id not in ("patient001_frame02", "patient001_frame05")}
+    given = {"labelled": ["patient001_frame02"], "unlabelled": ["patient002_frame03"]}
+    split = make_split(make_frames(tmp_path, frames, without), labelled=0, val=0, test=0, seed=0, given=given,
+                       renamed_frames=True)  # fmt: skip
+    assert (split.labelled, split.unlabelled) == (("patient001_frame05",), ("patient002_frame03",))
+
+
+def test_lists_that_count_frames_are_refused_with_a_hint_unless_asked(tmp_path):
+    with pytest.raises(ConfigError, match=r"patient001_frame02; .*--renamed-frames"):
+        make_split(make_frames(tmp_path, RAW), labelled=0, val=0, test=0, seed=0, given=COUNTED)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["patient001_frame03"], "has 2 frames to count: patient001_frame01, patient001_frame12"),
+        (["patient009_frame01"], "names neither a usable case nor a patient: patient009_frame01$"),
+        (["patient001"], "no given list names a frame"),
+    ],
+)
+def test_frames_that_are_not_there_are_named(tmp_path, names, said):
+    with pytest.raises(ConfigError, match=said):
+        make_split(make_frames(tmp_path, RAW), labelled=0, val=0, test=0, seed=0, given={"labelled": names},
+                   renamed_frames=True)  # fmt: skip
