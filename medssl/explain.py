@@ -155,8 +155,14 @@ def _reason(
         lost = " and ".join(name for name, rules in [("A's", mine), ("B's", theirs)] if not rules)
         known = "".join(f"; {name} is {rules[0]}" for name, rules in [("A", mine), ("B", theirs)] if rules)
         return f"unexplained: no rule gives {lost} number from the files{known}"
-    a, b = (max(rules, key=lambda rule: counts[rule]) for rules, counts in zip((mine, theirs), liked, strict=True))
+    a, b = (_likeliest(rules, counts) for rules, counts in zip((mine, theirs), liked, strict=True))
     return f"by rule: A is {a}, B is {b}" if a != b else f"by rounding: both are {a}"
+
+
+def _likeliest(rules: Sequence[str], counts: Counter[str]) -> str:
+    """The rules that explain most of a table; two at the most are named."""
+    most = max(counts[rule] for rule in rules)
+    return " or ".join([rule for rule in rules if counts[rule] == most][:2])
 
 
 def _rules(each: Difference, value: float | None, table: Table, against: Table) -> list[str] | None:
@@ -176,7 +182,22 @@ def _rules(each: Difference, value: float | None, table: Table, against: Table) 
     slack = table.slack(each.metric)
     tolerances = [table.tolerance_of(each.class_name), against.tolerance_of(each.class_name), *_TOLERANCES]
     readings = _readings(each.metric, pair, reference.spacing, status, tolerances)
-    return [rule for rule, number in readings if number is not None and _same(number, value, slack)]
+    found = [rule for rule, number in readings if number is not None and _same(number, value, slack)]
+    stated = _stated(table, each)
+    return [stated] if stated in found else found
+
+
+def _stated(table: Table, each: Difference) -> str | None:
+    """The rule that a table of ours names for its distances; None where it names none."""
+    if table.scores is None:
+        return None
+    unit = "in mm" if table.scores.units == "mm" else "in voxels"
+    if each.metric == "nsd":
+        return f"the share within {table.tolerance_of(each.class_name):g}, {unit}"
+    rules = CONVENTIONS[table.scores.convention]
+    meant = getattr(masks, {"hd95": rules.hd95, "asd": rules.asd}.get(each.metric, each.metric), None)
+    definitions = _DEFINITIONS.get(each.metric, {})
+    return next((f"{rule}, {unit}" for rule, function in definitions.items() if function is meant), None)
 
 
 def _rule_of_empty(status: Status, metric: str, value: float | None) -> str | None:
