@@ -370,12 +370,14 @@ def threads_of(config: BenchConfig, at_a_time: int) -> int:
 def make_job(matrix: Bench, cell: Cell, references: Path, device: str, threads: int) -> Job:
     """Train, predict the test cases, evaluate: as one would by hand."""
     run, config = matrix.run(cell), matrix.config
+    protocol = matrix.settings[cell].protocol
+    also = ("--convention", "strict", "--convention", protocol.convention) if protocol and protocol.convention else ()
     network = () if config.network is None else ("--network", config.network)
     commands = (
         ("train", matrix.config_file(cell), "--out", run, "--resume", "--device", device),
         ("predict", run, "--part", "test", "--checkpoint", config.checkpoint, *network, "--device", device,
          "-o", run / "test", "--overwrite"),
-        ("evaluate", run / "test", references, "-o", run / "scores.csv", "--overwrite", "--workers", 0),
+        ("evaluate", run / "test", references, "-o", run / "scores.csv", "--overwrite", "--workers", 0, *also),
     )  # fmt: skip
     words = tuple(tuple(map(str, command)) for command in commands)
     return Job(cell.name, words, matrix.log(cell), threads)

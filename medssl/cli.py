@@ -11,12 +11,27 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from medssl import __version__
 from medssl.errors import InputError
 
+EXPLAIN = "evaluate explain"
+
+
+class Commands(typer.core.TyperGroup):
+    """Commands of one word, and `evaluate explain`, which stands beside an `evaluate` with arguments of its own."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the words begin with, and the words after it."""
+        if " ".join(args[:2]) == EXPLAIN:
+            args = [EXPLAIN, *args[2:]]
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
     name="medssl",
+    cls=Commands,
     help="Semi-supervised segmentation of 3D medical volumes.",
     no_args_is_help=True,
     add_completion=False,
@@ -205,15 +220,48 @@ def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of predicted label maps, or one file.")],
     references: Annotated[Path, typer.Argument(help="Folder of reference label maps, or one file.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The scores.csv to write.")] = Path("scores.csv"),
+    conventions: Annotated[
+        list[str] | None,
+        typer.Option("--convention", help="strict, monai, nnunet, ssl4mis or brats; several stand side by side."),
+    ] = None,
+    units: Annotated[str | None, typer.Option("--units", help="mm or voxel, in place of the convention's own.")] = None,
+    tolerance: Annotated[
+        list[str] | None,
+        typer.Option("--tolerance", help="Of NSD: 1.0 for all, canal=0.5 for a class; repeatable."),
+    ] = None,
+    instances: Annotated[
+        list[str] | None, typer.Option("--instances", help="A class whose components to count and pair; repeatable.")
+    ] = None,
+    centreline: Annotated[
+        list[str] | None, typer.Option("--centreline", help="A tubular class that gets a clDice; repeatable.")
+    ] = None,
+    metrics: Annotated[list[str] | None, typer.Option("--metric", help="Only this column; repeatable.")] = None,
     workers: Workers = 2,
     overwrite: Overwrite = False,
 ) -> None:
-    """Score predictions: Dice, IoU, HD95 and ASD per case and class, in mm."""
+    """Score predictions per case and class; `medssl evaluate explain A B` says why two tables differ."""
     from medssl.evaluate import evaluate_folders, print_summary
+    from medssl.metrics.conventions import TOLERANCE
 
-    scores = evaluate_folders(predictions, references, out, workers=workers, overwrite=overwrite)
+    tolerances = _tolerances(tolerance or [])
+    scores = evaluate_folders(
+        predictions, references, out, workers=workers, overwrite=overwrite, conventions=conventions or ["strict"],
+        units=units, tolerance=tolerances.pop("", TOLERANCE), tolerances=tolerances, instances=instances or [],
+        centreline=centreline or [], metrics=metrics,
+    )  # fmt: skip
     print_summary(scores)
     print(f"scores in {out}")
+
+
+@app.command(EXPLAIN)
+def evaluate_explain(
+    a: Annotated[Path, typer.Argument(help="A scores.csv, another tool's CSV, or nnU-Net's summary.json.")],
+    b: Annotated[Path, typer.Argument(help="The table to compare it with.")],
+) -> None:
+    """Say why two tables of scores differ: by convention, unit, definition, files, cases or averaging."""
+    from medssl.explain import explain
+
+    print("\n".join(explain(a, b)))
 
 
 @app.command()
@@ -295,3 +343,17 @@ def _dataset_config(paths: list[Path], sets: list[str] | None = None) -> Any:
     from medssl.data.cases import DatasetConfig
 
     return parse(DatasetConfig, merge([found(path) for path in paths], sets or []).get("data", {}), where="data")
+
+
+def _tolerances(texts: list[str]) -> dict[str, float]:
+    """By class; that of all classes without a name."""
+    from medssl.errors import ConfigError
+
+    given = {}
+    for text in texts:
+        name, _, number = text.rpartition("=")
+        try:
+            given[name] = float(number)
+        except ValueError:
+            raise ConfigError(f"--tolerance {text}: expected a number, or a class and one as in canal=0.5") from None
+    return given

@@ -41,6 +41,7 @@ from medssl.config import load_yaml
 from medssl.errors import ConfigError, DataError
 from medssl.figures import STYLES, method_colours
 from medssl.logs import read_metrics
+from medssl.metrics import METRICS
 from medssl.scores import Scores, Spread, Summary, read_scores, summarise
 from medssl.statistics import (
     MILLIMETRES,
@@ -402,14 +403,17 @@ def _name(key: Key, keys: Sequence[Key]) -> str:
 def case_values(run: Run, metric: str) -> dict[str, float]:
     """Each scored case's mean of a metric over the classes where it is defined; cases without any are left out."""
     if metric not in run.case_values:
-        defined = ((score.case, getattr(score, metric)) for score in run.scores or ())
+        defined = ((score.case, score.value(metric)) for score in run.scores or ())
         run.case_values[metric] = _gathered((case, value) for case, value in defined if value is not None)
     return run.case_values[metric]
 
 
 def scale_of(metric: str) -> Scale:
-    """Unit and direction of a metric: overlaps in points, distances in millimetres."""
-    return POINTS if metric in ("dice", "iou") else MILLIMETRES
+    """Unit and direction of a metric: shares from 0 to 1 in points, distances in millimetres."""
+    facts = METRICS[metric]
+    if facts.higher_is_better is None:
+        raise ValueError(f"{metric}: neither larger nor smaller numbers are better, so methods do not compare by it")
+    return POINTS if facts.higher_is_better else MILLIMETRES
 
 
 def compare(row: Row, reference: Row, metric: str = "dice") -> Comparison | None:

@@ -7,23 +7,27 @@ and every fault of every case is known before the first is scored.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medssl.data.nifti import SUFFIXES, Volume, by, case_id, corners_apart, is_volume, list_volumes, read_label
 from medssl.errors import ConfigError, DataError
-from medssl.metrics import ClassScore, score_class
+from medssl.metrics import CONVENTIONS, METRICS, ClassScore, Plan, score_case
+from medssl.metrics.conventions import TOLERANCE
+from medssl.metrics.scoring import LARGEST_LABEL
 from medssl.progress import mapper, tracked
 from medssl.scores import Scores, Spread, summarise, write_scores
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from medssl.metrics import Units
 
 GRID_TOLERANCE = 0.01
 """How far apart two grids may put a corner and still be one grid, as a fraction of the smallest voxel side.
@@ -37,6 +41,7 @@ MOST_CLASSES = 256
 
 NAMED = 5
 """References without a prediction that the printed summary names; the table names all."""
+_PRINTED = ("dice", "iou", "hd95", "asd", "cldice", "instance_f1")
 _FEW = 4  # below so many cases, starting processes takes longer than it saves
 
 
@@ -48,8 +53,17 @@ def evaluate_folders(
     classes: Sequence[str] | None = None,
     workers: int = 2,
     overwrite: bool = False,
+    conventions: Sequence[str] = ("strict",),
+    units: str | None = None,
+    tolerance: float = TOLERANCE,
+    tolerances: Mapping[str, float] | None = None,
+    instances: Sequence[str] = (),
+    centreline: Sequence[str] = (),
+    metrics: Sequence[str] | None = None,
 ) -> Scores:
     """Score predicted label maps against references of the same case id, and write the table `out`.
+
+    The scores under the first convention come back, those under the others `beside` them.
 
     Args:
         predictions: folder of label maps, or one file.
@@ -58,47 +72,86 @@ def evaluate_folders(
         out: the CSV file to write.
         classes: names by label value, the background first. Without them, `classes` in the
             `predictions.json` beside the predictions; without that, the label values found.
-        workers: processes; 0 works in this one, as a handful of cases always does.
+        workers: processes; 0 works in this one, as a handful of cases always does, classes in as many threads.
         overwrite: replace `out` if it exists.
+        conventions: whose rules to score by, names of `medssl.metrics.CONVENTIONS`.
+        units: of distances, in place of the conventions' own.
+        tolerance: how far apart NSD lets surfaces lie, in the unit of distances.
+        tolerances: the same for single classes, by name.
+        instances: classes whose connected components are counted and paired.
+        centreline: tubular classes that get a clDice.
+        metrics: the columns, names of `medssl.metrics.METRICS`; None takes all that there are.
 
     Raises:
-        ConfigError: `out` exists, or `classes` are no list of names.
+        ConfigError: `out` exists, `classes` are no list of names, or one of the other names is unknown.
         DataError: a prediction has no reference, or cases cannot be scored; all of them are listed.
     """
     predictions, references, out = Path(predictions), Path(references), Path(out)
     _refuse_existing(out, overwrite)
+    plan = Plan(
+        tuple(conventions), cast("Units | None", units), tolerance, tolerances or {}, tuple(instances),
+        tuple(centreline), None if metrics is None else tuple(metrics),
+    )  # fmt: skip
     names = _class_names(classes, predictions)
     pairs, unpredicted = _match(predictions, references)
     known = None if names is None else len(names)
     cases = [pair.case for pair in pairs]
-    with mapper(workers if len(pairs) >= _FEW else 0) as apply:
+    is_alone = workers < 2 or len(pairs) < _FEW
+    with mapper(0 if is_alone else workers) as apply:
         findings = tracked("check", cases, apply(_inspect, pairs, repeat(known)))
         labels = _labels(pairs, findings, names)
-        scored = tracked("score", cases, apply(_score, pairs, repeat(labels)))
-    scores = Scores((score for case in scored for score in case), unpredicted)
+        plan.check_classes(list(labels.values()))
+        threads = max(workers, 1) if is_alone else 1
+        scored = tracked("score", cases, apply(_score, pairs, repeat(labels), repeat(plan), repeat(threads)))
+    scores, *beside = (
+        Scores((score for case in scored for score in case[name]), unpredicted, convention=name, plan=plan)
+        for name in plan.conventions
+    )
+    scores.beside = tuple(beside)
     write_scores(out, scores, {pair.case: (pair.prediction, pair.reference) for pair in pairs})
     return scores
 
 
 def print_summary(scores: Scores, console: Console | None = None) -> None:
-    """Print the summary as a table, a row per class and one for all, and name the references left alone."""
+    """Print the summary as a table, a row per class and one for all, and name the references left alone.
+
+    Several conventions stand one below the other in each class.
+    """
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    summary = summarise(scores)
+    tables = (scores, *scores.beside)
+    summaries = [summarise(each) for each in tables]
     console = console or Console()
-    table = Table(box=None, padding=(0, 1, 0, 0), caption="mean (n) ± sd; overall: over cases")
-    for column in ("class", "dice", "iou", "hd95 mm", "asd mm", "counts"):
+    shown = [name for name in _PRINTED if name in scores.metrics]
+    table = Table(box=None, padding=(0, 1, 0, 0), caption=_caption(tables))
+    for column in ("class", *(_head(name, tables) for name in shown), "counts"):
         table.add_column(column, no_wrap=column != "class", overflow="fold")
-    for row in (*summary.classes, summary.overall):
-        counts = f"{row.scored} scored, {row.absent} absent\n{row.missed} missed, {row.invented} invented"
-        table.add_row(escape(row.class_name), *map(_show, (row.dice, row.iou, row.hd95, row.asd)), counts)
+    for rows in zip(*((*summary.classes, summary.overall) for summary in summaries), strict=True):
+        for number, (each, row) in enumerate(zip(tables, rows, strict=True)):
+            counts = f"{row.scored} scored, {row.absent} absent\n{row.missed} missed, {row.invented} invented"
+            mark = f"  {each.convention}" if len(tables) > 1 else ""
+            name = "\n".join([escape(row.class_name), mark]).rstrip() if number == 0 else mark
+            table.add_row(name, *(_show(row.spread(metric)) for metric in shown), "" if number else counts)
     console.print(table)
     if scores.unpredicted:
         named = ", ".join(scores.unpredicted[:NAMED]) + (", ..." if len(scores.unpredicted) > NAMED else "")
         alone = f"{len(scores.unpredicted)} ({named}); scores.csv names them all"
         console.print(f"references without a prediction: {alone}", markup=False, highlight=False)
+
+
+def _head(name: str, tables: Sequence[Scores]) -> str:
+    """A metric with its unit, where one unit is that of all tables."""
+    units = {scores.units for scores in tables if name in CONVENTIONS[scores.convention].metrics}
+    return f"{name} {units.pop()}" if METRICS[name].kind == "distance" and len(units) == 1 else name
+
+
+def _caption(tables: Sequence[Scores]) -> str:
+    caption = "mean (n) ± sd; overall: over cases"
+    if len(tables) > 1:
+        caption = "mean (n) ± sd; distances: " + ", ".join(f"{each.convention} in {each.units}" for each in tables)
+    return caption
 
 
 def _show(spread: Spread) -> str:
@@ -215,11 +268,12 @@ def _values(array: NDArray[Any]) -> set[int]:
 
 
 def _fault_of_values(role: str, found: set[int], classes: int | None, path: Path) -> list[str]:
-    odd = sorted(value for value in found if value < 0 or (classes is not None and value >= classes))
+    most = LARGEST_LABEL + 1 if classes is None else classes
+    odd = sorted(value for value in found if not 0 <= value < most)
     if not odd:
         return []
     shown = ", ".join(str(value) for value in odd[:10]) + (" ..." if len(odd) > 10 else "")
-    known = "labels start at 0" if classes is None else f"the classes are 0 to {classes - 1}"
+    known = f"{'labels' if classes is None else 'the classes'} are 0 to {most - 1}"
     return [f"{role} holds label {shown}; {known}   {path}"]
 
 
@@ -274,6 +328,6 @@ def _indent(case: str, fault: str) -> str:
 # ---- the work
 
 
-def _score(pair: _Pair, labels: dict[int, str]) -> list[ClassScore]:
+def _score(pair: _Pair, labels: dict[int, str], plan: Plan, threads: int) -> dict[str, list[ClassScore]]:
     prediction, reference = read_label(pair.prediction), read_label(pair.reference)
-    return [score_class(pair.case, name, label, prediction, reference) for label, name in labels.items()]
+    return score_case(pair.case, prediction, reference, labels, plan, threads=threads)

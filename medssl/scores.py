@@ -1,7 +1,7 @@
 """The table of scores: its columns, its numbers over cases, and scores.csv written and read.
 
-scores.csv states its convention in comment lines at its top (`strict`, see `medssl.metrics`), then has a row
-per case and class.
+scores.csv states its conventions and the definitions of its columns in comment lines at its top, then has a row per
+convention, case and class. Tables from before there were conventions lack that column and are `strict`.
 """
 
 from __future__ import annotations
@@ -12,49 +12,82 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
-from medssl.errors import DataError
+from medssl.errors import ConfigError, DataError
 from medssl.files import whole_file
-from medssl.metrics import METRICS, ClassScore, Status
+from medssl.metrics import CONVENTIONS, METRICS, ClassScore, Plan, Status, Units
 
-COLUMNS = (
-    "case", "class", "label", "status", *METRICS, "prediction_voxels", "reference_voxels", "prediction", "reference"
-)  # fmt: skip
+KEYS = ("convention", "case", "class", "label", "status")
+PLACES = ("prediction_voxels", "reference_voxels", "prediction", "reference")
+"""What stands before and after the metrics in a row."""
 
-_DEFINITIONS = """\
-medssl scores
-convention: strict
-units: dice and iou 0 to 1; hd95 and asd in mm, by the spacing of the reference
-status: scored (in both volumes), absent (in neither: no numbers), missed (in the reference only) and invented \
-(in the prediction only): dice and iou 0, no distances; an empty cell is undefined and enters no mean
-dice: 2 |P and R| / (|P| + |R|)
-iou: |P and R| / |P or R|
+_STATUSES = """\
+status: scored (in both volumes), absent (in neither), missed (in the reference only), invented (in the prediction \
+only); an empty cell is undefined, or not the convention's, and enters no mean
 surface: voxels with a face neighbour outside the class; beyond the border of the volume all is outside
-hd95: the larger of the two directed 95th percentiles of surface distance
-asd: the mean of both directed sets of surface distances together
-overall: each case's mean over its classes, then mean and n over cases
-"""
+P, R: prediction, reference; overlaps 0 to 1; distances by the spacing of the reference, or in voxels"""
+_SETTINGS = "settings: "
 _UNPREDICTED = "references without a prediction: "
+_OLD_METRICS = ("dice", "iou", "hd95", "asd")
+_SHOWN = ("dice", "iou", "hd95", "asd", "nsd", "cldice", "instance_f1")
 
 
 class Scores(list[ClassScore]):
-    """Scores sorted by case, then label, with the cases that could not be scored for want of a prediction."""
+    """Scores under one convention, sorted by case, then label, and what they depend on."""
 
-    def __init__(self, scores: Iterable[ClassScore] = (), unpredicted: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        scores: Iterable[ClassScore] = (),
+        unpredicted: Iterable[str] = (),
+        *,
+        convention: str = "strict",
+        plan: Plan | None = None,
+        beside: Iterable[Scores] = (),
+    ) -> None:
         super().__init__(scores)
         self.unpredicted = tuple(unpredicted)
+        """The cases that could not be scored for want of a prediction."""
+        self.convention = convention
+        self.plan = plan or Plan()
+        """What the whole table was asked for."""
+        self.beside = tuple(beside)
+        """The same cases under the other conventions of the table."""
+
+    @property
+    def units(self) -> Units:
+        """Of distances."""
+        return self.plan.units_of(self.convention)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Those that have a column."""
+        return self.plan.columns
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation of the `n` defined values; None below one and two of them."""
+    """Mean, sample standard deviation and percentiles of the `n` defined values; None below one (sd: two) of them."""
 
     mean: float | None
     sd: float | None
     n: int
+    median: float | None = None
+    p5: float | None = None
+    p25: float | None = None
+    p75: float | None = None
+    p95: float | None = None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Of numbers, which may be infinite."""
+        if not values:
+            return cls(None, None, 0)
+        ordered, mean = sorted(values), statistics.fmean(values)
+        sd = statistics.stdev(values) if len(values) > 1 and math.isfinite(mean) else None
+        return cls(mean, sd, len(values), *(_percentile(ordered, share) for share in (50, 5, 25, 75, 95)))
 
 
 @dataclass(frozen=True)
@@ -66,10 +99,31 @@ class ClassSummary:
     absent: int
     missed: int
     invented: int
-    dice: Spread
-    iou: Spread
-    hd95: Spread
-    asd: Spread
+    spreads: Mapping[str, Spread] = field(default_factory=dict)
+
+    def spread(self, name: str) -> Spread:
+        """Of a metric over cases."""
+        return self.spreads.get(name, Spread(None, None, 0))
+
+    @property
+    def dice(self) -> Spread:
+        """0 to 1."""
+        return self.spread("dice")
+
+    @property
+    def iou(self) -> Spread:
+        """0 to 1."""
+        return self.spread("iou")
+
+    @property
+    def hd95(self) -> Spread:
+        """In the unit of the scores."""
+        return self.spread("hd95")
+
+    @property
+    def asd(self) -> Spread:
+        """In the unit of the scores."""
+        return self.spread("asd")
 
 
 @dataclass(frozen=True)
@@ -77,7 +131,8 @@ class Summary:
     """All classes, and all of them together.
 
     The values behind an `overall` number are cases: each gives the mean over those of its classes where the
-    metric is defined, and a case without any is left out. Its counts add up those of the classes.
+    metric is defined, and a case without any is left out. Conventions that average over classes have the means of
+    the classes behind it instead, and no number when one of them has none. Its counts add up those of the classes.
     """
 
     cases: int
@@ -92,38 +147,52 @@ def summarise(scores: Sequence[ClassScore]) -> Summary:
     for score in scores:
         by_class.setdefault((score.label, score.class_name), []).append(score)
         by_case.setdefault(score.case, []).append(score)
-    return Summary(
-        cases=len(by_case),
-        classes=tuple(
-            _summarise(key[1], by_class[key], [[score] for score in by_class[key]]) for key in sorted(by_class)
-        ),
-        overall=_summarise("overall", scores, list(by_case.values())),
-    )
+    classes = tuple(_summarise(key[1], by_class[key], [[score] for score in by_class[key]]) for key in sorted(by_class))
+    overall = _summarise("overall", scores, list(by_case.values()))
+    convention = CONVENTIONS[scores.convention if isinstance(scores, Scores) else "strict"]
+    if convention.averages == "classes":
+        overall = ClassSummary("overall", overall.scored, overall.absent, overall.missed, overall.invented,
+                               _spreads_of_classes(classes))  # fmt: skip
+    return Summary(cases=len(by_case), classes=classes, overall=overall)
 
 
-def read_scores(path: Path) -> Scores:
-    """Read a table that `write_scores` wrote.
+def read_scores(path: Path, convention: str | None = None) -> Scores:
+    """Read a table that `write_scores` wrote: the scores under one convention, the first by default.
+
+    Those under the other conventions are `beside` them.
 
     Raises:
         DataError: the file is missing, or is not such a table; the line is named.
+        ConfigError: it has no such convention.
     """
     path = Path(path)
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            return _parse_table(path, list(file))
+            tables = _parse_table(path, list(file))
     except (OSError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as a table of scores: {error}") from None
+    chosen = convention or next(iter(tables))
+    if chosen not in tables:
+        raise ConfigError(f"{path}: has no scores under {chosen}, but under {', '.join(tables)}")
+    scores = tables.pop(chosen)
+    scores.beside = tuple(tables.values())
+    return scores
 
 
 def write_scores(out: Path, scores: Scores, files: Mapping[str, tuple[Path, Path]]) -> None:
-    """Write the table; `files` gives each case's prediction and reference. It appears whole or not at all."""
+    """Write the table, and those `beside` it; `files` gives each case's prediction and reference.
+
+    It appears whole or not at all.
+    """
     paths = {case: [path.resolve() for path in pair] for case, pair in files.items()}
+    tables = (scores, *scores.beside)
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(out) as partial, partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        file.writelines(f"# {line}\n" for line in _header(scores))
+        file.writelines(f"# {line}\n" for line in _header(tables))
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(COLUMNS)
-        table.writerows([*_cells(score), *paths[score.case]] for score in scores)
+        table.writerow([*KEYS, *scores.metrics, *PLACES])
+        for each in tables:
+            table.writerows([each.convention, *_cells(score, each.metrics), *paths[score.case]] for score in each)
 
 
 # ---- numbers over cases
@@ -132,52 +201,99 @@ def write_scores(out: Path, scores: Scores, files: Mapping[str, tuple[Path, Path
 def _summarise(name: str, scores: Sequence[ClassScore], groups: Sequence[Sequence[ClassScore]]) -> ClassSummary:
     """Counts of all scores; each number over the means of the groups."""
     counts = Counter(score.status for score in scores)
+    measured = dict.fromkeys(metric for score in scores for metric in score.values)
     return ClassSummary(
         class_name=name,
         scored=counts["scored"],
         absent=counts["absent"],
         missed=counts["missed"],
         invented=counts["invented"],
-        **{metric: _spread(metric, groups) for metric in METRICS},
+        spreads={metric: Spread.of(_means(metric, groups)) for metric in measured},
     )
 
 
-def _spread(metric: str, groups: Sequence[Sequence[ClassScore]]) -> Spread:
-    defined = [[value for score in group if (value := getattr(score, metric)) is not None] for group in groups]
-    means = [statistics.fmean(values) for values in defined if values]
-    return Spread(
-        mean=statistics.fmean(means) if means else None,
-        sd=statistics.stdev(means) if len(means) > 1 else None,
-        n=len(means),
-    )
+def _means(metric: str, groups: Sequence[Sequence[ClassScore]]) -> list[float]:
+    defined = [[value for score in group if (value := score.value(metric)) is not None] for group in groups]
+    return [statistics.fmean(values) for values in defined if values]
 
 
-# ---- the table
+def _spreads_of_classes(classes: Sequence[ClassSummary]) -> dict[str, Spread]:
+    spreads = {}
+    for metric in dict.fromkeys(metric for row in classes for metric in row.spreads):
+        means = [row.spread(metric).mean for row in classes]
+        spreads[metric] = Spread.of([] if None in means else [mean for mean in means if mean is not None])
+    return spreads
 
 
-def _header(scores: Scores) -> list[str]:
-    summary = summarise(scores)
-    names = json.dumps(scores.unpredicted, ensure_ascii=True)
+def _percentile(ordered: Sequence[float], share: float) -> float:
+    """Between neighbours in proportion, as NumPy does it, infinite ones included."""
+    place = (len(ordered) - 1) * share / 100
+    low, high = ordered[math.floor(place)], ordered[math.ceil(place)]
+    return low if low == high else low + (high - low) * (place % 1)
+
+
+# ---- the table, written
+
+
+def _header(tables: Sequence[Scores]) -> list[str]:
+    first = tables[0]
     return [
-        *_DEFINITIONS.splitlines(),
-        f"cases: {summary.cases}",
-        f"{_UNPREDICTED}{len(scores.unpredicted)} {names}",
-        *(f"class {row.class_name}: {_line(row)}" for row in summary.classes),
-        f"overall: {_line(summary.overall)}",
+        "medssl scores",
+        *(line for scores in tables for line in _lines_of_convention(scores)),
+        *_STATUSES.splitlines(),
+        *(f"{name}: {METRICS[name].description}" for name in first.metrics),
+        f"{_SETTINGS}{json.dumps(_settings(first.plan))}",
+        f"cases: {summarise(first).cases}",
+        f"{_UNPREDICTED}{len(first.unpredicted)} {json.dumps(first.unpredicted)}",
+        *(line for scores in tables for line in _lines_of_summary(scores, len(tables) > 1)),
     ]
 
 
-def _line(row: ClassSummary) -> str:
-    numbers = ((metric, getattr(row, metric)) for metric in METRICS)
+def _lines_of_convention(scores: Scores) -> list[str]:
+    rules = CONVENTIONS[scores.convention]
+    order = "each case's mean over its classes, then mean and n over cases"
+    if rules.averages == "classes":
+        order = "each class's mean over cases, then their mean, n counting classes"
+    return [
+        f"convention: {scores.convention}",
+        f"{scores.convention} is {rules.source}; distances in {scores.units}; hd95 is {rules.hd95}, asd is {rules.asd}",
+        f"{scores.convention}, empty classes: {rules.says}",
+        f"{scores.convention}, overall: {order}",
+    ]
+
+
+def _settings(plan: Plan) -> dict[str, Any]:
+    return {
+        "conventions": {name: plan.units_of(name) for name in plan.conventions},
+        "units": plan.units,
+        "tolerance": plan.tolerance,
+        "tolerances": dict(plan.tolerances),
+        "instances": list(plan.instances),
+        "centreline": list(plan.centreline),
+    }
+
+
+def _lines_of_summary(scores: Scores, several: bool) -> list[str]:
+    summary = summarise(scores)
+    mark = f"{scores.convention}, " if several else ""
+    shown = [metric for metric in _SHOWN if metric in CONVENTIONS[scores.convention].metrics and
+             metric in scores.metrics]  # fmt: skip
+    return [
+        *(f"{mark}class {row.class_name}: {_line(row, shown)}" for row in summary.classes),
+        f"{mark}overall: {_line(summary.overall, shown)}",
+    ]
+
+
+def _line(row: ClassSummary, metrics: Iterable[str]) -> str:
+    numbers = ((metric, row.spread(metric)) for metric in metrics)
     means = [f"{metric} mean {_digits(spread.mean) or '-'} (n {spread.n})" for metric, spread in numbers]
     counts = f"{row.scored} scored, {row.absent} absent, {row.missed} missed, {row.invented} invented"
     return "; ".join([counts, *means])
 
 
-def _cells(score: ClassScore) -> list[str | int]:
-    numbers = [_digits(getattr(score, metric)) for metric in METRICS]
+def _cells(score: ClassScore, metrics: Sequence[str]) -> list[str | int]:
     return [
-        score.case, score.class_name, score.label, score.status, *numbers,
+        score.case, score.class_name, score.label, score.status, *(_digits(score.value(name)) for name in metrics),
         score.prediction_voxels, score.reference_voxels,
     ]  # fmt: skip
 
@@ -187,34 +303,64 @@ def _digits(value: float | None) -> str:
     return "" if value is None else f"{value:.6g}"
 
 
-def _parse_table(path: Path, lines: list[str]) -> Scores:
+# ---- the table, read
+
+
+def _parse_table(path: Path, lines: list[str]) -> dict[str, Scores]:
+    """The scores of each convention, in the order of the file."""
     start = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    scores = Scores(unpredicted=_parse_comments(path, lines[:start]))
+    conventions, settings, unpredicted = _parse_comments(path, lines[:start])
     table = csv.reader(lines[start:])
     columns = next(table, [])
-    if columns != list(COLUMNS):
-        raise DataError(f"{path}:{start + 1}: expected the columns {','.join(COLUMNS)}, found {','.join(columns)!r}")
-    seen: set[tuple[str, int]] = set()
+    metrics = _parse_columns(columns, f"{path}:{start + 1}")
+    try:
+        plan = Plan(conventions=tuple(conventions), metrics=metrics, **settings)
+    except (ConfigError, TypeError) as error:
+        raise DataError(f"{path}: {error}") from None
+    tables = {name: Scores(unpredicted=unpredicted, convention=name, plan=plan) for name in conventions}
+    seen: set[tuple[str, str, int]] = set()
     for cells in table:
         where = f"{path}:{start + table.line_num}"
-        score = _parse_row(cells, where)
-        if (score.case, score.label) in seen:
+        if len(cells) != len(columns):
+            raise DataError(f"{where}: expected {len(columns)} cells, found {len(cells)}; is the file cut short?")
+        row = dict(zip(columns, cells, strict=True))
+        convention = row.get("convention", "strict")
+        if convention not in tables:
+            raise DataError(f"{where}: expected convention {', '.join(tables)}, found {convention!r}")
+        score = _parse_row(row, metrics, convention, where)
+        if (convention, score.case, score.label) in seen:
             raise DataError(f"{where}: case {score.case} has label {score.label} twice")
-        seen.add((score.case, score.label))
-        scores.append(score)
-    return scores
+        seen.add((convention, score.case, score.label))
+        tables[convention].append(score)
+    return tables
 
 
-def _parse_comments(path: Path, lines: Sequence[str]) -> list[str]:
-    """The references without a prediction, once the convention is known to be ours."""
-    unpredicted: list[str] = []
+def _parse_comments(path: Path, lines: Sequence[str]) -> tuple[list[str], dict[str, Any], list[str]]:
+    """The conventions, which must be known ones, the settings, and the references without a prediction."""
+    conventions, settings, unpredicted = [], {}, []
     for number, line in enumerate(lines, 1):
-        text = line.removeprefix("#").strip()
-        if text.startswith("convention:") and text != "convention: strict":
-            raise DataError(f"{path}:{number}: expected convention: strict, found {text}")
+        text, where = line.removeprefix("#").strip(), f"{path}:{number}"
+        if text.startswith("convention: "):
+            name = text.removeprefix("convention: ")
+            if name not in CONVENTIONS:
+                raise DataError(f"{where}: expected convention: {', '.join(CONVENTIONS)}, found {text}")
+            conventions.append(name)
+        if text.startswith(_SETTINGS):
+            settings = _parse_settings(text, where)
         if text.startswith(_UNPREDICTED):
-            unpredicted = _parse_unpredicted(text, f"{path}:{number}")
-    return unpredicted
+            unpredicted = _parse_unpredicted(text, where)
+    return conventions or ["strict"], settings, unpredicted
+
+
+def _parse_settings(text: str, where: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text.removeprefix(_SETTINGS))
+        return {
+            "units": found["units"], "tolerance": float(found["tolerance"]), "tolerances": dict(found["tolerances"]),
+            "instances": tuple(found["instances"]), "centreline": tuple(found["centreline"]),
+        }  # fmt: skip
+    except (ValueError, TypeError, KeyError):
+        raise DataError(f"{where}: expected settings as medssl writes them, found {text!r}") from None
 
 
 def _parse_unpredicted(text: str, where: str) -> list[str]:
@@ -224,10 +370,17 @@ def _parse_unpredicted(text: str, where: str) -> list[str]:
         raise DataError(f"{where}: expected a list of case ids, found {text!r}") from None
 
 
-def _parse_row(cells: list[str], where: str) -> ClassScore:
-    if len(cells) != len(COLUMNS):
-        raise DataError(f"{where}: expected {len(COLUMNS)} cells, found {len(cells)}; is the file cut short?")
-    row = dict(zip(COLUMNS, cells, strict=True))
+def _parse_columns(columns: list[str], where: str) -> tuple[str, ...]:
+    """The metrics among the columns of a table, of today's form or the one without conventions."""
+    keys = list(KEYS if "convention" in columns else KEYS[1:])
+    metrics = columns[len(keys) : -len(PLACES)]
+    if columns != [*keys, *(name for name in METRICS if name in metrics), *PLACES] or not metrics:
+        form = ",".join([*keys, "METRICS", *PLACES])
+        raise DataError(f"{where}: expected the columns {form} with known metrics, found {','.join(columns)!r}")
+    return tuple(metrics)
+
+
+def _parse_row(row: Mapping[str, str], metrics: Sequence[str], convention: str, where: str) -> ClassScore:
     if row["status"] not in get_args(Status):
         raise DataError(f"{where}: expected a status of {', '.join(get_args(Status))}, found {row['status']!r}")
     try:
@@ -236,22 +389,32 @@ def _parse_row(cells: list[str], where: str) -> ClassScore:
             class_name=row["class"],
             label=int(row["label"]),
             status=row["status"],  # type: ignore[arg-type]  # checked above
-            **{metric: _parse_number(row[metric]) for metric in METRICS},
             prediction_voxels=int(row["prediction_voxels"]),
             reference_voxels=int(row["reference_voxels"]),
+            values={metric: _parse_number(metric, row[metric]) for metric in metrics},
         )
     except ValueError as error:
         raise DataError(f"{where}: {error}") from None
-    overlap, distance = score.status != "absent", score.status == "scored"
-    if [getattr(score, metric) is not None for metric in METRICS] != [overlap, overlap, distance, distance]:
-        raise DataError(f"{where}: the numbers do not fit the status {score.status}")
+    if not _fits(score, convention):
+        raise DataError(f"{where}: the numbers do not fit the status {score.status} under {convention}")
     return score
 
 
-def _parse_number(cell: str) -> float | None:
+def _parse_number(metric: str, cell: str) -> float | None:
     if not cell:
         return None
     value = float(cell)
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"expected a number from 0 up, or an empty cell, found {cell}")
+    if math.isnan(value) or (value < 0 and METRICS[metric].kind != "volume"):
+        raise ValueError(f"{metric}: expected a number from 0 up, or an empty cell, found {cell}")
     return value
+
+
+def _fits(score: ClassScore, convention: str) -> bool:
+    """Whether Dice and HD95 are there where the convention has them, as the clearest sign of a damaged row."""
+    overlap, distance = score.status != "absent", score.status == "scored"
+    numbers = {"dice": 1.0, "iou": 1.0} if overlap else {}
+    if distance:
+        numbers |= {"hd95_max": 1.0, "hd95_pooled": 1.0, "assd": 1.0, "asd_directed": 1.0}
+    columns = [name for name in _OLD_METRICS if name in score.values]
+    expected = CONVENTIONS[convention].read(score.status, numbers, columns)
+    return all((score.value(name) is None) == (expected[name] is None) for name in columns)

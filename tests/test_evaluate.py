@@ -13,13 +13,12 @@ from medssl.data.nifti import write_image
 from medssl.errors import ConfigError, DataError
 from medssl.evaluate import evaluate_folders, print_summary
 from medssl.metrics import METRICS
-from medssl.scores import read_scores, summarise
+from medssl.scores import Spread, read_scores, summarise
 
 SHAPE = (5, 6, 7)
 CLASSES = ["background", "liver", "spleen", "stone"]
 SPACING = (1.0, 2.0, 3.0)
 AFFINE = np.diag([*SPACING, 1.0])
-UNSCORED = dict.fromkeys(METRICS)
 
 
 def label_map(**places):
@@ -82,11 +81,17 @@ def test_header_states_convention_and_counts(folders, tmp_path):
 def test_rows_name_their_files_and_leave_the_undefined_empty(folders, tmp_path):
     evaluate_folders(*folders, tmp_path / "scores.csv", classes=CLASSES)
     rows = [line for line in (tmp_path / "scores.csv").read_text().splitlines() if not line.startswith("#")]
-    columns = "case,class,label,status,dice,iou,hd95,asd,prediction_voxels,reference_voxels,prediction,reference"
-    assert rows[0] == columns
+    always = [name for name, metric in METRICS.items() if metric.kind not in ("instances", "centreline")]
+    assert rows[0].split(",") == [
+        "convention", "case", "class", "label", "status", *always,
+        "prediction_voxels", "reference_voxels", "prediction", "reference",
+    ]  # fmt: skip
     predictions, references = folders
-    assert rows[2] == f"a,spleen,2,missed,0,0,,,0,1,{predictions / 'a.nii.gz'},{references / 'a.nii.gz'}"
-    assert rows[6] == f"b,stone,3,absent,,,,,0,0,{predictions / 'b.nii.gz'},{references / 'b.nii.gz'}"
+    # iou ... assd and asd_directed empty; nsd, boundary_iou 0; precision 0 / 0, recall 0; one voxel of 6 mm3 missed
+    missed = "strict,a,spleen,2,missed,0,0,,,,,,,,0,0,,0,-0.006,-100,0,1"
+    assert rows[2] == f"{missed},{predictions / 'a.nii.gz'},{references / 'a.nii.gz'}"
+    absent = f"strict,b,stone,3,absent{',' * len(always)},0,0"
+    assert rows[6] == f"{absent},{predictions / 'b.nii.gz'},{references / 'b.nii.gz'}"
     assert len(rows) == 7
 
 
@@ -102,10 +107,11 @@ def test_reading_gives_back_what_was_written(folders, tmp_path):
     assert odd in {score.case for score in read}
     assert len(read) == len(written) == 9
     for mine, theirs in zip(read, written, strict=True):
-        assert replace(mine, **UNSCORED) == replace(theirs, **UNSCORED)
+        assert replace(mine, values={}) == replace(theirs, values={})
+        assert mine.values.keys() == theirs.values.keys()
         for metric in METRICS:
-            number = getattr(theirs, metric)
-            assert getattr(mine, metric) == (None if number is None else pytest.approx(number, rel=1e-5))
+            number = theirs.value(metric)
+            assert mine.value(metric) == (None if number is None else pytest.approx(number, rel=1e-5))
 
 
 def test_order_of_files_and_processes_change_nothing(tmp_path):
@@ -316,12 +322,14 @@ def test_a_folder_in_place_of_the_table_is_refused(folders, tmp_path):
     [
         (lambda text: "", "expected the columns"),
         (lambda text: text.replace("case,class", "case,klass"), "expected the columns"),
-        (lambda text: text.replace("convention: strict", "convention: monai"), "convention"),
+        (lambda text: text.replace("convention: strict", "convention: lax"), "convention"),
+        (lambda text: text.replace("convention: strict", "convention: monai"), "expected convention monai"),
+        (lambda text: text.replace('"tolerance": 1.0', '"tolerance": "x"'), "settings"),
         (lambda text: text.replace("1,scored,0.5,", "1,scored,half,"), "half"),
         (lambda text: text.replace("1,scored,0.5,", "1,scored,nan,"), "nan"),
         (lambda text: text.replace("1,scored,0.5,", "1,scored,,"), "do not fit the status scored"),
         (lambda text: text.replace("2,missed,0,", "2,lost,0,"), "lost"),
-        (lambda text: text.replace("\nb,liver", "\na,liver"), "twice"),
+        (lambda text: text.replace(",b,liver", ",a,liver"), "twice"),
         (lambda text: text[: text.rindex(",")], "cut short"),
         (lambda text: text.replace('["c"]', '["c"'), "case ids"),
     ],
@@ -381,3 +389,108 @@ def test_printed_summary_shows_every_number_with_its_n(folders, tmp_path, capsys
     assert "stone 0.000 (1) 0.000 (1) - (0) - (0) 0 scored, 1 absent" in lines
     assert any(line.startswith("overall 0.333 (2)") and line.endswith("3 scored, 1 absent") for line in lines)
     assert "references without a prediction: 1 (c)" in printed
+
+
+# ---- conventions
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_several_conventions_stand_below_each_other_and_read_back(folders, tmp_path, workers):
+    out, asked = tmp_path / "scores.csv", ["strict", "ssl4mis", "monai"]
+    written = evaluate_folders(*folders, out, classes=CLASSES, conventions=asked, workers=workers)
+    assert [(scores.convention, scores.units) for scores in (written, *written.beside)] == [
+        ("strict", "mm"), ("ssl4mis", "voxel"), ("monai", "voxel")
+    ]  # fmt: skip
+    rows = [line.split(",") for line in out.read_text().splitlines() if not line.startswith("#")]
+    assert [row[0] for row in rows] == ["convention", *(name for name in asked for _ in range(6))]
+    for name, table in zip(asked, (written, *written.beside), strict=True):
+        read = read_scores(out, name)
+        assert (read.convention, read.units, read.metrics) == (table.convention, table.units, table.metrics)
+        assert [score.dice for score in read] == pytest.approx([score.dice for score in table])
+        assert [scores.convention for scores in read.beside] == [other for other in asked if other != name]
+    spleen = {name: read_scores(out, name)[1] for name in asked}  # of case a, missed
+    assert {name: score.hd95 for name, score in spleen.items()} == {"strict": None, "ssl4mis": 0, "monai": None}
+    assert spleen["monai"].value("hd") == math.inf
+    with pytest.raises(ConfigError, match="brats"):
+        read_scores(out, "brats")
+
+
+def test_a_convention_averages_as_its_tool_does(folders, tmp_path):
+    asked = ["ssl4mis", "nnunet", "monai"]
+    ssl4mis = evaluate_folders(*folders, tmp_path / "s.csv", classes=CLASSES, conventions=asked)
+    nnunet, monai = ssl4mis.beside
+    # liver 0.5 and 1, spleen missed and 0, stone invented and absent
+    assert summarise(ssl4mis).overall.dice.mean == pytest.approx(np.mean([0.75, 0, 0]))
+    assert summarise(nnunet).overall.dice.mean == pytest.approx(np.mean([0.75, 0, 0]))
+    assert summarise(monai).overall.dice.mean == pytest.approx(np.mean([0.25, 0.5]))
+
+
+def test_a_class_that_is_nowhere_leaves_nnunet_without_a_headline(folders, tmp_path):
+    for folder in folders:
+        save(folder / "a.nii.gz", label_map(liver=[(1, 1, 1)]))
+        save(folder / "b.nii.gz", label_map(liver=[(1, 1, 1)]))
+    scores = evaluate_folders(*folders, tmp_path / "s.csv", classes=CLASSES[:3], conventions=["nnunet", "strict"])
+    assert summarise(scores).overall.dice.mean is None
+    assert summarise(scores.beside[0]).overall.dice.mean == 1
+    assert scores.metrics == scores.beside[0].metrics
+
+
+def test_settings_reach_the_numbers_and_come_back_from_the_table(folders, tmp_path):
+    out = tmp_path / "scores.csv"
+    chosen = {"units": "voxel", "tolerance": 0.5, "tolerances": {"spleen": 1.0}, "instances": ["liver"],
+              "centreline": ["spleen"]}  # fmt: skip
+    evaluate_folders(*folders, out, classes=CLASSES, **chosen)
+    read = read_scores(out)
+    assert read.units == "voxel"
+    assert (read.plan.tolerance_of("liver"), read.plan.tolerance_of("spleen")) == (0.5, 1.0)
+    liver, spleen = read[3], read[4]
+    assert (spleen.hd95, spleen.value("nsd")) == (1, 1)  # one voxel of 3 mm apart
+    assert (liver.value("instances_matched"), spleen.value("instances_matched")) == (1, None)
+    assert (liver.value("cldice"), spleen.value("cldice")) == (None, 0)
+
+
+@pytest.mark.parametrize("chosen", [{"instances": ["tooth"]}, {"centreline": ["a", "b"]}, {"tolerances": {"x": 1}}])
+def test_a_class_that_there_is_not_is_refused(folders, tmp_path, chosen):
+    with pytest.raises(ConfigError, match="liver, spleen, stone"):
+        evaluate_folders(*folders, tmp_path / "scores.csv", classes=CLASSES, **chosen)
+
+
+OLD_TABLE = """\
+# medssl scores
+# convention: strict
+# units: dice and iou 0 to 1; hd95 and asd in mm, by the spacing of the reference
+# references without a prediction: 1 ["c"]
+case,class,label,status,dice,iou,hd95,asd,prediction_voxels,reference_voxels,prediction,reference
+a,liver,1,scored,0.5,0.333333,1.9,1,2,2,/p/a.nii.gz,/r/a.nii.gz
+a,spleen,2,missed,0,0,,,0,1,/p/a.nii.gz,/r/a.nii.gz
+"""
+
+
+def test_a_table_from_before_conventions_is_strict(tmp_path):
+    (tmp_path / "old.csv").write_text(OLD_TABLE)
+    read = read_scores(tmp_path / "old.csv")
+    assert (read.convention, read.units, read.unpredicted) == ("strict", "mm", ("c",))
+    assert read.metrics == ("dice", "iou", "hd95", "asd")
+    assert [(score.dice, score.hd95, score.value("nsd")) for score in read] == [(0.5, 1.9, None), (0, None, None)]
+
+
+def test_spread_gives_percentiles_of_finite_and_infinite_values():
+    values = [3.0, 1.0, 4.0, 1.0, 5.0]
+    spread = Spread.of(values)
+    found = (spread.p5, spread.p25, spread.median, spread.p75, spread.p95)
+    assert found == pytest.approx(np.percentile(values, [5, 25, 50, 75, 95]))
+    assert (spread.mean, spread.sd, spread.n) == (pytest.approx(2.8), pytest.approx(np.std(values, ddof=1)), 5)
+    mostly = Spread.of([1.0, 2.0, math.inf])
+    assert (mostly.mean, mostly.sd, mostly.median, mostly.p95) == (math.inf, None, 2, math.inf)
+
+
+def test_printed_conventions_stand_side_by_side(folders, tmp_path, capsys):
+    asked = ["strict", "ssl4mis"]
+    scores = evaluate_folders(*folders, tmp_path / "scores.csv", classes=CLASSES, conventions=asked)
+    capsys.readouterr()
+    print_summary(scores, Console(width=100))
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == "class dice iou hd95 asd counts"
+    spleen = lines.index("spleen 0.000 (2) 0.000 (2) 3.000 (1) 3.000 (1) 1 scored, 0 absent")
+    assert lines[spleen + 2].startswith("ssl4mis 0.000 (2) 0.000 (2) 0.500 (2) 0.500 (2)")
+    assert any("strict in mm, ssl4mis in voxel" in line for line in lines)

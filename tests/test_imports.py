@@ -82,7 +82,15 @@ def test_data_knows_neither_methods_nor_jobs(module):
 
 @pytest.mark.parametrize(
     "module",
-    members("medssl.data", "medssl.metrics", "medssl.scores", "medssl.statistics", "medssl.evaluate", "medssl.config"),
+    members(
+        "medssl.data",
+        "medssl.metrics",
+        "medssl.scores",
+        "medssl.statistics",
+        "medssl.evaluate",
+        "medssl.explain",
+        "medssl.config",
+    ),
 )
 def test_arrays_stay_arrays(module):
     if module != "medssl.data.patches":
@@ -135,6 +143,6 @@ def test_asking_the_command_about_itself_loads_nothing_heavy(flag):
 
 
 def test_data_and_evaluation_load_without_torch():
-    modules = members("medssl.data", "medssl.metrics", "medssl.scores", "medssl.evaluate")
+    modules = members("medssl.data", "medssl.metrics", "medssl.scores", "medssl.evaluate", "medssl.explain")
     modules.remove("medssl.data.patches")
     assert loaded_after(f"import {', '.join(modules)}", "torch", "monai") == set()

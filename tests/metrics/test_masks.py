@@ -156,8 +156,8 @@ def test_a_case_scores_each_foreground_class_by_itself():
     reference[1, 1, 1:3], prediction[1, 1, 2:4] = 1, 1  # moved by 3 mm
     reference[3, 3, 3] = 2  # missed
     prediction[4, 5, 6] = 3  # invented
-    classes = ["background", "liver", "spleen", "stone", "cyst"]
-    liver, spleen, stone, cyst = score_case("a", volume(prediction), volume(reference), classes)
+    classes = {1: "liver", 2: "spleen", 3: "stone", 4: "cyst"}
+    liver, spleen, stone, cyst = score_case("a", volume(prediction), volume(reference), classes)["strict"]
 
     assert (liver.case, liver.class_name, liver.label, liver.status) == ("a", "liver", 1, "scored")
     assert (liver.dice, liver.iou) == (pytest.approx(0.5), pytest.approx(1 / 3))
@@ -178,7 +178,7 @@ def test_an_oblique_grid_measures_along_its_own_axes():
     affine = np.eye(4)
     affine[:3, :3] = turn * SPACING
     one, other = (Volume(voxels(place).astype(np.int32), affine) for place in [(1, 1, 1), (1, 2, 1)])
-    (score,) = score_case("a", one, other, ["background", "organ"])
+    (score,) = score_case("a", one, other, {1: "organ"})["strict"]
     assert score.hd95 == pytest.approx(2.0)
 
 

@@ -1,0 +1,185 @@
+"""Tables of scores, ours and other tools', in one form to compare them in."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import math
+import re
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from medssl.data.nifti import SUFFIXES, case_id
+from medssl.errors import DataError
+from medssl.metrics import CONVENTIONS, METRICS
+from medssl.metrics.conventions import TOLERANCE
+from medssl.scores import Scores, read_scores
+
+Averages = Literal["cases", "classes"]
+_CASES = ("case", "case_id", "caseid", "id", "name", "file", "filename", "subject", "patient", "image")
+_CLASSES = ("class", "class_name", "label", "structure", "organ", "region")
+_METRICS = {
+    "dice": ("dice", "dsc", "dc", "dice_score", "meandice"),
+    "iou": ("iou", "jaccard", "jc", "jaccard_index"),
+    "hd95": ("hd95", "95hd", "hausdorff95", "hd_95", "hausdorff_distance_95"),
+    "hd": ("hd", "hausdorff", "hausdorff_distance"),
+    "asd": ("asd", "average_surface_distance"),
+    "assd": ("assd", "average_symmetric_surface_distance"),
+    "nsd": ("nsd", "surface_dice", "normalized_surface_dice"),
+    "precision": ("precision", "ppv"),
+    "recall": ("recall", "sensitivity"),
+}
+"""Our names, and what others call the same; `medssl evaluate explain` finds out whether it is the same."""
+
+
+@dataclass
+class Table:
+    """Numbers by case and class, and what is known about how they came about."""
+
+    says: str
+    cells: dict[tuple[str, str], dict[str, float | None]]
+    labels: dict[str, int] = field(default_factory=dict)
+    """By class."""
+    files: dict[str, tuple[Path, Path]] = field(default_factory=dict)
+    """Prediction and reference by case."""
+    averages: Averages = "cases"
+    scores: Scores | None = None
+    digits: Mapping[str, int] = field(default_factory=dict)
+    """How many decimals another tool wrote, by metric."""
+
+    @property
+    def cases(self) -> list[str]:
+        """Their ids, sorted."""
+        return sorted({case for case, _ in self.cells})
+
+    @property
+    def metrics(self) -> list[str]:
+        """Those with a number somewhere, in table order."""
+        found = {name for values in self.cells.values() for name, value in values.items() if value is not None}
+        return [name for name in METRICS if name in found]
+
+    def slack(self, metric: str) -> float:
+        """What rounding to the written decimals may have changed."""
+        return min(0.51 * 10.0 ** -self.digits[metric], 0.005) if metric in self.digits else 1e-9
+
+    def tolerance_of(self, class_name: str) -> float:
+        """Of NSD."""
+        return TOLERANCE if self.scores is None else self.scores.plan.tolerance_of(class_name)
+
+    def adopt_names(self, other: Table) -> None:
+        """Call classes that go by their label value here by the names that another table has for them."""
+        names = {str(label): name for name, label in other.labels.items()}
+        self.cells = {(case, names.get(name, name)): values for (case, name), values in self.cells.items()}
+        self.labels = {names.get(name, name): label for name, label in self.labels.items()}
+
+    def overall(self, metric: str, averages: Averages) -> float | None:
+        """The mean over cases of each one's mean over classes, or the other way round."""
+        groups: dict[str, list[float]] = {}
+        for key, values in self.cells.items():
+            found = groups.setdefault(key[0 if averages == "cases" else 1], [])
+            if (value := values.get(metric)) is not None:
+                found.append(value)
+        means = [statistics.fmean(found) for found in groups.values() if found]
+        incomplete = averages == "classes" and len(means) < len(groups)
+        return None if incomplete or not means else statistics.fmean(means)
+
+
+def read_table(path: Path) -> Table:
+    """Read medssl's scores.csv, nnU-Net's summary.json, or a CSV file with a row per case, or per case and class.
+
+    Raises:
+        DataError: the file is none of these.
+    """
+    try:
+        if path.suffix == ".json":
+            return _read_nnunet(path)
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as a table of scores: {error}") from None
+    return _read_ours(path) if "# medssl scores" in text else _read_csv(path, text)
+
+
+def _read_ours(path: Path) -> Table:
+    scores = read_scores(path)
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        rows = csv.DictReader(itertools.dropwhile(lambda line: line.startswith("#"), file))
+        files = {row["case"]: (Path(row["prediction"]), Path(row["reference"])) for row in rows}
+    rules = CONVENTIONS[scores.convention]
+    return Table(
+        says=f"medssl, convention {scores.convention} ({rules.source}), {scores.units}, {rules.hd95}, {rules.asd}, "
+        f"tolerance {scores.plan.tolerance:g}"
+        + "".join(f", {name} {value:g}" for name, value in scores.plan.tolerances.items())
+        + f"; empty classes: {rules.says}",
+        cells={(score.case, score.class_name): dict(score.values) for score in scores},
+        labels={score.class_name: score.label for score in scores},
+        files=files,
+        averages=rules.averages,
+        scores=scores,
+    )
+
+
+def _read_nnunet(path: Path) -> Table:
+    table = Table(f"nnU-Net's summary; {CONVENTIONS['nnunet'].says}", {}, averages="classes")
+    try:
+        for entry in json.loads(path.read_text(encoding="utf-8"))["metric_per_case"]:
+            prediction, reference = Path(entry["prediction_file"]), Path(entry["reference_file"])
+            case = case_id(prediction)
+            table.files[case] = (prediction, reference)
+            for name, values in entry["metrics"].items():
+                table.cells[case, name] = {"dice": _number(values["Dice"]), "iou": _number(values["IoU"])}
+                if name.isdecimal():
+                    table.labels[name] = int(name)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: expected a summary.json as nnU-Net writes it: {error!r}") from None
+    return table
+
+
+def _read_csv(path: Path, text: str) -> Table:
+    rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
+    columns = {re.sub(r"\W+", "_", name.strip().lower()): name for name in rows.fieldnames or () if name}
+    case, class_name = _first(_CASES, columns), _first(_CLASSES, columns)
+    metrics = {ours: found for ours, theirs in _METRICS.items() if (found := _first(theirs, columns))}
+    if case is None or not metrics:
+        raise DataError(
+            f"{path}: expected a column of cases ({', '.join(_CASES[:3])} ...) and metrics ({', '.join(_METRICS)}), "
+            f"found {', '.join(columns) or 'nothing'}"
+        )
+    table = Table(f"a CSV file with {', '.join(metrics.values())}; its rules are unknown", {})
+    digits: dict[str, int] = {}
+    for row in rows:
+        key = (_case(row[case] or ""), (row[class_name] or "") if class_name else "1")
+        try:
+            table.cells[key] = {ours: _number(row[theirs]) for ours, theirs in metrics.items()}
+        except ValueError as error:
+            raise DataError(f"{path}:{rows.line_num}: {error}") from None
+        for ours, theirs in metrics.items():
+            digits[ours] = max(digits.get(ours, 0), _decimals(row[theirs] or ""))
+    table.digits = digits
+    return table
+
+
+def _first(names: Iterable[str], columns: Mapping[str, str]) -> str | None:
+    return next((columns[name] for name in names if name in columns), None)
+
+
+def _case(cell: str) -> str:
+    name = Path(cell.strip()).name
+    return case_id(Path(name)) if name.endswith(SUFFIXES) else name
+
+
+def _decimals(cell: str) -> int:
+    if "e" in cell.lower():
+        return 9
+    return len(cell.strip().partition(".")[2])
+
+
+def _number(cell: Any) -> float | None:
+    """A number; None for an empty cell and NaN."""
+    if cell is None or (isinstance(cell, str) and not cell.strip()):
+        return None
+    value = float(cell)
+    return None if math.isnan(value) else value
