@@ -18,6 +18,7 @@ from pydantic import SerializeAsAny, field_validator
 
 from medssl import __version__
 from medssl.augment import AugmentConfig
+from medssl.boards import LoggingConfig
 from medssl.config import Settings, merge, parse
 from medssl.data.cases import DatasetConfig
 from medssl.device import choose_precision
@@ -30,7 +31,7 @@ from medssl.trainer import TrainConfig
 
 
 class RunConfig(Settings):
-    """Everything that decides a run."""
+    """Everything that decides a run, and by `logging` who is told about it."""
 
     data: DatasetConfig
     method: SerializeAsAny[MethodConfig]
@@ -38,6 +39,7 @@ class RunConfig(Settings):
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
     window: WindowConfig = WindowConfig()
+    logging: LoggingConfig = LoggingConfig()
 
     @field_validator("method", mode="before")
     @classmethod

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 
 from medssl.augment import Augment
+from medssl.boards import Setting, check_packages
 from medssl.checkpoint import load_checkpoint
 from medssl.config import dump
 from medssl.data.patches import PatchStream, TrainingData
 from medssl.data.prepared import PreparedDataset, read_prepared
-from medssl.data.splits import Split, read_split, write_split
+from medssl.data.splits import PARTS, Split, read_split, write_split
 from medssl.device import choose_device, prepare_device
 from medssl.distributed import gathered, is_first, joined, launch, launched, restarts
 from medssl.errors import ConfigError, DataError
@@ -32,6 +33,9 @@ from medssl.networks import check_patch, count_parameters
 from medssl.parts import processes
 from medssl.run import RunConfig, build_method, environment, make_predictor
 from medssl.trainer import Trainer
+
+_MAY_CHANGE = ("data.root", "data.splits", "train.workers", "train.save_every")
+"""Settings that a resumed run may change, as it may the `logging` section: nothing that it computes depends on them."""
 
 
 def train(
@@ -57,13 +61,15 @@ def train(
         OutOfMemoryError: no change makes a step fit into `memory`.
         DataError, DeviceError, DivergedError, Interrupted: as their names say.
     """
+    check_packages(config.logging)
     if memory is not None:
         config = fitting(config, memory, device=device, quiet=quiet)
     with joined(device) as chosen:
-        return _train(config, out, chosen, resume=resume or _is_ours(out), until=until, quiet=quiet)
+        _train(config, out, chosen, resume=resume or _is_ours(out), until=until, quiet=quiet)
+    return out
 
 
-def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, until: int | None, quiet: bool) -> Path:
+def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, until: int | None, quiet: bool) -> None:
     data = open_data(config)
     trainer = make_trainer(config, out, device)
     out_is_used = out.exists() and any(out.iterdir())
@@ -80,15 +86,26 @@ def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, 
         dump(config.to_plain(), out / "config.yaml")
         write_split(out / "splits.json", data.split)
         write_json(out / "env.json", {**environment(), "launch": launch(), "processes": processes.count()})
-        log = RunLog(out, resumed_at=trainer.iteration, quiet=quiet)
+        log = RunLog(out, resumed_at=trainer.iteration, quiet=quiet, config=config.logging,
+                     settings=_shown(config, data.split))  # fmt: skip
 
-    labelled, unlabelled = make_streams(config, data)
+    finished = False
     try:
+        labelled, unlabelled = make_streams(config, data)
         validate = functools.partial(validate_cases, trainer, config, data, log)
         trainer.fit(labelled, unlabelled, validate, log, until)
+        finished = trainer.iteration >= config.train.iterations
     finally:
-        log.close()
-    return out
+        log.close(finished)
+
+
+def _shown(config: RunConfig, split: Split) -> dict[str, Setting]:
+    """What boards list of a run beside its scores. Lists become text, and what is not set is left out."""
+    plain = config.to_plain()
+    counts = {part: len(getattr(split, part)) for part in PARTS}
+    shown = {key: plain[key] for key in ("method", "train", "augment", "network")}
+    flat = _flat({"data": {"name": config.data.name, **counts}, **shown})
+    return {k: v if isinstance(v, Setting) else str(v) for k, v in flat.items() if v is not None}
 
 
 def fitting(config: RunConfig, memory: float, *, device: str = "auto", quiet: bool = False) -> RunConfig:
@@ -104,6 +121,7 @@ def fitting(config: RunConfig, memory: float, *, device: str = "auto", quiet: bo
 
 def dry_run(config: RunConfig, *, device: str = "auto") -> dict[str, Any]:
     """Resolve everything, run two batches from the middle of the run, write nothing; the facts come back."""
+    check_packages(config.logging)
     data = open_data(config)
     trainer = make_trainer(config, Path(), choose_device(device))
     labelled, unlabelled = make_streams(config, data)
@@ -239,7 +257,7 @@ def _check_same(config: RunConfig, split: Split, out: Path) -> None:
     if json.loads((out / "splits.json").read_text()) != split.model_dump(mode="json"):
         raise ConfigError(f"{out}: was started with another split (its splits.json); resume with that one")
     then, now = load_checkpoint(out / "last.pt")["config"], config.to_plain()
-    changed = [key for key in _flat(now) if key not in ("data.root", "data.splits", "train.workers", "train.save_every")
+    changed = [key for key in _flat(now) if key not in _MAY_CHANGE and not key.startswith("logging.")
                and _flat(then).get(key) != _flat(now)[key]]  # fmt: skip
     if changed:
         lines = [f"  {key}: was {_flat(then).get(key)}, now {_flat(now)[key]}" for key in changed]
