@@ -16,7 +16,7 @@ import torch
 from medssl.augment import Augment
 from medssl.boards import Setting, check_packages
 from medssl.checkpoint import load_checkpoint
-from medssl.config import dump
+from medssl.config import bundled, dump, merge
 from medssl.data.patches import PatchStream, TrainingData
 from medssl.data.prepared import PreparedDataset, read_prepared
 from medssl.data.splits import PARTS, Split, read_split, write_split
@@ -31,7 +31,7 @@ from medssl.methods.base import Method
 from medssl.metrics import dice
 from medssl.networks import check_patch, count_parameters
 from medssl.parts import processes
-from medssl.run import RunConfig, build_method, environment, make_predictor
+from medssl.run import RunConfig, build_method, environment, make_predictor, parse_method
 from medssl.trainer import Trainer
 
 _MAY_CHANGE = ("data.root", "data.splits", "train.workers", "train.save_every")
@@ -47,6 +47,7 @@ def train(
     until: int | None = None,
     memory: float | None = None,
     quiet: bool = False,
+    with_baseline: bool = False,
 ) -> Path:
     """Train a run to its end and return its folder.
 
@@ -55,6 +56,7 @@ def train(
         resume: go on from `out`'s last.pt; the settings must be those it was started with.
         until: stop, saved, after this step.
         memory: GiB of each device that a step may need; settings are changed until it does, see `medssl.memory.fit`.
+        with_baseline: then train the run of `baseline_of` in the same way, in `baseline_folder`.
 
     Raises:
         ConfigError: settings that do not fit the data, the method or the run that is resumed.
@@ -64,20 +66,56 @@ def train(
     check_packages(config.logging)
     if memory is not None:
         config = fitting(config, memory, device=device, quiet=quiet)
+    runs = {out: config}
+    if with_baseline:
+        runs[baseline_folder(out)] = baseline_of(config)
     with joined(device) as chosen:
-        _train(config, out, chosen, resume=resume or _is_ours(out), until=until, quiet=quiet)
+        resumed = {folder: resume or _is_ours(folder) for folder in runs}
+        for folder in runs:  # the baseline's too, before hours of training
+            _refuse_used(folder, resumed[folder])
+        for folder, settings in runs.items():
+            if folder != out and is_first() and not quiet:
+                print(f"baseline: {settings.method.name}, in {folder}", file=sys.stderr)
+            _train(settings, folder, chosen, resume=resumed[folder], until=until, quiet=quiet)
     return out
+
+
+def baseline_of(config: RunConfig) -> RunConfig:
+    """The same run on the labelled cases alone: data, network, augmentation, seed, steps and labelled patches stay.
+
+    Raises:
+        ConfigError: the run is supervised already.
+    """
+    if config.method.name == "supervised":
+        raise ConfigError("--with-baseline: method supervised is the baseline itself; train it without the option")
+    file = bundled("method/supervised.yaml")
+    if file is None:
+        raise ConfigError("configs/method/supervised.yaml: missing from the installation; install the package again")
+    changes = {
+        "method": parse_method(merge([file])["method"]),
+        "train": config.train.model_copy(update={"unlabelled_batch": 0}),
+        "window": config.window.model_copy(update={"network": "student"}),  # there is no teacher
+    }
+    return config.model_copy(update=changes)
+
+
+def baseline_folder(out: Path) -> Path:
+    """Where the baseline of the run in `out` is trained: beside it."""
+    out = out if out.name else out.resolve()
+    return out.with_name(f"{out.name}-baseline")
+
+
+def _refuse_used(out: Path, resume: bool) -> None:
+    if not resume and out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out}: not empty; go on with --resume, or choose another folder")
 
 
 def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, until: int | None, quiet: bool) -> None:
     data = open_data(config)
     trainer = make_trainer(config, out, device)
-    out_is_used = out.exists() and any(out.iterdir())
     if resume and (out / "last.pt").exists():
         _check_same(config, data.split, out)
         trainer.load(out / "last.pt")
-    elif out_is_used and not resume:
-        raise ConfigError(f"{out}: not empty; go on with --resume, or choose another folder")
     if len(set(gathered([trainer.iteration]))) > 1:  # also: nobody writes before all have looked
         raise DataError(f"{out}: the processes see different checkpoints; do all machines share this folder?")
     log: RunLog = NoLog()
