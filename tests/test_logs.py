@@ -144,6 +144,18 @@ def test_scores_that_are_no_test_are_not_shown_as_one(config, balls, tmp_path):
     assert events(run).Scalars("test/dice")[-1].step == 6
 
 
+def test_scores_are_added_without_torch(config, balls, tmp_path):
+    run = train(config(), tmp_path / "run", quiet=True)
+    predict(run, [], run / "test", part="test", device="cpu")
+    code = (
+        "import sys; sys.modules['torch'] = None; from medssl.evaluate import evaluate_folders; "
+        f"evaluate_folders({str(run / 'test')!r}, {str(balls[0] / 'labels')!r}, {str(run / 'scores.csv')!r}, workers=0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "test/dice" in events(run).Tags()["scalars"]
+
+
 def test_scoring_a_stopped_run_leaves_it_stopped(config, balls, tmp_path):
     run = train(config(), tmp_path / "runs" / "run", until=4, quiet=True)
     evaluated(run, balls[0])
