@@ -167,15 +167,20 @@ def train(
         float | None, typer.Option("--memory", min=0.1, help="GiB that a step may need; settings are fitted to it.")
     ] = None,
     device: Device = "auto",
+    with_baseline: Annotated[
+        bool, typer.Option("--with-baseline", help="Then train on the labels alone, equally long, in OUT-baseline.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Train a method on a prepared dataset."""
     from medssl.config import found
     from medssl.run import load_run_config
-    from medssl.train import dry_run, fitting
+    from medssl.train import baseline_folder, baseline_of, dry_run, fitting
     from medssl.train import train as train_run
 
     config = load_run_config([found(path) for path in configs], sets or [])
+    if with_baseline:
+        baseline_of(config)  # refuses what has none
     if is_dry:
         import yaml
 
@@ -183,8 +188,9 @@ def train(
             config = fitting(config, memory, device=device)
         print(yaml.safe_dump({"config": config.to_plain(), **dry_run(config, device=device)}, sort_keys=False))
         return
-    train_run(config, out, resume=resume, device=device, until=until, memory=memory, quiet=quiet)
-    print(f"run in {out}")
+    train_run(config, out, resume=resume, device=device, until=until, memory=memory, quiet=quiet,
+              with_baseline=with_baseline)  # fmt: skip
+    print(f"run in {out}" + (f", its baseline in {baseline_folder(out)}" if with_baseline else ""))
 
 
 @app.command()

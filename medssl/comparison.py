@@ -635,10 +635,11 @@ def _notes_of_pair(row: Row, baseline: Row, shared: int) -> list[str]:
 
 
 def facts(run: Run) -> dict[str, Any]:
-    """Everything that two runs can differ in; long lists of cases by number and digest."""
+    """Everything that two runs can differ in but who was told of them; long lists of cases by number and digest."""
+    settings = {key: value for key, value in run.settings.items() if not key.startswith("logging.")}
     splits = {f"splits.{part}": _digest(run.splits[part]) for part in PARTS}
     made = _flatten({key: run.made[key] for key in ("checkpoint", "window") if key in run.made}, "prediction.")
-    return {**run.settings, **splits, **_flatten(run.environment, "env."), **made}
+    return {**settings, **splits, **_flatten(run.environment, "env."), **made}
 
 
 def differing_facts(runs: Iterable[Run]) -> list[str]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from medssl.data.nifti import SUFFIXES, Volume, by, case_id, corners_apart, is_volume, list_volumes, read_label
 from medssl.errors import ConfigError, DataError
+from medssl.logs import log_test_scores
 from medssl.metrics import CONVENTIONS, METRICS, ClassScore, Plan, score_case
 from medssl.metrics.conventions import TOLERANCE
 from medssl.metrics.scoring import LARGEST_LABEL
@@ -69,7 +70,8 @@ def evaluate_folders(
         predictions: folder of label maps, or one file.
         references: the same; it may hold more cases, which are then counted and named as unpredicted. Two
             single files are a pair whatever their names, under the id of the prediction.
-        out: the CSV file to write.
+        out: the CSV file to write. As `scores.csv` in a run folder it holds the run's test scores, and the run's
+            TensorBoard shows them too.
         classes: names by label value, the background first. Without them, `classes` in the
             `predictions.json` beside the predictions; without that, the label values found.
         workers: processes; 0 works in this one, as a handful of cases always does, classes in as many threads.
@@ -109,6 +111,8 @@ def evaluate_folders(
     )
     scores.beside = tuple(beside)
     write_scores(out, scores, {pair.case: (pair.prediction, pair.reference) for pair in pairs})
+    if out.name == "scores.csv":
+        log_test_scores(out.parent, scores)
     return scores
 
 

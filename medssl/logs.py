@@ -1,12 +1,13 @@
-"""What a run tells: metrics.csv, TensorBoard, and a progress bar or plain lines."""
+"""What a run tells: metrics.csv, boards such as TensorBoard, and a progress bar or plain lines."""
 
 from __future__ import annotations
 
 import csv
+import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,13 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from medssl.device import Readback
     from medssl.methods.base import StepResult
-from medssl.errors import DataError
+from medssl.boards import LoggingConfig, Setting, open_boards
+from medssl.config import load_yaml, parse
+from medssl.errors import DataError, DeviceError
 from medssl.files import whole_file
+from medssl.metrics import METRICS
 from medssl.progress import progress_bar
+from medssl.scores import Scores, summarise
 
 PLAIN_SECONDS = 10.0
 """Off a terminal, the least time between two progress lines."""
@@ -29,17 +34,29 @@ _COLOURS = np.array([[0, 0, 0], [230, 75, 60], [60, 160, 230], [90, 200, 110], [
 
 
 class RunLog:
-    """Writes one run's scalars and pictures; rows after `resumed_at` are dropped, for they will come again."""
+    """Writes one run's scalars and pictures; rows after `resumed_at` are dropped, for they will come again.
 
-    def __init__(self, run: Path, *, resumed_at: int = 0, quiet: bool = False) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+    `settings` are what boards list beside the run's scores.
+    """
 
+    def __init__(
+        self,
+        run: Path,
+        *,
+        resumed_at: int = 0,
+        quiet: bool = False,
+        config: LoggingConfig | None = None,
+        settings: Mapping[str, Setting] | None = None,
+    ) -> None:
         self.path, self.quiet = run / "metrics.csv", quiet
         self.rows = [row for row in _read_rows(self.path) if int(row["step"]) <= resumed_at]
         self.columns = list(dict.fromkeys(["step", *(key for row in self.rows for key in row)]))
         self._rewrite()
-        self.board = SummaryWriter(str(run / "events"), purge_step=resumed_at + 1)  # type: ignore[no-untyped-call]
-        self.dice = next((float(row["val/dice"]) for row in reversed(self.rows) if "val/dice" in row), math.nan)
+        self.board = open_boards(run, config or LoggingConfig(), resumed_at)
+        if settings:
+            self.board.settings(settings)
+        validated = [float(row["val/dice"]) for row in self.rows if "val/dice" in row]
+        self.dice, self.best = (validated[-1], max(validated)) if validated else (math.nan, -1.0)
         self._bar: Any = None
         self._task: Any = None
         self._waiting: tuple[int, list[str], Readback, dict[str, float]] | None = None
@@ -92,11 +109,13 @@ class RunLog:
         """Note the scores of a validation."""
         self.flush()
         self._write(iteration, {f"val/{k}": v for k, v in scores.items()})
-        self.dice = scores["dice"]
+        self.dice, self.best = scores["dice"], max(self.best, scores["dice"])
+        self.board.scalars(iteration, {"val/best_dice": self.best})
         self._noted, self._noted_at = time.monotonic(), iteration
 
     def picture(self, iteration: int, name: str, image: NDArray[Any], *labels: NDArray[Any]) -> None:
         """A grey slice `(X, Y)` beside the same slice under each label map `(X, Y)`."""
+        self.flush()
         low, high = np.percentile(image, [1, 99])
         grey = np.clip((image - low) / max(high - low, 1e-6), 0, 1)[..., None].repeat(3, -1)
         panels = [grey]
@@ -106,12 +125,12 @@ class RunLog:
         strip = np.concatenate([np.rot90(p) for p in panels], axis=1)
         zoom = max(1, PICTURE_HEIGHT // strip.shape[0])
         strip = strip.repeat(zoom, axis=0).repeat(zoom, axis=1)
-        self.board.add_image(name, strip, iteration, dataformats="HWC")  # type: ignore[no-untyped-call]
+        self.board.image(iteration, name, (255 * strip).round().astype(np.uint8))
 
-    def close(self) -> None:
-        """Flush everything."""
+    def close(self, finished: bool = False) -> None:
+        """Flush everything, and tell the boards whether the training came to its end."""
         self.flush()
-        self.board.close()  # type: ignore[no-untyped-call]
+        self.board.close(finished)
 
     def _write(self, iteration: int, values: dict[str, float]) -> None:
         new = {"step": str(iteration), **{k: f"{v:.6g}" for k, v in values.items()}}
@@ -123,8 +142,7 @@ class RunLog:
         else:
             with self.path.open("a", newline="") as file:
                 csv.DictWriter(file, self.columns, restval="").writerow(new)
-        for name, value in values.items():
-            self.board.add_scalar(name, value, iteration)  # type: ignore[no-untyped-call]
+        self.board.scalars(iteration, values)
 
     def _rewrite(self) -> None:
         with whole_file(self.path) as partial, partial.open("w", newline="") as file:
@@ -160,7 +178,38 @@ class NoLog(RunLog):
     def step(self, iteration: int, result: StepResult, lr: float) -> None: ...
     def validation(self, iteration: int, scores: dict[str, float]) -> None: ...
     def picture(self, iteration: int, name: str, image: NDArray[Any], *labels: NDArray[Any]) -> None: ...
-    def close(self) -> None: ...
+    def close(self, finished: bool = False) -> None: ...
+
+
+def log_test_scores(run: Path, scores: Scores) -> None:
+    """Show the scores of a run's test cases on its boards, beside its settings.
+
+    Nothing happens where `run` is no run folder, or where a case helped to train or to choose weights: its scores are
+    no test. A service whose package is missing here is left out with a note.
+    """
+    files = [run / name for name in ("config.yaml", "splits.json", "metrics.csv")]
+    if not all(path.is_file() for path in files) or not (run / "events").is_dir():
+        return
+    parts = json.loads(files[1].read_text(encoding="utf-8"))
+    if {score.case for score in scores} & {case for part in ("labelled", "unlabelled", "val") for case in parts[part]}:
+        return
+    config = parse(LoggingConfig, load_yaml(files[0].read_text(encoding="utf-8")).get("logging", {}), where="logging")
+    try:
+        board = open_boards(run, config)
+    except DeviceError as error:
+        print(f"test scores are shown in TensorBoard alone: {error}", file=sys.stderr)
+        board = open_boards(run, LoggingConfig())
+    last = max((int(row["step"]) for row in _read_rows(files[2])), default=0)
+    board.scalars(last, _test_means(scores))
+    board.close()
+
+
+def _test_means(scores: Scores) -> dict[str, float]:
+    """Means over cases, where they are defined, and how many classes were missed altogether."""
+    summary = summarise(scores)
+    means = {f"test/{metric}": getattr(summary.overall, metric).mean for metric in METRICS}
+    means |= {f"test/dice/{row.class_name}": row.dice.mean for row in summary.classes}
+    return {name: mean for name, mean in means.items() if mean is not None} | {"test/missed": summary.overall.missed}
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

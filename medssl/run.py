@@ -18,6 +18,7 @@ from pydantic import Field, SerializeAsAny, field_validator
 
 from medssl import __version__
 from medssl.augment import AugmentConfig
+from medssl.boards import LoggingConfig
 from medssl.config import Settings, merge, parse
 from medssl.data.cases import DatasetConfig
 from medssl.device import choose_precision
@@ -42,7 +43,7 @@ class ProtocolConfig(Settings):
 
 
 class RunConfig(Settings):
-    """Everything that decides a run."""
+    """Everything that decides a run, and by `logging` who is told about it."""
 
     name: str = ""
     """What reports call the method; empty: `method.name`. It tells variants of one method apart."""
@@ -53,6 +54,7 @@ class RunConfig(Settings):
     train: TrainConfig = TrainConfig()
     window: WindowConfig = WindowConfig()
     protocol: ProtocolConfig | None = None
+    logging: LoggingConfig = LoggingConfig()
 
     @field_validator("method", mode="before")
     @classmethod

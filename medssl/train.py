@@ -14,11 +14,12 @@ import numpy as np
 import torch
 
 from medssl.augment import Augment
+from medssl.boards import Setting, check_packages
 from medssl.checkpoint import load_checkpoint
-from medssl.config import dump
+from medssl.config import bundled, dump, merge
 from medssl.data.patches import PatchStream, TrainingData
 from medssl.data.prepared import PreparedDataset, read_prepared
-from medssl.data.splits import Split, read_split, write_split
+from medssl.data.splits import PARTS, Split, read_split, write_split
 from medssl.device import choose_device, prepare_device
 from medssl.distributed import gathered, is_first, joined, launch, launched, restarts
 from medssl.errors import ConfigError, DataError
@@ -30,8 +31,11 @@ from medssl.methods.base import Method
 from medssl.metrics import dice
 from medssl.networks import check_patch, count_parameters
 from medssl.parts import processes
-from medssl.run import RunConfig, build_method, environment, make_predictor
+from medssl.run import RunConfig, build_method, environment, make_predictor, parse_method
 from medssl.trainer import Trainer
+
+_MAY_CHANGE = ("name", "data.root", "data.splits", "train.workers", "train.save_every")
+"""Settings that a resumed run may change, as it may the `logging` section: nothing that it computes depends on them."""
 
 
 def train(
@@ -43,6 +47,7 @@ def train(
     until: int | None = None,
     memory: float | None = None,
     quiet: bool = False,
+    with_baseline: bool = False,
 ) -> Path:
     """Train a run to its end and return its folder.
 
@@ -51,27 +56,66 @@ def train(
         resume: go on from `out`'s last.pt; the settings must be those it was started with.
         until: stop, saved, after this step.
         memory: GiB of each device that a step may need; settings are changed until it does, see `medssl.memory.fit`.
+        with_baseline: then train the run of `baseline_of` in the same way, in `baseline_folder`.
 
     Raises:
         ConfigError: settings that do not fit the data, the method or the run that is resumed.
         OutOfMemoryError: no change makes a step fit into `memory`.
         DataError, DeviceError, DivergedError, Interrupted: as their names say.
     """
+    check_packages(config.logging)
     if memory is not None:
         config = fitting(config, memory, device=device, quiet=quiet)
+    runs = {out: config}
+    if with_baseline:
+        runs[baseline_folder(out)] = baseline_of(config)
     with joined(device) as chosen:
-        return _train(config, out, chosen, resume=resume or _is_ours(out), until=until, quiet=quiet)
+        resumed = {folder: resume or _is_ours(folder) for folder in runs}
+        for folder in runs:  # the baseline's too, before hours of training
+            _refuse_used(folder, resumed[folder])
+        for folder, settings in runs.items():
+            if folder != out and is_first() and not quiet:
+                print(f"baseline: {settings.method.name}, in {folder}", file=sys.stderr)
+            _train(settings, folder, chosen, resume=resumed[folder], until=until, quiet=quiet)
+    return out
 
 
-def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, until: int | None, quiet: bool) -> Path:
+def baseline_of(config: RunConfig) -> RunConfig:
+    """The same run on the labelled cases alone: data, network, augmentation, seed, steps and labelled patches stay.
+
+    Raises:
+        ConfigError: the run is supervised already.
+    """
+    if config.method.name == "supervised":
+        raise ConfigError("--with-baseline: method supervised is the baseline itself; train it without the option")
+    file = bundled("method/supervised.yaml")
+    if file is None:
+        raise ConfigError("configs/method/supervised.yaml: missing from the installation; install the package again")
+    changes = {
+        "method": parse_method(merge([file])["method"]),
+        "train": config.train.model_copy(update={"unlabelled_batch": 0}),
+        "window": config.window.model_copy(update={"network": "student"}),  # there is no teacher
+    }
+    return config.model_copy(update=changes)
+
+
+def baseline_folder(out: Path) -> Path:
+    """Where the baseline of the run in `out` is trained: beside it."""
+    out = out if out.name else out.resolve()
+    return out.with_name(f"{out.name}-baseline")
+
+
+def _refuse_used(out: Path, resume: bool) -> None:
+    if not resume and out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out}: not empty; go on with --resume, or choose another folder")
+
+
+def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, until: int | None, quiet: bool) -> None:
     data = open_data(config)
     trainer = make_trainer(config, out, device)
-    out_is_used = out.exists() and any(out.iterdir())
     if resume and (out / "last.pt").exists():
         _check_same(config, data.split, out)
         trainer.load(out / "last.pt")
-    elif out_is_used and not resume:
-        raise ConfigError(f"{out}: not empty; go on with --resume, or choose another folder")
     if len(set(gathered([trainer.iteration]))) > 1:  # also: nobody writes before all have looked
         raise DataError(f"{out}: the processes see different checkpoints; do all machines share this folder?")
     log: RunLog = NoLog()
@@ -80,15 +124,26 @@ def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, 
         dump(config.to_plain(), out / "config.yaml")
         write_split(out / "splits.json", data.split)
         write_json(out / "env.json", {**environment(), "launch": launch(), "processes": processes.count()})
-        log = RunLog(out, resumed_at=trainer.iteration, quiet=quiet)
+        log = RunLog(out, resumed_at=trainer.iteration, quiet=quiet, config=config.logging,
+                     settings=_shown(config, data.split))  # fmt: skip
 
-    labelled, unlabelled = make_streams(config, data)
+    finished = False
     try:
+        labelled, unlabelled = make_streams(config, data)
         validate = functools.partial(validate_cases, trainer, config, data, log)
         trainer.fit(labelled, unlabelled, validate, log, until)
+        finished = trainer.iteration >= config.train.iterations
     finally:
-        log.close()
-    return out
+        log.close(finished)
+
+
+def _shown(config: RunConfig, split: Split) -> dict[str, Setting]:
+    """What boards list of a run beside its scores. Lists become text, and what is not set is left out."""
+    plain = config.to_plain()
+    counts = {part: len(getattr(split, part)) for part in PARTS}
+    shown = {key: plain[key] for key in ("method", "train", "augment", "network")}
+    flat = _flat({"data": {"name": config.data.name, **counts}, **shown})
+    return {k: v if isinstance(v, Setting) else str(v) for k, v in flat.items() if v is not None}
 
 
 def fitting(config: RunConfig, memory: float, *, device: str = "auto", quiet: bool = False) -> RunConfig:
@@ -104,6 +159,7 @@ def fitting(config: RunConfig, memory: float, *, device: str = "auto", quiet: bo
 
 def dry_run(config: RunConfig, *, device: str = "auto") -> dict[str, Any]:
     """Resolve everything, run two batches from the middle of the run, write nothing; the facts come back."""
+    check_packages(config.logging)
     data = open_data(config)
     trainer = make_trainer(config, Path(), choose_device(device))
     labelled, unlabelled = make_streams(config, data)
@@ -240,8 +296,7 @@ def _check_same(config: RunConfig, split: Split, out: Path) -> None:
     if held.model_copy(update={"patients": split.patients}) != split:  # an old file has no patients; sha256 has them
         raise ConfigError(f"{out}: was started with another split (its splits.json); resume with that one")
     then, now = load_checkpoint(out / "last.pt")["config"], config.to_plain()
-    free = ("name", "data.root", "data.splits", "train.workers", "train.save_every")
-    changed = [key for key in _flat(now) if key not in free
+    changed = [key for key in _flat(now) if key not in _MAY_CHANGE and not key.startswith("logging.")
                and _flat(then).get(key) != _flat(now)[key]]  # fmt: skip
     if changed:
         lines = [f"  {key}: was {_flat(then).get(key)}, now {_flat(now)[key]}" for key in changed]

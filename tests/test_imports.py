@@ -109,6 +109,9 @@ def test_the_lowest_modules_import_only_each_other(module):
         ("nibabel", {"medssl.data.nifti"}),
         ("SimpleITK", {"medssl.data.nifti"}),
         ("typer", {"medssl.cli"}),
+        ("tensorboard", {"medssl.boards"}),
+        ("mlflow", {"medssl.boards"}),
+        ("wandb", {"medssl.boards"}),
     ],
 )
 def test_a_library_has_few_doors(package, allowed):

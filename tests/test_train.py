@@ -24,7 +24,7 @@ from medssl.device import available_cpus, prepare_device
 from medssl.errors import ConfigError, DataError, DivergedError, OutOfMemoryError
 from medssl.logs import read_metrics
 from medssl.run import RunConfig
-from medssl.train import dry_run, make_streams, make_trainer, open_data, train
+from medssl.train import baseline_folder, dry_run, make_streams, make_trainer, open_data, train
 from medssl.trainer import choose_workers
 
 
@@ -430,6 +430,79 @@ def test_a_run_from_before_patients_were_recorded_goes_on_and_learns_them(balls,
     train(config(), run, resume=True, until=2, quiet=True)
     subjects = {id: case.subject for id, case in read_prepared(balls[1]).cases.items()}
     assert json.loads((run / "splits.json").read_text())["patients"] == patients == subjects
+
+
+class TestWithBaseline:
+    """`--with-baseline`, as the command line calls it."""
+
+    @pytest.fixture
+    def files(self, balls, splits, tmp_path):
+        """A run that predicts by its teacher, as a user's file."""
+        settings = plain_settings(balls, splits, "mean_teacher", iterations=6, validate_every=3)
+        settings["method"]["consistency_weight"] = 0.3
+        dump({**settings, "window": {"network": "teacher"}}, tmp_path / "config.yaml")
+        return tmp_path
+
+    def medssl(self, files, *words):
+        from typer.testing import CliRunner
+
+        from medssl.cli import app
+
+        return CliRunner().invoke(app, ["train", str(files / "config.yaml"), "--out", str(files / "run"), "--quiet",
+                                        "--device", "cpu", *words])  # fmt: skip
+
+    def test_it_is_the_supervised_run_of_the_same_settings(self, files, balls, splits):
+        done = self.medssl(files, "--with-baseline")
+        assert done.exit_code == 0, done.output
+        assert f"its baseline in {files / 'run-baseline'}" in done.output.replace("\n", "")
+        one, two = (load_checkpoint(files / name / "last.pt") for name in ("run", "run-baseline"))
+        assert one["iteration"] == two["iteration"] == 6
+        assert two["config"]["method"]["name"] == "supervised"
+        changed = [key for key in one["config"] if one["config"][key] != two["config"][key]]
+        assert changed == ["method", "train", "window"]
+        assert two["config"]["train"] == {**one["config"]["train"], "unlabelled_batch": 0}
+        alone = train(parse(RunConfig, plain_settings(balls, splits, iterations=6, validate_every=3)),
+                      files / "alone", quiet=True)  # fmt: skip
+        assert all(torch.equal(value, two["method"][name]) for name, value in weights(alone).items())
+
+    def test_the_same_command_resumes_both(self, files):
+        assert self.medssl(files, "--with-baseline", "--until", "2").exit_code == 0
+        assert [load_checkpoint(files / f"{n}/last.pt")["iteration"] for n in ("run", "run-baseline")] == [2, 2]
+        assert self.medssl(files, "--resume", "--until", "6").exit_code == 0  # the run alone
+        assert self.medssl(files, "--with-baseline", "--resume").exit_code == 0
+        assert [load_checkpoint(files / f"{n}/last.pt")["iteration"] for n in ("run", "run-baseline")] == [6, 6]
+        steps = [row["step"] for row in read_metrics(files / "run-baseline" / "metrics.csv") if "lr" in row]
+        assert steps == [1, 2, 3, 4, 5, 6]
+
+    def test_a_report_takes_both(self, files):
+        from medssl.report import write_report
+
+        self.medssl(files, "--with-baseline")
+        page = write_report([files / "run", files / "run-baseline"], files / "report").read_text()
+        assert "mean_teacher, 2 labelled" in page
+        assert "supervised, 2 labelled" in page
+
+    def test_a_used_baseline_folder_is_found_before_the_run_is_trained(self, files):
+        (files / "run-baseline").mkdir()
+        (files / "run-baseline" / "notes.txt").write_text("mine")
+        done = self.medssl(files, "--with-baseline")
+        assert isinstance(done.exception, ConfigError)
+        assert "run-baseline: not empty" in str(done.exception)
+        assert not (files / "run").exists()
+
+    @pytest.mark.parametrize("words", [(), ("--dry-run",)])
+    def test_the_baseline_itself_has_none(self, files, balls, splits, words):
+        dump(plain_settings(balls, splits), files / "config.yaml")
+        done = self.medssl(files, "--with-baseline", *words)
+        assert isinstance(done.exception, ConfigError)
+        assert "supervised is the baseline itself" in str(done.exception)
+        assert not (files / "run").exists()
+
+
+def test_a_run_in_the_present_folder_has_its_baseline_beside_it(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    assert baseline_folder(Path()) == tmp_path / "run-baseline"
 
 
 class TestRefusals:

@@ -1,0 +1,296 @@
+"""Where a run's numbers and pictures are shown: TensorBoard always, MLflow and Weights & Biases where asked.
+
+Nothing here loads torch, so that an evaluation can add its scores. Nothing contacts a network unless the settings or
+the service's own environment variable say so.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, Protocol
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medssl.config import Settings
+from medssl.errors import DeviceError
+from medssl.files import write_json
+
+Setting = str | bool | int | float
+
+_SERVICES = ("mlflow", "wandb")
+_IDS = "boards.json"
+_END = ".end"  # the end of the name of an event file that holds the end of a session alone
+
+
+class LoggingConfig(Settings):
+    """The `logging` section: who is told about a run besides metrics.csv and TensorBoard. It may change on resuming."""
+
+    mlflow: bool = False
+    """Tell MLflow; needs `medssl[mlflow]`."""
+    mlflow_uri: str | None = None
+    """Its server or store. null: the one that MLFLOW_TRACKING_URI names, or else `mlflow.db` in the run folder."""
+    wandb: bool = False
+    """Tell Weights & Biases; needs `medssl[wandb]`."""
+    wandb_mode: Literal["offline", "online"] | None = None
+    """`offline` writes to the run folder, for `wandb sync`. null: what WANDB_MODE says, or else `offline`."""
+    project: str = "medssl"
+    """The experiment of MLflow and the project of Weights & Biases that runs are put into."""
+
+
+class Board(Protocol):
+    """What shows a run: its settings, numbers and pictures."""
+
+    def settings(self, values: Mapping[str, Setting]) -> None:
+        """Note what the run was told, under dotted names."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Note numbers of a step."""
+
+    def image(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
+        """Note a picture `(row, column, 3)` of a step."""
+
+    def close(self, finished: bool | None = None) -> None:
+        """Write everything, and note whether the training came to its end; None leaves its state as it was."""
+
+
+class TensorBoard:
+    """The run's `events` folder. In the HParams tab a run is one row: its settings, and the last value of each scalar.
+
+    TensorBoard keeps the first end of a session that it meets, so that end has a file of its own, which resuming takes
+    away.
+    """
+
+    def __init__(self, run: Path, resumed_at: int | None = None) -> None:
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self.folder = run / "events"
+        if resumed_at == 0:
+            shutil.rmtree(self.folder, ignore_errors=True)  # of a start that was cut before it saved
+        if resumed_at is not None:
+            for path in self.folder.glob(f"*{_END}"):
+                path.unlink()
+        self.writer = EventFileWriter(str(self.folder))
+        if resumed_at:
+            self._drop_from(resumed_at + 1)
+
+    def settings(self, values: Mapping[str, Setting]) -> None:
+        from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+
+        # Without a name of its own a group is named by its run; otherwise runs of equal settings would be averaged.
+        self._add(self.writer, 0, hparams_pb(dict(values), trial_id=""))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        self._add(self.writer, step, summary)
+
+    def image(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
+        from matplotlib.image import imsave
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        png = io.BytesIO()
+        imsave(png, image, format="png")
+        picture = Summary.Image(
+            height=image.shape[0], width=image.shape[1], colorspace=3, encoded_image_string=png.getvalue()
+        )
+        self._add(self.writer, step, Summary(value=[Summary.Value(tag=name, image=picture)]))
+
+    def close(self, finished: bool | None = None) -> None:
+        self.writer.close()
+        if finished is not None:
+            self._end(finished)
+
+    def _end(self, finished: bool) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        status = api_pb2.STATUS_SUCCESS if finished else api_pb2.STATUS_FAILURE
+        end = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
+        content = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(session_end_info=end))
+        value = Summary.Value(tag=metadata.SESSION_END_INFO_TAG, metadata=content, tensor=metadata.NULL_TENSOR)
+        writer = EventFileWriter(str(self.folder), filename_suffix=_END)
+        self._add(writer, 0, Summary(value=[value]))
+        writer.close()
+
+    def _drop_from(self, step: int) -> None:
+        """Have readers forget what a cut run noted from `step` on, for it will come again."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        start = SessionLog(status=SessionLog.START)
+        self.writer.add_event(Event(wall_time=time.time(), step=step, session_log=start))
+
+    def _add(self, writer: Any, step: int, summary: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+
+
+class MLflow:
+    """A run of MLflow, which stays the same one when the training is resumed."""
+
+    def __init__(self, run: Path, config: LoggingConfig, resumed_at: int | None = None) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when the package loads
+        from mlflow import MlflowClient
+
+        asked = config.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        store = run.resolve() / "mlflow.db"
+        self.client = MlflowClient(asked or f"sqlite:///{store.as_posix()}")
+        known = _read_ids(run).get("mlflow")
+        if known is None:
+            experiment = self._experiment(config.project, None if asked else (run.resolve() / "mlflow").as_uri())
+            known = self.client.create_run(experiment, run_name=run.resolve().name).info.run_id
+            _note_id(run, "mlflow", known)
+        elif resumed_at is not None:
+            self.client.update_run(known, status="RUNNING")
+        self.id = known
+
+    def _experiment(self, name: str, artifacts: str | None) -> str:
+        found = self.client.get_experiment_by_name(name)
+        return str(self.client.create_experiment(name, artifacts) if found is None else found.experiment_id)
+
+    def settings(self, values: Mapping[str, Setting]) -> None:
+        from mlflow.entities import Param
+
+        params = [Param(name, str(value)) for name, value in values.items()]
+        for start in range(0, len(params), 100):  # it takes no more at once
+            self.client.log_batch(self.id, params=params[start : start + 100])
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        now = int(1000 * time.time())
+        self.client.log_batch(self.id, metrics=[Metric(_plain(k), v, now, step) for k, v in values.items()])
+
+    def image(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
+        self.client.log_image(self.id, image, key=_plain(name), step=step)
+
+    def close(self, finished: bool | None = None) -> None:
+        if finished is not None:
+            self.client.set_terminated(self.id, "FINISHED" if finished else "KILLED")
+
+
+class WandB:
+    """A run of Weights & Biases, which stays the same one when the training is resumed."""
+
+    def __init__(self, run: Path, config: LoggingConfig, resumed_at: int | None = None) -> None:
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read when the package loads
+        import wandb
+
+        known = _read_ids(run).get("wandb")
+        if known is None:
+            known = uuid4().hex
+            _note_id(run, "wandb", known)
+        mode: Any = config.wandb_mode or os.environ.get("WANDB_MODE") or "offline"
+        settings = wandb.Settings(silent=True, console="off", disable_git=True, disable_code=True)
+        self.run = wandb.init(
+            project=config.project, name=run.resolve().name, id=known, resume="allow", mode=mode,
+            dir=str(run), settings=settings,
+        )  # fmt: skip
+        self.run.define_metric("step")
+        self.run.define_metric("*", step_metric="step")  # its own count of steps would refuse to go back
+
+    def settings(self, values: Mapping[str, Setting]) -> None:
+        self.run.config.update(dict(values), allow_val_change=True)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self.run.log({"step": step, **values})
+
+    def image(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
+        import wandb
+
+        self.run.log({"step": step, name: wandb.Image(image)})
+
+    def close(self, finished: bool | None = None) -> None:
+        self.run.finish(exit_code=1 if finished is False else 0)
+
+
+class Boards:
+    """All boards of a run as one. A service that fails later is left out with a warning: no training dies of it."""
+
+    def __init__(self, boards: Sequence[Board]) -> None:
+        self.boards = list(boards)
+
+    def settings(self, values: Mapping[str, Setting]) -> None:
+        self._tell(lambda board: board.settings(values))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._tell(lambda board: board.scalars(step, values))
+
+    def image(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
+        self._tell(lambda board: board.image(step, name, image))
+
+    def close(self, finished: bool | None = None) -> None:
+        self._tell(lambda board: board.close(finished))
+
+    def _tell(self, what: Callable[[Board], None]) -> None:
+        for board in list(self.boards):
+            try:
+                what(board)
+            except Exception as error:  # whatever a client of a service may raise
+                if isinstance(board, TensorBoard):
+                    raise
+                self.boards.remove(board)
+                print(f"{type(board).__name__} fails and is told nothing more: {error}", file=sys.stderr)
+
+
+def open_boards(run: Path, config: LoggingConfig, resumed_at: int | None = None) -> Boards:
+    """The boards of a run folder that exists.
+
+    Args:
+        resumed_at: the step from which on everything comes (again); None adds to a run without training it.
+
+    Raises:
+        DeviceError: a package is missing, or a service cannot be opened.
+    """
+    check_packages(config)
+    boards: list[Board] = [TensorBoard(run, resumed_at)]
+    for name, kind in (("mlflow", MLflow), ("wandb", WandB)):
+        if getattr(config, name):
+            try:
+                boards.append(kind(run, config, resumed_at))
+            except Exception as error:  # whatever a client of a service may raise
+                raise DeviceError(
+                    f"logging.{name}: cannot be opened: {error}\nMend it, or leave it out by --set logging.{name}=false"
+                ) from error
+    return Boards(boards)
+
+
+def check_packages(config: LoggingConfig) -> None:
+    """Refuse settings whose packages are not installed.
+
+    Raises:
+        DeviceError: naming the extra that brings what is missing.
+    """
+    for name in _SERVICES:
+        if getattr(config, name) and find_spec(name) is None:
+            raise DeviceError(
+                f"logging.{name}: the package {name} is not installed; pip install 'medssl[{name}]', "
+                f"or leave it out by --set logging.{name}=false"
+            )
+
+
+def _plain(name: str) -> str:
+    """A name with only such characters as MLflow allows."""
+    return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name)
+
+
+def _read_ids(run: Path) -> dict[str, str]:
+    path = run / _IDS
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+def _note_id(run: Path, service: str, id: str) -> None:
+    """Remember under which id a service knows a run."""
+    write_json(run / _IDS, {**_read_ids(run), service: id})
