@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 from medssl.errors import DataError
 from medssl.files import whole_file
 from medssl.progress import progress_bar
+from medssl.watchman import Watchman
 
 PLAIN_SECONDS = 10.0
 """Off a terminal, the least time between two progress lines."""
@@ -29,9 +31,14 @@ _COLOURS = np.array([[0, 0, 0], [230, 75, 60], [60, 160, 230], [90, 200, 110], [
 
 
 class RunLog:
-    """Writes one run's scalars and pictures; rows after `resumed_at` are dropped, for they will come again."""
+    """Writes one run's scalars and pictures; rows after `resumed_at` are dropped, for they will come again.
 
-    def __init__(self, run: Path, *, resumed_at: int = 0, quiet: bool = False) -> None:
+    Where a watchman is given, it looks at every row; what it says is printed even when the rest is quiet.
+    """
+
+    def __init__(
+        self, run: Path, *, resumed_at: int = 0, quiet: bool = False, watchman: Watchman | None = None
+    ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.path, self.quiet = run / "metrics.csv", quiet
@@ -40,6 +47,10 @@ class RunLog:
         self._rewrite()
         self.board = SummaryWriter(str(run / "events"), purge_step=resumed_at + 1)  # type: ignore[no-untyped-call]
         self.dice = next((float(row["val/dice"]) for row in reversed(self.rows) if "val/dice" in row), math.nan)
+        self.watchman = watchman
+        if watchman is not None:
+            for values in read_metrics(self.path):
+                watchman.look(values)
         self._bar: Any = None
         self._task: Any = None
         self._waiting: tuple[int, list[str], Readback, dict[str, float]] | None = None
@@ -86,7 +97,15 @@ class RunLog:
         (iteration, names, packed, facts), self._waiting = self._waiting, None
         values = dict(zip(names, packed.tolist(), strict=True))
         self._write(iteration, {**values, **facts})
+        for words in [] if self.watchman is None else self.watchman.look(values):
+            self._warn(iteration, words)
         self._show(iteration, " ".join(f"{k.split('/')[1]} {v:.3f}" for k, v in values.items() if "loss/" in k))
+
+    def canaries(self, iteration: int, scores: dict[str, float]) -> None:
+        """Note how pseudo-labels score on the canaries."""
+        self.flush()
+        self._write(iteration, {f"canary/{k}": v for k, v in scores.items()})
+        self._noted, self._noted_at = time.monotonic(), iteration
 
     def validation(self, iteration: int, scores: dict[str, float]) -> None:
         """Note the scores of a validation."""
@@ -126,8 +145,13 @@ class RunLog:
         for name, value in values.items():
             self.board.add_scalar(name, value, iteration)  # type: ignore[no-untyped-call]
 
+    def _warn(self, iteration: int, words: str) -> None:
+        self.board.add_text("warning", words, iteration)  # type: ignore[no-untyped-call]
+        say = partial(print, file=sys.stderr, flush=True) if self._bar is None else self._bar.console.print
+        say(f"warning, step {iteration}: {words}")
+
     def _rewrite(self) -> None:
-        with whole_file(self.path) as partial, partial.open("w", newline="") as file:
+        with whole_file(self.path) as unfinished, unfinished.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns, restval="")
             writer.writeheader()
             writer.writerows(self.rows)
@@ -158,6 +182,7 @@ class NoLog(RunLog):
     def advance(self, iteration: int) -> None: ...
     def flush(self) -> None: ...
     def step(self, iteration: int, result: StepResult, lr: float) -> None: ...
+    def canaries(self, iteration: int, scores: dict[str, float]) -> None: ...
     def validation(self, iteration: int, scores: dict[str, float]) -> None: ...
     def picture(self, iteration: int, name: str, image: NDArray[Any], *labels: NDArray[Any]) -> None: ...
     def close(self) -> None: ...
