@@ -46,6 +46,9 @@ class BCP(Method):
         a pseudo-labelled voxel counts `alpha` times, as the paper can also be read."""
         pretrain: float = Field(2 / 17, ge=0, lt=1)
         """Share of the run that pastes labelled pairs only."""
+        pretrain_loss: Literal["whole", "sides"] = "whole"
+        """`whole`: over whole patches, as released for left atrium and pancreas. `sides`: each side of the box by
+        itself, and both count alike, as released for ACDC."""
         ema_decay: float = Field(0.99, ge=0, lt=1)
         """Constant in stage two; the teacher starts it as a copy of the student."""
         largest_component: bool = True
@@ -84,12 +87,14 @@ class BCP(Method):
         return progress.fraction < self.config.pretrain
 
     def pretrain_step(self, labelled: Sample, box: Tensor) -> StepResult:
-        """Each half of the labelled batch is pasted into the other; the loss is over whole patches."""
+        """Each half of the labelled batch is pasted into the other."""
         half = len(labelled) // 2
         first, second = labelled[:half], labelled[half:]
         mixed = concat(paste(inside=first, outside=second, box=box), paste(inside=second, outside=first, box=box))
-        loss = dice_ce(self.pair.student(mixed.image), mixed.target, dice=self.config.dice)
-        return StepResult({"pretrain": loss})
+        logits = self.pair.student(mixed.image)
+        if self.config.pretrain_loss == "sides":
+            return StepResult({"pretrain": self.mixed_loss(logits, mixed, box)})
+        return StepResult({"pretrain": dice_ce(logits, mixed.target, dice=self.config.dice)})
 
     def pseudo_label(self, image: Tensor) -> Sample:
         """The teacher's classes on unpasted patches, cleaned, each voxel trusted `alpha`."""

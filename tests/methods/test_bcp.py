@@ -9,7 +9,7 @@ from torch import nn
 from medssl.methods import METHODS
 from medssl.parts.losses import dice_ce
 from medssl.parts.mix import paste, random_box
-from medssl.parts.sample import Progress, Sample, TrainBatch
+from medssl.parts.sample import Progress, Sample, TrainBatch, concat
 from medssl.parts.schedules import generator
 from medssl.run import parse_method
 
@@ -145,3 +145,16 @@ def test_the_gap_looks_at_unlabelled_voxels_only():
     data = TrainBatch(data.image, torch.ones_like(data.label), data.unlabelled, data.seeds)
     stats = method.step(data, LATER, generator(0)).stats
     assert stats["gap"] == stats["pseudo/2"] == stats["prior/1"] == 1
+
+
+def test_pretraining_by_sides_scores_each_as_if_it_were_alone():
+    method, data = build(pretrain=0.5, pretrain_loss="sides"), batch()
+    loss = method.step(data, Progress(0, 100), generator(0)).losses["pretrain"]
+    box = random_box(SHAPE, 2 / 3, generator(0))
+    one, two = (Sample.of(data.image[i : i + 1], data.label[i : i + 1]) for i in (0, 1))
+    mixed = concat(paste(inside=one, outside=two, box=box), paste(inside=two, outside=one, box=box))
+    logits, side = method.pair.student(mixed.image), box.expand_as(mixed.target).float()
+    expected = dice_ce(logits, mixed.target, side, dice="linear") + dice_ce(
+        logits, mixed.target, 1 - side, dice="linear"
+    )
+    torch.testing.assert_close(loss, expected)
