@@ -59,6 +59,9 @@ class Board(Protocol):
     def image(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
         """Note a picture `(row, column, 3)` of a step."""
 
+    def text(self, step: int, name: str, words: str) -> None:
+        """Note a sentence."""
+
     def close(self, finished: bool | None = None) -> None:
         """Write everything, and note whether the training came to its end; None leaves its state as it was."""
 
@@ -105,6 +108,15 @@ class TensorBoard:
             height=image.shape[0], width=image.shape[1], colorspace=3, encoded_image_string=png.getvalue()
         )
         self._add(self.writer, step, Summary(value=[Summary.Value(tag=name, image=picture)]))
+
+    def text(self, step: int, name: str, words: str) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.plugins.text.metadata import create_summary_metadata
+        from tensorboard.util.tensor_util import make_tensor_proto
+
+        about = create_summary_metadata(name, "")
+        value = Summary.Value(tag=name, metadata=about, tensor=make_tensor_proto([words.encode()]))
+        self._add(self.writer, step, Summary(value=[value]))
 
     def close(self, finished: bool | None = None) -> None:
         self.writer.close()
@@ -176,6 +188,9 @@ class MLflow:
     def image(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
         self.client.log_image(self.id, image, key=_plain(name), step=step)
 
+    def text(self, step: int, name: str, words: str) -> None:
+        self.client.set_tag(self.id, f"{name}.{step}", words)
+
     def close(self, finished: bool | None = None) -> None:
         if finished is not None:
             self.client.set_terminated(self.id, "FINISHED" if finished else "KILLED")
@@ -212,6 +227,9 @@ class WandB:
 
         self.run.log({"step": step, name: wandb.Image(image)})
 
+    def text(self, step: int, name: str, words: str) -> None:
+        self.run.log({"step": step, name: words})
+
     def close(self, finished: bool | None = None) -> None:
         self.run.finish(exit_code=1 if finished is False else 0)
 
@@ -230,6 +248,9 @@ class Boards:
 
     def image(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
         self._tell(lambda board: board.image(step, name, image))
+
+    def text(self, step: int, name: str, words: str) -> None:
+        self._tell(lambda board: board.text(step, name, words))
 
     def close(self, finished: bool | None = None) -> None:
         self._tell(lambda board: board.close(finished))

@@ -283,6 +283,19 @@ def report(
 
 
 @app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Tell of this one: source, equations, settings.")] = None,
+) -> None:
+    """List the methods: source, networks, and what a step costs."""
+    from medssl.catalogue import describe, entries, print_entries
+
+    if name is None:
+        print_entries(entries())
+    else:
+        print(describe(name))
+
+
+@app.command()
 def bench(
     config: Annotated[Path, typer.Argument(help="configs/bench/NAME.yaml.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for runs, table and report.")] = Path("bench"),

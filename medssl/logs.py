@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from medssl.files import whole_file
 from medssl.metrics import METRICS
 from medssl.progress import progress_bar
 from medssl.scores import Scores, summarise
+from medssl.watchman import Watchman
 
 PLAIN_SECONDS = 10.0
 """Off a terminal, the least time between two progress lines."""
@@ -36,7 +38,8 @@ _COLOURS = np.array([[0, 0, 0], [230, 75, 60], [60, 160, 230], [90, 200, 110], [
 class RunLog:
     """Writes one run's scalars and pictures; rows after `resumed_at` are dropped, for they will come again.
 
-    `settings` are what boards list beside the run's scores.
+    `settings` are what boards list beside the run's scores. Where a watchman is given, it looks at every row; what it
+    says is printed even when the rest is quiet.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class RunLog:
         quiet: bool = False,
         config: LoggingConfig | None = None,
         settings: Mapping[str, Setting] | None = None,
+        watchman: Watchman | None = None,
     ) -> None:
         self.path, self.quiet = run / "metrics.csv", quiet
         self.rows = [row for row in _read_rows(self.path) if int(row["step"]) <= resumed_at]
@@ -57,6 +61,10 @@ class RunLog:
             self.board.settings(settings)
         validated = [float(row["val/dice"]) for row in self.rows if "val/dice" in row]
         self.dice, self.best = (validated[-1], max(validated)) if validated else (math.nan, -1.0)
+        self.watchman = watchman
+        if watchman is not None:
+            for seen in read_metrics(self.path):
+                watchman.look(seen)
         self._bar: Any = None
         self._task: Any = None
         self._waiting: tuple[int, list[str], Readback, dict[str, float]] | None = None
@@ -103,7 +111,15 @@ class RunLog:
         (iteration, names, packed, facts), self._waiting = self._waiting, None
         values = dict(zip(names, packed.tolist(), strict=True))
         self._write(iteration, {**values, **facts})
+        for words in [] if self.watchman is None else self.watchman.look(values):
+            self._warn(iteration, words)
         self._show(iteration, " ".join(f"{k.split('/')[1]} {v:.3f}" for k, v in values.items() if "loss/" in k))
+
+    def canaries(self, iteration: int, scores: dict[str, float]) -> None:
+        """Note how pseudo-labels score on the canaries."""
+        self.flush()
+        self._write(iteration, {f"canary/{k}": v for k, v in scores.items()})
+        self._noted, self._noted_at = time.monotonic(), iteration
 
     def validation(self, iteration: int, scores: dict[str, float]) -> None:
         """Note the scores of a validation."""
@@ -144,8 +160,13 @@ class RunLog:
                 csv.DictWriter(file, self.columns, restval="").writerow(new)
         self.board.scalars(iteration, values)
 
+    def _warn(self, iteration: int, words: str) -> None:
+        self.board.text(iteration, "warning", words)
+        say = partial(print, file=sys.stderr, flush=True) if self._bar is None else self._bar.console.print
+        say(f"warning, step {iteration}: {words}")
+
     def _rewrite(self) -> None:
-        with whole_file(self.path) as partial, partial.open("w", newline="") as file:
+        with whole_file(self.path) as unfinished, unfinished.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns, restval="")
             writer.writeheader()
             writer.writerows(self.rows)
@@ -176,6 +197,7 @@ class NoLog(RunLog):
     def advance(self, iteration: int) -> None: ...
     def flush(self) -> None: ...
     def step(self, iteration: int, result: StepResult, lr: float) -> None: ...
+    def canaries(self, iteration: int, scores: dict[str, float]) -> None: ...
     def validation(self, iteration: int, scores: dict[str, float]) -> None: ...
     def picture(self, iteration: int, name: str, image: NDArray[Any], *labels: NDArray[Any]) -> None: ...
     def close(self, finished: bool = False) -> None: ...

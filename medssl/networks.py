@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -86,7 +87,22 @@ def make_network(config: NetworkConfig, channels: int, classes: int) -> nn.Modul
             strides=[(1, 1, 1), *strides], upsample_kernel_size=strides, norm_name=norm[config.norm],
             dropout=config.dropout or None,
         )  # fmt: skip
+    for block in _decoder(net):
+        block.decodes = True  # type: ignore[assignment]  # for methods that perturb features
     return net
+
+
+def _decoder(net: nn.Module) -> Iterator[nn.Module]:
+    """The blocks of a MONAI U-Net that put coarse and skipped features together."""
+    from monai.networks.blocks import UnetUpBlock
+    from monai.networks.layers.simplelayers import SkipConnection
+
+    for module in net.modules():
+        if isinstance(module, UnetUpBlock):
+            yield module
+        elif isinstance(module, nn.Sequential):
+            layers = list(module)
+            yield from (after for skip, after in pairwise(layers) if isinstance(skip, SkipConnection))
 
 
 def checkpoint_activations(net: nn.Module) -> None:

@@ -26,7 +26,7 @@ from medssl.errors import ConfigError
 from medssl.methods import METHODS
 from medssl.methods.base import Method, MethodConfig
 from medssl.networks import NetworkConfig, check_patch, make_network
-from medssl.predictor import Predictor, WindowConfig, chosen_networks
+from medssl.predictor import Predictor, Which, WindowConfig, chosen_networks
 from medssl.trainer import TrainConfig
 
 
@@ -90,9 +90,11 @@ def build_method(config: RunConfig) -> Method:
     return METHODS[config.method.name](config.method, lambda: make_network(config.network, channels, classes))
 
 
-def make_predictor(method: Method, config: RunConfig, device: torch.device) -> Predictor:
-    """The predictor of a method in memory, as its settings say."""
-    networks = chosen_networks(method, config.window.network)
+def make_predictor(
+    method: Method, config: RunConfig, device: torch.device, *, network: Which | None = None
+) -> Predictor:
+    """The predictor of a method in memory, as its settings say; `network` wins over them."""
+    networks = chosen_networks(method, network or config.window.network)
     data, precision = config.data, choose_precision(config.train.precision, device)
     check_patch(config.window.patch or config.train.patch, config.network)
     return Predictor(networks, data.recipe, config.window, patch=config.train.patch, channels=len(data.channels),

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,10 @@ from medssl.methods.base import Method
 from medssl.metrics import dice
 from medssl.networks import check_patch, count_parameters
 from medssl.parts import processes
+from medssl.predictor import Predictor, Which
 from medssl.run import RunConfig, build_method, environment, make_predictor, parse_method
 from medssl.trainer import Trainer
+from medssl.watchman import ROWS, Watchman
 
 _MAY_CHANGE = ("name", "data.root", "data.splits", "train.workers", "train.save_every")
 """Settings that a resumed run may change, as it may the `logging` section: nothing that it computes depends on them."""
@@ -124,8 +127,9 @@ def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, 
         dump(config.to_plain(), out / "config.yaml")
         write_split(out / "splits.json", data.split)
         write_json(out / "env.json", {**environment(), "launch": launch(), "processes": processes.count()})
+        rows = max(ROWS, config.train.iterations // config.train.log_every // 10)  # a tenth of the run
         log = RunLog(out, resumed_at=trainer.iteration, quiet=quiet, config=config.logging,
-                     settings=_shown(config, data.split))  # fmt: skip
+                     settings=_shown(config, data.split), watchman=Watchman(config.data.classes, rows))  # fmt: skip
 
     finished = False
     try:
@@ -213,7 +217,7 @@ def make_streams(config: RunConfig, data: TrainingData) -> tuple[PatchStream, Pa
     """Labelled and, where the method looks at them, unlabelled patches."""
     train, split = config.train, data.split
     stream = functools.partial(PatchStream, data, patch=train.patch)
-    labelled = stream(split.labelled, seed=(train.seed, 0), labels=True, foreground=train.foreground)
+    labelled = stream(learned_cases(config, data), seed=(train.seed, 0), labels=True, foreground=train.foreground)
     if not METHODS[config.method.name].needs_unlabelled:
         return labelled, None
     if not split.unlabelled:
@@ -221,23 +225,58 @@ def make_streams(config: RunConfig, data: TrainingData) -> tuple[PatchStream, Pa
     return labelled, stream(split.unlabelled, seed=(train.seed, 1), labels=False)
 
 
+def canary_cases(config: RunConfig, data: TrainingData) -> list[str]:
+    """The labelled cases that `train.canaries` keeps out of training, drawn by the run's seed."""
+    order = np.random.default_rng((config.train.seed, 5)).permutation(len(data.split.labelled))
+    return [data.split.labelled[place] for place in order[: config.train.canaries]]
+
+
+def learned_cases(config: RunConfig, data: TrainingData) -> list[str]:
+    """The labelled cases to learn from: all but those of the canaries' patients.
+
+    Raises:
+        ConfigError: none is left.
+    """
+    held = {data.subject(id) for id in canary_cases(config, data)}
+    learned = [id for id in data.split.labelled if data.subject(id) not in held]
+    if not learned:
+        raise ConfigError(
+            f"train.canaries {config.train.canaries}: no labelled case is left to learn from; the split has "
+            f"{len(data.split.labelled)}, of {len({data.subject(id) for id in data.split.labelled})} patients"
+        )
+    return learned
+
+
 def validate_cases(trainer: Trainer, config: RunConfig, data: TrainingData, log: RunLog) -> dict[str, float]:
     """Mean foreground Dice over the validation cases, by sliding window on the prepared grid.
 
+    The canaries are scored on the way.
+    """
+    if canaries := canary_cases(config, data):
+        which: Which = "teacher" if trainer.method.teachers() else "student"
+        teacher = make_predictor(trainer.method, config, trainer.device, network=which)
+        log.canaries(trainer.iteration, score_cases(teacher, data, canaries, "canary", trainer.iteration, log))
+    predictor = make_predictor(trainer.method, config, trainer.device)
+    return score_cases(predictor, data, data.split.val, "val", trainer.iteration, log)
+
+
+def score_cases(
+    predictor: Predictor, data: TrainingData, ids: Sequence[str], part: str, iteration: int, log: RunLog
+) -> dict[str, float]:
+    """Mean foreground Dice over labelled or validation cases, and by class; empty where there is no case.
+
     A class absent in both reference and prediction is left out of a case's mean. Processes share the cases.
     """
-    predictor = make_predictor(trainer.method, config, trainer.device)
-    names = config.data.classes[1:]
+    names = predictor.classes[1:]
     scores: list[tuple[int, list[float | None]]] = []
-    mine = list(enumerate(data.split.val))[processes.rank() :: processes.count()]
-    for number, id in mine:
+    for number, id in list(enumerate(ids))[processes.rank() :: processes.count()]:
         image, reference = np.asarray(data.image(id)[...]), np.asarray(data.label(id)[...])
         prediction = predictor.probabilities(image).argmax(0)
         per_class = [dice(prediction == value, reference == value) for value in range(1, len(names) + 1)]
         scores.append((number, per_class))
         if number == 0:
             middle = int(np.argmax((reference > 0).sum((0, 1))))
-            log.picture(trainer.iteration, f"val/{id}", image[0, :, :, middle], reference[:, :, middle],
+            log.picture(iteration, f"{part}/{id}", image[0, :, :, middle], reference[:, :, middle],
                         prediction[:, :, middle])  # fmt: skip
     table = [per_class for _, per_class in sorted(gathered(scores), key=lambda row: row[0])]
     columns = [[value for value in column if value is not None] for column in zip(*table, strict=True)]

@@ -20,7 +20,7 @@ from medssl.config import Settings
 from medssl.data.patches import Patches, PatchStream
 from medssl.device import Precision, Readback, autocast, available_cpus, choose_precision
 from medssl.distributed import StopVote, here, is_first, wait_for_all
-from medssl.ema import ema_update
+from medssl.ema import ema_update, lag
 from medssl.errors import DivergedError, Interrupted
 from medssl.logs import RunLog
 from medssl.methods.base import Method, StepResult
@@ -72,6 +72,9 @@ class TrainConfig(Settings):
     workers: NonNegativeInt | None = None
     """Readers of patches in each process. null: none on the CPU; on a GPU two threads for volumes in memory, and up
     to eight processes for larger sets."""
+    canaries: NonNegativeInt = 0
+    """Labelled cases that are kept out of training, with all scans of their patients: at each validation the teacher's
+    prediction of them is scored, as a direct look at how good pseudo-labels are."""
     validate_every: PositiveInt | None = None
     """Steps between validations; null divides the run into ten."""
     save_every: PositiveInt | None = None
@@ -137,7 +140,8 @@ class Trainer:
                 log.advance(self.iteration)
                 if self.iteration % config.log_every == 0 or self.iteration == 1:
                     self.check(lambda step: _cases(labelled, unlabelled, config, step))
-                    log.step(self.iteration, averaged(result), lr)
+                    result = averaged(result)
+                    log.step(self.iteration, StepResult(result.losses, {**result.stats, **self.lags()}), lr)
                 if self.iteration % every == 0 or self.iteration == config.iterations:
                     self.validate(validate, log)
                     self.save("last.pt")
@@ -194,6 +198,11 @@ class Trainer:
             loss = torch.stack(list(result.losses.values())).sum() / parts
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         return result
+
+    def lags(self) -> dict[str, Tensor]:
+        """How far each teacher was left behind by the last step; none for one that copies its students."""
+        follows = self.method.followers(Progress(self.iteration - 1, self.config.iterations))
+        return {f"lag/{number}": lag(f.teacher, f.students) for number, f in enumerate(follows) if f.decay > 0}
 
     @property
     def lr(self) -> float:

@@ -51,7 +51,9 @@ def test_help_and_version_answer_at_once():
     assert done.stdout.startswith("medssl 0.")
 
 
-@pytest.mark.parametrize("command", ["check", "prepare", "split", "train", "predict", "evaluate", "report", "demo"])
+@pytest.mark.parametrize(
+    "command", ["check", "prepare", "split", "train", "predict", "evaluate", "report", "methods", "demo"]
+)
 def test_every_command_explains_itself(command):
     done = CliRunner().invoke(app, [command, "--help"])
     assert done.exit_code == 0

@@ -3,7 +3,7 @@ import copy
 import torch
 from torch import nn
 
-from medssl.ema import ema_update
+from medssl.ema import ema_update, lag
 
 
 @torch.no_grad()
@@ -48,3 +48,15 @@ def test_same_students_twice_is_the_student_once():
     ema_update(one, [student], decay=0.9)
     ema_update(two, [student, student], decay=0.9)
     torch.testing.assert_close(one.weight, two.weight)
+
+
+def test_lag_is_the_distance_to_the_mean_student_in_units_of_its_length():
+    one, two, teacher = (nn.Linear(2, 1, bias=False) for _ in range(3))
+    with torch.no_grad():
+        one.weight.copy_(torch.tensor([[2.0, 4.0]]))
+        two.weight.copy_(torch.tensor([[4.0, 4.0]]))
+        teacher.weight.copy_(torch.tensor([[3.0, 3.0]]))
+    torch.testing.assert_close(lag(teacher, [one, two]), torch.tensor(1 / 5))
+    assert one.weight.tolist() == [[2.0, 4.0]]
+    ema_update(teacher, [one], decay=0)
+    assert lag(teacher, [one]) == 0

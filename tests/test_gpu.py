@@ -87,7 +87,7 @@ def test_augmentation_is_that_of_the_cpu_and_never_waits(preset):
     assert (moved[1].cpu() == here[1]).float().mean() > 0.999
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"uamt"}))  # its dropout is drawn by the device
 def test_same_losses_as_the_cpu(settings, tmp_path, method):
     config = settings(method, network={"dropout": 0.0}, precision="fp32", tf32=False, optimizer="sgd")
     losses = []

@@ -23,8 +23,18 @@ from medssl.data.splits import make_split, write_split
 from medssl.device import available_cpus, prepare_device
 from medssl.errors import ConfigError, DataError, DivergedError, OutOfMemoryError
 from medssl.logs import read_metrics
+from medssl.methods import METHODS
 from medssl.run import RunConfig
-from medssl.train import baseline_folder, dry_run, make_streams, make_trainer, open_data, train
+from medssl.train import (
+    baseline_folder,
+    canary_cases,
+    dry_run,
+    learned_cases,
+    make_streams,
+    make_trainer,
+    open_data,
+    train,
+)
 from medssl.trainer import choose_workers
 
 
@@ -61,7 +71,7 @@ def weights(run):
     return load_checkpoint(run / "last.pt")["method"]
 
 
-@pytest.mark.parametrize("method", ["supervised", "mean_teacher", "bcp"])
+@pytest.mark.parametrize("method", ["supervised", "mean_teacher", "uamt", "cps", "fixmatch", "bcp"])
 def test_seventeen_steps_and_twenty_three_more_are_forty(config, tmp_path, method):
     settings = config(method)
     straight = train(settings, tmp_path / "straight", quiet=True)
@@ -86,7 +96,7 @@ def test_run_folder_tells_everything(config, balls, tmp_path):
     assert not [name for name in names if "partial" in name]
     rows = read_metrics(run / "metrics.csv")
     assert [row["step"] for row in rows if "val/dice" in row] == [10, 20, 30, 40]
-    assert {"loss/pretrain", "loss/in", "loss/out", "stat/pseudo_foreground"} <= {key for row in rows for key in row}
+    assert {"loss/pretrain", "loss/in", "loss/out", "stat/pseudo/2", "stat/gap"} <= {key for row in rows for key in row}
     assert json.loads((run / "env.json").read_text())["torch"] == torch.__version__
     assert list((run / "events").iterdir())
     best = load_checkpoint(run / "best.pt")
@@ -575,3 +585,43 @@ def test_labelled_and_unlabelled_patches_differ(config, balls):
     assert batch.image.shape == batch.unlabelled.shape == (4, 1, 12, 12, 8)
     assert len(np.unique(batch.image.numpy().round(4))) > 100
     assert not torch.equal(batch.image, batch.unlabelled)
+
+
+def test_canaries_train_nobody_and_score_the_teacher(config, balls, tmp_path):
+    """With another case's label for the canary, weights stay the same and its score does not."""
+    one = train(config("mean_teacher", canaries=1, iterations=10), tmp_path / "one", quiet=True)
+    settings = config("mean_teacher", canaries=1, iterations=10)
+    data = open_data(settings)
+    (canary,), (learned,) = canary_cases(settings, data), learned_cases(settings, data)
+    assert {canary, learned} == set(data.split.labelled)
+    labelled, _ = make_streams(settings, data)
+    assert labelled.ids == (learned,)
+
+    prepared = tmp_path / "prepared"
+    shutil.copytree(balls[1], prepared)
+    cases = prepared / "cases"
+    shutil.copy(cases / data.split.val[0] / "label.b2nd", cases / canary / "label.b2nd")
+    moved = settings.model_copy(update={"data": settings.data.model_copy(update={"root": prepared})})
+    two = train(moved, tmp_path / "two", quiet=True)
+    ours, theirs = weights(one), weights(two)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    rows = [[row for row in read_metrics(run / "metrics.csv") if "canary/dice" in row] for run in (one, two)]
+    assert [row["step"] for row in rows[0]] == [10]
+    assert rows[0][0]["canary/dice"] != rows[1][0]["canary/dice"]
+
+
+def test_canaries_leave_somebody_to_learn_from(config, tmp_path):
+    with pytest.raises(ConfigError, match=r"train\.canaries 2: no labelled case is left"):
+        train(config("mean_teacher", canaries=2), tmp_path / "run", quiet=True)
+
+
+def test_a_run_says_what_seems_wrong_once_even_when_it_is_quiet(config, tmp_path, capsys):
+    method = {"name": "mean_teacher", "consistency_weight": 0.0}
+    settings = config("mean_teacher", iterations=40)
+    settings = settings.model_copy(update={"method": parse(METHODS["mean_teacher"].Config, method)})
+    train(settings, tmp_path / "run", until=30, quiet=True)
+    first = capsys.readouterr().err
+    assert first.count("loss/consistency has been exactly 0") == 1
+    assert "warning, step 20: " in first
+    train(settings, tmp_path / "run", resume=True, quiet=True)
+    assert "loss/consistency" not in capsys.readouterr().err

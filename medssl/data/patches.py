@@ -67,6 +67,10 @@ class TrainingData:
         """
         return self._labelled_case(id).centres()
 
+    def subject(self, id: str) -> str:
+        """The patient of a training or validation case."""
+        return self._case(id).subject
+
     def _labelled_case(self, id: str) -> PreparedCase:
         if id not in self.split.labelled and id not in self.split.val:
             raise DataError(f"case {id}: training may not read its label, it is {self.split.part_of(id) or 'unlisted'}")

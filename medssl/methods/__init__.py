@@ -2,11 +2,17 @@
 
 from medssl.methods.base import Method
 from medssl.methods.bcp import BCP
+from medssl.methods.cps import CPS
+from medssl.methods.fixmatch import FixMatch
 from medssl.methods.mean_teacher import MeanTeacher
 from medssl.methods.supervised import Supervised
+from medssl.methods.uamt import UAMT
 
 METHODS: dict[str, type[Method]] = {
     "supervised": Supervised,
     "mean_teacher": MeanTeacher,
+    "uamt": UAMT,
+    "cps": CPS,
+    "fixmatch": FixMatch,
     "bcp": BCP,
 }

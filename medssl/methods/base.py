@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from medssl.config import Settings
+from medssl.methods.inside import with_dropout
 from medssl.parts.sample import Progress, TrainBatch
 
 MakeNet = Callable[[], nn.Module]
@@ -88,10 +89,14 @@ class Pair(nn.Module):
         self.student = make_net()
         self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
 
-    def taught(self, image: Tensor) -> Tensor:
-        """The teacher's logits, `(B, M, X, Y, Z)` to `(B, C, X, Y, Z)`, without a trace for gradients."""
+    def taught(self, image: Tensor, *, dropout: Sequence[int] | None = None) -> Tensor:
+        """The teacher's logits, `(B, M, X, Y, Z)` to `(B, C, X, Y, Z)`, without a trace for gradients.
+
+        Args:
+            dropout: one seed per volume, for a teacher whose dropout is live; by default it is off.
+        """
         with torch.inference_mode():
-            logits = self.teacher(image)
+            logits = self.teacher(image) if dropout is None else with_dropout(self.teacher, image, dropout)
         return cast(Tensor, logits).clone()  # a normal tensor again, which losses may save
 
     def train(self, mode: bool = True) -> Pair:

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from medssl.methods.base import Follow, MakeNet, Method, MethodConfig, Pair, StepResult
+from medssl.parts.gauges import gap, gauges
 from medssl.parts.losses import DiceForm, cross_entropy, dice_ce, dice_loss
 from medssl.parts.mix import paste, random_box
 from medssl.parts.pseudo import largest_component, likeliest
@@ -45,6 +46,9 @@ class BCP(Method):
         a pseudo-labelled voxel counts `alpha` times, as the paper can also be read."""
         pretrain: float = Field(2 / 17, ge=0, lt=1)
         """Share of the run that pastes labelled pairs only."""
+        pretrain_loss: Literal["whole", "sides"] = "whole"
+        """`whole`: over whole patches, as released for left atrium and pancreas. `sides`: each side of the box by
+        itself, and both count alike, as released for ACDC."""
         ema_decay: float = Field(0.99, ge=0, lt=1)
         """Constant in stage two; the teacher starts it as a copy of the student."""
         largest_component: bool = True
@@ -71,9 +75,11 @@ class BCP(Method):
         outward = paste(inside=i, outside=q, box=box)
         logits = self.pair.student(torch.cat([inward.image, outward.image]))
         logits_in, logits_out = logits.split([len(inward), len(outward)])
+        stats = gauges(batch.label, pseudo.target, logits.shape[1])
+        stats["gap"] = (gap(logits_in, inward.target, box) + gap(logits_out, outward.target, ~box)) / 2
         return StepResult(
             losses={"in": self.mixed_loss(logits_in, inward, box), "out": self.mixed_loss(logits_out, outward, box)},
-            stats={"pseudo_foreground": (pseudo.target > 0).float().mean()},
+            stats=stats,
         )
 
     def pretraining(self, progress: Progress) -> bool:
@@ -81,12 +87,14 @@ class BCP(Method):
         return progress.fraction < self.config.pretrain
 
     def pretrain_step(self, labelled: Sample, box: Tensor) -> StepResult:
-        """Each half of the labelled batch is pasted into the other; the loss is over whole patches."""
+        """Each half of the labelled batch is pasted into the other."""
         half = len(labelled) // 2
         first, second = labelled[:half], labelled[half:]
         mixed = concat(paste(inside=first, outside=second, box=box), paste(inside=second, outside=first, box=box))
-        loss = dice_ce(self.pair.student(mixed.image), mixed.target, dice=self.config.dice)
-        return StepResult({"pretrain": loss})
+        logits = self.pair.student(mixed.image)
+        if self.config.pretrain_loss == "sides":
+            return StepResult({"pretrain": self.mixed_loss(logits, mixed, box)})
+        return StepResult({"pretrain": dice_ce(logits, mixed.target, dice=self.config.dice)})
 
     def pseudo_label(self, image: Tensor) -> Sample:
         """The teacher's classes on unpasted patches, cleaned, each voxel trusted `alpha`."""

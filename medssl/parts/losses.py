@@ -66,14 +66,19 @@ def dice_loss(
     return _loss(logits, target, weight, form, 0.0, eps)
 
 
-def consistency(logits: Tensor, teacher_probs: Tensor) -> Tensor:
+def consistency(logits: Tensor, teacher_probs: Tensor, weight: Tensor | None = None, eps: float = 1e-5) -> Tensor:
     """Mean squared difference of class probabilities over voxels and classes (Mean Teacher).
 
     Args:
         logits: the student's, `(B, C, X, Y, Z)`.
         teacher_probs: `(B, C, X, Y, Z)`, detached.
+        weight: `(B, X, Y, Z)`, how often a voxel counts in the mean; the loss is 0 where every weight is 0.
     """
-    return torch.mean((logits.float().softmax(1) - teacher_probs) ** 2)
+    squares = (logits.float().softmax(1) - teacher_probs) ** 2
+    if weight is None:
+        return squares.mean()
+    counted = processes.total(weight.sum()) / processes.count()  # as averaging over processes makes it one mean
+    return (squares.mean(1) * weight).sum() / counted.clamp_min(eps)
 
 
 def _loss(

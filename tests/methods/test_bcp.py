@@ -9,7 +9,7 @@ from torch import nn
 from medssl.methods import METHODS
 from medssl.parts.losses import dice_ce
 from medssl.parts.mix import paste, random_box
-from medssl.parts.sample import Progress, Sample, TrainBatch
+from medssl.parts.sample import Progress, Sample, TrainBatch, concat
 from medssl.parts.schedules import generator
 from medssl.run import parse_method
 
@@ -134,3 +134,27 @@ def test_pseudo_labels_are_the_teachers():
         expected = method.pair.teacher(data.unlabelled).argmax(1)
         assert not torch.equal(expected, method.pair.student(data.unlabelled).argmax(1))
     assert torch.equal(method.pseudo_label(data.unlabelled).target, expected)
+
+
+def test_the_gap_looks_at_unlabelled_voxels_only():
+    """With constant networks: the student says 1 everywhere, as the experts do, and the teacher says 2."""
+    method, data = build(pretrain=0.0, largest_component=False), batch()
+    with torch.no_grad():
+        method.pair.student.bias[1] = 1e6
+        method.pair.teacher.bias[2] = 1e6
+    data = TrainBatch(data.image, torch.ones_like(data.label), data.unlabelled, data.seeds)
+    stats = method.step(data, LATER, generator(0)).stats
+    assert stats["gap"] == stats["pseudo/2"] == stats["prior/1"] == 1
+
+
+def test_pretraining_by_sides_scores_each_as_if_it_were_alone():
+    method, data = build(pretrain=0.5, pretrain_loss="sides"), batch()
+    loss = method.step(data, Progress(0, 100), generator(0)).losses["pretrain"]
+    box = random_box(SHAPE, 2 / 3, generator(0))
+    one, two = (Sample.of(data.image[i : i + 1], data.label[i : i + 1]) for i in (0, 1))
+    mixed = concat(paste(inside=one, outside=two, box=box), paste(inside=two, outside=one, box=box))
+    logits, side = method.pair.student(mixed.image), box.expand_as(mixed.target).float()
+    expected = dice_ce(logits, mixed.target, side, dice="linear") + dice_ce(
+        logits, mixed.target, 1 - side, dice="linear"
+    )
+    torch.testing.assert_close(loss, expected)

@@ -6,24 +6,33 @@ import pytest
 import torch
 from torch import nn
 
+from medssl.config import bundled
 from medssl.ema import ema_update
 from medssl.methods import METHODS
 from medssl.networks import NetworkConfig, make_network
 from medssl.parts.sample import Progress, TrainBatch
 from medssl.parts.schedules import generator
-from medssl.run import parse_method
+from medssl.run import build_method, load_run_config, parse_method
 
 CASES = [(1, 2, (5, 6, 7)), (1, 4, (8, 8, 4)), (2, 3, (6, 5, 9))]
 STAGES = [Progress(0, 100), Progress(60, 100)]
 
 
+READY = {"uamt": {"threshold": 1.0}, "fixmatch": {"threshold": 0.0}}
+"""Settings by which an untrained network's pseudo-labels count."""
+
+
 class TinyNet(nn.Module):
-    """Two convolutions that take any shape, with the normalisations that teachers must follow."""
+    """Two convolutions that take any shape, with dropout and a normalisation that teachers must follow."""
 
     def __init__(self, channels, classes):
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv3d(channels, 6, 3, padding=1), nn.BatchNorm3d(6), nn.ReLU(), nn.Conv3d(6, classes, 1)
+            nn.Conv3d(channels, 6, 3, padding=1),
+            nn.BatchNorm3d(6),
+            nn.Dropout(0.1),
+            nn.ReLU(),
+            nn.Conv3d(6, classes, 1),
         )
 
     def forward(self, image):
@@ -32,7 +41,7 @@ class TinyNet(nn.Module):
 
 def build(name, channels, classes, **settings):
     torch.manual_seed(0)
-    config = parse_method({"name": name, **settings})
+    config = parse_method({"name": name, **READY.get(name, {}), **settings})
     return METHODS[name](config, lambda: TinyNet(channels, classes)).train()
 
 
@@ -44,6 +53,12 @@ def make_batch(channels, classes, shape, size=2):
         unlabelled=torch.randn(size, channels, *shape),
         seeds=tuple(range(size)),
     )
+
+
+def seeded_step(method, batch, progress):
+    """A step whose students' dropout is drawn as the trainer has it drawn."""
+    torch.manual_seed(2)
+    return method.step(batch, progress, generator(0))
 
 
 def total(result):
@@ -116,8 +131,7 @@ def test_step_changes_neither_batch_nor_weights(name, progress):
 @pytest.mark.parametrize("progress", STAGES, ids=["start", "later"])
 def test_same_inputs_give_same_losses(name, progress):
     batch = make_batch(1, 3, (5, 6, 7))
-    one = build(name, 1, 3).step(batch, progress, generator(0))
-    two = build(name, 1, 3).step(batch, progress, generator(0))
+    one, two = (seeded_step(build(name, 1, 3), batch, progress) for _ in range(2))
     assert {k: v.item() for k, v in one.losses.items()} == {k: v.item() for k, v in two.losses.items()}
 
 
@@ -128,7 +142,7 @@ def test_state_reloads(name):
         for p in method.parameters():
             p.add_(0.05)
     other.load_state_dict(method.state_dict())
-    one, two = (m.step(batch, progress, generator(0)) for m in (method, other))
+    one, two = (seeded_step(m, batch, progress) for m in (method, other))
     assert total(one).item() == total(two).item()
 
 
@@ -139,7 +153,7 @@ def test_teachers_stay_in_evaluation_mode(name):
 
 
 def test_works_with_the_real_network_and_thick_slices(name):
-    network = NetworkConfig(channels=(4, 8, 8), strides=((2, 2, 1), (2, 2, 2)), kernels=((3, 3, 1), 3, 3))
+    network = NetworkConfig(channels=(4, 8, 8), strides=((2, 2, 1), (2, 2, 2)), kernels=((3, 3, 1), 3, 3), dropout=0.1)
     method = METHODS[name](parse_method({"name": name}), lambda: make_network(network, 2, 4))
     result = method.step(make_batch(2, 4, (8, 12, 6)), Progress(60, 100), generator(0))
     assert torch.isfinite(total(result))
@@ -147,3 +161,12 @@ def test_works_with_the_real_network_and_thick_slices(name):
 
 def test_labels_of_unlabelled_volumes_are_nowhere_in_the_batch():
     assert set(TrainBatch.__dataclass_fields__) == {"image", "label", "unlabelled", "seeds"}
+
+
+@pytest.mark.parametrize("path", sorted(bundled("method/bcp.yaml").parent.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("network", ["unet", "dynunet"])
+def test_published_settings_make_a_step(path, network):
+    small = ["network.channels=[4,8,16]", "network.strides=[2,2]", f"network.name={network}"]
+    config = load_run_config([bundled("data/hippocampus.yaml"), path], small)
+    result = build_method(config).train().step(make_batch(1, 3, (12, 8, 8)), Progress(60, 100), generator(0))
+    assert torch.isfinite(total(result))

@@ -1,0 +1,164 @@
+"""The job behind `medssl methods`: what there is to choose from, where it comes from, and what a step of it costs.
+
+Nothing here is typed in by method: titles and sources are what the files in configs/method say of themselves, networks
+are counted on a built method, and forward and backward passes on a step that it makes with a tiny network.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from medssl.config import bundled, merge, parse
+from medssl.errors import ConfigError
+from medssl.methods import METHODS
+from medssl.methods.base import Method
+from medssl.networks import NetworkConfig, make_network
+from medssl.parts.sample import Progress, TrainBatch
+from medssl.parts.schedules import generator
+from medssl.run import parse_method
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+BATCH = 2
+"""Labelled patches, and as many unlabelled ones, of the step that is counted."""
+LATE = Progress(60, 100)
+"""Past what a method does first."""
+_TINY = {"name": "unet", "channels": [2, 4], "strides": [2]}
+_SIDES = (4, 4, 6)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Patches that pass through networks in a step."""
+
+    student: int
+    """Forward through students, with or without a gradient."""
+    teacher: int
+    """Forward through teachers."""
+    backward: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of configs/method."""
+
+    file: str
+    title: str
+    sources: tuple[str, ...]
+    """arXiv numbers."""
+    method: str
+    """What it sets `method.name` to."""
+    students: int
+    teachers: int
+    cost: Cost
+
+
+def entries() -> list[Entry]:
+    """All files of configs/method, in the order of their methods."""
+    known = bundled("method/supervised.yaml")
+    assert known is not None
+    found = [entry(path) for path in sorted(known.parent.glob("*.yaml"))]
+    return sorted(found, key=lambda one: (list(METHODS).index(one.method), len(one.file)))
+
+
+def entry(path: Path) -> Entry:
+    """What a file of configs/method chooses."""
+    values = merge([path])
+    network = parse(NetworkConfig, {**values.get("network", {}), **_TINY}, where="network")
+    torch.manual_seed(0)
+    config = parse_method(values["method"])
+    method = METHODS[config.name](config, lambda: make_network(network, 1, 2)).train()
+    title, sources = said(path)
+    students, teachers = len(method.students()), len(method.teachers())
+    return Entry(path.name, title, sources, config.name, students, teachers, cost(method))
+
+
+def said(path: Path) -> tuple[str, tuple[str, ...]]:
+    """Title and arXiv numbers in the comment that a file begins with."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = " ".join(line.lstrip("# ") for line in lines[: next(i for i, x in enumerate(lines) if x[:1] != "#")])
+    title = re.split(r" \(|[.,:]", comment, maxsplit=1)[0]
+    return title, tuple(dict.fromkeys(re.findall(r"arXiv (\d{4}\.\d{5})", comment)))
+
+
+def cost(method: Method) -> Cost:
+    """Patches forward and backward in a step, counted as they pass."""
+    torch.manual_seed(0)
+    image = torch.randn(2 * BATCH, 1, *_SIDES)
+    label = torch.randint(0, 2, (BATCH, *_SIDES))
+    batch = TrainBatch(image[:BATCH], label, image[BATCH:], tuple(range(BATCH)))
+    counts: Counter[str] = Counter()
+    handles = [
+        net.register_forward_hook(_counting(counts, kind))
+        for kind, nets in (("student", method.students()), ("teacher", method.teachers()))
+        for net in nets
+    ]
+    losses = method.step(batch, LATE, generator(0)).losses
+    torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+    for handle in handles:
+        handle.remove()
+    return Cost(counts["student"], counts["teacher"], counts["backward"])
+
+
+def _counting(counts: Counter[str], kind: str) -> Callable[[nn.Module, Any, Tensor], None]:
+    """A forward hook that counts patches, and once more when their gradient comes back."""
+
+    def count(net: nn.Module, inputs: Any, logits: Tensor) -> None:
+        counts[kind] += len(logits)
+        if logits.requires_grad:
+            logits.register_hook(lambda grad: counts.update(backward=len(grad)))  # type: ignore[no-untyped-call]
+
+    return count
+
+
+def print_entries(found: list[Entry], console: Console | None = None) -> None:
+    """Print the methods as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("configs/method/", "method", "arXiv"):
+        table.add_column(column, no_wrap=column != "method", overflow="fold")
+    for column in ("students", "teachers", "forward", "backward"):
+        table.add_column(column, justify="right")
+    for one in found:
+        forward = f"{one.cost.student} + {one.cost.teacher}" if one.teachers else f"{one.cost.student}"
+        table.add_row(one.file, one.title, "\n".join(one.sources) or "-", str(one.students), str(one.teachers), forward,
+                      str(one.cost.backward))  # fmt: skip
+    console = console or Console()
+    console.print(table)
+    console.print(
+        f"forward: patches through students + teachers in a step of {BATCH} labelled and {BATCH} unlabelled patches; "
+        "backward: patches that a gradient comes back from.\n"
+        "Choose one by its file, as in: medssl train configs/data/NAME.yaml configs/method/bcp.yaml\n"
+        "medssl methods NAME tells of one and its settings.",
+        highlight=False,
+    )
+
+
+def describe(name: str) -> str:
+    """A method's source, equations and settings, as its module, class and settings tell them.
+
+    Raises:
+        ConfigError: no such method.
+    """
+    if name not in METHODS:
+        raise ConfigError(f"{name!r} is not a method; there are {', '.join(METHODS)}")
+    method = METHODS[name]
+    lines = [inspect.getdoc(sys.modules[method.__module__]) or "", "", inspect.getdoc(method) or "", "", "Settings:"]
+    for key, field in method.Config.model_fields.items():
+        if key != "name":
+            lines.append(f"  method.{key}: {field.get_default()!r}")
+            lines += [f"      {line}" for line in inspect.cleandoc(field.description or "").splitlines()]
+    return "\n".join(lines)

@@ -1,0 +1,66 @@
+"""Cross pseudo supervision.
+
+Chen et al., "Semi-Supervised Semantic Segmentation with Cross Pseudo Supervision", CVPR 2021, arXiv 2106.01226; the
+settings in `configs/method/cps.yaml` are those that SSL4MIS uses on medical volumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from medssl.methods.base import MakeNet, Method, MethodConfig, StepResult
+from medssl.parts.gauges import gauges
+from medssl.parts.losses import DiceForm, cross_entropy, dice_ce
+from medssl.parts.pseudo import likeliest
+from medssl.parts.sample import Progress, TrainBatch
+from medssl.parts.schedules import ramp_up
+
+
+class CPS(Method):
+    """Two networks of one architecture and two initialisations; each learns the other's likeliest classes.
+
+        L = L_sup(1) + L_sup(2) + w(t) [ CE(p_1, argmax p_2) + CE(p_2, argmax p_1) ]
+
+    The last two terms are on unlabelled patches; no gradient passes through the argmax. There is no teacher and no
+    threshold. A prediction is the mean of both networks; published results take one.
+    """
+
+    class Config(MethodConfig):
+        cross_weight: float = Field(0.1, ge=0)
+        """`w` once ramped up."""
+        ramp: float = Field(1.0, ge=0, le=1)
+        """Share of the run over which `w` rises from 0.0067 of its value."""
+        dice: DiceForm = "squared"
+
+    config: Config
+
+    def __init__(self, config: Config, make_net: MakeNet) -> None:
+        super().__init__(config, make_net)
+        self.first, self.second = make_net(), make_net()
+
+    def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
+        image = torch.cat([batch.image, batch.unlabelled])
+        sizes = [len(batch.image), len(batch.unlabelled)]
+        labelled_1, unlabelled_1 = self.first(image).split(sizes)
+        labelled_2, unlabelled_2 = self.second(image).split(sizes)
+        pseudo_1, pseudo_2 = likeliest(unlabelled_1), likeliest(unlabelled_2)
+        weight = self.config.cross_weight * ramp_up(progress, self.config.ramp)
+        return StepResult(
+            losses={
+                "supervised_1": self.supervised(labelled_1, batch.label),
+                "supervised_2": self.supervised(labelled_2, batch.label),
+                "cross_1": weight * cross_entropy(unlabelled_1, pseudo_2),
+                "cross_2": weight * cross_entropy(unlabelled_2, pseudo_1),
+            },
+            stats=gauges(batch.label, pseudo_2, unlabelled_1.shape[1], student=unlabelled_1),
+        )
+
+    def supervised(self, logits: Tensor, label: Tensor) -> Tensor:
+        return dice_ce(logits, label, dice=self.config.dice)
+
+    def students(self) -> Sequence[nn.Module]:
+        return [self.first, self.second]

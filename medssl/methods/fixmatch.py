@@ -1,0 +1,113 @@
+"""FixMatch, and UniMatch's additions to it, for 3D segmentation.
+
+Sohn et al., "FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence", NeurIPS 2020, arXiv
+2001.07685, whose equations are meant; Yang et al., "Revisiting Weak-to-Strong Consistency in Semi-Supervised Semantic
+Segmentation" (UniMatch), CVPR 2023, arXiv 2208.09910.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from medssl.errors import ConfigError
+from medssl.methods.base import MakeNet, Method, MethodConfig, StepResult
+from medssl.methods.inside import decoder_blocks, with_fewer_channels
+from medssl.parts import processes
+from medssl.parts.gauges import gap, gauges
+from medssl.parts.losses import DiceForm, cross_entropy, dice_ce, dice_loss
+from medssl.parts.mix import paste, random_box
+from medssl.parts.perturb import strong_view
+from medssl.parts.sample import Progress, Sample, TrainBatch
+from medssl.parts.schedules import mix
+
+
+class FixMatch(Method):
+    """The network's own classes on a weak view, where it is confident, are its target on a strong view (eq. 3 and 4).
+
+    The weak view is the patch as the trainer augments it; a strong one has other grey levels and blur on the same grid.
+    UniMatch asks for two strong views, each of which may get a box of another unlabelled patch (`cutmix`), and for the
+    weak view once more with channels of the features missing (`feature_dropout`). There is no teacher: the student in
+    training mode labels the weak view, as released.
+    """
+
+    class Config(MethodConfig):
+        threshold: float = Field(0.95, ge=0, lt=1)
+        """Probability of the likeliest class from which a voxel counts (tau)."""
+        views: PositiveInt = 1
+        """Strong views of each unlabelled patch."""
+        strong_weight: float = Field(1.0, ge=0)
+        """Of the mean over strong views."""
+        cutmix: float = Field(0.0, ge=0, le=1)
+        """Chance that a strong view's patches exchange a box with each other."""
+        feature_dropout: float = Field(0.0, ge=0, lt=1)
+        """Share of the channels that the decoder misses in a further view; 0 leaves this view out."""
+        feature_weight: float = Field(0.5, ge=0)
+        """Of that view."""
+        loss: Literal["ce", "dice"] = "ce"
+        """On unlabelled patches. `ce`: cross-entropy, averaged over all voxels, confident or not. `dice`: Dice of the
+        confident ones."""
+        dice: DiceForm = "squared"
+
+    config: Config
+
+    def __init__(self, config: Config, make_net: MakeNet) -> None:
+        super().__init__(config, make_net)
+        self.student = make_net()
+        if config.feature_dropout > 0 and not decoder_blocks(self.student):
+            raise ConfigError(
+                "method.feature_dropout: this network does not say which blocks are its decoder; set it to 0"
+            )
+
+    def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
+        weak = self.pseudo_label(batch.unlabelled)
+        strong = [
+            self.strong(weak, [mix(seed, view) for seed in batch.seeds], rng) for view in range(self.config.views)
+        ]
+        logits = self.student(torch.cat([batch.image, *(view.image for view in strong)]))
+        labelled, *by_view = logits.split([len(batch.image), *map(len, strong)])
+        by_loss = [self.unsupervised(z, view) for z, view in zip(by_view, strong, strict=True)]
+        losses = {
+            "supervised": dice_ce(labelled, batch.label, dice=self.config.dice),
+            "strong": self.config.strong_weight * torch.stack(by_loss).mean(),
+        }
+        if self.config.feature_dropout > 0:
+            fewer = with_fewer_channels(self.student, weak.image, self.config.feature_dropout, batch.seeds)
+            losses["features"] = self.config.feature_weight * self.unsupervised(fewer, weak)
+        stats = gauges(batch.label, weak.target, logits.shape[1], weight=weak.weight)
+        return StepResult(losses, {**stats, "gap": gap(by_view[0], strong[0].target)})
+
+    @torch.no_grad()
+    def pseudo_label(self, image: Tensor) -> Sample:
+        """The likeliest classes, trusted where their probability reaches the threshold."""
+        confidence, target = self.student(image).float().softmax(1).max(1)
+        return Sample(image, target, (confidence >= self.config.threshold).to(image.dtype))
+
+    def strong(self, weak: Sample, seeds: Sequence[int], rng: torch.Generator) -> Sample:
+        """A strong view of each patch, with the target of what it shows.
+
+        Boxes come from the patch half a batch further. Their side is `(1 - l)^(1/3)` of the patch's with `l` of
+        Beta(4, 4), which is how the middle one of seven uniform numbers is distributed.
+        """
+        view = Sample(strong_view(weak.image, seeds), weak.target, weak.weight)
+        exchanges, middle = float(torch.rand((), generator=rng)), float(torch.rand(7, generator=rng).median())
+        if exchanges >= self.config.cutmix:
+            return view
+        box = random_box(view.image.shape[2:], (1 - middle) ** (1 / 3), rng, view.image.device)
+        half = len(view) // 2
+        other = Sample(view.image.roll(half, 0), view.target.roll(half, 0), view.weight.roll(half, 0))
+        return paste(inside=other, outside=view, box=box)
+
+    def unsupervised(self, logits: Tensor, sample: Sample) -> Tensor:
+        """The loss on pseudo-labels of confident voxels."""
+        if self.config.loss == "dice":
+            return dice_loss(logits, sample.target, sample.weight, self.config.dice)
+        confident = processes.total(sample.weight.mean()) / processes.count()
+        return confident * cross_entropy(logits, sample.target, sample.weight)
+
+    def students(self) -> Sequence[nn.Module]:
+        return [self.student]

@@ -1,0 +1,69 @@
+"""Forward passes with noise inside the network: dropout where it predicts, and fewer channels for its decoder.
+
+Noise is drawn from one seed per volume, so it is the same on however many devices a batch is spread. Weights, modes and
+global random state are left alone, and so is a compiled network, which is run as it was before compilation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils.hooks import RemovableHandle
+
+from medssl.parts.perturb import dropped
+from medssl.parts.schedules import mix
+
+
+def dropout_layers(net: nn.Module) -> list[_DropoutNd]:
+    """The layers of a network that drop something."""
+    return [module for module in net.modules() if isinstance(module, _DropoutNd) and module.p > 0]
+
+
+def decoder_blocks(net: nn.Module) -> list[nn.Module]:
+    """The blocks that put coarse and skipped features together, as `medssl.networks` marks them."""
+    return [module for module in net.modules() if getattr(module, "decodes", False)]
+
+
+def with_dropout(net: nn.Module, image: Tensor, seeds: Sequence[int]) -> Tensor:
+    """Logits with live dropout, whatever mode the network is in."""
+
+    def hook(number: int, whole: bool) -> Any:
+        return lambda layer, inputs, output: dropped(inputs[0], layer.p, _apart(seeds, number), channels=whole)
+
+    layers = enumerate(dropout_layers(net))
+    return _hooked(net, image, [
+        layer.register_forward_hook(hook(number, not isinstance(layer, nn.Dropout))) for number, layer in layers
+    ])  # fmt: skip
+
+
+def with_fewer_channels(net: nn.Module, image: Tensor, rate: float, seeds: Sequence[int]) -> Tensor:
+    """Logits of a decoder that misses a share of all channels, coarse and skipped ones; the encoder is whole."""
+
+    def hook(number: int) -> Any:
+        return lambda block, inputs: tuple(
+            dropped(features, rate, _apart(seeds, number, place), channels=True)
+            for place, features in enumerate(inputs)
+        )
+
+    blocks = enumerate(decoder_blocks(net))
+    return _hooked(net, image, [block.register_forward_pre_hook(hook(number)) for number, block in blocks])
+
+
+def _apart(seeds: Sequence[int], *place: int) -> list[int]:
+    """Other seeds for each place in the network."""
+    return [mix(seed, *place) for seed in seeds]
+
+
+def _hooked(net: nn.Module, image: Tensor, handles: Sequence[RemovableHandle]) -> Tensor:
+    compiled = getattr(net, "_compiled_call_impl", None) is not None  # such code does not look at hooks that came later
+    try:
+        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+            return cast(Tensor, net(image))
+    finally:
+        for handle in handles:
+            handle.remove()

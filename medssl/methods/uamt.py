@@ -1,0 +1,82 @@
+"""Uncertainty-aware Mean Teacher.
+
+Yu et al., "Uncertainty-aware Self-ensembling Model for Semi-supervised 3D Left Atrium Segmentation", MICCAI 2019,
+arXiv 1907.07034. Equations are the paper's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+from medssl.errors import ConfigError
+from medssl.methods.base import MakeNet, StepResult
+from medssl.methods.inside import dropout_layers
+from medssl.methods.mean_teacher import MeanTeacher
+from medssl.parts.gauges import gauges
+from medssl.parts.losses import consistency, dice_ce
+from medssl.parts.pseudo import likeliest
+from medssl.parts.sample import Progress, TrainBatch
+from medssl.parts.schedules import mix, ramp_up
+
+
+class UAMT(MeanTeacher):
+    """Mean Teacher whose consistency counts only voxels that the teacher is sure of (eq. 3).
+
+    The teacher is asked `passes` times, each time with other input noise and live dropout. The entropy of its mean
+    prediction (eq. 2) must be below a threshold, which rises from 0.75 (and a little) to 1 times that of a uniform
+    prediction. The target is one further prediction, with noise.
+
+    The released code keeps dropout live in that one as well, and writes log 2 for any number of classes.
+    """
+
+    class Config(MeanTeacher.Config):
+        passes: PositiveInt = 8
+        """Predictions that the uncertainty is taken from."""
+        threshold: float = Field(0.75, ge=0, le=1)
+        """Where the threshold starts, as a share of the largest entropy; it ends at 1 with the run."""
+
+    config: Config
+
+    def __init__(self, config: Config, make_net: MakeNet) -> None:
+        super().__init__(config, make_net)
+        if not dropout_layers(self.pair.teacher):
+            raise ConfigError(
+                "method uamt takes a voxel's uncertainty from predictions with dropout, and the network has none; "
+                "set network.dropout above 0, as configs/method/uamt.yaml does"
+            )
+
+    def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
+        logits = self.pair.student(torch.cat([batch.image, batch.unlabelled]))
+        labelled, unlabelled = logits.split([len(batch.image), len(batch.unlabelled)])
+        taught = self.pair.taught(self.noisy(batch.unlabelled, batch.seeds))
+        classes = taught.shape[1]
+        certain = (self.uncertainty(batch.unlabelled, batch.seeds) < self.highest(progress, classes)).float()
+        weight = self.config.consistency_weight * ramp_up(progress, self.config.ramp)
+        return StepResult(
+            losses={
+                "supervised": dice_ce(labelled, batch.label, dice=self.config.dice),
+                "consistency": weight * consistency(unlabelled, taught.float().softmax(1), certain),
+            },
+            stats=gauges(batch.label, likeliest(taught), classes, weight=certain, student=unlabelled),
+        )
+
+    def uncertainty(self, image: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Entropy of the mean of the teacher's predictions, `(B, X, Y, Z)`, in [0, log C]."""
+        total = None
+        for number in range(1, self.config.passes + 1):
+            fresh = [mix(seed, number) for seed in seeds]
+            probs = self.pair.taught(self.noisy(image, fresh), dropout=fresh).float().softmax(1)
+            total = probs if total is None else total.add_(probs)
+        assert total is not None
+        entropy: Tensor = torch.special.entr(total / self.config.passes).sum(1)
+        return entropy
+
+    def highest(self, progress: Progress, classes: int) -> float:
+        """The entropy that a voxel must stay below to count."""
+        start = self.config.threshold
+        return (start + (1 - start) * ramp_up(progress, 1.0)) * math.log(classes)

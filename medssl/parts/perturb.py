@@ -1,0 +1,73 @@
+"""Making a volume harder, or features fewer, by draws that belong to one seed per volume."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from medssl.parts.schedules import generator
+
+SHADED, BLURRED, BENT = 0.8, 0.5, 0.5
+"""Chances that a strong view changes contrast and brightness, that it blurs, and that it bends the grey scale."""
+
+
+def strong_view(image: Tensor, seeds: Sequence[int]) -> Tensor:
+    """Each volume with other grey levels and in other focus; its geometry stays, so that its target does too.
+
+    Contrast by up to a half, brightness by up to half a standard deviation, gamma from 0.5 to 2, Gaussian blur of up to
+    2 voxels: the jitter and blur that 2D methods use, with gamma in place of hue.
+
+    Args:
+        image: `(B, M, X, Y, Z)`.
+        seeds: one per volume.
+
+    Returns:
+        A new tensor.
+    """
+    return torch.stack([_shaded(volume, seed) for volume, seed in zip(image, seeds, strict=True)])
+
+
+def _shaded(volume: Tensor, seed: int) -> Tensor:
+    """One strong view, `(M, X, Y, Z)`; all numbers are drawn on the host, so nothing waits for the device."""
+    chance, reach = torch.rand(2, 5, generator=generator(seed)).tolist()
+    if chance[0] < BENT:
+        low, high = volume.amin((1, 2, 3), keepdim=True), volume.amax((1, 2, 3), keepdim=True)
+        span = (high - low).clamp_min(1e-6)
+        volume = ((volume - low) / span) ** (4 ** (reach[0] - 0.5)) * span + low
+    if chance[1] < SHADED:
+        mean, deviation = volume.mean((1, 2, 3), keepdim=True), volume.std((1, 2, 3), keepdim=True)
+        volume = mean + (0.5 + reach[1]) * (volume - mean) + (reach[2] - 0.5) * deviation
+    if chance[2] < BLURRED:
+        volume = _blurred(volume, 0.1 + 1.9 * reach[3])
+    return volume.clone()
+
+
+def _blurred(volume: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur axis by axis, edges continued; a sum of shifted copies, which no convolution rounds to TF32."""
+    radius = max(1, round(3 * sigma))
+    weights = [math.exp(-((offset / sigma) ** 2) / 2) for offset in range(-radius, radius + 1)]
+    for axis in (1, 2, 3):
+        pad = [0] * 6
+        pad[6 - 2 * axis : 8 - 2 * axis] = radius, radius
+        padded, size = F.pad(volume[None], pad, mode="replicate")[0], volume.shape[axis]
+        shifted = (padded.narrow(axis, start, size) * (w / sum(weights)) for start, w in enumerate(weights))
+        volume = sum(shifted, torch.zeros_like(volume))
+    return volume
+
+
+def dropped(features: Tensor, rate: float, seeds: Sequence[int], *, channels: bool = False) -> Tensor:
+    """Features with a share of their numbers, or of whole channels, set to 0 and the others scaled up.
+
+    Args:
+        features: `(B, K, X, Y, Z)`.
+        rate: in [0, 1).
+        seeds: one per volume.
+    """
+    kept = torch.ones_like(features[:, :, :1, :1, :1] if channels else features)
+    for volume, seed in zip(kept, seeds, strict=True):
+        volume.bernoulli_(1 - rate, generator=torch.Generator(features.device).manual_seed(seed))
+    return features * kept / (1 - rate)

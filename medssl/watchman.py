@@ -1,0 +1,114 @@
+"""Who looks at a training's logged rows and says, once and in plain words, what seems wrong with its pseudo-labels."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+ROWS = 20
+"""The least number of rows in a row that show a fault before it is said."""
+COLLAPSED = 0.1
+"""A class has collapsed when its share of the pseudo-labels is below this part of its share of the labels."""
+AGREED = 1e-4
+"""A gap below this means that networks agree everywhere."""
+COPIED, LOST = 1e-6, 0.5
+"""A lag below the first is that of a copy; above the second a teacher does not follow."""
+
+WORDS = {
+    "nothing selected": """no unlabelled voxel has counted for a while, so the run learns from labels alone. The likely
+        cause: the threshold is above what the network is sure of. Wait if training has just begun, else lower
+        method.threshold.""",
+    "zero": """{names} has been exactly 0 for a while and teaches nothing. The likely cause: its weight is 0, or what it
+        compares is the same by construction. Look at the method's weights and noise.""",
+    "all selected": """every unlabelled voxel has counted for a while, so nothing is selected. The likely cause: the
+        network is sure of its mistakes too, or the threshold is low or at the end of its ramp. If validation Dice
+        falls, raise method.threshold or augment more.""",
+    "copy": """a teacher has had its student's weights for a while, so it teaches nothing new. The likely cause: the
+        student no longer learns (train.lr, a loss of 0), or method.ema_decay is near 0.""",
+    "lost": """a teacher's weights have been far from its student's for a while, so it teaches what the student has left
+        behind. The likely cause: method.ema_decay is too near 1 for this number of steps, or train.lr is high.""",
+    "agreed": """student and teacher, or two students, have named the same class in nearly every voxel for a while, so
+        they have little to teach each other. The likely cause: they have become one network, or patches show background
+        alone. Add noise or stronger augmentation, or look at train.foreground.""",
+    "background": """pseudo-labels have been background alone for a while. The likely cause: the teacher has not learned
+        from the labels yet, or unlabelled voxels outvoted them. Compare with method supervised; give unlabelled patches
+        less weight, or let it rise later.""",
+    "collapsed": """pseudo-labels of {name} are {pseudo:.2%} of the voxels where labels are {prior:.2%}: the class is
+        dying out. The likely cause: it is rare or hard, and a threshold or the largest component leaves it out. Lower
+        method.threshold, or set method.largest_component: false if it has several parts; and mind that
+        train.foreground raises its share among labels.""",
+}
+"""What is said of each fault: what is seen, the likely cause, what to do."""
+
+Row = Mapping[str, float]
+
+
+class Watchman:
+    """Keeps the last rows of a training's values and finds what all of them show.
+
+    What it says is a function of the rows, so a resumed run shows it the old rows first and hears nothing twice.
+    """
+
+    def __init__(self, classes: Sequence[str], rows: int = ROWS) -> None:
+        """
+        Args:
+            classes: names by label value, the background first.
+            rows: how many rows in a row must show a fault.
+        """
+        self.classes = tuple(classes)
+        self.wanted, self.rows = rows, deque[Row](maxlen=rows)
+        self.said: set[str] = set()
+
+    def look(self, row: Row) -> list[str]:
+        """What this row and those before it show for the first time.
+
+        Args:
+            row: values by their column in metrics.csv; a row without losses, as of a validation, is passed over.
+        """
+        if not any(name.startswith("loss/") for name in row):
+            return []
+        self.rows.append(row)
+        if len(self.rows) < self.wanted:
+            return []
+        new = {about: words for about, words in self._faults() if about not in self.said}
+        self.said |= new.keys()
+        return [" ".join(words.split()) for words in new.values()]
+
+    def _faults(self) -> Iterator[tuple[str, str]]:
+        """What a fault is about, and the words for it."""
+        zeros = [name for name in self._names("loss/") if self._always(name, lambda loss: loss == 0)]
+        lags = self._names("stat/lag/")
+        if self._always("stat/selected", lambda share: share == 0):
+            yield "nothing selected", WORDS["nothing selected"]
+        elif zeros:
+            yield "zero", WORDS["zero"].format(names=", ".join(zeros))
+        if self._always("stat/selected", lambda share: share == 1):
+            yield "all selected", WORDS["all selected"]
+        if any(self._always(name, lambda lag: lag < COPIED) for name in lags):
+            yield "copy", WORDS["copy"]
+        if any(self._always(name, lambda lag: lag > LOST) for name in lags):
+            yield "lost", WORDS["lost"]
+        if self._always("stat/pseudo/0", lambda share: share == 1) and self._mean("stat/prior/0") < 1:
+            yield "background", WORDS["background"]
+            return
+        if self._always("stat/gap", lambda gap: gap < AGREED):
+            yield "agreed", WORDS["agreed"]
+        if not self._always("stat/selected", lambda share: share == 0):
+            yield from self._collapsed()
+
+    def _collapsed(self) -> Iterator[tuple[str, str]]:
+        """Classes that pseudo-labels have lost."""
+        for value, name in enumerate(self.classes):
+            if all(f"stat/{kind}/{value}" in row for row in self.rows for kind in ("pseudo", "prior")):
+                pseudo, prior = self._mean(f"stat/pseudo/{value}"), self._mean(f"stat/prior/{value}")
+                if pseudo < COLLAPSED * prior:
+                    yield f"class {value}", WORDS["collapsed"].format(name=name, pseudo=pseudo, prior=prior)
+
+    def _names(self, prefix: str) -> list[str]:
+        return [name for name in self.rows[-1] if name.startswith(prefix)]
+
+    def _always(self, name: str, holds: Callable[[float], bool]) -> bool:
+        return all(name in row and holds(row[name]) for row in self.rows)
+
+    def _mean(self, name: str) -> float:
+        return sum(row[name] for row in self.rows) / len(self.rows)

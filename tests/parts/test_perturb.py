@@ -1,0 +1,48 @@
+import torch
+
+from medssl.parts.perturb import dropped, strong_view
+
+SHAPE = (5, 6, 7)
+
+
+def test_a_strong_view_belongs_to_its_volume_and_leaves_the_image_alone():
+    torch.manual_seed(0)
+    image = torch.randn(6, 2, *SHAPE)
+    before = image.clone()
+    views = strong_view(image, range(6))
+    assert torch.equal(image, before)
+    assert views.shape == image.shape
+    torch.testing.assert_close(views[4:], strong_view(image[4:], (4, 5)))
+    assert not torch.allclose(views[4:], strong_view(image[4:], (14, 15)))
+    changed = (views - image).abs().amax((1, 2, 3, 4)) > 1e-3
+    assert changed.sum() >= 4
+
+
+def test_strong_views_stay_finite_and_in_reach_even_where_nothing_is_seen():
+    torch.manual_seed(0)
+    flat = torch.full((20, 1, *SHAPE), 3.0)
+    torch.testing.assert_close(strong_view(flat, range(20)), flat)
+    views = strong_view(torch.randn(40, 1, *SHAPE), range(40))
+    assert torch.isfinite(views).all()
+    assert views.abs().max() < 10
+
+
+def test_a_strong_view_moves_nothing():
+    """A bright block stays the brightest place, where it was."""
+    image = torch.zeros(30, 1, 9, 11, 13)
+    image[:, :, 3:6, 4:8, 5:9] = 1
+    views = strong_view(image, range(30))
+    inside, outside = views[:, 0, 4, 5:7, 6:8].mean((1, 2)), views[:, 0, 0, 0, 0]
+    assert (inside > outside).all()
+    torch.testing.assert_close(views.flip(2), strong_view(image.flip(2), range(30)), atol=1e-5, rtol=0)
+
+
+def test_what_is_dropped_is_made_up_for_on_average():
+    features = torch.ones(2, 50, *SHAPE)
+    kept = dropped(features, 0.25, (1, 2))
+    assert set(kept.flatten().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+    assert abs(kept.mean().item() - 1) < 0.02
+    assert torch.equal(dropped(features, 0.0, (1, 2)), features)
+    whole = dropped(features, 0.5, (1, 2), channels=True)
+    assert torch.equal(whole.amin((2, 3, 4)), whole.amax((2, 3, 4)))
+    assert not torch.equal(whole[0], whole[1])
