@@ -2,11 +2,15 @@
 
 from medssl.methods.base import Method
 from medssl.methods.bcp import BCP
+from medssl.methods.cfc_mt import CFCMT
 from medssl.methods.mean_teacher import MeanTeacher
 from medssl.methods.supervised import Supervised
+from medssl.methods.ucf_mix import UCFMix
 
 METHODS: dict[str, type[Method]] = {
     "supervised": Supervised,
     "mean_teacher": MeanTeacher,
     "bcp": BCP,
+    "cfc_mt": CFCMT,
+    "ucf_mix": UCFMix,
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,10 @@ class MethodConfig(Settings):
     """The `method` section: its name, and the settings of the class that the name stands for."""
 
     name: str
+
+    def on_grid(self, spacing: tuple[float, float, float]) -> Self:
+        """These settings for images of this spacing in mm; most methods count in voxels, and theirs stay the same."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -75,13 +79,16 @@ class Method(nn.Module):
         """Who follows whom after this step."""
         return []
 
+    def train(self, mode: bool = True) -> Self:
+        """Put the students into a mode; teachers stay in evaluation mode whatever happens."""
+        super().train(mode)
+        for teacher in self.teachers():
+            teacher.eval()
+        return self
+
 
 class Pair(nn.Module):
-    """A student and the teacher that follows it.
-
-    The teacher starts as a copy, takes no gradient, and stays in evaluation mode whatever mode the
-    method is put into.
-    """
+    """A student and the teacher that follows it; the teacher starts as a copy and takes no gradient."""
 
     def __init__(self, make_net: MakeNet) -> None:
         super().__init__()
@@ -90,11 +97,14 @@ class Pair(nn.Module):
 
     def taught(self, image: Tensor) -> Tensor:
         """The teacher's logits, `(B, M, X, Y, Z)` to `(B, C, X, Y, Z)`, without a trace for gradients."""
-        with torch.inference_mode():
-            logits = self.teacher(image)
-        return cast(Tensor, logits).clone()  # a normal tensor again, which losses may save
+        return at_rest(self.teacher, image)
 
-    def train(self, mode: bool = True) -> Pair:
-        super().train(mode)
-        self.teacher.eval()
-        return self
+
+def at_rest(net: nn.Module, image: Tensor) -> Tensor:
+    """A network's logits in evaluation mode and without a trace for gradients; its own mode is as before afterwards."""
+    mode = net.training
+    net.eval()
+    with torch.inference_mode():
+        logits = net(image)
+    net.train(mode)
+    return cast(Tensor, logits).clone()  # a normal tensor again, which losses may save

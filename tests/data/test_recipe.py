@@ -198,3 +198,11 @@ def test_a_label_whose_axes_run_elsewhere_is_refused():
     image, label = blob((9, 9, 9))
     with pytest.raises(DataError, match="do not run along"):
         Recipe().apply(Volume(image, oriented_affine("RAS")), Volume(label, oriented_affine("RAS", tilt=45.0)))
+
+
+@pytest.mark.parametrize(
+    ("spacing", "nominal"),
+    [((0.5, 0.6, 2.0), (0.5, 0.6, 2.0)), ((None, 0.5, 2.0), (0.5, 0.5, 2.0)), ((None, None, None), (1.0, 1.0, 1.0))],
+)
+def test_an_axis_whose_spacing_differs_by_case_counts_as_the_finest_other(spacing, nominal):
+    assert Recipe(spacing=spacing).nominal_spacing == nominal
