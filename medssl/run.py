@@ -87,7 +87,8 @@ def build_method(config: RunConfig) -> Method:
     """The method with freshly initialised networks, on the CPU, the same ones for the same seed."""
     torch.manual_seed(config.train.seed)
     channels, classes = len(config.data.channels), len(config.data.classes)
-    return METHODS[config.method.name](config.method, lambda: make_network(config.network, channels, classes))
+    settings = config.method.on_grid(config.data.recipe.nominal_spacing)
+    return METHODS[config.method.name](settings, lambda: make_network(config.network, channels, classes))
 
 
 def make_predictor(

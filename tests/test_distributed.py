@@ -24,7 +24,7 @@ from medssl.train import train
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in Linux's /proc")
 HERE = Path(__file__).parent
 BATCH = {"labelled_batch": 12, "unlabelled_batch": 12}  # for 1, 2 and 3 processes that pair patches
-METHODS = {"supervised": {"unlabelled_batch": 0}, "mean_teacher": {}, "bcp": {}}
+METHODS = {"supervised": {"unlabelled_batch": 0}, "mean_teacher": {}, "bcp": {}, "ucf_mix": {}}
 
 
 @pytest.fixture

@@ -76,6 +76,13 @@ class Recipe(Settings):
             raise ValueError("`resize` needs `spacing: [null, null, null]`: a slice has one size")
         return self
 
+    @property
+    def nominal_spacing(self) -> tuple[float, float, float]:
+        """Millimetres between prepared voxels; an axis where they differ by case counts as the finest other, or 1."""
+        finest = min((mm for mm in self.spacing if mm is not None), default=1.0)
+        x, y, z = (finest if mm is None else mm for mm in self.spacing)
+        return x, y, z
+
     def apply(self, image: Volume, label: Volume | None = None) -> Prepared:
         """Prepare one case.
 

@@ -2,11 +2,13 @@
 
 from medssl.methods.base import Method
 from medssl.methods.bcp import BCP
+from medssl.methods.cfc_mt import CFCMT
 from medssl.methods.cps import CPS
 from medssl.methods.fixmatch import FixMatch
 from medssl.methods.mean_teacher import MeanTeacher
 from medssl.methods.supervised import Supervised
 from medssl.methods.uamt import UAMT
+from medssl.methods.ucf_mix import UCFMix
 
 METHODS: dict[str, type[Method]] = {
     "supervised": Supervised,
@@ -15,4 +17,6 @@ METHODS: dict[str, type[Method]] = {
     "cps": CPS,
     "fixmatch": FixMatch,
     "bcp": BCP,
+    "cfc_mt": CFCMT,
+    "ucf_mix": UCFMix,
 }

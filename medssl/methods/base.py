@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,10 @@ class MethodConfig(Settings):
     """The `method` section: its name, and the settings of the class that the name stands for."""
 
     name: str
+
+    def on_grid(self, spacing: tuple[float, float, float]) -> Self:
+        """These settings for images of this spacing in mm; most methods count in voxels, and theirs stay the same."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -76,13 +80,16 @@ class Method(nn.Module):
         """Who follows whom after this step."""
         return []
 
+    def train(self, mode: bool = True) -> Self:
+        """Put the students into a mode; teachers stay in evaluation mode whatever happens."""
+        super().train(mode)
+        for teacher in self.teachers():
+            teacher.eval()
+        return self
+
 
 class Pair(nn.Module):
-    """A student and the teacher that follows it.
-
-    The teacher starts as a copy, takes no gradient, and stays in evaluation mode whatever mode the
-    method is put into.
-    """
+    """A student and the teacher that follows it; the teacher starts as a copy and takes no gradient."""
 
     def __init__(self, make_net: MakeNet) -> None:
         super().__init__()
@@ -95,11 +102,17 @@ class Pair(nn.Module):
         Args:
             dropout: one seed per volume, for a teacher whose dropout is live; by default it is off.
         """
+        if dropout is None:
+            return at_rest(self.teacher, image)
         with torch.inference_mode():
-            logits = self.teacher(image) if dropout is None else with_dropout(self.teacher, image, dropout)
-        return cast(Tensor, logits).clone()  # a normal tensor again, which losses may save
+            return with_dropout(self.teacher, image, dropout).clone()
 
-    def train(self, mode: bool = True) -> Pair:
-        super().train(mode)
-        self.teacher.eval()
-        return self
+
+def at_rest(net: nn.Module, image: Tensor) -> Tensor:
+    """A network's logits in evaluation mode and without a trace for gradients; its own mode is as before afterwards."""
+    mode = net.training
+    net.eval()
+    with torch.inference_mode():
+        logits = net(image)
+    net.train(mode)
+    return cast(Tensor, logits).clone()  # a normal tensor again, which losses may save

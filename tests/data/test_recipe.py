@@ -259,3 +259,11 @@ def test_a_resized_grid_travels_as_json_and_older_grids_are_read():
     plain = Recipe().apply(Volume(image, np.eye(4))).grid
     older = {key: value for key, value in plain.to_json().items() if key != "nearest"}
     assert Grid.from_json(older) == plain
+
+
+@pytest.mark.parametrize(
+    ("spacing", "nominal"),
+    [((0.5, 0.6, 2.0), (0.5, 0.6, 2.0)), ((None, 0.5, 2.0), (0.5, 0.5, 2.0)), ((None, None, None), (1.0, 1.0, 1.0))],
+)
+def test_an_axis_whose_spacing_differs_by_case_counts_as_the_finest_other(spacing, nominal):
+    assert Recipe(spacing=spacing).nominal_spacing == nominal

@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from medssl.parts.pseudo import largest_component, likeliest, propagated_largest_component
+from medssl.parts.pseudo import entropy, largest_component, likeliest, propagated_largest_component
 
 
 def plainly_largest(target, classes):
@@ -145,3 +145,10 @@ def test_corners_connect():
 def test_the_likeliest_class_is_the_first_of_the_largest(classes):
     logits = torch.randn(2, classes, 5, 6, 7, generator=torch.Generator().manual_seed(0))
     assert torch.equal(likeliest(logits), logits.argmax(1))
+
+
+def test_entropy_is_nothing_for_a_sure_class_and_one_for_equal_classes():
+    probs = torch.zeros(2, 4, 5, 6, 7)
+    probs[0, 2] = 1
+    probs[1] = 0.25
+    torch.testing.assert_close(entropy(probs), torch.stack([torch.zeros(5, 6, 7), torch.ones(5, 6, 7)]))

@@ -1,0 +1,149 @@
+"""Cross-frequency collaborative training with a mean teacher.
+
+"Cross-Frequency Collaborative Training Network and Dataset for Semi-supervised First Molar Root Canal Segmentation"
+(CFC-Net), arXiv 2504.11856. No code was released and only the abstract was at hand, so this is a reading of it:
+`configs/method/cfc_mt.yaml` says item by item what is certain, what is inferred and what is not known. Bands that let
+some of each other in follow XNet v2 (Zhou et al., BIBM 2024).
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from medssl.config import Settings
+from medssl.methods.base import Follow, MakeNet, Method, MethodConfig, StepResult, at_rest
+from medssl.parts.frequency import Kind, split_frequencies
+from medssl.parts.gauges import gap, gauges
+from medssl.parts.losses import DiceForm, consistency, dice_ce
+from medssl.parts.pseudo import likeliest
+from medssl.parts.sample import Progress, TrainBatch
+from medssl.parts.schedules import ramp_up
+from medssl.parts.views import Band, Identity, Viewed
+
+
+class Frequencies(Settings):
+    """Where low frequencies end, at the same length along all axes in mm."""
+
+    kind: Kind = "haar"
+    """`haar`: blocks, for thin structures such as canals. `gauss`, `fft`: a smooth cutoff, for organs."""
+    levels: PositiveInt = 1
+    """`haar`: how often the finest axis is halved."""
+    sigma: PositiveFloat = 1.5
+    """`gauss` and `fft`: standard deviation in voxels of the finest axis."""
+    spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    """Millimetres between voxels; null takes those of the prepared data."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Logits `(B, C, X, Y, Z)` of one batch, the low student's first."""
+
+    labelled: tuple[Tensor, Tensor]
+    unlabelled: tuple[Tensor, Tensor]
+    teacher: Tensor
+    """On the unlabelled patches, without a gradient."""
+
+
+class CFCMT(Method):
+    """A low- and a high-frequency student and a teacher that sees all frequencies and follows the mean of both.
+
+    With `x_L = low + a high`, `x_H = high + b low`, students' probabilities `p_L`, `p_H` and the teacher's `p`:
+
+        L       = sum_s L_seg(s(x_s), y) + r(t) (w_cross L_cross + w_full L_full)
+        L_cross = 1/2 (|p_L - sg p_H|^2 + |p_H - sg p_L|^2)         cross-frequency consistency
+        L_full  = 1/2 (|p_L - p|^2 + |p_H - p|^2)                   full-frequency consistency
+
+    `L_seg` is on labelled patches, the squares are averaged over voxels and classes of unlabelled ones, `sg` stops the
+    gradient. After each step `teacher <- m teacher + (1 - m) (L + H) / 2`. The mean of two networks is one only while
+    they stay near each other, hence all three start from the same weights.
+    """
+
+    class Config(MethodConfig):
+        frequency: Frequencies = Frequencies()
+        high_in_low: float = Field(0.2, ge=0, le=1)
+        """How much of the high frequencies the low student sees (a); 1 shows it the image."""
+        low_in_high: float = Field(0.65, ge=0, le=1)
+        """How much of the low frequencies the high student sees (b)."""
+        cross_weight: float = Field(1.0, ge=0)
+        """Weight of cross-frequency consistency once ramped up."""
+        full_weight: float = Field(1.0, ge=0)
+        """Weight of full-frequency consistency once ramped up."""
+        ramp: float = Field(0.4, ge=0, le=1)
+        """Share of the run over which both weights rise from 0.0067 of their values."""
+        ema_decay: float = Field(0.99, ge=0, lt=1)
+        """Reached from 0 as `1 - 1/(t + 1)`."""
+        dice: DiceForm = "squared"
+
+        def on_grid(self, spacing: tuple[float, float, float]) -> Self:
+            frequency = self.frequency.model_copy(update={"spacing": self.frequency.spacing or spacing})
+            return self.model_copy(update={"frequency": frequency})
+
+    config: Config
+
+    def __init__(self, config: Config, make_net: MakeNet) -> None:
+        super().__init__(config, make_net)
+        frequency, spacing = config.frequency, config.frequency.spacing or (1.0, 1.0, 1.0)
+        split = functools.partial(
+            split_frequencies, kind=frequency.kind, levels=frequency.levels, sigma=frequency.sigma * min(spacing),
+            spacing=spacing,
+        )  # fmt: skip
+        start = make_net()
+        self.low = Viewed(start, Band("low", split, config.high_in_low))
+        self.high = Viewed(copy.deepcopy(start), Band("high", split, config.low_in_high))
+        self.teacher = Viewed(copy.deepcopy(start), Identity()).requires_grad_(False).eval()
+
+    def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
+        seen = self.look(batch)
+        return StepResult(self.losses(seen, batch, progress), self.stats(seen, batch))
+
+    def look(self, batch: TrainBatch) -> Seen:
+        """What students and teacher make of a batch."""
+        images, sizes = torch.cat([batch.image, batch.unlabelled]), [len(batch.image), len(batch.unlabelled)]
+        low, high = (student(images).split(sizes) for student in (self.low, self.high))
+        return Seen((low[0], high[0]), (low[1], high[1]), at_rest(self.teacher, batch.unlabelled))
+
+    def losses(self, seen: Seen, batch: TrainBatch, progress: Progress) -> dict[str, Tensor]:
+        """The terms of `L`."""
+        config, ramp = self.config, ramp_up(progress, self.config.ramp)
+        supervised = [dice_ce(logits, batch.label, dice=config.dice) for logits in seen.labelled]
+        (low, high), teacher = seen.unlabelled, probabilities(seen.teacher)
+        cross = consistency(low, probabilities(high)) + consistency(high, probabilities(low))
+        full = consistency(low, teacher) + consistency(high, teacher)
+        return {
+            "supervised_low": supervised[0],
+            "supervised_high": supervised[1],
+            "cross_frequency": config.cross_weight * ramp * cross / 2,
+            "full_frequency": config.full_weight * ramp * full / 2,
+        }
+
+    def stats(self, seen: Seen, batch: TrainBatch) -> dict[str, Tensor]:
+        """The gauges of the teacher, whose gap is that to its students on average, and the gap between students."""
+        (low, high), taught = seen.unlabelled, likeliest(seen.teacher)
+        return {
+            **gauges(batch.label, taught, low.shape[1]),
+            "gap": (gap(low, taught) + gap(high, taught)) / 2,
+            "gap_students": gap(low, likeliest(high)),
+        }
+
+    def students(self) -> Sequence[nn.Module]:
+        return [self.low, self.high]
+
+    def teachers(self) -> Sequence[nn.Module]:
+        return [self.teacher]
+
+    def followers(self, progress: Progress) -> Sequence[Follow]:
+        decay = min(1 - 1 / (progress.iteration + 1), self.config.ema_decay)
+        return [Follow(self.teacher, [self.low, self.high], decay)]
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """Class probabilities as targets: in float32 and without a gradient."""
+    return logits.detach().float().softmax(1)
