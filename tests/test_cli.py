@@ -193,3 +193,43 @@ def test_configurations_of_the_package_are_found_from_anywhere(tmp_path):
     done = medssl("train", "configs/data/hippocampus.yaml", "configs/method/bcp.yaml", cwd=tmp_path)
     assert done.returncode == 2
     assert "data.root" in done.stderr
+
+
+def test_evaluate_speaks_conventions_and_explains_the_difference(tmp_path):
+    for folder, place in [("p", 3), ("r", 2)]:
+        array = np.zeros((5, 6, 7), np.uint8)
+        array[place, 1:4, 2:6] = 1
+        write_image(tmp_path / folder / "a.nii.gz", array, np.diag([2.0, 1.0, 1.0, 1.0]))
+    call = ["evaluate", "p", "r", "--workers", "0", "--tolerance", "0.5", "--tolerance", "1=2", "--instances", "1"]
+    done = medssl(*call, "--convention", "strict", "--convention", "monai", "-o", "a.csv", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "strict in mm, monai in voxel" in done.stdout
+    done = medssl(*call, "--units", "voxel", "-o", "b.csv", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = medssl("evaluate", "explain", "a.csv", "b.csv", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "A is the larger of both directed 95th percentiles, in mm, B is" in done.stdout
+    assert "a, 1: 2 | 1" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--convention", "lax"], "conventions: expected some of strict, monai"),
+        (["--units", "inch"], "units: expected some of mm, voxel"),
+        (["--tolerance", "canal=wide"], "--tolerance canal=wide: expected a number"),
+        (["--metric", "f2"], "metrics: expected some of dice"),
+    ],
+)
+def test_evaluate_refuses_what_it_does_not_know(tmp_path, words, message):
+    done = medssl("evaluate", tmp_path, tmp_path, *words)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_evaluate_explain_stands_beside_evaluate_in_the_help():
+    done = CliRunner().invoke(app, ["evaluate", "explain", "--help"])
+    assert done.exit_code == 0
+    assert "two tables" in done.output
+    assert "evaluate explain" in CliRunner().invoke(app, ["--help"]).output
+    assert "evaluate explain" in CliRunner().invoke(app, ["evaluate", "--help"]).output

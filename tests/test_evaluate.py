@@ -12,6 +12,7 @@ from rich.console import Console
 from medssl.data.nifti import write_image
 from medssl.errors import ConfigError, DataError
 from medssl.evaluate import evaluate_folders, print_summary
+from medssl.explain import explain
 from medssl.metrics import METRICS
 from medssl.scores import Spread, read_scores, summarise
 
@@ -433,6 +434,30 @@ def test_a_class_that_is_nowhere_leaves_nnunet_without_a_headline(folders, tmp_p
     assert summarise(scores).overall.dice.mean is None
     assert summarise(scores.beside[0]).overall.dice.mean == 1
     assert scores.metrics == scores.beside[0].metrics
+
+
+def test_nnunet_is_what_nnunet_says_of_the_same_folders(folders, tmp_path):
+    tool = pytest.importorskip("nnunetv2.evaluation.evaluate_predictions", reason="nnU-Net is not installed")
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+    predictions, references = folders
+    summary = tmp_path / "summary.json"
+    tool.compute_metrics_on_folder(
+        str(references), str(predictions), str(summary), SimpleITKIO(), ".nii.gz", [1, 2, 3], num_processes=1
+    )
+    theirs = json.loads(summary.read_text())
+    mine = evaluate_folders(*folders, tmp_path / "scores.csv", classes=CLASSES, conventions=["nnunet"])
+    for entry, case in zip(theirs["metric_per_case"], ("a", "b"), strict=True):
+        for score in mine:
+            if score.case == case:
+                numbers = entry["metrics"][str(score.label)]
+                for found, name in [(score.dice, "Dice"), (score.iou, "IoU")]:
+                    assert math.isnan(numbers[name]) if found is None else found == pytest.approx(numbers[name])
+                assert (score.prediction_voxels, score.reference_voxels) == (numbers["n_pred"], numbers["n_ref"])
+    assert summarise(mine).overall.dice.mean == pytest.approx(theirs["foreground_mean"]["Dice"])
+    lines = explain(tmp_path / "scores.csv", summary)
+    assert "dice: all 6 numbers are the same" in lines
+    assert not any("averaged" in line for line in lines)
 
 
 def test_settings_reach_the_numbers_and_come_back_from_the_table(folders, tmp_path):
