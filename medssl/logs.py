@@ -23,7 +23,6 @@ from medssl.boards import LoggingConfig, Setting, open_boards
 from medssl.config import load_yaml, parse
 from medssl.errors import DataError, DeviceError
 from medssl.files import whole_file
-from medssl.metrics import METRICS
 from medssl.progress import progress_bar
 from medssl.scores import Scores, summarise
 from medssl.watchman import Watchman
@@ -229,7 +228,7 @@ def log_test_scores(run: Path, scores: Scores) -> None:
 def _test_means(scores: Scores) -> dict[str, float]:
     """Means over cases, where they are defined, and how many classes were missed altogether."""
     summary = summarise(scores)
-    means = {f"test/{metric}": getattr(summary.overall, metric).mean for metric in METRICS}
+    means = {f"test/{metric}": summary.overall.spread(metric).mean for metric in scores.metrics}
     means |= {f"test/dice/{row.class_name}": row.dice.mean for row in summary.classes}
     return {name: mean for name, mean in means.items() if mean is not None} | {"test/missed": summary.overall.missed}
 
