@@ -61,8 +61,6 @@ def survey(prediction: NDArray[Any], reference: NDArray[Any], labels: list[int])
     """The voxels of each label and the box around them in both volumes, in one pass, a plane at a time."""
     if prediction.shape != reference.shape:
         raise ValueError(f"volumes must have one shape, got {prediction.shape} and {reference.shape}")
-    if min(prediction.min(), reference.min()) < 0 or max(prediction.max(), reference.max()) > LARGEST_LABEL:
-        raise ValueError(f"labels must lie between 0 and {LARGEST_LABEL}")
     order = np.argsort(reference.strides)[::-1]  # planes that lie together in memory
     ours, theirs = prediction.transpose(order), reference.transpose(order)
     size = len(labels) + 1
@@ -72,7 +70,7 @@ def survey(prediction: NDArray[Any], reference: NDArray[Any], labels: list[int])
     seen: list[NDArray[np.bool_]] = [np.zeros((size, side), bool) for side in ours.shape]
     for number, (plane, other) in enumerate(zip(ours, theirs, strict=True)):
         places = np.flatnonzero(plane | other)
-        one, two = index[plane.ravel()[places]], index[other.ravel()[places]]
+        one, two = (index[_checked(side.ravel()[places])] for side in (plane, other))
         pairs += np.bincount(one * size + two, minlength=size * size)
         across = np.unravel_index(places, ours.shape[1:])
         for found in (one, two):
@@ -90,6 +88,12 @@ def survey(prediction: NDArray[Any], reference: NDArray[Any], labels: list[int])
     }
 
 
+def _checked(values: NDArray[Any]) -> NDArray[Any]:
+    if len(values) and (values.min() < 0 or values.max() > LARGEST_LABEL):
+        raise ValueError(f"labels must lie between 0 and {LARGEST_LABEL}")
+    return values
+
+
 def _extent(filled: NDArray[np.bool_]) -> slice:
     places = np.flatnonzero(filled)
     return slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0)
@@ -103,14 +107,14 @@ def _score(
     columns = plan.columns
     shared = {} if status == "absent" else _overlaps(counts, pair, name, math.prod(spacing), plan)
     by_units: dict[Units, dict[str, float | None]] = {}
-    if status == "scored" and {"nsd", "boundary_iou", *names("distance")} & set(columns):
+    if status in ("missed", "invented"):
+        shared |= {"nsd": 0.0, "boundary_iou": 0.0}
+    elif status == "scored" and {"nsd", "boundary_iou", *names("distance")} & set(columns):
         ours, theirs = map(surface, pair)
         shared["boundary_iou"] = Counts.of(ours, theirs).iou
         for units in {plan.units_of(convention) for convention in plan.conventions}:
             distances = between(ours, theirs, spacing if units == "mm" else (1.0,) * len(spacing))
             by_units[units] = _distances(distances, plan.tolerance_of(name))
-    elif status != "absent":
-        shared |= {"nsd": 0.0, "boundary_iou": 0.0}
     return {
         convention: ClassScore(
             case, name, label, status, counts.prediction, counts.reference,
