@@ -204,6 +204,7 @@ def predict(
     largest_component: Annotated[
         list[str] | None, typer.Option("--largest-component", help="A class to clean; repeatable.")
     ] = None,
+    uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Also how likely each voxel is wrong.")] = False,
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
@@ -217,7 +218,7 @@ def predict(
     if largest_component:
         window["largest_component"] = largest_component
     written = predict_images(run, images or [], out, part=part, device=device, checkpoint=checkpoint, window=window,
-                             overwrite=overwrite)  # fmt: skip
+                             uncertainty=uncertainty, overwrite=overwrite)  # fmt: skip
     print(f"{len(written)} predictions in {out}")
 
 
