@@ -13,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from medssl.data.nifti import Volume, write_image
+from medssl.data.nifti import Volume, read_image, write_image, write_shares
 from medssl.errors import ConfigError, DataError
 from medssl.evaluate import evaluate_folders
 from medssl.figures import overlay
@@ -64,17 +64,21 @@ class Factory:
         (run / "metrics.csv").write_text("step,loss/$a_,lr,seconds_per_step,val/dice\n" + "\n".join(rows) + "\n")
         return run
 
-    def score(self, run, predictions, *, images=True, classes=CLASSES, references=None):
-        """Predict each case as drawn, against rows of voxels that start at 0."""
+    def score(self, run, predictions, *, images=True, classes=CLASSES, references=None, uncertainty=None):
+        """Predict each case as drawn, against rows of voxels that start at 0; all equally uncertain, or not asked."""
         sources, ours, theirs = (self.root / kind / run.name for kind in ("images", "predictions", "references"))
         for case, places in predictions.items():
             write_image(ours / f"{case}.nii.gz", label_map(places), AFFINE)
             write_image(theirs / f"{case}.nii.gz", label_map(references or REFERENCE), AFFINE)
+            if uncertainty is not None:
+                like = read_image(ours / f"{case}.nii.gz")
+                write_shares(ours / "uncertainty" / f"{case}.nii.gz", np.full(SHAPE, uncertainty), like)
             if images:
                 noise = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
                 write_image(sources / f"{case}.nii.gz", noise, AFFINE)
         made = {"method": yaml.safe_load((run / "config.yaml").read_text())["method"]["name"], "checkpoint": "best.pt",
                 "iteration": 20, "network": "student", "classes": classes,
+                "uncertainty": None if uncertainty is None else "uncertainty",
                 "images": {case: str(sources / f"{case}.nii.gz") for case in predictions}}  # fmt: skip
         (ours / "predictions.json").write_text(json.dumps(made))
         evaluate_folders(ours, theirs, run / "scores.csv", workers=0)

@@ -49,9 +49,10 @@ class Scene:
     """Wall and place of the picture in the gallery."""
     case_script: str
     prediction_script: str
-    has_uncertainty: bool
     steps: tuple[int, int, int]
     """Every how many voxels along each axis are shown."""
+    centre: tuple[float, float, float]
+    """Where to look first, in RAS millimetres."""
 
 
 # ---- NiiVue
@@ -153,7 +154,18 @@ def _write_scene(
     _write_script(folder / script, ours, image.affine, steps)
     title = f"{picture.rank}: {picture.case}, Dice {100 * picture.dice:.1f}"
     group = f"{wall.row.name}, seed {wall.run.seed}"
-    return Scene(title, group, place, cases[key], script, files.uncertainty is not None, steps)
+    return Scene(title, group, place, cases[key], script, steps, _centre(reference, prediction))
+
+
+def _centre(reference: Volume, prediction: Volume) -> tuple[float, float, float]:
+    """The foreground voxel nearest to the middle of the foreground, of the prediction where the reference has none."""
+    shown = reference if (reference.array > 0).any() else prediction
+    voxels = np.argwhere(shown.array > 0)
+    if not len(voxels):
+        voxels = np.array(shown.shape)[None] // 2
+    nearest = voxels[np.abs(voxels - voxels.mean(0)).sum(1).argmin()]
+    x, y, z = (shown.affine @ [*nearest, 1])[:3]
+    return float(x), float(y), float(z)
 
 
 def _steps(volume: Volume) -> tuple[int, int, int]:

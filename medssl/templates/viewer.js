@@ -86,6 +86,7 @@
       if (turn !== shown) return;
       await fill(screens[0], theirs, theirs.reference);
       await fill(screens[1], theirs, ours.prediction, ours.uncertainty);
+      for (const screen of screens) screen.scene.crosshairPos = screen.mm2frac(scene.centre);
       adjust();
       unsure.disabled = !ours.uncertainty;
       const thinned = scene.steps.some((step) => step > 1) ? ` Every ${scene.steps.join(" x ")} voxels are shown.` : "";
