@@ -13,10 +13,11 @@ from pathlib import Path
 from medssl.comparison import load_runs, make_rows
 from medssl.errors import ConfigError
 from medssl.files import whole_file
+from medssl.published import published_rows
 from medssl.report.gallery import WORST, draw_gallery
 from medssl.report.page import render
 from medssl.report.papers import as_latex, as_markdown
-from medssl.report.tables import Published, result_tables
+from medssl.report.tables import result_tables
 from medssl.report.viewer import fetch_niivue, find_niivue, write_viewer
 
 
@@ -26,7 +27,6 @@ def write_report(
     *,
     title: str = "Comparison of runs",
     worst: int = WORST,
-    published: Sequence[Published] = (),
     viewer: bool = False,
     niivue: Path | None = None,
     workers: int = 2,
@@ -38,7 +38,6 @@ def write_report(
 
     Args:
         worst: how many of each row's worst cases are drawn, besides the best and the median.
-        published: numbers from elsewhere, shown in a table of their own.
         viewer: fetch NiiVue once, through npm, where no copy is found. Nothing else ever uses a network.
         niivue: the file `niivue.umd.js` of a NiiVue package; without it the usual places are searched.
         workers: processes that read volumes and draw.
@@ -57,7 +56,7 @@ def write_report(
     gallery = draw_gallery(rows, worst=worst, workers=workers)
     out.mkdir(parents=True, exist_ok=True)
     scenes = write_viewer(out / "viewer", library, gallery)
-    tables = result_tables(rows, published)
+    tables = result_tables(rows, published_rows(str(rows[0].runs[0].settings["data.name"])))
     _write(out / "tables.md", as_markdown(title, tables))
     _write(out / "tables.tex", as_latex(title, tables))
     _write(page, render(rows, title, tables=tables, gallery=gallery, scenes=scenes, workers=workers))

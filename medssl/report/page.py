@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from medssl import __version__
-from medssl.comparison import BASELINE, PARTS, Row, Run, notes
+from medssl.comparison import BASELINE, PARTS, Row, Run, notes, rank_rows
 from medssl.figures import (
     STYLES,
     Curve,
@@ -26,6 +26,7 @@ from medssl.figures import (
     confusion_matrix,
     label_curve,
     line_plot,
+    rank_plot,
     smooth,
     strip_plot,
 )  # fmt: skip
@@ -78,6 +79,7 @@ def render(
         methods=list(dict.fromkeys(row.key.method for row in rows)),
         labelled=list(dict.fromkeys(row.key.labelled for row in rows)),
         figures=[*_labels(rows), *_strip(rows)],
+        ranks=_ranks(rows),
         training=_validation(rows),
         losses=_losses(rows),
         gauges=_gauges(rows),
@@ -176,6 +178,15 @@ def _labels(rows: Sequence[Row]) -> list[Figure]:
     )
     across = " Lines right across had a label for every training case." if levels else ""
     return [Figure(label_curve(drawn, levels, "Dice, %"), words + across)]
+
+
+def _ranks(rows: Sequence[Row]) -> list[Figure]:
+    colours = {row.name: row.colour for row in rows}
+    return [
+        Figure(rank_plot(ranking, colours), f"Ranks with {labelled} labelled cases; bars that overlap are not told apart. "
+               "Beside them, how often each row comes first (darkest), second and so on, of resamples.")
+        for labelled, ranking in rank_rows(rows).items() if len(ranking.names) > 2
+    ]  # fmt: skip
 
 
 def _has_all_labels(row: Row) -> bool:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Literal, NamedTuple
 
 from medssl.comparison import (
@@ -23,6 +24,7 @@ from medssl.comparison import (
     scale_of,
 )  # fmt: skip
 from medssl.metrics import METRICS
+from medssl.published import PublishedRow
 from medssl.scores import ClassSummary, Spread
 from medssl.statistics import Interval, verdict
 
@@ -69,23 +71,10 @@ class Table:
         return any(lines for _, lines in self.groups)
 
 
-@dataclass(frozen=True)
-class Published:
-    """Numbers that somebody else published, as they stand there."""
-
-    method: str
-    labelled: str
-    """How many cases had labels, in the words of the source."""
-    numbers: Mapping[str, str] = field(default_factory=dict)
-    """By metric of `ClassScore`; percent and millimetres, or what the source has."""
-    source: str = ""
-    remark: str = ""
-
-
-def result_tables(rows: Sequence[Row], published: Sequence[Published] = ()) -> list[Table]:
+def result_tables(rows: Sequence[Row], published: Sequence[PublishedRow] = ()) -> list[Table]:
     """The tables of numbers, in the order in which they are read; those without a line are left out."""
-    tables = [_dice_table(rows), _gains_table(rows), _metrics_table(rows), _published_table(published),
-              _ranks_table(rows), _classes_table(rows)]  # fmt: skip
+    tables = [_dice_table(rows), _gains_table(rows), _metrics_table(rows), _classes_table(rows), _ranks_table(rows),
+              _published_table(published)]  # fmt: skip
     return [table for table in tables if table]
 
 
@@ -198,20 +187,29 @@ def _ranks_table(rows: Sequence[Row]) -> Table:
     return Table("ranks", words, [_METHOD, Column("Mean rank"), Column("First, %", "of resamples")], groups)
 
 
-def _published_table(published: Sequence[Published]) -> Table:
-    metrics = [metric for metric in METRICS if any(metric in row.numbers for row in published)]
-    columns = [Column("Method", "as published", "text"), Column("Labelled", kind="text"),
-               *(Column(head_of(metric)) for metric in metrics), Column("Source", kind="long")]  # fmt: skip
-    lines = [
-        [Cell(row.method), Cell(row.labelled), *(Cell(row.numbers.get(metric, NOTHING)) for metric in metrics),
-         Cell(row.source, row.remark)]
-        for row in published
-    ]  # fmt: skip
+def _published_table(published: Sequence[PublishedRow]) -> Table:
+    unit = published[0].unit if published else ""
+    columns = [
+        Column("Method", "and its paper", "text"),
+        Column("Dice, %"),
+        Column("Jaccard, %"),
+        Column(f"95HD, {unit}"),
+        Column(f"ASD, {unit}"),
+        Column("Read in", kind="long"),
+        Column("How it came about", kind="long"),
+    ]
+    groups: dict[str, list[list[Cell]]] = defaultdict(list)
+    for row in published:
+        numbers = [_printed_cell(number) for number in (row.dice, row.jaccard, row.hd95, row.asd)]
+        source = f"{row.source.address}{', second-hand' if row.secondary else ''}"
+        group = f"{row.labelled} labelled and {row.unlabelled} unlabelled patients"
+        groups[group].append([Cell(row.method, row.paper), *numbers, Cell(row.source.name, source), Cell(row.protocol)])
     words = (
-        "PUBLISHED ELSEWHERE, quoted and not measured here. Cases, metric definitions, grids and the choice of weights "
-        "may differ from ours; compare only where the source used the same."
+        "PUBLISHED ELSEWHERE: quoted as printed, nothing of it was measured here. Cases, metric definitions, grids and "
+        "the choice of weights differ from ours unless the last column says otherwise, so these are no rows of the "
+        "tables above. Second-hand: read in another paper’s table, log or note."
     )
-    return Table("published", words, columns, [("", lines)])
+    return Table("published", words, columns, list(groups.items()))
 
 
 def runs_table(rows: Sequence[Row]) -> Table:
@@ -317,6 +315,10 @@ def _interval_cell(interval: Interval | None, form: Callable[[float], str] = "{:
         return Cell()
     ends = f"{form(100 * interval.low)} to {form(100 * interval.high)}"
     return Cell(ends, f"{interval.patients} patients", order=interval.low)
+
+
+def _printed_cell(number: Decimal | None) -> Cell:
+    return Cell() if number is None else Cell(str(number), order=float(number))
 
 
 def _points_cell(sd: float | None) -> Cell:
