@@ -113,6 +113,19 @@ def test_a_run_without_unlabelled_cases_is_a_line_right_across(factory):
     assert "Lines right across had a label for every training case." in one_page(factory, runs).words
 
 
+def test_three_rows_of_one_labelled_count_are_ranked(factory):
+    shifts = {"supervised": 2, "mean_teacher": 1, "bcp": 0}
+    runs = [factory.score(factory.run(method, method, 1), {case: {"liver": shift} for case in "abc"})
+            for method, shift in shifts.items()]  # fmt: skip
+    assert "ranks" not in one_page(factory, runs[:2], overwrite=True).tables
+    found = one_page(factory, runs, overwrite=True)
+    rows = [row for row in found.tables["ranks"] if len(row) == 3][1:]
+    assert [(row[0].split("|")[0], row[1]) for row in rows] == [
+        ("bcp", "1.00"), ("mean_teacher", "2.00"), ("supervised", "3.00"),
+    ]  # fmt: skip
+    assert "Ranks with 1 labelled cases" in found.words
+
+
 def test_gauges_are_drawn_by_name(factory):
     run = factory.run("run", "bcp", 1)
     (run / "metrics.csv").write_text("step,stat/mask_share,loss/a\n10,0.5,1\n20,0.25,1\n")

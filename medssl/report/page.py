@@ -182,11 +182,12 @@ def _labels(rows: Sequence[Row]) -> list[Figure]:
 
 def _ranks(rows: Sequence[Row]) -> list[Figure]:
     colours = {row.name: row.colour for row in rows}
-    return [
-        Figure(rank_plot(ranking, colours), f"Ranks with {labelled} labelled cases; bars that overlap are not told apart. "
-               "Beside them, how often each row comes first (darkest), second and so on, of resamples.")
-        for labelled, ranking in rank_rows(rows).items() if len(ranking.names) > 2
-    ]  # fmt: skip
+    words = (
+        "Ranks with {} labelled cases; bars that overlap are not told apart. Beside them, in what share of resamples "
+        "each row comes first (the darkest), second and so on."
+    )
+    ranked = [(labelled, ranking) for labelled, ranking in rank_rows(rows).items() if len(ranking.names) > 2]
+    return [Figure(rank_plot(ranking, colours), words.format(labelled)) for labelled, ranking in ranked]
 
 
 def _has_all_labels(row: Row) -> bool:
