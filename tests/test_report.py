@@ -185,7 +185,8 @@ def test_every_class_has_its_own_numbers(page):
     rows = page.tables["classes"][1:]
     assert [row[0] for row in rows if len(row) == 1] == ["liver", "stone"]
     assert rows[1][:3] == ["supervised|weak, 30 steps, student", "1", "50.0 ± 20.4|n 4"]
-    assert rows[4][2:] == ["–|n 0", "–|n 0", "–|n 0", "–|n 0", "0 / 0 / 4"]
+    assert set(rows[4][2:-1]) == {"–|n 0"}
+    assert rows[4][-1] == "0 / 0 / 4"
 
 
 def test_a_run_without_scores_shows_its_curves_and_says_so(page):

@@ -30,8 +30,18 @@ from medssl.figures import (
     smooth,
     strip_plot,
 )  # fmt: skip
+from medssl.metrics import CONVENTIONS, METRICS
 from medssl.report.gallery import Wall
-from medssl.report.tables import Table, conditions, conditions_of, mean_interval, percent, runs_table, settings_table
+from medssl.report.tables import (
+    Table,
+    conditions,
+    conditions_of,
+    mean_interval,
+    percent,
+    runs_table,
+    settings_table,
+    shown_metrics,
+)
 from medssl.report.viewer import PACKAGE, VERSION, Scene
 from medssl.report.voxels import Agreement, agreements
 
@@ -73,6 +83,8 @@ def render(
         conditions_of=conditions_of,
         protocol=protocol(runs),
         notes=notes(rows),
+        conventions=[CONVENTIONS[name] for name in dict.fromkeys(run.scores.convention for run in runs if run.scores)],
+        definitions=[METRICS[metric] for metric in shown_metrics(rows)],
         first=tables[:1],
         tables=tables[1:],
         details=[table for table in (runs_table(rows), settings_table(rows)) if table],
@@ -82,7 +94,7 @@ def render(
         ranks=_ranks(rows),
         training=_validation(rows),
         losses=_losses(rows),
-        gauges=_gauges(rows),
+        gauges=_gauges(rows, classes),
         legend=[(row.name, row.colour, _DASHES[row.style]) for row in rows],
         calibration=_calibration(rows, found),
         confusion=_confusion(rows, found, classes),
@@ -238,17 +250,24 @@ def _loss_lines(row: Row) -> list[Line]:
     ]  # fmt: skip
 
 
-def _gauges(rows: Sequence[Row]) -> list[Figure]:
+def _gauges(rows: Sequence[Row], classes: dict[int, str]) -> list[Figure]:
     """What methods tell of themselves while they train, a plot for each number."""
     figures = []
     for name in _logged(rows, "stat/"):
         drawn = [(row, _mean_curve(row, name)) for row in rows]
         lines = [Line(row.name, row.colour, row.style, *curve) for row, curve in drawn if curve[0]]
         if lines:
-            title = name.removeprefix("stat/").replace("_", " ")
+            title = _words_of(name.removeprefix("stat/"), classes)
             words = f"Gauge “{title}”, as the methods log it: smoothed means over the runs of a row."
             figures.append(Figure(line_plot(lines, title, legend=False), words))
     return figures
+
+
+def _words_of(gauge: str, classes: dict[int, str]) -> str:
+    """A logged name as words: `pseudo_share/1` is that of the first class."""
+    name, _, label = gauge.partition("/")
+    of = {"0": "background"} | {str(value): text for value, text in classes.items()}
+    return name.replace("_", " ") + (f", {of.get(label, label)}" if label else "")
 
 
 def _logged(rows: Iterable[Row], prefix: str) -> list[str]:

@@ -33,7 +33,8 @@ NOTHING = "–"
 
 _IN_ROW = {"data.root", "data.splits", "train.workers", "train.seed", "train.iterations", "augment.preset",
            "window.network", "prediction.window.network", "prediction.window.batch"}  # fmt: skip
-_NAMES = {"dice": "Dice", "iou": "IoU", "hd95": "HD95", "asd": "ASD"}
+_SHOWN = ("dice", "iou", "hd95", "asd", "nsd", "precision", "recall", "relative_volume", "cldice", "instance_f1")
+"""Of all metrics that were measured; scores.csv has them all."""
 _MOST_NAMES = 4
 
 Kind = Literal["number", "text", "long"]
@@ -133,31 +134,32 @@ def _gains_table(rows: Sequence[Row]) -> Table:
 
 
 def _metrics_table(rows: Sequence[Row]) -> Table:
-    others = [metric for metric in METRICS if metric != "dice"]
+    others = [metric for metric in shown_metrics(rows) if metric != "dice"]
     columns = [
         *_key_columns(),
-        *(Column(head_of(metric), "mean ± sd") for metric in others),
+        *(Column(_head(metric, rows), "mean ± sd") for metric in others),
         Column("Missed / invented / absent", "classes of cases"),
     ]
     lines = [
-        [*_key_cells(row), *(_spread_cell(metric, getattr(row.summary.overall, metric)) for metric in others),
+        [*_key_cells(row), *(_spread_cell(metric, row.summary.overall.spread(metric)) for metric in others),
          _counts_cell(row.summary.overall)]
         for row in rows if row.summary
     ]  # fmt: skip
     words = (
         "Other metrics of all classes, mean ± standard deviation over cases and seeds. Missed: in the reference only; "
-        "invented: in the prediction only (both have Dice 0 and no distance); absent: in neither (no numbers)."
+        "invented: in the prediction only; absent: in neither."
     )
     return Table("metrics", words, columns, [("", lines)])
 
 
 def _classes_table(rows: Sequence[Row]) -> Table:
-    columns = [*_key_columns(), *(Column(head_of(metric)) for metric in METRICS),
+    metrics = shown_metrics(rows)
+    columns = [*_key_columns(), *(Column(_head(metric, rows)) for metric in metrics),
                Column("Missed / invented / absent")]  # fmt: skip
     groups: dict[str, list[list[Cell]]] = defaultdict(list)
     for row in rows:
         for summary in row.summary.classes if row.summary else ():
-            numbers = [_spread_cell(metric, getattr(summary, metric)) for metric in METRICS]
+            numbers = [_spread_cell(metric, summary.spread(metric)) for metric in metrics]
             groups[summary.class_name].append([*_key_cells(row), *numbers, _counts_cell(summary)])
     words = f"By class, {conditions(rows)}. Mean ± standard deviation over cases and seeds."
     return Table("classes", words, columns, list(groups.items()))
@@ -266,9 +268,10 @@ def mean_interval(row: Row) -> Interval | None:
     return replace(interval, low=max(0.0, interval.low), high=min(1.0, interval.high))
 
 
-def head_of(metric: str) -> str:
-    """A metric with its unit, as a column's head."""
-    return f"{_NAMES.get(metric, metric)}, {_form_of(metric).unit}"
+def shown_metrics(rows: Sequence[Row]) -> list[str]:
+    """Those of the tables that have a value anywhere."""
+    summaries = [row.summary.overall for row in rows if row.summary]
+    return [metric for metric in _SHOWN if any(summary.spread(metric).n for summary in summaries)]
 
 
 def percent(value: float | None) -> str:
@@ -289,8 +292,17 @@ class _Form(NamedTuple):
 
 
 def _form_of(metric: str) -> _Form:
-    scale = scale_of(metric)
-    return _Form("%", 100, 1) if scale.unit == "points" else _Form(scale.unit, scale.factor, 2)
+    """Shares in percent; the rest as scores.csv has it."""
+    unit = METRICS[metric].unit
+    return _Form("%", 100, 1) if not unit else _Form(unit, 1, 1 if unit == "%" else 2)
+
+
+def _head(metric: str, rows: Sequence[Row]) -> str:
+    """A metric with its unit, or units where runs were scored in several."""
+    unit = _form_of(metric).unit
+    if unit == "mm":
+        unit = " or ".join(dict.fromkeys(run.scores.units for row in rows for run in row.scored if run.scores))
+    return f"{METRICS[metric].title}, {unit}"
 
 
 def _key_columns() -> list[Column]:

@@ -2,9 +2,13 @@
 // Every head of a sortable table becomes a button. Lines are sorted inside their group; what has no number comes last.
 const collator = new Intl.Collator(undefined, { numeric: true, sensitivity: "base" });
 
+function number(text) {
+  return text === "inf" ? Infinity : Number(text);
+}
+
 function compare(one, other, sign) {
   const [a, b] = [one.dataset.order, other.dataset.order];
-  if (a !== undefined && b !== undefined) return sign * (Number(a) - Number(b));
+  if (a !== undefined && b !== undefined) return sign * (number(a) - number(b)) || 0;
   if (a !== undefined || b !== undefined) return a !== undefined ? -1 : 1;
   const undefinedLast = (one.textContent.startsWith("–") ? 1 : 0) - (other.textContent.startsWith("–") ? 1 : 0);
   return undefinedLast || sign * collator.compare(one.textContent, other.textContent);
