@@ -204,6 +204,7 @@ def predict(
     largest_component: Annotated[
         list[str] | None, typer.Option("--largest-component", help="A class to clean; repeatable.")
     ] = None,
+    uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Also how likely each voxel is wrong.")] = False,
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
@@ -217,7 +218,7 @@ def predict(
     if largest_component:
         window["largest_component"] = largest_component
     written = predict_images(run, images or [], out, part=part, device=device, checkpoint=checkpoint, window=window,
-                             overwrite=overwrite)  # fmt: skip
+                             uncertainty=uncertainty, overwrite=overwrite)  # fmt: skip
     print(f"{len(written)} predictions in {out}")
 
 
@@ -274,12 +275,17 @@ def evaluate_explain(
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders with scores.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for report.html.")] = Path("report"),
+    worst: Annotated[int, typer.Option("--worst", min=0, help="Worst cases of each row to draw.")] = 4,
+    viewer: Annotated[bool, typer.Option("--viewer", help="Fetch NiiVue with npm if it is not there.")] = False,
+    niivue: Annotated[Path | None, typer.Option("--niivue", help="niivue.umd.js to use in the viewer.")] = None,
+    workers: Workers = 2,
     overwrite: Overwrite = False,
 ) -> None:
-    """Compare runs on one HTML page: table, plots, curves and overlays."""
+    """Compare runs on one HTML page: tables, plots, curves, overlays, a viewer; tables.tex and tables.md beside it."""
     from medssl.report import write_report
 
-    print(f"report in {write_report(runs, out, overwrite=overwrite)}")
+    page = write_report(runs, out, worst=worst, viewer=viewer, niivue=niivue, workers=workers, overwrite=overwrite)
+    print(f"report in {page}")
 
 
 @app.command()

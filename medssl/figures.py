@@ -1,4 +1,4 @@
-"""The pictures of a report, each a data URI that an HTML page can hold: plots as SVG, scans as PNG.
+"""The pictures of a report, each a data URI that an HTML page can hold: plots as SVG, scans as WebP.
 
 Nothing is read from disk, and nothing here depends on pyplot: figures are objects that are drawn, encoded and
 dropped. Names from data are drawn as plain text, never as mathematics.
@@ -10,13 +10,14 @@ import base64
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from medssl.data.nifti import Volume
@@ -33,6 +34,8 @@ THICK_SLICES = 2.5
 """From this ratio of spacings on, slices are shown as they were scanned and not cut across."""
 BINS = 40
 """Most points of a smoothed curve."""
+MOST_NUMBERED = 9
+"""Up to so many classes the cells of a confusion matrix hold their numbers."""
 
 _STYLE = {
     "text.parse_math": False, "svg.hashsalt": "medssl", "font.size": 10.5, "axes.spines.top": False,
@@ -54,6 +57,26 @@ class Line:
     style: str
     steps: Sequence[float]
     values: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A method's number against the labelled cases it had."""
+
+    label: str
+    colour: str
+    style: str
+    points: Sequence[Point]
+
+
+class Point(NamedTuple):
+    """A mean, its interval where there is one, and the means of single runs."""
+
+    labelled: int
+    mean: float
+    low: float | None
+    high: float | None
+    runs: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -91,10 +114,12 @@ def strip_plot(groups: Sequence[tuple[str, str, Sequence[float]]], axis: str) ->
         return _svg(figure)
 
 
-def line_plot(lines: Sequence[Line], axis: str, *, size: tuple[float, float] = (5.4, 3.2)) -> str:
+def line_plot(
+    lines: Sequence[Line], axis: str, *, size: tuple[float, float] = (5.4, 3.2), legend: bool = True
+) -> str:  # fmt: skip
     """Curves against the training step, the legend below."""
     with mpl.rc_context(_STYLE):
-        entries = {line.label: line for line in lines}
+        entries = {line.label: line for line in lines} if legend else {}
         figure = Figure(figsize=(size[0], size[1] + 0.23 * len(entries)), layout="constrained")
         axes = figure.add_subplot()
         for line in lines:
@@ -106,6 +131,33 @@ def line_plot(lines: Sequence[Line], axis: str, *, size: tuple[float, float] = (
         axes.set_ylabel(axis)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        if legend:
+            figure.legend(loc="outside lower left", frameon=False, handlelength=3, fontsize=10)
+        return _svg(figure)
+
+
+def label_curve(curves: Sequence[Curve], levels: Sequence[tuple[str, str, float]], axis: str) -> str:
+    """A number against labelled cases, a line per method.
+
+    Args:
+        levels: `(label, colour, value)` of methods that had all labels, drawn right across.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.4, 3.4 + 0.23 * (len(curves) + len(levels))), layout="constrained")
+        axes = figure.add_subplot()
+        counts = sorted({point.labelled for curve in curves for point in curve.points})
+        is_wide = counts[-1] >= 6 * counts[0]
+        for i, curve in enumerate(curves):
+            _draw_curve(axes, curve, shift=(i - (len(curves) - 1) / 2) * 0.012, is_wide=is_wide, span=counts)
+        for label, colour, value in levels:
+            axes.axhline(value, color=colour, linestyle=(0, (6, 3)), linewidth=1.3, label=label)
+        if is_wide:
+            axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator(counts))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0f}")
+        axes.set_xlabel("labelled cases")
+        axes.set_ylabel(axis)
         figure.legend(loc="outside lower left", frameon=False, handlelength=3, fontsize=10)
         return _svg(figure)
 
@@ -136,6 +188,48 @@ def rank_plot(ranking: Ranking, colours: Mapping[str, str]) -> str:
         return _svg(figure)
 
 
+def calibration_plot(curves: Sequence[tuple[str, str, str, Sequence[float], Sequence[float]]]) -> str:
+    """How often voxels are right against how sure they are, of each `(label, colour, style, sure, right)`."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.4, 4.2 + 0.23 * len(curves)), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot([0, 1], [0, 1], color="#8a939b", linewidth=1, linestyle=(0, (2, 2)))
+        for label, colour, style, certainty, right in curves:
+            axes.plot(certainty, right, color=colour, linestyle=style, linewidth=1.5, marker="o", markersize=3.5,
+                      label=label)  # fmt: skip
+        lowest = min((c for curve in curves for c in (*curve[3], *curve[4])), default=0.0)
+        axes.set_xlim(max(0, lowest - 0.05), 1.01)
+        axes.set_ylim(max(0, lowest - 0.05), 1.01)
+        axes.set_aspect("equal")
+        axes.set_xlabel("probability given to the predicted class")
+        axes.set_ylabel("share of voxels that are right")
+        figure.legend(loc="outside lower left", frameon=False, handlelength=3, fontsize=10)
+        return _svg(figure)
+
+
+def confusion_matrix(shares: NDArray[np.float64], names: Sequence[str], colour: str) -> str:
+    """Percent of each reference class (a row) that was predicted as each class (a column)."""
+    count = len(names)
+    side = min(7.5, 1.5 + 0.62 * count)
+    with mpl.rc_context({**_STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(side + 0.5, side), layout="constrained")
+        axes = figure.add_subplot()
+        shading = LinearSegmentedColormap.from_list("share", ["#ffffff", colour])
+        axes.pcolormesh(shares, cmap=shading, vmin=0, vmax=1, edgecolors="#e6e9ec", linewidth=0.6)
+        if count <= MOST_NUMBERED:
+            for (row, column), share in np.ndenumerate(shares):
+                axes.text(column + 0.5, row + 0.5, f"{100 * share:.0f}", ha="center", va="center", fontsize=9.5,
+                          color="white" if share > 0.6 else "#20272d")  # fmt: skip
+        axes.set_xticks(np.arange(count) + 0.5, names, rotation=90 if max(map(len, names)) > 4 else 0)
+        axes.set_yticks(np.arange(count) + 0.5, names)
+        axes.tick_params(length=0)
+        axes.invert_yaxis()
+        axes.set_aspect("equal")
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("reference")
+        return _svg(figure)
+
+
 def smooth(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
     """Means of at most `BINS` neighbouring stretches, in order of step."""
     order = np.argsort(steps, kind="stable")
@@ -157,7 +251,7 @@ def overlay(image: Volume, prediction: Volume, reference: Volume) -> list[View]:
     spacing = turn.apply_to_axes(image.spacing)
     grey, ours, theirs = (turn.apply(_first_channel(volume.array)) for volume in (image, prediction, reference))
     shown = theirs if theirs.any() else ours
-    window = _window(grey)
+    window = grey_window(grey)
     slices = _choose_slices(shown > 0, spacing)
     centre, side = _frame((ours > 0) | (theirs > 0), spacing, {axis for axis, _ in slices})
     return [
@@ -167,6 +261,27 @@ def overlay(image: Volume, prediction: Volume, reference: Volume) -> list[View]:
         )
         for axis, index in slices
     ]
+
+
+def grey_window(grey: NDArray[Any]) -> tuple[float, float]:
+    """The grey levels that are shown black and white: the 0.5th and 99.5th percentile of what is finite."""
+    finite = grey[np.isfinite(grey)]
+    low, high = np.percentile(finite, [0.5, 99.5]) if finite.size else (0.0, 1.0)
+    return float(low), float(max(high, low + 1e-6))
+
+
+def _draw_curve(axes: Any, curve: Curve, *, shift: float, is_wide: bool, span: Sequence[int]) -> None:
+    """Shifted a little to the side, so that intervals of methods stand beside each other."""
+    width = span[-1] - span[0]
+    xs = [n * (1 + 2.5 * shift) if is_wide else n + shift * width for n in (point.labelled for point in curve.points)]
+    axes.plot(xs, [point.mean for point in curve.points], color=curve.colour, linestyle=curve.style, linewidth=1.8,
+              marker="o", markersize=5, label=curve.label)  # fmt: skip
+    for x, point in zip(xs, curve.points, strict=True):
+        if point.low is not None and point.high is not None:
+            axes.plot([x, x], [point.low, point.high], color=curve.colour, linewidth=1.2, alpha=0.8)
+        if len(point.runs) > 1:
+            axes.scatter([x] * len(point.runs), point.runs, s=11, facecolor="white", edgecolor=curve.colour,
+                         linewidths=0.9, zorder=3)  # fmt: skip
 
 
 def _draw_strip(axes: Any, y: int, colour: str, values: Sequence[float]) -> None:
@@ -198,12 +313,6 @@ def _draw_places(axes: Any, y: int, colour: str, shares: Sequence[float]) -> Non
 
 def _first_channel(array: NDArray[Any]) -> NDArray[Any]:
     return array if array.ndim == 3 else array[..., 0]
-
-
-def _window(grey: NDArray[Any]) -> tuple[float, float]:
-    finite = grey[np.isfinite(grey)]
-    low, high = np.percentile(finite, [0.5, 99.5]) if finite.size else (0.0, 1.0)
-    return float(low), float(max(high, low + 1e-6))
 
 
 def _frame(mask: NDArray[np.bool_], spacing: Sequence[float], cut: set[int]) -> tuple[list[float], float]:
@@ -267,7 +376,7 @@ def _draw_slice(
     axes.set_ylim(centre[up] - side / 2, centre[up] + side / 2)
     axes.set_aspect("equal")
     _annotate(axes, _AXES[across], _AXES[up], side)
-    return _png(figure)
+    return _webp(figure)
 
 
 def _annotate(axes: Any, left: str, top: str, side: float) -> None:
@@ -287,7 +396,7 @@ def _svg(figure: Any) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _png(figure: Any) -> str:
+def _webp(figure: Any) -> str:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    figure.savefig(buffer, format="webp", dpi=120, pil_kwargs={"quality": 85})
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

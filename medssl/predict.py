@@ -12,7 +12,7 @@ import torch
 
 from medssl.checkpoint import load_checkpoint
 from medssl.config import load_yaml, parse
-from medssl.data.nifti import case_id, is_volume, list_volumes, read_image, write_label
+from medssl.data.nifti import case_id, is_volume, list_volumes, read_image, write_label, write_shares
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import PARTS, read_split
 from medssl.device import choose_device
@@ -21,6 +21,9 @@ from medssl.files import write_json
 from medssl.predictor import Predictor
 from medssl.progress import track
 from medssl.run import RunConfig, build_method, make_predictor
+
+UNCERTAINTY = "uncertainty"
+"""Folder beside the label maps, where nobody takes its volumes for label maps."""
 
 
 def predict(
@@ -32,6 +35,7 @@ def predict(
     device: str = "auto",
     checkpoint: str = "best",
     window: dict[str, Any] | None = None,
+    uncertainty: bool = False,
     overwrite: bool = False,
 ) -> list[Path]:
     """Write a class map `<case>.nii.gz` per image, and predictions.json that says how they were made.
@@ -39,12 +43,14 @@ def predict(
     Args:
         images: volume files, or folders of them.
         part: instead of naming images, the raw images of a part of the run's own split, such as `test`.
+        uncertainty: also write `uncertainty/<case>.nii.gz`, 1 minus the probability of each voxel's class.
 
     Raises:
         DataError: an image cannot be read.
         ConfigError: nothing to predict, or an output exists and `overwrite` is not set.
     """
     predictor, facts = load_predictor(run, choose_device(device), checkpoint=checkpoint, window=window)
+    facts["uncertainty"] = UNCERTAINTY if uncertainty else None
     sources = _of_part(run, part) if part else _by_id(_expand(images))
     targets = {id: out / f"{id}.nii.gz" for id in sources}
     existing = [path for path in targets.values() if path.exists()]
@@ -57,7 +63,12 @@ def predict(
             image = read_image(path)
             if not np.isfinite(image.array).all():
                 raise DataError(f"{path}: holds NaN or Inf voxels; see `medssl check`")
-            write_label(targets[id], predictor.segment(image), like=image)
+            if uncertainty:
+                classes, unsure = predictor.segment_with_uncertainty(image)
+                write_shares(out / UNCERTAINTY / f"{id}.nii.gz", unsure, like=image)
+            else:
+                classes = predictor.segment(image)
+            write_label(targets[id], classes, like=image)
             advance(id)
     images_now = {id: str(path.resolve()) for id, path in sources.items()}
     write_json(out / "predictions.json", {**facts, "images": {**earlier, **images_now}})

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from medssl.config import Settings
 from medssl.data.nifti import Volume
-from medssl.data.recipe import Recipe
+from medssl.data.recipe import Prepared, Recipe
 from medssl.device import autocast
 from medssl.errors import ConfigError, DataError
 from medssl.methods.base import Method
@@ -80,12 +80,26 @@ class Predictor:
 
     def segment(self, image: Volume) -> NDArray[np.unsignedinteger[Any]]:
         """The class of each voxel of a raw image, `(X, Y, Z)` on its own grid."""
+        prepared = self._prepared(image)
+        return self._cleaned(self.recipe.undo(self.probabilities(prepared.image), prepared.grid))
+
+    def segment_with_uncertainty(
+        self, image: Volume
+    ) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.floating[Any]]]:
+        """What `segment` gives, and how likely each voxel's class is wrong: 1 minus its probability.
+
+        A voxel that `largest_component` took away from a class is as uncertain as that class was likely.
+        """
+        prepared = self._prepared(image)
+        classes, certainty = self.recipe.undo_with_certainty(self.probabilities(prepared.image), prepared.grid)
+        cleaned = self._cleaned(classes)
+        return cleaned, np.where(cleaned == classes, 1 - certainty, certainty)
+
+    def _prepared(self, image: Volume) -> Prepared:
         channels = image.array.shape[3] if image.array.ndim == 4 else 1
         if channels != self.channels:
             raise DataError(f"{image.path}: {channels} channels, the network was trained on {self.channels}")
-        prepared = self.recipe.apply(image)
-        classes = self.recipe.undo(self.probabilities(prepared.image), prepared.grid)
-        return self._cleaned(classes)
+        return self.recipe.apply(image)
 
     def _overlap(self) -> float | list[float]:
         """What MONAI turns into the wanted stride: it takes the whole part of `patch * (1 - overlap)`."""

@@ -200,6 +200,21 @@ def test_the_whole_job_ends_in_a_good_score(trained, tmp_path):
     assert summarise(scores).overall.dice.mean > 0.6
 
 
+def test_uncertainty_lies_beside_the_label_maps_on_the_same_grid_and_does_not_get_scored(trained, tmp_path):
+    run, raw = trained
+    (written, *_) = predict(run, [], tmp_path / "test", part="test", device="cpu", uncertainty=True)
+    found, label = nib.load(tmp_path / "test" / "uncertainty" / written.name), nib.load(written)
+    assert found.get_data_dtype() == np.uint8
+    assert np.array_equal(found.affine, label.affine)
+    values = found.get_fdata()
+    assert values.shape == label.shape
+    assert 0 <= values.min() < 0.05 < values.max() <= 2 / 3 + 1 / 255  # the likeliest of three classes has a third
+    scores = evaluate_folders(tmp_path / "test", raw / "labels", tmp_path / "scores.csv", workers=0)
+    assert {score.case for score in scores} == set(json.loads((run / "splits.json").read_text())["test"])
+    wrong = np.asarray(label.dataobj) != nib.load(raw / "labels" / written.name).get_fdata()
+    assert values[wrong].mean() > 2 * values[~wrong].mean()
+
+
 def test_predictions_say_how_they_were_made(trained, tmp_path):
     run, raw = trained
     predict(run, [raw / "images" / "ball_03.nii.gz"], tmp_path, device="cpu", window={"network": "teacher"})
@@ -279,3 +294,26 @@ def test_the_record_keeps_all_images_of_a_folder_and_refuses_another_making(trai
     with pytest.raises(ConfigError, match="another way"):
         predict(run, [raw / "images" / "ball_02.nii.gz"], tmp_path, device="cpu", window={"network": "teacher"})
     assert not (tmp_path / "ball_02.nii.gz").exists()
+
+
+def test_uncertainty_is_one_minus_the_probability_of_the_class():
+    from medssl.data.nifti import Volume
+
+    shares = np.random.default_rng(0).uniform(0, 1, (5, 6, 7)).astype(np.float32)  # between the greys of two classes
+    classes, uncertainty = identity_predictor().segment_with_uncertainty(Volume(shares, np.eye(4)))
+    logits = np.stack([-30 * (shares - value) ** 2 for value in (0, 1, 2)])
+    probabilities = np.exp(logits) / np.exp(logits).sum(0)
+    assert np.array_equal(classes, probabilities.argmax(0))
+    np.testing.assert_allclose(uncertainty, 1 - probabilities.max(0), atol=1e-4)
+
+
+def test_a_voxel_that_was_cleaned_away_is_uncertain():
+    from medssl.data.nifti import Volume
+
+    array = np.zeros((20, 20, 20), np.float32)
+    array[2:8, 2:8, 2:8] = array[15:17, 15:17, 15:17] = 1
+    predictor = identity_predictor()
+    predictor.window = WindowConfig(largest_component=("b",))
+    _, uncertainty = predictor.segment_with_uncertainty(Volume(array, np.eye(4)))
+    assert uncertainty[16, 16, 16] > 0.99
+    assert uncertainty[4, 4, 4] < 0.01

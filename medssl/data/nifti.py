@@ -207,6 +207,11 @@ def write_label(path: Path, array: NDArray[Any], like: Volume) -> None:
     _write(Path(path), array.astype(dtype), like.affine, like.header)
 
 
+def write_shares(path: Path, array: NDArray[np.floating[Any]], like: Volume) -> None:
+    """Write numbers from 0 to 1 with the geometry and header of `like`, a byte a voxel in steps of 1/255."""
+    _write(Path(path), np.rint(255 * array.clip(0, 1)).astype(np.uint8), like.affine, like.header, slope=1 / 255)
+
+
 def write_image(path: Path, array: NDArray[Any], affine: Affine) -> None:
     """Write an array in its own dtype, bool as uint8, with an affine in RAS millimetres.
 
@@ -215,7 +220,9 @@ def write_image(path: Path, array: NDArray[Any], affine: Affine) -> None:
     _write(Path(path), array.astype(np.uint8) if array.dtype == bool else array, affine, None)
 
 
-def _write(path: Path, array: NDArray[Any], affine: Affine, header: nib.Nifti1Header | None) -> None:
+def _write(
+    path: Path, array: NDArray[Any], affine: Affine, header: nib.Nifti1Header | None, *, slope: float = 1
+) -> None:
     if header is None:
         image = nib.Nifti1Image(array, affine, dtype=array.dtype)
         image.header.set_xyzt_units("mm")
@@ -227,7 +234,7 @@ def _write(path: Path, array: NDArray[Any], affine: Affine, header: nib.Nifti1He
         image_class = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
         # No affine is passed: nibabel then keeps both forms of the header, codes included.
         image = image_class(array, None, header)
-    image.header.set_slope_inter(1, 0)
+    image.header.set_slope_inter(slope, 0)
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as partial:
         nib.save(image, partial)

@@ -131,11 +131,14 @@ class Recipe(Settings):
             probs: `(C, x, y, z)` on the prepared grid.
             grid: what `apply` returned for the image.
         """
-        classes = grid.largest(probs)
-        oriented_shape = tuple(grid.shape[axis] for axis in grid.axes)
-        whole = np.zeros(oriented_shape, classes.dtype)
-        whole[tuple(slice(s, s + n) for s, n in zip(grid.start, grid.cropped, strict=True))] = classes
-        return Turn(grid.axes, grid.flips).undo(whole)
+        return grid.place(grid.largest(probs)[0])
+
+    def undo_with_certainty(
+        self, probs: NDArray[np.floating[Any]], grid: Grid
+    ) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.floating[Any]]]:
+        """What `undo` gives, and the interpolated probability of each voxel's class; 1 outside the crop."""
+        classes, certainty = grid.largest(probs)
+        return grid.place(classes), grid.place(certainty, outside=1)
 
     def _foreground(self, channels: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Voxels brighter than air in any channel; all of them where nothing is."""
@@ -250,17 +253,25 @@ class Grid:
         if self.nearest:
             return _nearest(label, self.prepared).astype(_class_type(label.max(initial=0)))
         masks = ((int(value), label == value) for value in np.unique(label))
-        return _largest(masks, self.prepared, self._steps(), _class_type(label.max(initial=0)))
+        return _largest(masks, self.prepared, self._steps(), _class_type(label.max(initial=0)))[0]
 
-    def largest(self, probs: NDArray[np.floating[Any]]) -> NDArray[np.unsignedinteger[Any]]:
-        """Prepared grid to crop grid, the class with the largest interpolated probability."""
+    def largest(
+        self, probs: NDArray[np.floating[Any]]
+    ) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.floating[Any]]]:
+        """Prepared grid to crop grid: the class with the largest interpolated probability, and that probability."""
         dtype = _class_type(len(probs) - 1)
         if self.cropped == self.prepared and self.cropped_spacing == self.spacing:
-            return np.asarray(np.argmax(probs, axis=0), dtype)
+            return np.asarray(np.argmax(probs, axis=0), dtype), probs.max(0)
         if self.nearest:
-            return _nearest(np.argmax(probs, axis=0).astype(dtype), self.cropped)
+            return _nearest(np.argmax(probs, axis=0).astype(dtype), self.cropped), _nearest(probs.max(0), self.cropped)
         back = [1 / step for step in self._steps()]
         return _largest(enumerate(probs), self.cropped, back, dtype)
+
+    def place(self, array: NDArray[NumberT], outside: float = 0) -> NDArray[NumberT]:
+        """An array of the crop grid on the raw volume's own grid, with a constant outside the crop."""
+        whole = np.full(tuple(self.shape[axis] for axis in self.axes), outside, array.dtype)
+        whole[tuple(slice(s, s + n) for s, n in zip(self.start, self.cropped, strict=True))] = array
+        return Turn(self.axes, self.flips).undo(whole)
 
     def _steps(self, keep: list[bool] | None = None) -> list[float]:
         """Crop-grid voxels a prepared voxel spans along each axis; 1 along the axes to keep."""
@@ -293,8 +304,8 @@ def _class_type(highest: int) -> type[np.unsignedinteger[Any]]:
 
 def _largest(
     maps: Iterable[tuple[int, NDArray[Any]]], shape: Triple, steps: list[float], dtype: type[np.unsignedinteger[Any]]
-) -> NDArray[np.unsignedinteger[Any]]:
-    """Resample `(value, map)` pairs one by one and keep the value of the largest; ties go to the first."""
+) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.float32]]:
+    """Resample `(value, map)` pairs one by one; the value of the largest, and what it held. Ties go to the first."""
     best = np.full(shape, -np.inf, np.float32)
     classes = np.zeros(shape, dtype)
     for value, weights in maps:
@@ -302,7 +313,7 @@ def _largest(
         better = resampled > best
         best[better] = resampled[better]
         classes[better] = value
-    return classes
+    return classes, best
 
 
 def _turn_of(label: Volume, image: Volume, turn: Turn) -> Turn:

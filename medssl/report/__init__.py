@@ -1,0 +1,69 @@
+"""The job behind `medssl report`: run folders in, a folder out that opens from disk.
+
+`report.html` holds everything it shows and needs no network. Beside it lie `tables.md` and `tables.tex` with the same
+numbers, and `viewer/` where NiiVue was found. What is said is decided in this package, how it looks in
+medssl/templates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from medssl.comparison import load_runs, make_rows
+from medssl.errors import ConfigError
+from medssl.files import whole_file
+from medssl.published import published_rows
+from medssl.report.gallery import WORST, draw_gallery
+from medssl.report.page import render
+from medssl.report.papers import as_latex, as_markdown
+from medssl.report.tables import result_tables
+from medssl.report.viewer import fetch_niivue, find_niivue, write_viewer
+
+
+def write_report(
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    title: str = "Comparison of runs",
+    worst: int = WORST,
+    viewer: bool = False,
+    niivue: Path | None = None,
+    workers: int = 2,
+    overwrite: bool = False,
+) -> Path:
+    """Write `out`/report.html, which compares run folders, with its tables and viewer, and return its path.
+
+    A run takes part with its scores when its folder holds a `scores.csv`, and with its curves in any case.
+
+    Args:
+        worst: how many of each row's worst cases are drawn, besides the best and the median.
+        viewer: fetch NiiVue once, through npm, where no copy is found. Nothing else ever uses a network.
+        niivue: the file `niivue.umd.js` of a NiiVue package; without it the usual places are searched.
+        workers: processes that read volumes and draw.
+
+    Raises:
+        ConfigError: no run, the same run twice, runs of different datasets, a report is there already, or NiiVue
+            is not where it was said to be.
+        DataError: a path is no run folder, all such paths listed, or one of its files cannot be read.
+    """
+    out = Path(out)
+    page = out / "report.html"
+    if page.exists() and not overwrite:
+        raise ConfigError(f"{page}: exists already; choose another folder, or replace it with --overwrite")
+    rows = make_rows(load_runs([Path(path) for path in runs]))
+    library = find_niivue(niivue) or (fetch_niivue() if viewer else None)
+    gallery = draw_gallery(rows, worst=worst, workers=workers)
+    out.mkdir(parents=True, exist_ok=True)
+    scenes = write_viewer(out / "viewer", library, gallery)
+    tables = result_tables(rows, published_rows(str(rows[0].runs[0].settings["data.name"])))
+    _write(out / "tables.md", as_markdown(title, tables))
+    _write(out / "tables.tex", as_latex(title, tables))
+    _write(page, render(rows, title, tables=tables, gallery=gallery, scenes=scenes, workers=workers))
+    return page
+
+
+def _write(path: Path, text: str) -> None:
+    with whole_file(path) as partial:
+        # A file name that is not UTF-8 has no place in a page; question marks stand for such bytes.
+        partial.write_text(text, encoding="utf-8", errors="replace")

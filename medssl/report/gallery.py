@@ -1,0 +1,119 @@
+"""Cases chosen by rank and drawn: each row's best, median and worst."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medssl.comparison import Row, Run
+from medssl.data.nifti import Volume, read_image, read_label
+from medssl.errors import DataError
+from medssl.figures import View, overlay
+from medssl.metrics import ClassScore
+from medssl.progress import mapper, tracked
+
+WORST = 4
+"""How many of a row's worst cases are shown."""
+_FEW = 12  # below so many cases, starting processes takes longer than it saves
+
+
+@dataclass(frozen=True)
+class Files:
+    """The volumes of one prediction."""
+
+    image: Path
+    prediction: Path
+    reference: Path
+    uncertainty: Path | None
+
+    def read(self) -> tuple[Volume, Volume, Volume]:
+        """Image, prediction and reference, of one shape.
+
+        Raises:
+            DataError: a file is gone or cannot be read, or the shapes differ.
+        """
+        paths = {"image": self.image, "prediction": self.prediction, "reference": self.reference}
+        gone = [f"the {role} {path} no longer exists" for role, path in paths.items() if not path.exists()]
+        if gone:
+            raise DataError(" and ".join(gone))
+        volumes = read_image(self.image), read_label(self.prediction), read_label(self.reference)
+        if len({volume.shape for volume in volumes}) > 1:
+            raise DataError(f"image {self.image} and label maps have different shapes")
+        return volumes
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A case chosen for its rank, with its slices, or a sentence that says why there are none."""
+
+    rank: str
+    case: str
+    dice: float
+    scores: list[ClassScore]
+    files: Files | None
+    views: list[View]
+    fault: str
+
+
+@dataclass(frozen=True)
+class Wall:
+    """The pictures of one row, which are those of its first scored run."""
+
+    row: Row
+    run: Run
+    pictures: list[Picture]
+
+
+def draw_gallery(rows: Sequence[Row], *, worst: int = WORST, workers: int = 2) -> list[Wall]:
+    """Each scored row's first seed with its best, median and `worst` worst cases."""
+    chosen = [(row, row.scored[0], ranked(row.scored[0].case_dice, worst)) for row in rows if row.scored]
+    jobs = [(files_of(run, case), case) for _, run, cases in chosen for _, case in cases]
+    with mapper(workers if len(jobs) >= _FEW else 0) as apply:
+        drawn = iter(tracked("draw", [case for _, case in jobs], apply(_draw, [files for files, _ in jobs])))
+    walls = []
+    for row, run, cases in chosen:
+        pictures = []
+        for rank, case in cases:
+            views, fault = next(drawn)
+            scores = [score for score in run.scores or () if score.case == case]
+            pictures.append(Picture(rank, case, run.case_dice[case], scores, files_of(run, case), views, fault))
+        walls.append(Wall(row, run, pictures))
+    return walls
+
+
+def ranked(dice: Mapping[str, float], worst: int) -> list[tuple[str, str]]:
+    """Rank and id of the worst cases, then the median (the lower of two) and the best; no case twice."""
+    order = [case for _, case in sorted((value, case) for case, value in dice.items())]
+    if len(order) == 1:
+        return [("only", order[0])]
+    names = {case: "worst" if i == 0 else f"{i + 1}{_th(i + 1)} worst" for i, case in enumerate(order[:worst])}
+    if order:
+        names.setdefault(order[(len(order) - 1) // 2], "median")
+        names[order[-1]] = "best"
+    return [(rank, case) for case, rank in names.items()]
+
+
+def files_of(run: Run, case: str) -> Files | None:
+    """The volumes of a run's case; None when nothing names its image."""
+    images = run.made.get("images", {})
+    if case not in images:
+        return None
+    prediction, reference = run.files[case]
+    folder = run.made.get("uncertainty")
+    unsure = prediction.parent / str(folder) / prediction.name if folder else None
+    return Files(Path(images[case]), prediction, reference, unsure if unsure and unsure.exists() else None)
+
+
+def _th(number: int) -> str:
+    return {1: "st", 2: "nd", 3: "rd"}.get(number % 10 if number % 100 not in (11, 12, 13) else 0, "th")
+
+
+def _draw(files: Files | None) -> tuple[list[View], str]:
+    """The slices of a case, or what keeps them from being drawn."""
+    if files is None:
+        return [], "no predictions.json beside the prediction names the image of this case"
+    try:
+        return overlay(*files.read()), ""
+    except DataError as error:
+        return [], str(error)

@@ -1,0 +1,343 @@
+"""The page of a report: its words, its plots and what goes where; how it looks is in medssl/templates."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from medssl import __version__
+from medssl.comparison import BASELINE, PARTS, Row, Run, notes, rank_rows
+from medssl.figures import (
+    STYLES,
+    Curve,
+    Line,
+    Point,
+    calibration_plot,
+    class_colour,
+    confusion_matrix,
+    label_curve,
+    line_plot,
+    rank_plot,
+    smooth,
+    strip_plot,
+)  # fmt: skip
+from medssl.metrics import CONVENTIONS, METRICS
+from medssl.report.gallery import Wall
+from medssl.report.tables import (
+    Table,
+    conditions,
+    conditions_of,
+    mean_interval,
+    percent,
+    runs_table,
+    settings_table,
+    shown_metrics,
+)
+from medssl.report.viewer import PACKAGE, VERSION, Scene
+from medssl.report.voxels import Agreement, agreements
+
+TEMPLATES = Path(__file__).parents[1] / "templates"
+
+_DASHES = {"-": "", "--": "7 4", ":": "2 3", "-.": "7 3 2 3"}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot as a data URI, and what it shows in words."""
+
+    uri: str
+    caption: str
+
+
+def render(
+    rows: Sequence[Row],
+    title: str,
+    *,
+    tables: Sequence[Table],
+    gallery: Sequence[Wall],
+    scenes: Sequence[Scene],
+    workers: int = 2,
+) -> str:
+    """The page as text."""
+    runs = [run for row in rows for run in row.runs]
+    classes = _classes(rows)
+    found = agreements(rows, max(classes, default=0) + 1, workers=workers)
+    scripts = [_script("sort.js"), *([_script("viewer.js")] if scenes else [])]
+    return _environment().get_template("report.html").render(
+        title=title,
+        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+        version=__version__,
+        scripts=scripts,
+        policy=_policy(scripts, has_viewer=bool(scenes)),
+        baseline=BASELINE,
+        conditions=conditions(rows),
+        conditions_of=conditions_of,
+        protocol=protocol(runs),
+        notes=notes(rows),
+        conventions=[CONVENTIONS[name] for name in dict.fromkeys(run.scores.convention for run in runs if run.scores)],
+        definitions=[METRICS[metric] for metric in shown_metrics(rows)],
+        first=tables[:1],
+        tables=tables[1:],
+        details=[table for table in (runs_table(rows), settings_table(rows)) if table],
+        methods=list(dict.fromkeys(row.key.method for row in rows)),
+        labelled=list(dict.fromkeys(row.key.labelled for row in rows)),
+        figures=[*_labels(rows), *_strip(rows)],
+        ranks=_ranks(rows),
+        training=_validation(rows),
+        losses=_losses(rows),
+        gauges=_gauges(rows, classes),
+        legend=[(row.name, row.colour, _DASHES[row.style]) for row in rows],
+        calibration=_calibration(rows, found),
+        confusion=_confusion(rows, found, classes),
+        unread=sum(each.unread for each in found),
+        walls=gallery,
+        class_colours=[(name, class_colour(label)) for label, name in classes.items()],
+        scenes=scenes,
+        scene_of={scene.picture: number for number, scene in enumerate(scenes)},
+        viewer=_viewer(scenes, classes),
+        niivue=f"{PACKAGE} {VERSION}",
+        runs=runs,
+    )  # fmt: skip
+
+
+# ---- words
+
+
+def protocol(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """How the runs came about: a term, and what the runs say to it without repetition."""
+    says: dict[str, Callable[[Run], str]] = {
+        "Dataset": lambda run: str(run.settings["data.name"]),
+        "Classes": lambda run: ", ".join(map(str, run.settings["data.classes"][1:])),
+        "Cases": lambda run: ", ".join(f"{len(run.splits[part])} {part}" for part in PARTS),
+        "Augmentation": lambda run: f"preset {run.key.augment}",
+        "Training": _training,
+        "Network": _network,
+        "Seeds": lambda run: str(run.seed),
+        "Scored": lambda run: f"{run.key.network} network" + _checkpoint(run),
+        "Machine": _machine,
+        "Versions": lambda run: ", ".join(
+            f"{name} {run.environment[name]}"
+            for name in ("medssl", "python", "torch", "monai", "numpy", "cuda")
+            if run.environment.get(name)
+        ),
+    }
+    found = [(term, list(dict.fromkeys(say(run) for run in runs))) for term, say in says.items()]
+    return [(term, [", ".join(values)] if term == "Seeds" else values) for term, values in found]
+
+
+def _training(run: Run) -> str:
+    say = run.settings.get
+    patch = " x ".join(map(str, say("train.patch", ())))
+    batch = f"{say('train.labelled_batch')} labelled + {say('train.unlabelled_batch')} unlabelled patches a step"
+    return f"{run.key.steps:,} steps, {batch}, patch {patch}, {say('train.optimizer')}, learning rate {say('train.lr')}"
+
+
+def _network(run: Run) -> str:
+    say = run.settings.get
+    channels = "-".join(map(str, say("network.channels", ())))
+    return f"{say('network.name')}, channels {channels}, {say('network.norm')} norm, dropout {say('network.dropout')}"
+
+
+def _checkpoint(run: Run) -> str:
+    if run.scores is None:
+        return ", not yet scored"
+    return f", weights of {run.made['checkpoint']}" if "checkpoint" in run.made else ""
+
+
+def _machine(run: Run) -> str:
+    env = run.environment
+    gpus = ", ".join(map(str, env.get("gpus") or ()))
+    return ", ".join(str(part) for part in (gpus or "no GPU", env.get("processor"), env.get("platform")) if part)
+
+
+def _classes(rows: Sequence[Row]) -> dict[int, str]:
+    """Foreground classes by label: as scored, or as configured when nothing was."""
+    scored = {score.label: score.class_name for row in rows for run in row.scored for score in run.scores or ()}
+    configured = dict(enumerate(map(str, rows[0].runs[0].settings["data.classes"][1:]), start=1))
+    return dict(sorted((scored or configured).items()))
+
+
+# ---- plots
+
+
+def _labels(rows: Sequence[Row]) -> list[Figure]:
+    """Dice against the number of labels, where rows have several numbers; rows without unlabelled cases are levels."""
+    scored = [row for row in rows if row.spread_of_seeds.mean is not None]
+    curves: dict[str, list[Row]] = {}
+    for row in scored:
+        if not _has_all_labels(row):
+            curves.setdefault(row.name.replace(f", {row.key.labelled} labelled", ""), []).append(row)
+    if len({row.key.labelled for found in curves.values() for row in found}) < 2:
+        return []
+    styles: dict[str, int] = {}
+    drawn = []
+    for name, found in curves.items():
+        style = styles[found[0].key.method] = styles.get(found[0].key.method, -1) + 1
+        drawn.append(Curve(name, found[0].colour, STYLES[style % len(STYLES)], [_point(row) for row in found]))
+    levels = [(f"{row.name}, which is all", row.colour, _point(row).mean) for row in scored if _has_all_labels(row)]
+    words = (
+        "Dice against labelled cases. Filled dots are means over patients with their 95 % intervals, hollow dots are "
+        "single runs."
+    )
+    across = " Lines right across had a label for every training case." if levels else ""
+    return [Figure(label_curve(drawn, levels, "Dice, %"), words + across)]
+
+
+def _ranks(rows: Sequence[Row]) -> list[Figure]:
+    colours = {row.name: row.colour for row in rows}
+    words = (
+        "Ranks with {} labelled cases; bars that overlap are not told apart. Beside them, in what share of resamples "
+        "each row comes first (the darkest), second and so on."
+    )
+    ranked = [(labelled, ranking) for labelled, ranking in rank_rows(rows).items() if len(ranking.names) > 2]
+    return [Figure(rank_plot(ranking, colours), words.format(labelled)) for labelled, ranking in ranked]
+
+
+def _has_all_labels(row: Row) -> bool:
+    return all(not run.splits["unlabelled"] for run in row.runs)
+
+
+def _point(row: Row) -> Point:
+    interval = mean_interval(row)
+    assert interval is not None
+    ends = [None if end is None else 100 * end for end in (interval.low, interval.high)]
+    runs = [100 * run.summary.overall.dice.mean for run in row.scored
+            if run.summary and run.summary.overall.dice.mean is not None]  # fmt: skip
+    return Point(row.key.labelled, 100 * interval.mean, ends[0], ends[1], runs)
+
+
+def _strip(rows: Sequence[Row]) -> list[Figure]:
+    groups = [(row.name, row.colour, [100 * v for run in row.scored for v in run.case_dice.values()]) for row in rows]
+    if not any(values for _, _, values in groups):
+        return []
+    words = (
+        "Dice of every case and seed: a dot is a case's mean over its classes, the box holds the middle half with "
+        "the median, the whiskers reach to the last dot within 1.5 box lengths."
+    )
+    return [Figure(strip_plot(groups, "Dice of a case, %"), words)]
+
+
+def _validation(rows: Sequence[Row]) -> list[Figure]:
+    lines = [
+        Line(row.name, row.colour, row.style, steps, [100 * v for v in values])
+        for row in rows
+        for steps, values in (run.curve("val/dice") for run in row.runs)
+        if steps
+    ]
+    words = "Validation Dice, a line per run, on the prepared grid: each class's mean over cases, then over classes."
+    return [Figure(line_plot(lines, "validation Dice, %", legend=False), words)] if lines else []
+
+
+def _losses(rows: Sequence[Row]) -> list[Figure]:
+    drawn = [(row.name, _loss_lines(row)) for row in rows]
+    return [Figure(line_plot(lines, "loss", size=(4.2, 2.4)), name) for name, lines in drawn if lines]
+
+
+def _loss_lines(row: Row) -> list[Line]:
+    found = ((name, _mean_curve(row, name)) for name in _logged([row], "loss/"))
+    return [
+        Line(name.removeprefix("loss/"), row.colour, STYLES[i % len(STYLES)], *curve)
+        for i, (name, curve) in enumerate(found) if curve[0]
+    ]  # fmt: skip
+
+
+def _gauges(rows: Sequence[Row], classes: dict[int, str]) -> list[Figure]:
+    """What methods tell of themselves while they train, a plot for each number."""
+    figures = []
+    for name in _logged(rows, "stat/"):
+        drawn = [(row, _mean_curve(row, name)) for row in rows]
+        lines = [Line(row.name, row.colour, row.style, *curve) for row, curve in drawn if curve[0]]
+        if lines:
+            title = _words_of(name.removeprefix("stat/"), classes)
+            words = f"Gauge “{title}”, as the methods log it: smoothed means over the runs of a row."
+            figures.append(Figure(line_plot(lines, title, legend=False), words))
+    return figures
+
+
+def _words_of(gauge: str, classes: dict[int, str]) -> str:
+    """A logged name as words: `pseudo_share/1` is that of the first class."""
+    name, _, label = gauge.partition("/")
+    of = {"0": "background"} | {str(value): text for value, text in classes.items()}
+    return name.replace("_", " ") + (f", {of.get(label, label)}" if label else "")
+
+
+def _logged(rows: Iterable[Row], prefix: str) -> list[str]:
+    return list(dict.fromkeys(
+        name for row in rows for run in row.runs for each in run.metrics for name in each if name.startswith(prefix)
+    ))  # fmt: skip
+
+
+def _mean_curve(row: Row, name: str) -> tuple[list[float], list[float]]:
+    """A logged number against the step, the mean over the runs of a row, smoothed."""
+    by_step: dict[float, list[float]] = {}
+    for run in row.runs:
+        for step, value in zip(*run.curve(name), strict=True):
+            by_step.setdefault(step, []).append(value)
+    return smooth(list(by_step), [statistics.fmean(found) for found in by_step.values()])
+
+
+def _calibration(rows: Sequence[Row], found: Sequence[Agreement]) -> list[Figure]:
+    curves = []
+    for row, each in zip(rows, found, strict=True):
+        if each.calibration_error is not None:
+            label = f"{row.name}: error {100 * each.calibration_error:.1f} %"
+            curves.append((label, row.colour, row.style, *each.curve))
+    words = (
+        "How often voxels are right, of those that were given about the same probability. Below the diagonal a row is "
+        "surer than it should be. The error (ECE) is the mean distance, weighted by voxels, in the box around "
+        "prediction and reference of each case."
+    )
+    return [Figure(calibration_plot(curves), words)] if curves else []
+
+
+def _confusion(rows: Sequence[Row], found: Sequence[Agreement], classes: dict[int, str]) -> list[Figure]:
+    names = ["background", *(classes.get(label, str(label)) for label in range(1, max(classes, default=0) + 1))]
+    return [
+        Figure(confusion_matrix(each.shares, names, row.colour), row.name)
+        for row, each in zip(rows, found, strict=True) if each.cases
+    ]  # fmt: skip
+
+
+# ---- scripts
+
+
+def _viewer(scenes: Sequence[Scene], classes: dict[int, str]) -> str:
+    """What the viewer's script is told, as JSON that cannot end the element it stands in."""
+    if not scenes:
+        return ""
+    colours = [(label, name, class_colour(label)) for label, name in classes.items()]
+    told = {"scenes": [asdict(scene) for scene in scenes], "classes": colours}
+    return Markup(json.dumps(told).replace("<", "\\u003c"))
+
+
+def _script(name: str) -> str:
+    return (TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def _policy(scripts: Sequence[str], *, has_viewer: bool) -> str:
+    """What the browser may do: run these very scripts, and for the viewer load those that lie beside the page."""
+    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
+    allowed = [*(f"'sha256-{digest}'" for digest in digests), *(["'self'"] if has_viewer else [])]
+    images = "data: blob:" if has_viewer else "data:"
+    return f"default-src 'none'; img-src {images}; style-src 'unsafe-inline'; script-src {' '.join(allowed)}"
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "raw": Markup}
+    return environment

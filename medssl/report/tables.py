@@ -1,0 +1,390 @@
+"""The tables of a report as text with a key to sort by, whatever they are written into.
+
+Dice, IoU and the like are shown in percent, distances in millimetres. What is undefined is a dash and sorts last.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Literal, NamedTuple
+
+from medssl.comparison import (
+    BASELINE,
+    Gain,
+    Row,
+    Run,
+    differing_facts,
+    facts,
+    gains,
+    rank_rows,
+    scale_of,
+)  # fmt: skip
+from medssl.metrics import METRICS
+from medssl.published import PublishedRow
+from medssl.scores import ClassSummary, Spread
+from medssl.statistics import Interval, verdict
+
+NOTHING = "–"
+"""Stands for a number that is undefined."""
+
+_IN_ROW = {"data.root", "data.splits", "train.workers", "train.seed", "train.iterations", "augment.preset",
+           "window.network", "prediction.window.network", "prediction.window.batch"}  # fmt: skip
+_SHOWN = ("dice", "iou", "hd95", "asd", "nsd", "precision", "recall", "relative_volume", "cldice", "instance_f1")
+"""Of all metrics that were measured; scores.csv has them all."""
+_MOST_NAMES = 4
+
+Kind = Literal["number", "text", "long"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """The head of a column, a second line in small print, and how its cells are set."""
+
+    head: str
+    note: str = ""
+    kind: Kind = "number"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a cell shows, and the number to sort by where the text is not enough."""
+
+    text: str = NOTHING
+    note: str = ""
+    order: float | None = None
+    colour: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells under columns; the first cell of a line is its head. Most tables have a single group without a name."""
+
+    id: str
+    caption: str
+    columns: list[Column]
+    groups: list[tuple[str, list[list[Cell]]]]
+
+    def __bool__(self) -> bool:
+        return any(lines for _, lines in self.groups)
+
+
+def result_tables(rows: Sequence[Row], published: Sequence[PublishedRow] = ()) -> list[Table]:
+    """The tables of numbers, in the order in which they are read; those without a line are left out."""
+    tables = [_dice_table(rows), _gains_table(rows), _metrics_table(rows), _classes_table(rows), _ranks_table(rows),
+              _published_table(published)]  # fmt: skip
+    return [table for table in tables if table]
+
+
+def _dice_table(rows: Sequence[Row]) -> Table:
+    compared = gains(rows)
+    columns = [
+        *_key_columns(),
+        Column("Dice, %", "mean ± sd over cases and seeds"),
+        Column("95 % interval", "of the mean over patients"),
+        Column("sd of runs", "points"),
+        *([Column(f"Against {BASELINE}", "points")] if any(compared) else []),
+        Column("Seeds", "cases"),
+    ]
+    lines = [
+        [
+            *_key_cells(row),
+            _spread_cell("dice", row.summary.overall.dice) if row.summary else Cell("not scored"),
+            _interval_cell(mean_interval(row)),
+            _points_cell(row.spread_of_seeds.sd),
+            *([_gain_cell(gain)] if any(compared) else []),
+            _seeds(row),
+        ]
+        for row, gain in zip(rows, compared, strict=True)
+    ]
+    words = (
+        f"Dice of all classes, {conditions(rows)}. The runs of a row differ by their seed only, unless a note says "
+        "otherwise. Intervals take patients and trainings anew (bootstrap)."
+    )
+    return Table("methods", words, columns, [("", lines)])
+
+
+def _gains_table(rows: Sequence[Row]) -> Table:
+    columns = [
+        *_key_columns(),
+        Column(f"Against {BASELINE}", "Dice points"),
+        Column("95 % interval"),
+        Column("p", "corrected"),
+        Column("In words", kind="long"),
+    ]
+    lines = []
+    for row, gain in zip(rows, gains(rows), strict=True):
+        if gain:
+            p = gain.comparison.p_holm
+            lines.append([
+                *_key_cells(row),
+                _gain_cell(gain),
+                _interval_cell(gain.comparison.difference, _signed),
+                Cell() if p is None else Cell(_p(p), order=p),
+                Cell(verdict(gain.comparison, scale_of("dice"))),
+            ])  # fmt: skip
+    words = (
+        f"Each row against the {BASELINE} one with as many labelled cases, over the patients that both have. p is of a "
+        "Wilcoxon signed-rank test, corrected over the rows that share a baseline (Holm)."
+    )
+    return Table("gains", words, columns, [("", lines)])
+
+
+def _metrics_table(rows: Sequence[Row]) -> Table:
+    others = [metric for metric in shown_metrics(rows) if metric != "dice"]
+    columns = [
+        *_key_columns(),
+        *(Column(_head(metric, rows), "mean ± sd") for metric in others),
+        Column("Missed / invented / absent", "classes of cases"),
+    ]
+    lines = [
+        [*_key_cells(row), *(_spread_cell(metric, row.summary.overall.spread(metric)) for metric in others),
+         _counts_cell(row.summary.overall)]
+        for row in rows if row.summary
+    ]  # fmt: skip
+    words = (
+        "Other metrics of all classes, mean ± standard deviation over cases and seeds. Missed: in the reference only; "
+        "invented: in the prediction only; absent: in neither."
+    )
+    return Table("metrics", words, columns, [("", lines)])
+
+
+def _classes_table(rows: Sequence[Row]) -> Table:
+    metrics = shown_metrics(rows)
+    columns = [*_key_columns(), *(Column(_head(metric, rows)) for metric in metrics),
+               Column("Missed / invented / absent")]  # fmt: skip
+    groups: dict[str, list[list[Cell]]] = defaultdict(list)
+    for row in rows:
+        for summary in row.summary.classes if row.summary else ():
+            numbers = [_spread_cell(metric, summary.spread(metric)) for metric in metrics]
+            groups[summary.class_name].append([*_key_cells(row), *numbers, _counts_cell(summary)])
+    words = f"By class, {conditions(rows)}. Mean ± standard deviation over cases and seeds."
+    return Table("classes", words, columns, list(groups.items()))
+
+
+def _ranks_table(rows: Sequence[Row]) -> Table:
+    by_name = {row.name: row for row in rows}
+    groups = []
+    for labelled, ranking in rank_rows(rows).items():
+        if len(ranking.names) < 3:
+            continue
+        lines = [
+            [
+                _key_cells(by_name[name])[0],
+                Cell(f"{mean_rank:.2f}", order=mean_rank),
+                Cell(f"{100 * places[0]:.0f}", order=places[0]),
+            ]
+            for name, mean_rank, places in zip(ranking.names, ranking.mean_ranks, ranking.places, strict=True)
+        ]
+        told = [f"{ranking.patients} patients", f"critical difference {ranking.critical_difference:.2f}"]
+        told += [] if ranking.friedman is None else [f"Friedman p {_p(ranking.friedman)}"]
+        groups.append((f"{labelled} labelled: {', '.join(told)}", lines))
+    words = (
+        "Ranks in Dice of the rows with as many labels, the mean over patients; 1 is best. Mean ranks closer together "
+        "than the critical difference (Nemenyi) cannot be told apart."
+    )
+    return Table("ranks", words, [_METHOD, Column("Mean rank"), Column("First, %", "of resamples")], groups)
+
+
+def _published_table(published: Sequence[PublishedRow]) -> Table:
+    unit = published[0].unit if published else ""
+    columns = [
+        Column("Method", "and its paper", "text"),
+        Column("Dice, %"),
+        Column("Jaccard, %"),
+        Column(f"95HD, {unit}"),
+        Column(f"ASD, {unit}"),
+        Column("Read in", kind="long"),
+        Column("How it came about", kind="long"),
+    ]
+    groups: dict[str, list[list[Cell]]] = defaultdict(list)
+    for row in published:
+        numbers = [_printed_cell(number) for number in (row.dice, row.jaccard, row.hd95, row.asd)]
+        source = f"{row.source.address}{', second-hand' if row.secondary else ''}"
+        group = f"{row.labelled} labelled and {row.unlabelled} unlabelled patients"
+        groups[group].append([Cell(row.method, row.paper), *numbers, Cell(row.source.name, source), Cell(row.protocol)])
+    words = (
+        "PUBLISHED ELSEWHERE: quoted as printed, nothing of it was measured here. Cases, metric definitions, grids and "
+        "the choice of weights differ from ours unless the last column says otherwise, so these are no rows of the "
+        "tables above. Second-hand: read in another paper’s table, log or note."
+    )
+    return Table("published", words, columns, list(groups.items()))
+
+
+def runs_table(rows: Sequence[Row]) -> Table:
+    """Every run with its validation and its test score."""
+    columns = [
+        Column("Run", kind="text"), Column("Method", "augmentation", "text"), Column("Labelled cases"), Column("Seed"),
+        Column("Steps", "logged of planned"), Column("Best validation Dice, %"), Column("Weights scored", kind="text"),
+        Column("Cases"), Column("Dice, %"), Column("Seconds a step"),
+    ]  # fmt: skip
+    lines = [_run_line(row, run) for row in rows for run in row.runs]
+    words = "Every run. Validation Dice chose the weights named “best”; the cases behind “Dice” were scored afterwards."
+    return Table("runs", words, columns, [("", lines)])
+
+
+def settings_table(rows: Sequence[Row]) -> Table:
+    """Settings that are not the same in every run: the commonest value, and who has another."""
+    runs = [run for row in rows for run in row.runs]
+    known = {run.path.name: facts(run) for run in runs}
+    # What defines a row, and the settings that a method alone has, are told elsewhere.
+    keys = [key for key in differing_facts(runs) if key not in _IN_ROW and not key.startswith("method.")]
+    lines = []
+    for key in keys:
+        holders: dict[str, list[str]] = defaultdict(list)
+        for name, held in known.items():
+            holders[str(held[key]) if key in held else NOTHING].append(name)
+        (value, most), *others = sorted(holders.items(), key=lambda item: -len(item[1]))
+        told = "; ".join(f"{value}: {_some(names)}" for value, names in others)
+        lines.append([Cell(key), Cell(value, _some(most)), Cell(told)])
+    words = (
+        "Settings, splits, machines and versions that are not the same in every run, beside what the columns above "
+        "name and the methods’ own settings."
+    )
+    columns = [Column("Setting", kind="text"), Column("Most runs", kind="long"), Column("Others", kind="long")]
+    return Table("settings", words, columns, [("", lines)])
+
+
+def conditions(rows: Sequence[Row]) -> str:
+    """Augmentation and steps in a few words, for captions."""
+    presets = " / ".join(dict.fromkeys(row.key.augment for row in rows))
+    steps = " / ".join(dict.fromkeys(f"{row.key.steps:,}" for row in rows))
+    return f"{presets} augmentation, {steps} steps"
+
+
+def conditions_of(row: Row) -> str:
+    """What besides method and labels defines a row."""
+    return f"{row.key.augment}, {row.key.steps:,} steps, {row.key.network}"
+
+
+def mean_interval(row: Row) -> Interval | None:
+    """Mean Dice of a row over patients; ends that two seeds push below 0 or above 1 are held there."""
+    interval = row.interval()
+    if interval is None or interval.low is None or interval.high is None:
+        return interval
+    return replace(interval, low=max(0.0, interval.low), high=min(1.0, interval.high))
+
+
+def shown_metrics(rows: Sequence[Row]) -> list[str]:
+    """Those of the tables that have a value anywhere."""
+    summaries = [row.summary.overall for row in rows if row.summary]
+    return [metric for metric in _SHOWN if any(summary.spread(metric).n for summary in summaries)]
+
+
+def percent(value: float | None) -> str:
+    """A share: 0.851 becomes 85.1."""
+    return NOTHING if value is None else f"{100 * value:.1f}"
+
+
+# ---- cells
+
+
+_METHOD = Column("Method", "augmentation, steps, network scored", "text")
+
+
+class _Form(NamedTuple):
+    unit: str
+    factor: float
+    digits: int
+
+
+def _form_of(metric: str) -> _Form:
+    """Shares in percent; the rest as scores.csv has it."""
+    unit = METRICS[metric].unit
+    return _Form("%", 100, 1) if not unit else _Form(unit, 1, 1 if unit == "%" else 2)
+
+
+def _head(metric: str, rows: Sequence[Row]) -> str:
+    """A metric with its unit, or units where runs were scored in several."""
+    unit = _form_of(metric).unit
+    if unit == "mm":
+        unit = " or ".join(dict.fromkeys(run.scores.units for row in rows for run in row.scored if run.scores))
+    return f"{METRICS[metric].title}, {unit}"
+
+
+def _key_columns() -> list[Column]:
+    return [_METHOD, Column("Labelled cases")]
+
+
+def _key_cells(row: Row) -> list[Cell]:
+    return [Cell(row.key.method, conditions_of(row), colour=row.colour),
+            Cell(str(row.key.labelled), order=row.key.labelled)]  # fmt: skip
+
+
+def _spread_cell(metric: str, spread: Spread) -> Cell:
+    form = _form_of(metric)
+    if spread.mean is None:
+        return Cell(NOTHING, f"n {spread.n}")
+    sd = "" if spread.sd is None else f" ± {form.factor * spread.sd:.{form.digits}f}"
+    return Cell(f"{form.factor * spread.mean:.{form.digits}f}{sd}", f"n {spread.n}", order=spread.mean)
+
+
+def _interval_cell(interval: Interval | None, form: Callable[[float], str] = "{:.1f}".format) -> Cell:
+    if interval is None or interval.low is None or interval.high is None:
+        return Cell()
+    ends = f"{form(100 * interval.low)} to {form(100 * interval.high)}"
+    return Cell(ends, f"{interval.patients} patients", order=interval.low)
+
+
+def _printed_cell(number: Decimal | None) -> Cell:
+    return Cell() if number is None else Cell(str(number), order=float(number))
+
+
+def _points_cell(sd: float | None) -> Cell:
+    return Cell() if sd is None else Cell(f"{100 * sd:.1f}", order=sd)
+
+
+def _counts_cell(summary: ClassSummary) -> Cell:
+    counts = (summary.missed, summary.invented, summary.absent)
+    return Cell(" / ".join(map(str, counts)), order=summary.missed + summary.invented)
+
+
+def _gain_cell(gain: Gain | None) -> Cell:
+    return Cell(_signed(gain.points), order=gain.points) if gain else Cell()
+
+
+def _seeds(row: Row) -> Cell:
+    scored, planned = len(row.scored), len(row.runs)
+    return Cell(f"{scored}" if scored == planned else f"{scored} of {planned}", f"{row.cases} cases", order=scored)
+
+
+def _run_line(row: Row, run: Run) -> list[Cell]:
+    best, made = run.best_validation, run.made
+    _, seconds = run.curve("seconds_per_step")
+    rate = statistics.median(seconds) if seconds else None
+    step = f", step {made['iteration']}" if "iteration" in made else ""
+    scored = [Cell("not scored"), Cell(), Cell()]
+    if run.summary:
+        dice = run.summary.overall.dice
+        scored = [
+            Cell(str(made.get("checkpoint", NOTHING)), f"{run.key.network}{step}"),
+            Cell(str(run.summary.cases), order=run.summary.cases),
+            Cell(_spread_cell("dice", dice).text, order=dice.mean),
+        ]
+    return [
+        Cell(run.path.name),
+        Cell(run.key.method, run.key.augment, colour=row.colour),
+        Cell(str(run.key.labelled), order=run.key.labelled),
+        Cell(str(run.seed), order=run.seed),
+        Cell(f"{run.last_step:,}", f"of {run.key.steps:,}", order=run.last_step),
+        Cell(percent(best[0]), f"step {-best[1]:,.0f}", order=best[0]) if best else Cell(),
+        *scored,
+        Cell() if rate is None else Cell(f"{rate:.2f}", order=rate),
+    ]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _signed(value: float) -> str:
+    text = f"{value:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "−")
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,0 +1,149 @@
+"""What the voxels of predictions and references say together: which classes are confused, and whether certainty holds.
+
+One case at a time is in memory, its reference read once for all runs that predicted it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medssl.comparison import Row
+from medssl.data.nifti import read_label, read_volume
+from medssl.errors import DataError
+from medssl.progress import mapper, tracked
+
+BINS = 10
+"""Stretches of equal width from 0 to 1 in which certainty is compared with what came true."""
+_FEW = 40  # below so many predictions, starting processes takes longer than it saves
+
+Counts = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Sums over the voxels of any number of cases."""
+
+    confusion: Counts
+    """`(C, C)`: voxels by class of the reference and of the prediction; background in both is not counted."""
+    certainty: Counts
+    """`(BINS, 3)`: voxels, the sum of their certainty, and how many hold the right class; of the box around both."""
+    cases: int
+    unread: int = 0
+    """Cases whose files are gone or do not fit together."""
+
+    def __add__(self, other: Agreement) -> Agreement:
+        return Agreement(
+            self.confusion + other.confusion,
+            self.certainty + other.certainty,
+            self.cases + other.cases,
+            self.unread + other.unread,
+        )
+
+    @property
+    def shares(self) -> Counts:
+        """`confusion` with each row of the reference adding up to 1; a class that never occurs has zeros."""
+        shares: Counts = self.confusion / np.maximum(self.confusion.sum(1, keepdims=True), 1)
+        return shares
+
+    @property
+    def curve(self) -> tuple[list[float], list[float]]:
+        """Mean certainty and the share of right voxels, of the bins that hold any."""
+        found = self.certainty[self.certainty[:, 0] > 0]
+        return list(found[:, 1] / found[:, 0]), list(found[:, 2] / found[:, 0])
+
+    @property
+    def calibration_error(self) -> float | None:
+        """The expected calibration error: distance of the two, weighted by voxels; None without certainties."""
+        voxels = self.certainty[:, 0].sum()
+        return float(np.abs(self.certainty[:, 1] - self.certainty[:, 2]).sum() / voxels) if voxels else None
+
+
+class _Files(NamedTuple):
+    row: int
+    prediction: Path
+    uncertainty: Path | None
+
+
+def agreements(rows: Sequence[Row], classes: int, *, workers: int = 2) -> list[Agreement]:
+    """The sums of each row over all cases of its scored runs.
+
+    Args:
+        classes: how many there are, the background among them.
+    """
+    by_reference: dict[Path, list[_Files]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        for run in row.scored:
+            folder = run.made.get("uncertainty")
+            for prediction, reference in run.files.values():
+                unsure = prediction.parent / str(folder) / prediction.name if folder else None
+                by_reference[reference].append(_Files(i, prediction, unsure))
+    found = [_nothing(classes) for _ in rows]
+    many = sum(map(len, by_reference.values())) >= _FEW
+    with mapper(workers if many else 0) as apply:
+        names = [path.name for path in by_reference]
+        results = apply(_agreements_of_case, by_reference, by_reference.values(), repeat(classes))
+        for of_case in tracked("compare voxels", names, results):
+            for i, agreement in of_case:
+                found[i] += agreement
+    return found
+
+
+def agreement(
+    prediction: NDArray[np.integer[Any]],
+    reference: NDArray[np.integer[Any]],
+    certainty: NDArray[np.floating[Any]] | None,
+    classes: int,
+) -> Agreement:
+    """The sums of one case.
+
+    The certainty is looked at in the smallest box around both label maps: beyond it lies background that nobody
+    doubts, and that would hide everything else.
+
+    Args:
+        prediction: `(X, Y, Z)`, from 0 to `classes` - 1, as the reference.
+        certainty: `(X, Y, Z)`, the probability that was given to the predicted class, 0 to 1.
+    """
+    inside = (prediction > 0) | (reference > 0)
+    pairs = reference[inside].astype(np.int64) * classes + prediction[inside]
+    confusion = np.bincount(pairs, minlength=classes**2).reshape(classes, classes).astype(np.float64)
+    bins = np.zeros((BINS, 3))
+    if certainty is not None and inside.any():
+        box = tuple(slice(where.min(), where.max() + 1) for where in np.nonzero(inside))
+        sure, right = certainty[box].ravel(), (prediction[box] == reference[box]).ravel()
+        places = np.minimum((sure * BINS).astype(np.int64), BINS - 1)
+        bins = np.stack([np.bincount(places, weights=w, minlength=BINS) for w in (None, sure, right)], 1).astype(float)
+    return Agreement(confusion, bins, 1)
+
+
+def _nothing(classes: int, unread: int = 0) -> Agreement:
+    return Agreement(np.zeros((classes, classes)), np.zeros((BINS, 3)), 0, unread)
+
+
+def _agreements_of_case(reference: Path, files: Sequence[_Files], classes: int) -> list[tuple[int, Agreement]]:
+    try:
+        theirs = read_label(reference).array
+    except DataError:
+        return [(each.row, _nothing(classes, unread=1)) for each in files]
+    return [(each.row, _read_and_compare(each, theirs, classes)) for each in files]
+
+
+def _read_and_compare(files: _Files, reference: NDArray[Any], classes: int) -> Agreement:
+    try:
+        ours = read_label(files.prediction).array
+        sure = None
+        if files.uncertainty is not None and files.uncertainty.exists():
+            sure = 1 - read_volume(files.uncertainty).array
+    except DataError:
+        return _nothing(classes, unread=1)
+    highest = max(ours.max(initial=0), reference.max(initial=0))
+    if {ours.shape, ours.shape if sure is None else sure.shape} != {reference.shape} or highest >= classes:
+        return _nothing(classes, unread=1)
+    return agreement(ours, reference, sure, classes)
