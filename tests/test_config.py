@@ -45,6 +45,39 @@ def test_every_shipped_pair_of_configurations_fits(data, method):
     assert (config.name or config.method.name) == method
 
 
+PROTOCOLS = {
+    "acdc_ssl4mis": ("acdc", ["supervised", "mean_teacher", "bcp"], ["acdc_ssl4mis"]),
+    "acdc_bcp": ("acdc", ["bcp"], ["acdc_ssl4mis", "acdc_bcp"]),
+    "la_uamt": ("la", ["supervised", "mean_teacher", "bcp"], ["la_uamt"]),
+    "la_bcp": ("la", ["bcp"], ["la_uamt", "la_bcp"]),
+}
+
+
+def test_every_protocol_is_known_here():
+    assert {path.stem for path in (CONFIGS / "protocol").glob("*.yaml")} == set(PROTOCOLS)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_every_protocol_fits_its_data_and_methods_and_names_its_departures(name):
+    data, methods, protocols = PROTOCOLS[name]
+    for method in methods:
+        files = [CONFIGS / "data" / f"{data}.yaml", CONFIGS / "method" / f"{method}.yaml"]
+        assert load_run_config(files).protocol is None
+        config = load_run_config([*files, *(CONFIGS / "protocol" / f"{name}.yaml" for name in protocols)])
+        check_patch(config.train.patch, config.network)
+        assert config.protocol.name == name
+        assert config.protocol.convention == "ssl4mis"
+        assert config.protocol.departures
+        assert config.train.labelled_batch == config.train.unlabelled_batch
+
+
+def test_nothing_of_a_protocol_is_on_by_default():
+    config = load_run_config([CONFIGS / "data" / "acdc.yaml", CONFIGS / "method" / "bcp.yaml"])
+    assert config.protocol is None
+    assert config.data.recipe.resize is None
+    assert (config.window.stride, config.window.blend) == (None, "gaussian")
+
+
 def test_faults_are_listed_together():
     files = [CONFIGS / "data" / "hippocampus.yaml", CONFIGS / "method" / "bcp.yaml"]
     with pytest.raises(ConfigError) as failure:
