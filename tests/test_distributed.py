@@ -24,7 +24,16 @@ from medssl.train import train
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in Linux's /proc")
 HERE = Path(__file__).parent
 BATCH = {"labelled_batch": 12, "unlabelled_batch": 12}  # for 1, 2 and 3 processes that pair patches
-METHODS = {"supervised": {"unlabelled_batch": 0}, "mean_teacher": {}, "bcp": {}, "ucf_mix": {}}
+METHODS = {
+    "supervised": {"unlabelled_batch": 0},
+    "mean_teacher": {},
+    "cps": {},
+    "fixmatch": {},
+    "bcp": {},
+    "ucf_mix": {},
+}
+SOME_COUNT = {"threshold": 0.4, "views": 2, "cutmix": 1.0}
+"""Settings of fixmatch by which some voxels of an untrained network count, more in one process than in another."""
 
 
 @pytest.fixture
@@ -39,6 +48,7 @@ def settings_of(balls, splits, method, **train_settings):
         balls, splits, method, **{**BATCH, **METHODS[method], "precision": "fp32", **train_settings}
     )
     settings["network"]["dropout"] = 0.0  # the one thing that processes draw apart
+    settings["method"] |= SOME_COUNT if method == "fixmatch" else {}
     return settings
 
 
