@@ -84,7 +84,7 @@ def render(
         protocol=protocol(runs),
         notes=notes(rows),
         conventions=[CONVENTIONS[name] for name in dict.fromkeys(run.scores.convention for run in runs if run.scores)],
-        definitions=[METRICS[metric] for metric in shown_metrics(rows)],
+        definitions=_definitions(rows),
         first=tables[:1],
         tables=tables[1:],
         details=[table for table in (runs_table(rows), settings_table(rows)) if table],
@@ -157,6 +157,16 @@ def _machine(run: Run) -> str:
     env = run.environment
     gpus = ", ".join(map(str, env.get("gpus") or ()))
     return ", ".join(str(part) for part in (gpus or "no GPU", env.get("processor"), env.get("platform")) if part)
+
+
+def _definitions(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """The shown metrics in words; HD95 and ASD as the conventions of the runs have them."""
+    rules = [CONVENTIONS[run.scores.convention] for row in rows for run in row.scored if run.scores]
+    meant = {"hd95": [rule.hd95 for rule in rules], "asd": [rule.asd for rule in rules]}
+    return [
+        (METRICS[name].title, " or ".join(dict.fromkeys(METRICS[each].description for each in meant.get(name, [name]))))
+        for name in shown_metrics(rows)
+    ]
 
 
 def _classes(rows: Sequence[Row]) -> dict[int, str]:

@@ -319,7 +319,8 @@ def _spread_cell(metric: str, spread: Spread) -> Cell:
     if spread.mean is None:
         return Cell(NOTHING, f"n {spread.n}")
     sd = "" if spread.sd is None else f" ± {form.factor * spread.sd:.{form.digits}f}"
-    return Cell(f"{form.factor * spread.mean:.{form.digits}f}{sd}", f"n {spread.n}", order=spread.mean)
+    mean = f"{form.factor * spread.mean:.{form.digits}f}".replace("-", "−")
+    return Cell(mean + sd, f"n {spread.n}", order=spread.mean)
 
 
 def _interval_cell(interval: Interval | None, form: Callable[[float], str] = "{:.1f}".format) -> Cell:
