@@ -6,6 +6,7 @@
     out/runs/NAME/            the run, its predictions in test/ and its scores.csv
     out/logs/NAME.txt         what the run's commands said
     out/runs.csv, out/report  a row per run, and the comparison, written again as runs end
+    out/comparison.csv        a row per method and labelled count, with intervals, tests and verdicts
 
 What is finished stays; the same command goes on with the rest.
 """
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import NonNegativeInt, PositiveInt, field_validator
 
+from medssl.comparison import comparison_table, load_runs, make_rows, table_cells
 from medssl.config import Settings, dump, found, load_yaml, merge, parse, update
 from medssl.data.cases import DatasetConfig
 from medssl.data.lists import read_published_split
@@ -217,8 +219,9 @@ def bench(config: BenchConfig, out: Path, *, engine: Engine = "local", device: s
     codes = work(matrix, jobs, slots, engine)
 
     table, page = write_table(matrix, codes), out / "report" / "report.html"
-    if any(map(matrix.is_done, matrix.cells)):
+    if finished(matrix):
         page = publish(matrix)
+        print_comparison(write_comparison(matrix))
     _say(f"table in {table}")
     failed = {cell: code for cell, code in codes.items() if code}
     if Interrupted.exit_code in failed.values():
@@ -255,8 +258,12 @@ def work(matrix: Bench, jobs: Mapping[Cell, Job], slots: Sequence[str | None], e
 
 def publish(matrix: Bench) -> Path:
     """Write the report on the runs that are finished."""
-    done = [matrix.run(cell) for cell in matrix.cells if matrix.is_done(cell)]
-    return write_report(done, matrix.out / "report", overwrite=True, title=matrix.data().name)
+    return write_report(finished(matrix), matrix.out / "report", overwrite=True, title=matrix.data().name)
+
+
+def finished(matrix: Bench) -> list[Path]:
+    """The folders of the runs that are trained and scored."""
+    return [matrix.run(cell) for cell in matrix.cells if matrix.is_done(cell)]
 
 
 # ---- before the runs
@@ -394,6 +401,31 @@ def write_table(matrix: Bench, codes: Mapping[Cell, int]) -> Path:
         table.writeheader()
         table.writerows(_row(matrix, cell, codes.get(cell)) for cell in matrix.cells)
     return path
+
+
+def write_comparison(matrix: Bench) -> list[list[str]]:
+    """comparison.csv: a row per method and labelled count, with what its difference to supervised amounts to."""
+    cells = table_cells(comparison_table(make_rows(load_runs(finished(matrix)))))
+    path = matrix.out / "comparison.csv"
+    with whole_file(path) as partial, partial.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(cells)
+    return cells
+
+
+def print_comparison(cells: Sequence[Sequence[str]], console: Console | None = None) -> None:
+    """Show the comparison: Dice of each row, and the verdict."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    heads = cells[0]
+    shown = [heads.index(name) for name in ("method", "seeds", "dice, %", "95 % interval", "sd of runs", "verdict")]
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in shown:
+        table.add_column(heads[column])
+    for row in cells[1:]:
+        table.add_row(*(escape(row[column]) for column in shown))
+    (console or Console()).print(table)
 
 
 def _row(matrix: Bench, cell: Cell, code: int | None) -> dict[str, Any]:

@@ -65,6 +65,11 @@ def test_every_run_is_trained_scored_and_reported_once(make, balls, tmp_path):
     text = page.read_text()
     assert "bcp" in text
     assert "supervised" in text
+    compared = list(csv.DictReader((out / "comparison.csv").open()))
+    assert [row["method"] for row in compared] == [
+        "supervised, 2 labelled", "bcp, 2 labelled", "supervised, 4 labelled"
+    ]  # fmt: skip
+    assert compared[1]["verdict"].startswith("too few patients to tell")
     before = stamps(out)
     bench(make(), out, device="cpu")
     assert stamps(out) == before
