@@ -86,7 +86,7 @@ def test_run_folder_tells_everything(config, balls, tmp_path):
     assert not [name for name in names if "partial" in name]
     rows = read_metrics(run / "metrics.csv")
     assert [row["step"] for row in rows if "val/dice" in row] == [10, 20, 30, 40]
-    assert {"loss/pretrain", "loss/in", "loss/out", "stat/pseudo_foreground"} <= {key for row in rows for key in row}
+    assert {"loss/pretrain", "loss/in", "loss/out", "stat/pseudo/2", "stat/gap"} <= {key for row in rows for key in row}
     assert json.loads((run / "env.json").read_text())["torch"] == torch.__version__
     assert list((run / "events").iterdir())
     best = load_checkpoint(run / "best.pt")

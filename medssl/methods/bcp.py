@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from medssl.methods.base import Follow, MakeNet, Method, MethodConfig, Pair, StepResult
+from medssl.parts.gauges import gap, gauges
 from medssl.parts.losses import DiceForm, cross_entropy, dice_ce, dice_loss
 from medssl.parts.mix import paste, random_box
 from medssl.parts.pseudo import largest_component, likeliest
@@ -71,9 +72,11 @@ class BCP(Method):
         outward = paste(inside=i, outside=q, box=box)
         logits = self.pair.student(torch.cat([inward.image, outward.image]))
         logits_in, logits_out = logits.split([len(inward), len(outward)])
+        stats = gauges(batch.label, pseudo.target, logits.shape[1])
+        stats["gap"] = (gap(logits_in, inward.target, box) + gap(logits_out, outward.target, ~box)) / 2
         return StepResult(
             losses={"in": self.mixed_loss(logits_in, inward, box), "out": self.mixed_loss(logits_out, outward, box)},
-            stats={"pseudo_foreground": (pseudo.target > 0).float().mean()},
+            stats=stats,
         )
 
     def pretraining(self, progress: Progress) -> bool:

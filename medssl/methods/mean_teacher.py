@@ -13,7 +13,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from medssl.methods.base import Follow, MakeNet, Method, MethodConfig, Pair, StepResult
+from medssl.parts.gauges import gauges
 from medssl.parts.losses import DiceForm, consistency, dice_ce
+from medssl.parts.pseudo import likeliest
 from medssl.parts.sample import Progress, TrainBatch
 from medssl.parts.schedules import normal, ramp_up
 
@@ -45,15 +47,14 @@ class MeanTeacher(Method):
     def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
         logits = self.pair.student(torch.cat([batch.image, batch.unlabelled]))
         labelled, unlabelled = logits.split([len(batch.image), len(batch.unlabelled)])
-        teacher_probs = self.pair.taught(self.noisy(batch.unlabelled, batch.seeds)).float().softmax(1)
-        gap = consistency(unlabelled, teacher_probs)
+        taught = self.pair.taught(self.noisy(batch.unlabelled, batch.seeds))
         weight = self.config.consistency_weight * ramp_up(progress, self.config.ramp)
         return StepResult(
             losses={
                 "supervised": dice_ce(labelled, batch.label, dice=self.config.dice),
-                "consistency": weight * gap,
+                "consistency": weight * consistency(unlabelled, taught.float().softmax(1)),
             },
-            stats={"teacher_gap": gap.detach(), "consistency_weight": torch.full_like(gap, weight).detach()},
+            stats=gauges(batch.label, likeliest(taught), taught.shape[1], student=unlabelled),
         )
 
     def noisy(self, image: Tensor, seeds: Sequence[int]) -> Tensor:

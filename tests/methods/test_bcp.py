@@ -134,3 +134,14 @@ def test_pseudo_labels_are_the_teachers():
         expected = method.pair.teacher(data.unlabelled).argmax(1)
         assert not torch.equal(expected, method.pair.student(data.unlabelled).argmax(1))
     assert torch.equal(method.pseudo_label(data.unlabelled).target, expected)
+
+
+def test_the_gap_looks_at_unlabelled_voxels_only():
+    """With constant networks: the student says 1 everywhere, as the experts do, and the teacher says 2."""
+    method, data = build(pretrain=0.0, largest_component=False), batch()
+    with torch.no_grad():
+        method.pair.student.bias[1] = 1e6
+        method.pair.teacher.bias[2] = 1e6
+    data = TrainBatch(data.image, torch.ones_like(data.label), data.unlabelled, data.seeds)
+    stats = method.step(data, LATER, generator(0)).stats
+    assert stats["gap"] == stats["pseudo/2"] == stats["prior/1"] == 1

@@ -1,3 +1,5 @@
+import math
+
 import torch
 from torch import nn
 
@@ -65,9 +67,21 @@ def test_the_target_is_the_teachers_prediction():
 
 
 def test_consistency_rises_with_the_ramp():
-    weights = [
-        build(ramp=0.5).step(batch(), Progress(i, 100), generator(0)).stats["consistency_weight"].item()
+    losses = [
+        build(ramp=0.5).step(batch(), Progress(i, 100), generator(0)).losses["consistency"].item()
         for i in (0, 25, 50, 90)
     ]
-    assert weights[0] < weights[1] < weights[2] == weights[3]
-    assert abs(weights[3] - 0.1) < 1e-7
+    assert losses[0] < losses[1] < losses[2] == losses[3]
+    assert abs(losses[0] / losses[3] - math.exp(-5)) < 1e-6
+
+
+def test_gauges_tell_the_teachers_volumes_and_where_the_student_differs():
+    method = build(noise=0.0)
+    equal = method.step(batch(), Progress(60, 100), generator(0)).stats
+    assert equal["gap"] == 0
+    with torch.no_grad():
+        method.pair.teacher.bias[2] = 1e6
+    stats = method.step(batch(), Progress(60, 100), generator(0)).stats
+    assert [stats[f"pseudo/{value}"] for value in range(3)] == [0, 0, 1]
+    assert stats["gap"] > 0.5
+    torch.testing.assert_close(stats["prior/1"], (batch().label == 1).float().mean())
