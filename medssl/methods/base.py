@@ -7,17 +7,30 @@ choose a device or draw from global random state; the trainer does the first fou
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from medssl.config import Settings
 from medssl.parts.sample import Progress, TrainBatch
 
-MakeNet = Callable[[], nn.Module]
+
+class MakeNet(Protocol):
+    """Makes a method's networks, each initialised anew, as the `network` section of the settings says."""
+
+    def __call__(self, **changes: Any) -> nn.Module:
+        """A network from `(B, M, X, Y, Z)` to logits `(B, C, X, Y, Z)`.
+
+        Args:
+            changes: other values for some keys of the section.
+
+        Raises:
+            ConfigError: the section does not take them, or a patch does not fit the network.
+        """
 
 
 class MethodConfig(Settings):
@@ -83,18 +96,33 @@ class Pair(nn.Module):
     method is put into.
     """
 
-    def __init__(self, make_net: MakeNet) -> None:
+    def __init__(self, make_net: MakeNet, **changes: Any) -> None:
         super().__init__()
-        self.student = make_net()
+        self.student = make_net(**changes)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
 
     def taught(self, image: Tensor) -> Tensor:
         """The teacher's logits, `(B, M, X, Y, Z)` to `(B, C, X, Y, Z)`, without a trace for gradients."""
-        with torch.inference_mode():
-            logits = self.teacher(image)
-        return cast(Tensor, logits).clone()  # a normal tensor again, which losses may save
+        return at_rest(self.teacher, image)
 
     def train(self, mode: bool = True) -> Pair:
         super().train(mode)
         self.teacher.eval()
         return self
+
+
+def at_rest(net: nn.Module, image: Tensor, *, dropout: bool = False) -> Tensor:
+    """A network's logits in evaluation mode and without a trace for gradients; its own mode is as before afterwards.
+
+    Args:
+        dropout: whether dropout alone stays live, so that each call draws another network.
+    """
+    mode = net.training
+    net.eval()
+    for module in net.modules():
+        if isinstance(module, _DropoutNd):
+            module.train(dropout)
+    with torch.inference_mode():
+        logits = net(image)
+    net.train(mode)
+    return cast(Tensor, logits).clone()  # a normal tensor again, which losses may save
