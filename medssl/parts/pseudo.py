@@ -21,6 +21,14 @@ def likeliest(logits: Tensor) -> Tensor:
     return logits.max(1).indices
 
 
+def sharpen(probs: Tensor, temperature: float) -> Tensor:
+    """Class probabilities `(B, C, X, Y, Z)` to the power of `1 / temperature`, made to sum to 1 again.
+
+    A temperature of 1 changes nothing; towards 0 all goes to the likeliest class.
+    """
+    return torch.softmax(probs.log() / temperature, 1)
+
+
 def largest_component(target: Tensor, classes: int) -> Tensor:
     """Keep each foreground class's largest 26-connected component; the rest becomes background.
 
