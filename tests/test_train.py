@@ -23,6 +23,7 @@ from medssl.data.splits import make_split, write_split
 from medssl.device import available_cpus, prepare_device
 from medssl.errors import ConfigError, DataError, DivergedError, OutOfMemoryError
 from medssl.logs import read_metrics
+from medssl.methods import METHODS
 from medssl.run import RunConfig
 from medssl.train import dry_run, make_streams, make_trainer, open_data, train
 from medssl.trainer import choose_workers
@@ -61,7 +62,7 @@ def weights(run):
     return load_checkpoint(run / "last.pt")["method"]
 
 
-@pytest.mark.parametrize("method", ["supervised", "mean_teacher", "bcp"])
+@pytest.mark.parametrize("method", sorted(METHODS))
 def test_seventeen_steps_and_twenty_three_more_are_forty(config, tmp_path, method):
     settings = config(method)
     straight = train(settings, tmp_path / "straight", quiet=True)
@@ -106,7 +107,7 @@ def test_same_seed_same_weights_other_seed_others(config, tmp_path):
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-@pytest.mark.parametrize("method", ["supervised", "mean_teacher", "bcp"])
+@pytest.mark.parametrize("method", sorted(METHODS))
 def test_training_neither_needs_nor_heeds_forbidden_files(balls, tmp_path, method):
     """Deleting test cases and the unlabelled cases' labels changes nothing, bit for bit."""
     runs = []

@@ -3,10 +3,12 @@
 from medssl.methods.base import Method
 from medssl.methods.bcp import BCP
 from medssl.methods.mean_teacher import MeanTeacher
+from medssl.methods.rail import RAIL
 from medssl.methods.supervised import Supervised
 
 METHODS: dict[str, type[Method]] = {
     "supervised": Supervised,
     "mean_teacher": MeanTeacher,
     "bcp": BCP,
+    "rail": RAIL,
 }

@@ -14,16 +14,22 @@ from medssl.parts.schedules import generator
 from medssl.run import parse_method
 
 CASES = [(1, 2, (5, 6, 7)), (1, 4, (8, 8, 4)), (2, 3, (6, 5, 9))]
-STAGES = [Progress(0, 100), Progress(60, 100)]
+STAGES = [Progress(0, 100), Progress(60, 100), Progress(90, 100)]
+ROUND = 5
+"""Steps of a run of 100 within which every student learns; groups take turns in some methods."""
 
 
 class TinyNet(nn.Module):
-    """Two convolutions that take any shape, with the normalisations that teachers must follow."""
+    """Two convolutions that take any shape, with the normalisation that teachers must follow and some dropout."""
 
     def __init__(self, channels, classes):
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv3d(channels, 6, 3, padding=1), nn.BatchNorm3d(6), nn.ReLU(), nn.Conv3d(6, classes, 1)
+            nn.Conv3d(channels, 6, 3, padding=1),
+            nn.BatchNorm3d(6),
+            nn.ReLU(),
+            nn.Dropout(0.1),
+            nn.Conv3d(6, classes, 1),
         )
 
     def forward(self, image):
@@ -33,7 +39,7 @@ class TinyNet(nn.Module):
 def build(name, channels, classes, **settings):
     torch.manual_seed(0)
     config = parse_method({"name": name, **settings})
-    return METHODS[name](config, lambda: TinyNet(channels, classes)).train()
+    return METHODS[name](config, lambda **changes: TinyNet(channels, classes)).train()
 
 
 def make_batch(channels, classes, shape, size=2):
@@ -61,7 +67,7 @@ def name(request):
 
 
 @pytest.mark.parametrize(("channels", "classes", "shape"), CASES)
-@pytest.mark.parametrize("progress", STAGES, ids=["start", "later"])
+@pytest.mark.parametrize("progress", STAGES, ids=["start", "later", "end"])
 def test_losses_are_finite_and_positive(name, channels, classes, shape, progress):
     result = build(name, channels, classes).step(make_batch(channels, classes, shape), progress, generator(0))
     assert result.losses
@@ -70,13 +76,16 @@ def test_losses_are_finite_and_positive(name, channels, classes, shape, progress
         assert torch.isfinite(loss)
         assert loss > 0
     assert all(not value.requires_grad for value in result.stats.values())
+    assert not result.losses.keys() & result.stats.keys()
 
 
 @pytest.mark.parametrize(("channels", "classes", "shape"), CASES)
-@pytest.mark.parametrize("progress", STAGES, ids=["start", "later"])
+@pytest.mark.parametrize("progress", STAGES, ids=["start", "later", "end"])
 def test_students_get_gradients_and_teachers_none(name, channels, classes, shape, progress):
-    method = build(name, channels, classes)
-    total(method.step(make_batch(channels, classes, shape), progress, generator(0))).backward()
+    method, batch = build(name, channels, classes), make_batch(channels, classes, shape)
+    for step in range(ROUND):
+        now = Progress(progress.iteration + step, progress.total)
+        total(method.step(batch, now, generator(step))).backward()
     for student in method.students():
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in student.parameters())
     for teacher in method.teachers():
@@ -85,10 +94,10 @@ def test_students_get_gradients_and_teachers_none(name, channels, classes, shape
 
 def test_teachers_start_as_their_student_and_move_towards_it(name):
     method = build(name, 1, 3)
-    progress = Progress(60, 100)
-    follows = list(method.followers(progress))
-    assert {id(f.teacher) for f in follows} == {id(t) for t in method.teachers()}
-    for follow in follows:
+    follows = [follow for step in range(ROUND) for follow in method.followers(Progress(60 + step, 100))]
+    teachers = {id(follow.teacher): follow for follow in follows}
+    assert teachers.keys() == {id(teacher) for teacher in method.teachers()}
+    for follow in teachers.values():
         student = follow.students[0]
         torch.testing.assert_close(follow.teacher.state_dict(), student.state_dict())
         with torch.no_grad():
@@ -101,7 +110,7 @@ def test_teachers_start_as_their_student_and_move_towards_it(name):
         assert all(0 < n < g for n, g in zip(now, gap, strict=True))
 
 
-@pytest.mark.parametrize("progress", STAGES, ids=["start", "later"])
+@pytest.mark.parametrize("progress", STAGES, ids=["start", "later", "end"])
 def test_step_changes_neither_batch_nor_weights(name, progress):
     method, batch = build(name, 1, 3), make_batch(1, 3, (5, 6, 7))
     batch_before = copy.deepcopy(batch)
@@ -113,7 +122,7 @@ def test_step_changes_neither_batch_nor_weights(name, progress):
     assert all(torch.equal(v, weights[k]) for k, v in method.named_parameters())
 
 
-@pytest.mark.parametrize("progress", STAGES, ids=["start", "later"])
+@pytest.mark.parametrize("progress", STAGES, ids=["start", "later", "end"])
 def test_same_inputs_give_same_losses(name, progress):
     batch = make_batch(1, 3, (5, 6, 7))
     one = build(name, 1, 3).step(batch, progress, generator(0))
@@ -122,14 +131,17 @@ def test_same_inputs_give_same_losses(name, progress):
 
 
 def test_state_reloads(name):
-    batch, progress = make_batch(1, 3, (5, 6, 7)), Progress(60, 100)
+    batch, progress = make_batch(1, 3, (5, 6, 7)), STAGES[-1]
     method, other = build(name, 1, 3), build(name, 1, 3)
     with torch.no_grad():
         for p in method.parameters():
             p.add_(0.05)
     other.load_state_dict(method.state_dict())
-    one, two = (m.step(batch, progress, generator(0)) for m in (method, other))
-    assert total(one).item() == total(two).item()
+    losses = []
+    for each in (method, other):
+        torch.manual_seed(2)  # dropout
+        losses.append(total(each.step(batch, progress, generator(0))).item())
+    assert losses[0] == losses[1]
 
 
 def test_teachers_stay_in_evaluation_mode(name):
@@ -139,9 +151,10 @@ def test_teachers_stay_in_evaluation_mode(name):
 
 
 def test_works_with_the_real_network_and_thick_slices(name):
-    network = NetworkConfig(channels=(4, 8, 8), strides=((2, 2, 1), (2, 2, 2)), kernels=((3, 3, 1), 3, 3))
-    method = METHODS[name](parse_method({"name": name}), lambda: make_network(network, 2, 4))
-    result = method.step(make_batch(2, 4, (8, 12, 6)), Progress(60, 100), generator(0))
+    network = NetworkConfig(channels=(4, 8, 8), strides=((2, 2, 1), (2, 2, 2)), kernels=((3, 3, 1), 3, 3), dropout=0.1)
+    config = parse_method({"name": name})
+    method = METHODS[name](config, lambda **changes: make_network(network.changed(**changes), 2, 4))
+    result = method.step(make_batch(2, 4, (8, 12, 6)), STAGES[-1], generator(0))
     assert torch.isfinite(total(result))
 
 
