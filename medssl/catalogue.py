@@ -25,6 +25,7 @@ from medssl.methods.base import Method
 from medssl.networks import NetworkConfig, make_network
 from medssl.parts.sample import Progress, TrainBatch
 from medssl.parts.schedules import generator
+from medssl.parts.views import Viewed
 from medssl.run import parse_method
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 BATCH = 2
 """Labelled patches, and as many unlabelled ones, of the step that is counted."""
-LATE = Progress(60, 100)
+LATE = Progress(90, 100)
 """Past what a method does first."""
 _TINY = {"name": "unet", "channels": [2, 4], "strides": [2]}
 _SIDES = (4, 4, 6)
@@ -78,7 +79,7 @@ def entry(path: Path) -> Entry:
     network = parse(NetworkConfig, {**values.get("network", {}), **_TINY}, where="network")
     torch.manual_seed(0)
     config = parse_method(values["method"])
-    method = METHODS[config.name](config, lambda: make_network(network, 1, 2)).train()
+    method = METHODS[config.name](config, lambda **changes: make_network(network.changed(**changes), 1, 2)).train()
     title, sources = said(path)
     students, teachers = len(method.students()), len(method.teachers())
     return Entry(path.name, title, sources, config.name, students, teachers, cost(method))
@@ -100,7 +101,7 @@ def cost(method: Method) -> Cost:
     batch = TrainBatch(image[:BATCH], label, image[BATCH:], tuple(range(BATCH)))
     counts: Counter[str] = Counter()
     handles = [
-        net.register_forward_hook(_counting(counts, kind))
+        _behind_views(net).register_forward_hook(_counting(counts, kind))
         for kind, nets in (("student", method.students()), ("teacher", method.teachers()))
         for net in nets
     ]
@@ -109,6 +110,11 @@ def cost(method: Method) -> Cost:
     for handle in handles:
         handle.remove()
     return Cost(counts["student"], counts["teacher"], counts["backward"])
+
+
+def _behind_views(net: nn.Module) -> nn.Module:
+    """The network that a method may also call without its view."""
+    return _behind_views(net.net) if isinstance(net, Viewed) else net
 
 
 def _counting(counts: Counter[str], kind: str) -> Callable[[nn.Module, Any, Tensor], None]:

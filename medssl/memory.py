@@ -27,7 +27,7 @@ from medssl.device import autocast, choose_device, choose_precision
 from medssl.errors import OutOfMemoryError
 from medssl.methods import METHODS
 from medssl.methods.base import Method
-from medssl.networks import check_patch, checkpoint_activations
+from medssl.networks import checkpoint_activations
 from medssl.parts.sample import Progress, TrainBatch
 from medssl.parts.schedules import generator
 from medssl.run import RunConfig, build_method
@@ -82,7 +82,6 @@ def estimate(config: RunConfig, *, device: str = "auto", processes: int = 1) -> 
         device: decides what `train.precision: auto` is.
         processes: how many share each batch.
     """
-    check_patch(config.train.patch, config.network)
     precision = choose_precision(config.train.precision, choose_device(device))
     train, parts = config.train, config.train.accumulate * processes
     with _fake_tensors():

@@ -14,8 +14,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from medssl.config import Settings
+from medssl.config import Settings, parse
 from medssl.errors import ConfigError
+from medssl.parts.views import Axes, Viewed
 
 GROUPS = 8
 """Groups of `norm: group`."""
@@ -34,10 +35,15 @@ class NetworkConfig(Settings):
     """Downsampling from each level to the next, one entry fewer than channels."""
     kernels: tuple[PerAxis, ...] = (3,)
     """Kernel per level; a single entry serves all."""
+    flat_levels: int = Field(0, ge=0)
+    """Finest levels whose kernels are made one voxel thick along the network's third axis."""
+    axes: tuple[int, int, int] = (0, 1, 2)
+    """Which axis of the image (0 is X) the network takes as its first, second and third. Kernels follow the network's
+    axes, strides stay with the image's."""
     norm: Literal["instance", "batch", "group"] = "instance"
     dropout: float = Field(0.0, ge=0, lt=1)
     residual_units: int = Field(0, ge=0)
-    """`unet` only: residual convolutions per level."""
+    """Convolutions per level that a shortcut goes around; 0 for none. `dynunet` takes 0 or 2, in its encoder."""
 
     @model_validator(mode="after")
     def _lengths(self) -> NetworkConfig:
@@ -47,13 +53,23 @@ class NetworkConfig(Settings):
             raise ValueError(f"kernels: give 1 or {len(self.channels)} entries, got {len(self.kernels)}")
         if self.name == "dynunet" and len(self.channels) < 3:
             raise ValueError("network dynunet needs at least 3 channels entries")
+        if self.name == "dynunet" and self.residual_units not in (0, 2):
+            raise ValueError(f"network dynunet has residual_units 0 or 2, got {self.residual_units}")
         if any(side % 2 == 0 for kernel in self.kernels for side in _triple(kernel)):
             raise ValueError("kernels: sides must be odd")
         if self.norm == "group" and any(count % GROUPS for count in self.channels):
             raise ValueError(f"norm group needs channels that are multiples of {GROUPS}")
-        if self.name == "unet" and len(set(self.kernels)) > 1:
+        if sorted(self.axes) != [0, 1, 2]:
+            raise ValueError(f"axes must name each of 0, 1 and 2 once, got {list(self.axes)}")
+        if self.name == "unet" and len(set(self.level_kernels)) > 1:
             raise ValueError("network unet takes one kernel for all levels; use dynunet")
         return self
+
+    @property
+    def level_kernels(self) -> list[tuple[int, int, int]]:
+        """The kernel of each level, along the network's axes."""
+        kernels = [_triple(kernel) for kernel in self.kernels] * (len(self.channels) if len(self.kernels) == 1 else 1)
+        return [(x, y, 1 if level < self.flat_levels else z) for level, (x, y, z) in enumerate(kernels)]
 
     @property
     def total_stride(self) -> tuple[int, int, int]:
@@ -63,6 +79,14 @@ class NetworkConfig(Settings):
             total = [t * s for t, s in zip(total, _triple(stride), strict=True)]
         return total[0], total[1], total[2]
 
+    def changed(self, **changes: Any) -> NetworkConfig:
+        """These settings with other values for some.
+
+        Raises:
+            ConfigError: there is no such setting, or they do not fit together any more.
+        """
+        return parse(NetworkConfig, {**self.model_dump(), **changes}, where="network")
+
 
 def make_network(config: NetworkConfig, channels: int, classes: int) -> nn.Module:
     """A network from `(B, channels, X, Y, Z)` to logits `(B, classes, X, Y, Z)`, randomly initialised."""
@@ -70,8 +94,8 @@ def make_network(config: NetworkConfig, channels: int, classes: int) -> nn.Modul
         warnings.simplefilter("ignore")
         from monai.networks.nets import DynUNet, UNet
 
-    strides = [_triple(stride) for stride in config.strides]
-    kernels = [_triple(kernel) for kernel in config.kernels]
+    strides = [tuple(_triple(stride)[axis] for axis in config.axes) for stride in config.strides]
+    kernels = config.level_kernels
     norm = {"instance": ("instance", {"affine": True}), "batch": "batch", "group": ("group", {"num_groups": GROUPS})}
     net: nn.Module
     if config.name == "unet":
@@ -83,13 +107,12 @@ def make_network(config: NetworkConfig, channels: int, classes: int) -> nn.Modul
     else:
         net = DynUNet(
             spatial_dims=3, in_channels=channels, out_channels=classes, filters=config.channels,
-            kernel_size=kernels * (len(config.channels) if len(kernels) == 1 else 1),
-            strides=[(1, 1, 1), *strides], upsample_kernel_size=strides, norm_name=norm[config.norm],
-            dropout=config.dropout or None,
+            kernel_size=kernels, strides=[(1, 1, 1), *strides], upsample_kernel_size=strides,
+            norm_name=norm[config.norm], dropout=config.dropout or None, res_block=config.residual_units > 0,
         )  # fmt: skip
     for block in _decoder(net):
         block.decodes = True  # type: ignore[assignment]  # for methods that perturb features
-    return net
+    return net if config.axes == (0, 1, 2) else Viewed(net, Axes(config.axes))
 
 
 def _decoder(net: nn.Module) -> Iterator[nn.Module]:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, SerializeAsAny, field_validator
+from torch import nn
 
 from medssl import __version__
 from medssl.augment import AugmentConfig
@@ -85,10 +86,17 @@ def parse_method(values: dict[str, Any]) -> MethodConfig:
 
 def build_method(config: RunConfig) -> Method:
     """The method with freshly initialised networks, on the CPU, the same ones for the same seed."""
-    torch.manual_seed(config.train.seed)
     channels, classes = len(config.data.channels), len(config.data.classes)
     settings = config.method.on_grid(config.data.recipe.nominal_spacing)
-    return METHODS[config.method.name](settings, lambda: make_network(config.network, channels, classes))
+
+    def make_net(**changes: Any) -> nn.Module:
+        network = config.network.changed(**changes)
+        for patch in (config.train.patch, config.window.patch or config.train.patch):
+            check_patch(patch, network)
+        return make_network(network, channels, classes)
+
+    torch.manual_seed(config.train.seed)
+    return METHODS[config.method.name](settings, make_net)
 
 
 def make_predictor(
@@ -97,7 +105,6 @@ def make_predictor(
     """The predictor of a method in memory, as its settings say; `network` wins over them."""
     networks = chosen_networks(method, network or config.window.network)
     data, precision = config.data, choose_precision(config.train.precision, device)
-    check_patch(config.window.patch or config.train.patch, config.network)
     return Predictor(networks, data.recipe, config.window, patch=config.train.patch, channels=len(data.channels),
                      classes=data.classes, device=device, precision=precision)  # fmt: skip
 

@@ -30,7 +30,7 @@ from medssl.memory import estimate, fit
 from medssl.methods import METHODS
 from medssl.methods.base import Method
 from medssl.metrics import dice
-from medssl.networks import check_patch, count_parameters
+from medssl.networks import count_parameters
 from medssl.parts import processes
 from medssl.predictor import Predictor, Which
 from medssl.run import RunConfig, build_method, environment, make_predictor, parse_method
@@ -204,7 +204,6 @@ def open_data(config: RunConfig) -> TrainingData:
 def make_trainer(config: RunConfig, out: Path, device: torch.device) -> Trainer:
     """A trainer with fresh weights, once the settings fit together."""
     prepare_device(device, tf32=config.train.tf32)
-    check_patch(config.train.patch, config.network)
     method = build_method(config)
     _check_batches(config, method)
     _check_norm(config, device)

@@ -36,6 +36,10 @@ def test_every_file_has_a_title_and_its_paper(found):
         ("fixmatch.yaml", (1, 0), (2 + 4, 0, 4)),  # the weak view without a gradient
         ("unimatch.yaml", (1, 0), (2 + 6 + 2, 0, 8)),  # two strong views, and one with fewer channels
         ("bcp.yaml", (1, 1), (2, 2, 2)),  # half of each batch's voxels are seen
+        ("cfc_mt.yaml", (2, 1), (8, 2, 8)),
+        ("ucf_mix.yaml", (2, 1), (8 + 4, 2, 8 + 4)),  # and the mix, which passes the views by
+        ("rail.yaml", (4, 2), (8 + 8, 2, 8)),  # the resting group without a gradient
+        ("umct.yaml", (3, 0), (3 * 4 + 3 * 10 * 2, 0, 12)),  # ten passes of each view over the unlabelled
     ],
 )
 def test_networks_and_passes_are_those_of_the_paper(found, file, networks, cost):

@@ -24,16 +24,17 @@ from medssl.train import train
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in Linux's /proc")
 HERE = Path(__file__).parent
 BATCH = {"labelled_batch": 12, "unlabelled_batch": 12}  # for 1, 2 and 3 processes that pair patches
-METHODS = {
-    "supervised": {"unlabelled_batch": 0},
+METHODS: dict[str, dict] = {  # settings of each; without the students' dropout, the one thing that processes draw apart
+    "supervised": {"train": {"unlabelled_batch": 0}},
     "mean_teacher": {},
     "cps": {},
-    "fixmatch": {},
+    # Some voxels of an untrained network must count, more in one process than in another.
+    "fixmatch": {"method": {"threshold": 0.4, "views": 2, "cutmix": 1.0}},
     "bcp": {},
     "ucf_mix": {},
+    "rail": {},
+    "umct": {"method": {"uncertainty": "entropy", "pretrain": 0.05}},
 }
-SOME_COUNT = {"threshold": 0.4, "views": 2, "cutmix": 1.0}
-"""Settings of fixmatch by which some voxels of an untrained network count, more in one process than in another."""
 
 
 @pytest.fixture
@@ -44,11 +45,11 @@ def splits(balls, tmp_path):
 
 
 def settings_of(balls, splits, method, **train_settings):
-    settings = plain_settings(
-        balls, splits, method, **{**BATCH, **METHODS[method], "precision": "fp32", **train_settings}
-    )
-    settings["network"]["dropout"] = 0.0  # the one thing that processes draw apart
-    settings["method"] |= SOME_COUNT if method == "fixmatch" else {}
+    own = METHODS[method]
+    train = {**BATCH, **own.get("train", {}), "precision": "fp32", **train_settings}
+    settings = plain_settings(balls, splits, method, **train)
+    settings["method"] |= own.get("method", {})
+    settings["network"]["dropout"] = 0.0
     return settings
 
 

@@ -49,8 +49,8 @@ def test_trains_and_resumes(settings, tmp_path, method, precision):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_step_never_waits_for_the_device(settings, tmp_path, method, precision):
     """CUDA's own check: any synchronising call is an error. BCP's cleaning, which asks back, is off."""
-    extra = {"method": {"name": method, "largest_component": False, "pretrain": 0.0}} if method == "bcp" else {}
-    config = settings(method, precision=precision, **extra)
+    extra = {"bcp": {"largest_component": False, "pretrain": 0.0}, "umct": {"pretrain": 0.0}}.get(method, {})
+    config = settings(method, precision=precision, method={"name": method, **extra})
     data = open_data(config)
     trainer = make_trainer(config, tmp_path, torch.device("cuda"))
     batches = trainer.batches(*make_streams(config, data), config.train.iterations)
@@ -87,7 +87,7 @@ def test_augmentation_is_that_of_the_cpu_and_never_waits(preset):
     assert (moved[1].cpu() == here[1]).float().mean() > 0.999
 
 
-@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"uamt"}))  # its dropout is drawn by the device
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"uamt", "umct"}))  # their dropout is drawn by the device
 def test_same_losses_as_the_cpu(settings, tmp_path, method):
     config = settings(method, network={"dropout": 0.0}, precision="fp32", tf32=False, optimizer="sgd")
     losses = []

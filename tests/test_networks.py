@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from medssl.device import choose_device
 from medssl.errors import ConfigError, DeviceError
-from medssl.networks import NetworkConfig, check_patch, checkpoint_activations, make_network
+from medssl.networks import NetworkConfig, check_patch, checkpoint_activations, count_parameters, make_network
 
 THICK = {"channels": (4, 8, 8), "strides": ((2, 2, 1), (2, 2, 2)), "kernels": ((3, 3, 1), 3, 3)}
 
@@ -48,6 +48,8 @@ def test_patch_must_be_divisible_and_the_message_names_the_nearest():
         {"norm": "x"},
         {"norm": "group"},
         {"kernels": (2,)},
+        {"axes": (0, 1, 1)},
+        {"residual_units": 1},
     ],
 )
 def test_settings_that_cannot_be_a_network_are_refused(wrong):
@@ -69,6 +71,7 @@ def sample_nets(dropout=0.0):
     for settings in (
         dynunet,
         {**dynunet, "norm": "group", "channels": (8, 8, 16)},
+        {**dynunet, "residual_units": 2, "axes": (2, 0, 1)},
         {"name": "unet", "dropout": dropout},
         {"name": "unet", "residual_units": 2, "dropout": dropout},
     ):
@@ -155,3 +158,31 @@ def test_a_patch_that_shrinks_to_one_voxel_is_refused():
     with pytest.raises(ConfigError, match="single voxel"):
         check_patch((4, 4, 2), config)
     check_patch((4, 4, 4), config)
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (1, 0, 2)])
+@pytest.mark.parametrize("name", ["dynunet", "unet"])
+def test_strides_stay_with_the_image_whatever_the_order_of_axes(name, axes):
+    config = NetworkConfig(name=name, channels=(4, 8, 8), strides=((2, 2, 1), (2, 2, 2)), axes=axes)
+    assert make_network(config, 2, 3)(torch.randn(2, 2, 8, 12, 6)).shape == (2, 3, 8, 12, 6)
+
+
+def test_flat_levels_are_thin_along_the_third_axis():
+    config = NetworkConfig(channels=(4, 8, 8), strides=(2, 2), kernels=((3, 5, 7),), flat_levels=2)
+    assert config.level_kernels == [(3, 5, 1), (3, 5, 1), (3, 5, 7)]
+
+
+def test_dynunet_has_residual_blocks_on_demand():
+    plain, residual = (NetworkConfig(channels=(4, 8, 8), strides=(2, 2), residual_units=units) for units in (0, 2))
+    plain_net, residual_net = (make_network(config, 1, 2) for config in (plain, residual))
+    assert count_parameters(residual_net) > count_parameters(plain_net)
+    assert residual_net(torch.randn(1, 1, 8, 8, 12)).shape == (1, 2, 8, 8, 12)
+
+
+def test_changed_settings_are_checked_like_given_ones():
+    config = NetworkConfig(**THICK)
+    assert config.changed(dropout=0.25) == NetworkConfig(**THICK, dropout=0.25)
+    with pytest.raises(ConfigError, match=r"network.*give 1 or 3 entries"):
+        config.changed(kernels=(3, 3))
+    with pytest.raises(ConfigError, match=r"network\.residual_unit: unknown key; did you mean residual_units"):
+        config.changed(residual_unit=2)

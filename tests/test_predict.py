@@ -281,7 +281,7 @@ def test_asking_a_method_without_teacher_for_one_is_refused():
     from medssl.predictor import chosen_networks
     from medssl.run import parse_method
 
-    method = METHODS["supervised"](parse_method({"name": "supervised"}), lambda: nn.Conv3d(1, 2, 1))
+    method = METHODS["supervised"](parse_method({"name": "supervised"}), lambda **changes: nn.Conv3d(1, 2, 1))
     with pytest.raises(ConfigError, match="no teacher"):
         chosen_networks(method, "teacher")
 

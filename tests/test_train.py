@@ -71,7 +71,7 @@ def weights(run):
     return load_checkpoint(run / "last.pt")["method"]
 
 
-@pytest.mark.parametrize("method", ["supervised", "mean_teacher", "uamt", "cps", "fixmatch", "bcp"])
+@pytest.mark.parametrize("method", sorted(METHODS))
 def test_seventeen_steps_and_twenty_three_more_are_forty(config, tmp_path, method):
     settings = config(method)
     straight = train(settings, tmp_path / "straight", quiet=True)
@@ -116,7 +116,7 @@ def test_same_seed_same_weights_other_seed_others(config, tmp_path):
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-@pytest.mark.parametrize("method", ["supervised", "mean_teacher", "bcp"])
+@pytest.mark.parametrize("method", sorted(METHODS))
 def test_training_neither_needs_nor_heeds_forbidden_files(balls, tmp_path, method):
     """Deleting test cases and the unlabelled cases' labels changes nothing, bit for bit."""
     runs = []

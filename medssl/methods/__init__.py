@@ -6,9 +6,11 @@ from medssl.methods.cfc_mt import CFCMT
 from medssl.methods.cps import CPS
 from medssl.methods.fixmatch import FixMatch
 from medssl.methods.mean_teacher import MeanTeacher
+from medssl.methods.rail import RAIL
 from medssl.methods.supervised import Supervised
 from medssl.methods.uamt import UAMT
 from medssl.methods.ucf_mix import UCFMix
+from medssl.methods.umct import UMCT
 
 METHODS: dict[str, type[Method]] = {
     "supervised": Supervised,
@@ -19,4 +21,6 @@ METHODS: dict[str, type[Method]] = {
     "bcp": BCP,
     "cfc_mt": CFCMT,
     "ucf_mix": UCFMix,
+    "rail": RAIL,
+    "umct": UMCT,
 }

@@ -7,9 +7,9 @@ choose a device or draw from global random state; the trainer does the first fou
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,19 @@ from medssl.config import Settings
 from medssl.methods.inside import with_dropout
 from medssl.parts.sample import Progress, TrainBatch
 
-MakeNet = Callable[[], nn.Module]
+
+class MakeNet(Protocol):
+    """Makes a method's networks, each initialised anew, as the `network` section of the settings says."""
+
+    def __call__(self, **changes: Any) -> nn.Module:
+        """A network from `(B, M, X, Y, Z)` to logits `(B, C, X, Y, Z)`.
+
+        Args:
+            changes: other values for some keys of the section.
+
+        Raises:
+            ConfigError: the section does not take them, or a patch does not fit the network.
+        """
 
 
 class MethodConfig(Settings):
@@ -91,28 +103,25 @@ class Method(nn.Module):
 class Pair(nn.Module):
     """A student and the teacher that follows it; the teacher starts as a copy and takes no gradient."""
 
-    def __init__(self, make_net: MakeNet) -> None:
+    def __init__(self, make_net: MakeNet, **changes: Any) -> None:
         super().__init__()
-        self.student = make_net()
+        self.student = make_net(**changes)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
 
     def taught(self, image: Tensor, *, dropout: Sequence[int] | None = None) -> Tensor:
-        """The teacher's logits, `(B, M, X, Y, Z)` to `(B, C, X, Y, Z)`, without a trace for gradients.
-
-        Args:
-            dropout: one seed per volume, for a teacher whose dropout is live; by default it is off.
-        """
-        if dropout is None:
-            return at_rest(self.teacher, image)
-        with torch.inference_mode():
-            return with_dropout(self.teacher, image, dropout).clone()
+        """The teacher's logits, `(B, M, X, Y, Z)` to `(B, C, X, Y, Z)`; as `at_rest` gives them."""
+        return at_rest(self.teacher, image, dropout=dropout)
 
 
-def at_rest(net: nn.Module, image: Tensor) -> Tensor:
-    """A network's logits in evaluation mode and without a trace for gradients; its own mode is as before afterwards."""
+def at_rest(net: nn.Module, image: Tensor, *, dropout: Sequence[int] | None = None) -> Tensor:
+    """A network's logits in evaluation mode and without a trace for gradients; its own mode is as before afterwards.
+
+    Args:
+        dropout: one seed per volume, for a network whose dropout alone is live; by default it is off.
+    """
     mode = net.training
     net.eval()
     with torch.inference_mode():
-        logits = net(image)
+        logits = net(image) if dropout is None else with_dropout(net, image, dropout)
     net.train(mode)
     return cast(Tensor, logits).clone()  # a normal tensor again, which losses may save

@@ -130,7 +130,7 @@ class CFCMT(Method):
         return {
             **gauges(batch.label, taught, low.shape[1]),
             "gap": (gap(low, taught) + gap(high, taught)) / 2,
-            "gap_students": gap(low, likeliest(high)),
+            "dissent": gap(low, likeliest(high)),
         }
 
     def students(self) -> Sequence[nn.Module]:

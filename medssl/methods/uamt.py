@@ -6,8 +6,8 @@ arXiv 1907.07034. Equations are the paper's.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from pydantic import Field, PositiveInt
@@ -19,7 +19,7 @@ from medssl.methods.inside import dropout_layers
 from medssl.methods.mean_teacher import MeanTeacher
 from medssl.parts.gauges import gauges
 from medssl.parts.losses import consistency, dice_ce
-from medssl.parts.pseudo import likeliest
+from medssl.parts.pseudo import entropy, likeliest
 from medssl.parts.sample import Progress, TrainBatch
 from medssl.parts.schedules import mix, ramp_up
 
@@ -54,29 +54,23 @@ class UAMT(MeanTeacher):
         logits = self.pair.student(torch.cat([batch.image, batch.unlabelled]))
         labelled, unlabelled = logits.split([len(batch.image), len(batch.unlabelled)])
         taught = self.pair.taught(self.noisy(batch.unlabelled, batch.seeds))
-        classes = taught.shape[1]
-        certain = (self.uncertainty(batch.unlabelled, batch.seeds) < self.highest(progress, classes)).float()
+        certain = (self.uncertainty(batch.unlabelled, batch.seeds) < self.highest(progress)).float()
         weight = self.config.consistency_weight * ramp_up(progress, self.config.ramp)
         return StepResult(
             losses={
                 "supervised": dice_ce(labelled, batch.label, dice=self.config.dice),
                 "consistency": weight * consistency(unlabelled, taught.float().softmax(1), certain),
             },
-            stats=gauges(batch.label, likeliest(taught), classes, weight=certain, student=unlabelled),
+            stats=gauges(batch.label, likeliest(taught), taught.shape[1], weight=certain, student=unlabelled),
         )
 
     def uncertainty(self, image: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Entropy of the mean of the teacher's predictions, `(B, X, Y, Z)`, in [0, log C]."""
-        total = None
-        for number in range(1, self.config.passes + 1):
-            fresh = [mix(seed, number) for seed in seeds]
-            probs = self.pair.taught(self.noisy(image, fresh), dropout=fresh).float().softmax(1)
-            total = probs if total is None else total.add_(probs)
-        assert total is not None
-        entropy: Tensor = torch.special.entr(total / self.config.passes).sum(1)
-        return entropy
+        """Entropy of the mean of the teacher's predictions, `(B, X, Y, Z)`, from 0 to 1 for a uniform one."""
+        draws = ([mix(seed, number) for seed in seeds] for number in range(1, self.config.passes + 1))
+        probs = (self.pair.taught(self.noisy(image, drawn), dropout=drawn).float().softmax(1) for drawn in draws)
+        return entropy(reduce(Tensor.add_, probs) / self.config.passes)
 
-    def highest(self, progress: Progress, classes: int) -> float:
+    def highest(self, progress: Progress) -> float:
         """The entropy that a voxel must stay below to count."""
         start = self.config.threshold
-        return (start + (1 - start) * ramp_up(progress, 1.0)) * math.log(classes)
+        return start + (1 - start) * ramp_up(progress, 1.0)

@@ -4,6 +4,7 @@
     pseudo/<class>  share of the pseudo-labelled voxels that have this class; should stay near the prior
     selected        trust that an unlabelled voxel gets, on average; only where a method trusts some less than others
     gap             share of the unlabelled voxels where student and teacher name different classes
+    dissent         the same between two students of a method with several
 
 All are detached scalars for `StepResult.stats`. Each takes a pass or two over the voxels; nothing waits for the device.
 """

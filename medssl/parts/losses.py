@@ -66,19 +66,56 @@ def dice_loss(
     return _loss(logits, target, weight, form, 0.0, eps)
 
 
-def consistency(logits: Tensor, teacher_probs: Tensor, weight: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+def consistency(logits: Tensor, teacher_probs: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean squared difference of class probabilities over voxels and classes (Mean Teacher).
 
     Args:
         logits: the student's, `(B, C, X, Y, Z)`.
         teacher_probs: `(B, C, X, Y, Z)`, detached.
-        weight: `(B, X, Y, Z)`, how often a voxel counts in the mean; the loss is 0 where every weight is 0.
+        weight: see `voxel_mean`.
     """
-    squares = (logits.float().softmax(1) - teacher_probs) ** 2
+    return voxel_mean(torch.mean((logits.float().softmax(1) - teacher_probs) ** 2, 1), weight)
+
+
+def soft_dice_loss(logits: Tensor, probs: Tensor, eps: float = 1e-5) -> Tensor:
+    """`dice_loss` of the form `squared` against class probabilities, 0 where the network gives the same.
+
+    Args:
+        logits: `(B, C, X, Y, Z)`.
+        probs: `(B, C, X, Y, Z)`, detached.
+    """
+    ours, space = logits.float().softmax(1), (0, 2, 3, 4)
+    overlap, size = _everywhere((ours * probs).sum(space)), _everywhere((ours**2 + probs**2).sum(space))
+    return 1 - ((2 * overlap + eps) / (size + eps)).mean()
+
+
+def flatness(logits: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Cross-entropy to equal probabilities for all classes, least where the network is undecided (RAIL).
+
+    Args:
+        logits: `(B, C, X, Y, Z)`.
+        weight: see `voxel_mean`.
+    """
+    return voxel_mean(-logits.float().log_softmax(1).mean(1), weight)
+
+
+def voxel_mean(values: Tensor, weight: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+    """Mean of `(B, X, Y, Z)` over the voxels of all processes, each counted `weight` times.
+
+    Args:
+        weight: `(B, X, Y, Z)`, at least 0; `None` counts every voxel once. It gets no gradient.
+
+    Returns:
+        A scalar; 0 where every weight is 0.
+    """
     if weight is None:
-        return squares.mean()
-    counted = processes.total(weight.sum()) / processes.count()  # as averaging over processes makes it one mean
-    return (squares.mean(1) * weight).sum() / counted.clamp_min(eps)
+        return values.mean()
+    return _everywhere((values * weight).sum()) / processes.total(weight.float().sum()).clamp_min(eps)
+
+
+def _everywhere(local: Tensor) -> Tensor:
+    """A sum over all processes. They average their gradients afterwards, so that each one's own counts as often."""
+    return processes.total(local.detach()) + processes.count() * (local - local.detach())
 
 
 def _loss(

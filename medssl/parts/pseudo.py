@@ -25,8 +25,16 @@ def likeliest(logits: Tensor) -> Tensor:
 
 
 def entropy(probs: Tensor) -> Tensor:
-    """How undecided each voxel is, `(B, C, X, Y, Z)` to `(B, X, Y, Z)`: 0 for one sure class, 1 for C equal ones."""
-    return cast(Tensor, torch.special.entr(probs)).sum(1) / math.log(probs.shape[1])
+    """How undecided a voxel is, `(..., C, X, Y, Z)` to `(..., X, Y, Z)`: 0 for one sure class, 1 for C equal ones."""
+    return cast(Tensor, torch.special.entr(probs)).sum(-4) / math.log(probs.shape[-4])
+
+
+def sharpen(probs: Tensor, temperature: float) -> Tensor:
+    """Class probabilities `(B, C, X, Y, Z)` to the power of `1 / temperature`, made to sum to 1 again.
+
+    A temperature of 1 changes nothing; towards 0 all goes to the likeliest class.
+    """
+    return torch.softmax(probs.log() / temperature, 1)
 
 
 def largest_component(target: Tensor, classes: int) -> Tensor:

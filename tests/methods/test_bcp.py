@@ -20,7 +20,7 @@ LATER = Progress(60, 100)
 def build(**settings):
     torch.manual_seed(0)
     config = parse_method({"name": "bcp", **settings})
-    return METHODS["bcp"](config, lambda: nn.Conv3d(1, 3, 3, padding=1))
+    return METHODS["bcp"](config, lambda **changes: nn.Conv3d(1, 3, 3, padding=1))
 
 
 def batch(size=2):

@@ -27,7 +27,7 @@ BANDS = {"hard": (0.0, 0.0), "soft": (0.2, 0.65)}
 def build(**settings):
     torch.manual_seed(0)
     config = parse_method({"name": "cfc_mt", "ramp": 0.0, **settings})
-    return METHODS["cfc_mt"](config, lambda: nn.Conv3d(1, 3, 3, padding=1))
+    return METHODS["cfc_mt"](config, lambda **changes: nn.Conv3d(1, 3, 3, padding=1))
 
 
 def leaking(low, high, **settings):
@@ -205,11 +205,11 @@ def test_a_spacing_that_is_given_wins_and_none_is_written_down():
 
 def test_gauges_tell_how_far_the_three_networks_are_apart():
     together = step(leaking(1.0, 1.0)).stats
-    assert together["gap"] == together["gap_students"] == 0
+    assert together["gap"] == together["dissent"] == 0
     method = leaking(1.0, 1.0)
     with torch.no_grad():
         method.high.net.bias[2] = method.teacher.net.bias[2] = 1e6
     stats = step(method).stats
     assert stats["pseudo/2"] == 1
-    assert stats["gap_students"] > 0.5
-    torch.testing.assert_close(stats["gap"], stats["gap_students"] / 2)
+    assert stats["dissent"] > 0.5
+    torch.testing.assert_close(stats["gap"], stats["dissent"] / 2)

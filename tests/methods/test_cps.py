@@ -13,7 +13,7 @@ LATER = Progress(60, 100)
 
 def build(name="cps", **settings):
     torch.manual_seed(0)
-    return METHODS[name](parse_method({"name": name, **settings}), lambda: nn.Conv3d(1, 3, 3, padding=1))
+    return METHODS[name](parse_method({"name": name, **settings}), lambda **changes: nn.Conv3d(1, 3, 3, padding=1))
 
 
 def batch():

@@ -15,7 +15,7 @@ SHAPE = (5, 6, 7)
 LATER = Progress(60, 100)
 
 
-def build(make=lambda: nn.Conv3d(1, 3, 3, padding=1), **settings):
+def build(make=lambda **changes: nn.Conv3d(1, 3, 3, padding=1), **settings):
     torch.manual_seed(0)
     return METHODS["fixmatch"](parse_method({"name": "fixmatch", **settings}), make)
 
@@ -107,7 +107,7 @@ def test_views_of_a_patch_differ_and_their_losses_are_averaged():
 
 def test_a_view_with_fewer_channels_is_an_option():
     network = NetworkConfig(channels=(4, 8, 16), strides=(2, 2), name="unet")
-    make = lambda: make_network(network, 1, 3)  # noqa: E731
+    make = lambda **changes: make_network(network, 1, 3)  # noqa: E731
     torch.manual_seed(1)
     image, label = torch.randn(2, 1, 8, 8, 12), torch.randint(0, 3, (2, 8, 8, 12))
     data = TrainBatch(image, label, torch.randn(2, 1, 8, 8, 12), (1, 2))

@@ -11,7 +11,7 @@ from medssl.run import parse_method
 
 def build(name="mean_teacher", **settings):
     torch.manual_seed(0)
-    return METHODS[name](parse_method({"name": name, **settings}), lambda: nn.Conv3d(1, 3, 3, padding=1))
+    return METHODS[name](parse_method({"name": name, **settings}), lambda **changes: nn.Conv3d(1, 3, 3, padding=1))
 
 
 def batch():

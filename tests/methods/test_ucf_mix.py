@@ -18,7 +18,7 @@ SHAPE = (5, 6, 7)
 def build(name="ucf_mix", **settings):
     torch.manual_seed(0)
     config = parse_method({"name": name, "ramp": 0.0, **settings})
-    method = METHODS[name](config, lambda: nn.Conv3d(1, 3, 3, padding=1))
+    method = METHODS[name](config, lambda **changes: nn.Conv3d(1, 3, 3, padding=1))
     with torch.no_grad():
         for p in method.parameters():
             p.add_(0.5 * torch.randn_like(p))

@@ -6,7 +6,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
-from medssl.parts.losses import consistency, cross_entropy, dice_ce, dice_loss
+from medssl.parts.losses import consistency, cross_entropy, dice_ce, dice_loss, flatness, soft_dice_loss, voxel_mean
 
 SPACE = (5, 6, 7)
 
@@ -223,6 +223,33 @@ def test_consistency_of_equal_predictions_is_zero():
     assert consistency(logits, (-logits).softmax(1)).item() > 0
 
 
+def test_a_voxel_mean_counts_each_voxel_by_its_weight():
+    values = torch.arange(210.0).view(1, 5, 6, 7)
+    inside = torch.zeros(1, 5, 6, 7, dtype=torch.bool)
+    inside[0, 1, 2, 3:5] = True
+    assert voxel_mean(values, inside) == values[inside].mean()
+    torch.testing.assert_close(voxel_mean(values, torch.full((1, 5, 6, 7), 0.3)), voxel_mean(values))
+    assert voxel_mean(values, torch.zeros_like(inside)).item() == 0
+
+
+def test_flatness_is_least_where_all_classes_are_as_likely():
+    even = torch.zeros(2, 3, 5, 6, 7, requires_grad=True)
+    loss = flatness(even)
+    torch.testing.assert_close(loss, torch.tensor(math.log(3)))
+    loss.backward()
+    assert even.grad.abs().max() < 1e-8
+    assert flatness(batch()[0]) > loss
+
+
+def test_soft_dice_is_dice_for_certain_targets_and_nothing_for_equal_probabilities():
+    logits, target = batch()
+    onehot = F.one_hot(target, 3).movedim(-1, 1).float()
+    torch.testing.assert_close(soft_dice_loss(logits, onehot), dice_loss(logits, target))
+    assert soft_dice_loss(logits, logits.softmax(1)).abs() < 1e-6
+    slope = value_and_gradient(soft_dice_loss, logits, logits.softmax(1))[1]
+    assert slope.abs().max() < 1e-6
+
+
 def joint_batch():
     """Four volumes, and what may count them: nothing, voxel weights that leave the last two out, two regions."""
     torch.manual_seed(0)
@@ -230,6 +257,16 @@ def joint_batch():
     target[:2][target[:2] == 2] = 0
     left_out = weight * torch.tensor([1.0, 1, 0, 0]).view(4, 1, 1, 1)
     return logits, target, {"none": None, "voxel": weight, "left out": left_out, "regions": torch.rand(2, 4, *SPACE)}
+
+
+def against_probabilities(logits, weights):
+    """Losses that sum over all processes and take no classes: their names, and their arguments after the logits."""
+    probs, inside = logits.flip(1).softmax(1), weights["left out"]
+    return [
+        ("soft dice", soft_dice_loss, [probs]),
+        ("consistency", consistency, [probs, inside]),
+        ("flatness", flatness, [inside]),
+    ]
 
 
 def train_on_a_share(rank, meet, results):
@@ -242,6 +279,8 @@ def train_on_a_share(rank, meet, results):
         for kind, weight in weights.items():
             share = None if weight is None else weight[..., mine, :, :, :]
             found[name, kind] = value_and_gradient(loss, logits[mine], target[mine], share)
+    for name, loss, others in against_probabilities(logits, weights):
+        found[name] = value_and_gradient(loss, logits[mine], *(other[mine] for other in others))
     torch.save(found, results / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -251,6 +290,11 @@ def test_two_processes_have_the_loss_and_gradient_of_the_joint_batch(tmp_path):
     mp.spawn(train_on_a_share, (f"file://{tmp_path}/meet", tmp_path), nprocs=2)
     shares = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     logits, target, weights = joint_batch()
+    for name, loss, others in against_probabilities(logits, weights):
+        expected, slope = value_and_gradient(loss, logits, *others)
+        for share in shares:
+            torch.testing.assert_close(share[name][0], expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(torch.cat([share[name][1] for share in shares]) / 2, slope, atol=1e-7, rtol=1e-5)
     for name, (loss, _) in LOSSES.items():
         for kind, weight in weights.items():
             expected, slope = value_and_gradient(loss, logits, target, weight)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from medssl.parts.pseudo import entropy, largest_component, likeliest, propagated_largest_component
+from medssl.parts.pseudo import entropy, largest_component, likeliest, propagated_largest_component, sharpen
 
 
 def plainly_largest(target, classes):
@@ -152,3 +152,27 @@ def test_entropy_is_nothing_for_a_sure_class_and_one_for_equal_classes():
     probs[0, 2] = 1
     probs[1] = 0.25
     torch.testing.assert_close(entropy(probs), torch.stack([torch.zeros(5, 6, 7), torch.ones(5, 6, 7)]))
+    torch.testing.assert_close(entropy(torch.stack([probs, probs]))[1], entropy(probs))
+
+
+class TestSharpen:
+    def probs(self):
+        torch.manual_seed(0)
+        return torch.randn(2, 3, 5, 6, 7).softmax(1)
+
+    def test_temperature_one_changes_nothing(self):
+        torch.testing.assert_close(sharpen(self.probs(), 1.0), self.probs())
+
+    @pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0])
+    def test_probabilities_sum_to_one_and_keep_their_order(self, temperature):
+        sharp = sharpen(self.probs(), temperature)
+        torch.testing.assert_close(sharp.sum(1), torch.ones(2, 5, 6, 7))
+        assert torch.equal(sharp.argsort(1), self.probs().argsort(1))
+
+    def test_a_small_temperature_leaves_the_likeliest_class_alone(self):
+        sharp = sharpen(self.probs(), 1e-6)
+        assert torch.equal(sharp, torch.nn.functional.one_hot(self.probs().argmax(1), 3).movedim(-1, 1).float())
+
+    def test_impossible_classes_stay_so(self):
+        probs = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1, 1)
+        assert torch.equal(sharpen(probs, 0.1), probs)

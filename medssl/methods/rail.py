@@ -1,0 +1,175 @@
+"""RAIL: two groups of two students of different architecture, alternating.
+
+"RAIL: Region-Aware Instructive Learning for Semi-Supervised Tooth Segmentation in CBCT", arXiv 2505.03538. The losses
+are those of its released code, read as its text means them where the two disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from medssl.methods.base import Follow, MakeNet, Method, MethodConfig, Pair, StepResult, at_rest
+from medssl.parts import processes
+from medssl.parts.gauges import gap, gauges
+from medssl.parts.losses import DiceForm, consistency, cross_entropy, dice_ce, dice_loss, flatness
+from medssl.parts.pseudo import likeliest, sharpen
+from medssl.parts.sample import Progress, TrainBatch
+from medssl.parts.schedules import ramp_up
+
+
+class RAIL(Method):
+    """Each student learns from labels, its group's teacher, and the best of all four students.
+
+    With `b` the student of the lowest Dice loss on the labelled patches, and for another student `s` of the group
+    whose turn it is:
+
+        supervised    CE + Dice
+        disagreement  0.5 mean (p_s - y)^2 over voxels where s and b name different classes,
+                      + 0.05 mean -log p_s(y) over those of them where s is wrong
+        confidence    w_b (mean (p_s - sharp p_b)^2 + 0.1 mean CE(uniform, p_s) where s and b name different classes)
+        teacher       w_t mean (p_s - sharp p_teacher)^2
+
+    the last two on unlabelled patches. `b` itself has no third term, and its second looks at all voxels. A group's
+    teacher follows its first student. In their first turns groups have no terms between students.
+
+    The paper segments one foreground class. For several, its squares are averaged over classes (for two this is the
+    same number) and its masks compare the likeliest classes. Other departures:
+
+    - Errors are voxels whose likeliest class is not the label; the released code takes a maximum over a spatial axis
+      there, and in the second half of the disagreement term a softmax over one.
+    - The teacher predicts once a step, in evaluation mode; so do resting students, without gradients.
+    - A group sees new patches in its turn. The released code keeps two epochs of patches, so that each group sees each.
+    - Dice counts background as a class, and the learning rate is the trainer's.
+    - The two architectures are what `networks` makes of the `network` section: plain and residual blocks for the
+      paper's V-Net and its V-Net with a ResNet encoder.
+    """
+
+    class Config(MethodConfig):
+        networks: tuple[dict[str, Any], dict[str, Any]] = ({"residual_units": 0}, {"residual_units": 2})
+        """A group's two architectures: what differs from the `network` section."""
+        turn: float = Field(1 / 41, gt=0, le=0.5)
+        """Share of the run after which the other group learns."""
+        disagreement_weight: float = Field(0.5, ge=0)
+        error_weight: float = Field(0.05, ge=0)
+        """Of the second half of the disagreement term."""
+        confidence_weight: float = Field(20.0, ge=0)
+        """`w_b` once ramped up."""
+        flatness_weight: float = Field(0.1, ge=0)
+        """Of the second half of the confidence term."""
+        teacher_weight: float = Field(10.0, ge=0)
+        """`w_t` once ramped up."""
+        ramp: float = Field(0.375, ge=0, le=1)
+        """Share of the run over which both weights rise from 0.0067 of their value."""
+        temperature: float = Field(0.1, gt=0)
+        """Of sharpened predictions: `p^(1/temperature)`, normalised."""
+        ema_decay: float = Field(0.999, ge=0, lt=1)
+        """Reached from 0 as `1 - 1/(k + 1)` over the steps of a group."""
+        dice: DiceForm = "squared"
+
+    config: Config
+
+    def __init__(self, config: Config, make_net: MakeNet) -> None:
+        super().__init__(config, make_net)
+        self.groups = nn.ModuleList(Group(make_net, *config.networks) for _ in range(2))
+
+    def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
+        turn, _ = self.turn(progress)
+        learning, resting = self.group(turn), self.group(turn + 1)
+        image, sizes = torch.cat([batch.image, batch.unlabelled]), [len(batch.image), len(batch.unlabelled)]
+        logits = [student(image) for student in learning.students]
+        if turn > 1:
+            logits += [at_rest(student, image) for student in resting.students]
+        labelled, unlabelled = zip(*(z.split(sizes) for z in logits), strict=True)
+        taught = learning.pair.taught(batch.unlabelled)
+
+        rise, dice = ramp_up(progress, self.config.ramp), self.config.dice
+        target = self.sharpened(taught)
+        supervised = [2 * dice_ce(z, batch.label, dice=dice) for z in labelled[:2]]
+        guided = [self.config.teacher_weight * rise * consistency(z, target) for z in unlabelled[:2]]
+        losses = {"supervised": torch.stack(supervised).sum(), "teacher": torch.stack(guided).sum()}
+        if turn > 1:
+            best = self.best(labelled, batch.label)
+            losses["disagreement"] = self.disagreement_loss(labelled, batch.label, best)
+            losses["confidence"] = self.config.confidence_weight * rise * self.confidence_loss(unlabelled, best)
+        pseudo, classes = likeliest(taught), taught.shape[1]
+        stats = gauges(batch.label, pseudo, classes, student=unlabelled[0])
+        return StepResult(losses, stats | {"dissent": gap(unlabelled[1], likeliest(unlabelled[0]))})
+
+    def group(self, turn: int) -> Group:
+        """The group that learns in a turn."""
+        return cast(Group, self.groups[turn % 2])
+
+    def turn(self, progress: Progress) -> tuple[int, int]:
+        """The number of the turn, and how many steps its group has made before this one."""
+        length = max(1, round(self.config.turn * progress.total))
+        turn, step = divmod(progress.iteration, length)
+        return turn, turn // 2 * length + step
+
+    def best(self, labelled: Sequence[Tensor], label: Tensor) -> Tensor:
+        """The number of the student with the lowest Dice loss, `(1,)`; the same in all processes."""
+        with torch.no_grad():
+            losses = torch.stack([dice_loss(z, label, form=self.config.dice) for z in labelled])
+        return processes.total(losses).argmin(0, keepdim=True)
+
+    def disagreement_loss(self, labelled: Sequence[Tensor], label: Tensor, best: Tensor) -> Tensor:
+        """The second term, summed over the first two students.
+
+        Args:
+            labelled: logits of all students, those of the learning group first.
+            best: as `best` gives it.
+        """
+        named = torch.stack([likeliest(z) for z in labelled])  # (S, B, X, Y, Z)
+        truth = F.one_hot(label, labelled[0].shape[1]).movedim(-1, 1)  # (B, C, X, Y, Z)
+        losses = []
+        for number, logits in enumerate(labelled[:2]):
+            region = (named[number] != named.index_select(0, best)[0]) | (best == number)
+            wrong = region & (named[number] != label)
+            losses.append(
+                self.config.disagreement_weight * consistency(logits, truth, region)
+                + self.config.error_weight * cross_entropy(logits, label, wrong)
+            )
+        return torch.stack(losses).sum()
+
+    def confidence_loss(self, unlabelled: Sequence[Tensor], best: Tensor) -> Tensor:
+        """The third term, summed over the first two students, for a weight of 1. Arguments as `disagreement_loss`."""
+        told = torch.stack([z.detach() for z in unlabelled]).index_select(0, best)[0]
+        target, named = self.sharpened(told), likeliest(told)
+        losses = []
+        for number, logits in enumerate(unlabelled[:2]):
+            undecided = flatness(logits, likeliest(logits) != named)
+            losses.append((best != number) * (consistency(logits, target) + self.config.flatness_weight * undecided))
+        return torch.stack(losses).sum()
+
+    def sharpened(self, logits: Tensor) -> Tensor:
+        """Class probabilities that leave little doubt."""
+        return sharpen(logits.float().softmax(1), self.config.temperature)
+
+    def students(self) -> Sequence[nn.Module]:
+        return [student for turn in range(2) for student in self.group(turn).students]
+
+    def teachers(self) -> Sequence[nn.Module]:
+        return [self.group(turn).pair.teacher for turn in range(2)]
+
+    def followers(self, progress: Progress) -> Sequence[Follow]:
+        turn, steps = self.turn(progress)
+        pair = self.group(turn).pair
+        return [Follow(pair.teacher, [pair.student], min(1 - 1 / (steps + 1), self.config.ema_decay))]
+
+
+class Group(nn.Module):
+    """Two students of different architecture, and the teacher that follows the first."""
+
+    def __init__(self, make_net: MakeNet, first: dict[str, Any], second: dict[str, Any]) -> None:
+        super().__init__()
+        self.pair = Pair(make_net, **first)
+        self.other = make_net(**second)
+
+    @property
+    def students(self) -> tuple[nn.Module, nn.Module]:
+        return self.pair.student, self.other

@@ -1,0 +1,123 @@
+"""Uncertainty-aware multi-view co-training.
+
+Xia et al., "3D Semi-Supervised Learning with Uncertainty-Aware Multi-View Co-Training", WACV 2020, arXiv 1811.12506,
+and the longer "Uncertainty-aware multi-view co-training for semi-supervised medical image segmentation and domain
+adaptation", arXiv 2006.16806. No code was released.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from medssl.errors import ConfigError
+from medssl.methods.base import MakeNet, Method, MethodConfig, StepResult, at_rest
+from medssl.methods.inside import dropout_layers
+from medssl.parts.fusion import fuse, mean_and_variance, others
+from medssl.parts.gauges import gap, gauges
+from medssl.parts.losses import dice_loss, soft_dice_loss
+from medssl.parts.pseudo import entropy, likeliest
+from medssl.parts.sample import Progress, TrainBatch
+from medssl.parts.schedules import mix
+
+
+class UMCT(Method):
+    """Networks that look at a volume along different axes label unlabelled patches for each other.
+
+    Each network takes the axes in another order, and its kernels are one voxel thick along the last, so that each has
+    its own idea of a volume; predictions `p_v` come back on the volume's axes. In stage one every network learns from
+    labels alone. In stage two, for V views with an uncertainty `U_v`,
+
+        L = sum_v Dice(p_v, y) + w sum_v Dice(p_v, q_v),    q_v = sum_{u != v} p_u / U_u  /  sum_{u != v} 1 / U_u
+
+    the second on unlabelled patches and without gradients through `q_v`. `U` is the variance of K passes with live
+    dropout, `p_u` in `q_v` their mean. With two views `q_v` is just the other's prediction.
+
+    What the sources leave open is a setting: whether `U` is one number for a patch or one for each voxel, how
+    many levels have flat kernels, and a bound on how far one view can outweigh another. The published networks start
+    from 2D weights and are trained one after the other in stage one; here they start at random, and share their
+    patches in both stages. One learning rate, the trainer's, falls over both.
+    """
+
+    class Config(MethodConfig):
+        views: tuple[tuple[int, int, int], ...] = Field(((0, 1, 2), (0, 2, 1), (1, 2, 0)), min_length=2, max_length=6)
+        """For each view, the image's axes in the order in which its network takes them."""
+        flat_levels: int = Field(2, ge=0)
+        """Finest levels whose kernels do not reach along a view's last axis; deeper ones do, or no view would ever
+        see along that axis. 0 leaves the network's kernels as they are."""
+        pretrain: float = Field(0.8, ge=0, lt=1)
+        """Share of the run that is stage one."""
+        cotraining_weight: float = Field(0.2, ge=0)
+        """`w`."""
+        uncertainty: Literal["dropout", "entropy"] = "dropout"
+        """`entropy` of one pass without dropout costs a tenth, and is not what was published."""
+        passes: PositiveInt = 10
+        """K."""
+        scope: Literal["sample", "voxel"] = "sample"
+        """Whether a view's uncertainty is averaged over a patch, or each voxel has its own."""
+        floor: float = Field(1e-3, gt=0)
+        """Added to uncertainties."""
+        most: float = Field(20.0, ge=1)
+        """How many times heavier than the lightest a view can be."""
+
+    config: Config
+
+    def __init__(self, config: Config, make_net: MakeNet) -> None:
+        super().__init__(config, make_net)
+        self.nets = nn.ModuleList(make_net(axes=axes, flat_levels=config.flat_levels) for axes in config.views)
+        if config.uncertainty == "dropout" and not dropout_layers(self.nets):
+            raise ConfigError(
+                "method umct takes a view's uncertainty from predictions with dropout, and the network has none; set "
+                "network.dropout above 0, as configs/method/umct.yaml does, or method.uncertainty: entropy"
+            )
+
+    def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
+        if progress.fraction < self.config.pretrain:
+            return StepResult(
+                {"supervised": self.supervised_loss([net(batch.image) for net in self.nets], batch.label)}
+            )
+        targets = self.targets(*self.opinions(batch.unlabelled, batch.seeds))
+        image, sizes = torch.cat([batch.image, batch.unlabelled]), [len(batch.image), len(batch.unlabelled)]
+        labelled, unlabelled = zip(*(net(image).split(sizes) for net in self.nets), strict=True)
+        told = torch.stack([soft_dice_loss(z, q) for z, q in zip(unlabelled, targets, strict=True)])
+        stats = gauges(batch.label, likeliest(targets[0]), targets.shape[2], student=unlabelled[0])
+        return StepResult(
+            losses={
+                "supervised": self.supervised_loss(labelled, batch.label),
+                "cotraining": self.config.cotraining_weight * told.sum(),
+            },
+            stats=stats | {"dissent": gap(unlabelled[1], likeliest(unlabelled[0]))},
+        )
+
+    def supervised_loss(self, logits: Sequence[Tensor], label: Tensor) -> Tensor:
+        """Dice summed over views."""
+        return torch.stack([dice_loss(z, label) for z in logits]).sum()
+
+    def opinions(self, image: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """What each view says of `(B, M, X, Y, Z)`, `(V, B, C, X, Y, Z)`, and how unsure it is, `(V, B, X, Y, Z)`."""
+        found = [self.opinion(net, image, [mix(seed, view) for seed in seeds]) for view, net in enumerate(self.nets)]
+        probs, uncertainty = (torch.stack(each) for each in zip(*found, strict=True))
+        if self.config.scope == "sample":
+            uncertainty = uncertainty.mean((2, 3, 4), keepdim=True)
+        return probs, uncertainty
+
+    def opinion(self, net: nn.Module, image: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Probabilities and uncertainty of one view."""
+        if self.config.uncertainty == "entropy":
+            probs = at_rest(net, image).float().softmax(1)
+            return probs, entropy(probs)
+        draws = ([mix(seed, number) for seed in seeds] for number in range(self.config.passes))
+        return mean_and_variance(at_rest(net, image, dropout=drawn).float().softmax(1) for drawn in draws)
+
+    def targets(self, probs: Tensor, uncertainty: Tensor) -> Tensor:
+        """For each view what the others say together, `(V, B, C, X, Y, Z)`; arguments as `opinions` gives them."""
+        floor, most = self.config.floor, self.config.most
+        views = range(len(probs))
+        return torch.stack([fuse(others(probs, v), others(uncertainty, v), floor=floor, most=most)[0] for v in views])
+
+    def students(self) -> Sequence[nn.Module]:
+        return list(self.nets)

@@ -1,0 +1,182 @@
+"""What RAIL promises: who learns when, what is compared with whom, and the published binary numbers."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from medssl.data.recipe import Recipe
+from medssl.methods import METHODS
+from medssl.networks import NetworkConfig, make_network
+from medssl.parts.sample import Progress, TrainBatch
+from medssl.parts.schedules import generator
+from medssl.predictor import Predictor, WindowConfig
+from medssl.run import parse_method
+
+SHAPE = (5, 6, 7)
+LATER = Progress(60, 100)  # turn 30: the first group's
+
+
+def build(classes=3, **settings):
+    torch.manual_seed(0)
+    config = parse_method({"name": "rail", **settings})
+    return METHODS["rail"](
+        config,
+        lambda **changes: nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.BatchNorm3d(4), nn.Conv3d(4, classes, 1)),
+    ).train()
+
+
+def batch(classes=3, size=2):
+    torch.manual_seed(1)
+    return TrainBatch(
+        torch.randn(size, 1, *SHAPE),
+        torch.randint(0, classes, (size, *SHAPE)),
+        torch.randn(size, 1, *SHAPE),
+        tuple(range(size)),
+    )
+
+
+def logits_of(*named, classes=3, sure=2.0):
+    """Logits of students that name these classes, `(B, X, Y, Z)` each."""
+    return [sure * nn.functional.one_hot(n, classes).movedim(-1, 1).float() for n in named]
+
+
+def total(result):
+    return torch.stack(list(result.losses.values())).sum()
+
+
+def test_groups_take_turns_of_equal_length_and_each_counts_its_own_steps():
+    method = build(turn=0.1)
+    turns = [method.turn(Progress(step, 40)) for step in range(40)]
+    assert [turn % 2 for turn, _ in turns] == 5 * (4 * [0] + 4 * [1])
+    for group in (0, 1):
+        assert [steps for turn, steps in turns if turn % 2 == group] == list(range(20))
+
+
+@pytest.mark.parametrize("iteration", [0, 3, 60, 62])
+def test_resting_students_get_no_gradient_and_keep_their_statistics(iteration):
+    method, now = build(), Progress(iteration, 100)
+    turn, _ = method.turn(now)
+    resting = method.group(turn + 1)
+    before = copy.deepcopy(resting.state_dict())
+    total(method.step(batch(), now, generator(0))).backward()
+    assert all(p.grad is None for p in resting.parameters())
+    torch.testing.assert_close(resting.state_dict(), before, rtol=0, atol=0)
+    assert resting.other.training
+    assert all(p.grad is not None for student in method.group(turn).students for p in student.parameters())
+
+
+def test_first_turns_have_no_terms_between_students():
+    method = build(turn=0.25)
+    for iteration, between in ((0, False), (49, False), (50, True), (99, True)):
+        losses = method.step(batch(), Progress(iteration, 100), generator(0)).losses
+        assert {"supervised", "teacher"} <= losses.keys()
+        assert ({"disagreement", "confidence"} <= losses.keys()) is between
+
+
+def test_teachers_follow_the_first_student_of_the_learning_group():
+    method = build(turn=0.25, ema_decay=0.97)
+    for iteration, group, decay in ((0, 0, 0.0), (1, 0, 0.5), (25, 1, 0.0), (50, 0, 1 - 1 / 26), (99, 1, 0.97)):
+        (follow,) = method.followers(Progress(iteration, 100))
+        assert follow.teacher is method.group(group).pair.teacher
+        assert follow.students == [method.group(group).pair.student]
+        assert follow.decay == pytest.approx(decay)
+
+
+def test_the_best_student_is_the_one_of_the_lowest_dice_loss_on_labelled_patches():
+    method, label = build(), batch().label
+    wrong = (label + 1) % 3
+    half = torch.where(torch.arange(7) < 4, label, wrong)
+    assert method.best(logits_of(wrong, half, label, wrong), label).tolist() == [2]
+    assert method.best(logits_of(wrong, half, wrong, wrong), label).tolist() == [1]
+
+
+def test_perfect_students_that_agree_have_no_disagreement():
+    method, label = build(), batch().label
+    sure = logits_of(label, label, label, label, sure=50.0)
+    assert method.disagreement_loss(sure, label, torch.tensor([3])).item() == 0
+
+
+def test_disagreement_looks_where_students_differ_and_its_second_half_where_one_is_wrong():
+    """Against sums over voxels drawn by hand; the best of the four is the first, whose squares count everywhere."""
+    method, data = build(), batch()
+    torch.manual_seed(2)
+    logits = [torch.randn(2, 3, *SHAPE) for _ in range(4)]
+    best, named = torch.tensor([0]), [z.argmax(1) for z in logits]
+    expected = 0.0
+    for number in range(2):
+        probs = logits[number].softmax(1)
+        truth = nn.functional.one_hot(data.label, 3).movedim(-1, 1)
+        squares = ((probs - truth) ** 2).mean(1)
+        surprise = -logits[number].log_softmax(1).gather(1, data.label[:, None])[:, 0]
+        region = torch.ones_like(squares, dtype=torch.bool) if number == 0 else named[1] != named[0]
+        wrong = region & (named[number] != data.label)
+        expected += 0.5 * squares[region].mean() + 0.05 * surprise[wrong].mean()
+    torch.testing.assert_close(method.disagreement_loss(logits, data.label, best), expected)
+
+
+def test_for_two_classes_the_squares_are_those_of_the_foreground_alone():
+    method, data = build(2, error_weight=0.0, disagreement_weight=1.0), batch(2)
+    torch.manual_seed(2)
+    logits = [torch.randn(2, 2, *SHAPE) for _ in range(4)]
+    regions = [z.argmax(1) != logits[2].argmax(1) for z in logits[:2]]
+    squares = [(z.softmax(1)[:, 1] - data.label) ** 2 for z in logits[:2]]
+    expected = sum(square[region].mean() for square, region in zip(squares, regions, strict=True))
+    torch.testing.assert_close(method.disagreement_loss(logits, data.label, torch.tensor([2])), expected)
+
+
+def test_the_best_student_learns_nothing_from_itself():
+    method = build()
+    torch.manual_seed(2)
+    logits = [torch.randn(2, 3, *SHAPE, requires_grad=True) for _ in range(4)]
+    method.confidence_loss(logits, torch.tensor([1])).backward()
+    assert logits[0].grad.abs().sum() > 0
+    assert logits[1].grad is None or logits[1].grad.abs().sum() == 0
+    assert logits[2].grad is None
+
+
+def test_confidence_pulls_towards_the_best_and_flattens_where_students_differ():
+    method = build(flatness_weight=0.1, temperature=0.1)
+    torch.manual_seed(2)
+    logits = [torch.randn(2, 3, *SHAPE) for _ in range(4)]
+    sharp, expected = (logits[3].softmax(1) ** 10), 0.0
+    sharp = sharp / sharp.sum(1, keepdim=True)
+    for z in logits[:2]:
+        differs = z.argmax(1) != logits[3].argmax(1)
+        expected += ((z.softmax(1) - sharp) ** 2).mean() - 0.1 * z.log_softmax(1).mean(1)[differs].mean()
+    torch.testing.assert_close(method.confidence_loss(logits, torch.tensor([3])), expected)
+
+
+def test_published_terms_are_summed_with_their_weights():
+    method, data = build(ramp=0.0), batch()
+    losses = method.step(data, LATER, generator(0)).losses
+    group = method.group(0)
+    target = method.sharpened(group.pair.taught(data.unlabelled))
+    image = torch.cat([data.image, data.unlabelled])
+    gaps = [((student(image)[2:].softmax(1) - target) ** 2).mean() for student in group.students]
+    torch.testing.assert_close(losses["teacher"], 10 * sum(gaps))
+    for name, key in (("confidence", "confidence_weight"), ("teacher", "teacher_weight")):
+        assert build(ramp=0.0, **{key: 0.0}).step(data, LATER, generator(0)).losses[name].item() == 0
+
+
+def test_a_groups_students_have_different_architectures():
+    network, made = NetworkConfig(channels=(4, 8, 8), strides=(2, 2)), []
+    METHODS["rail"](
+        parse_method({"name": "rail"}),
+        lambda **changes: made.append(network.changed(**changes)) or make_network(made[-1], 1, 3),
+    )
+    assert [config.residual_units for config in made] == [0, 2, 0, 2]
+
+
+def test_four_equal_students_predict_as_one():
+    net = nn.Conv3d(1, 3, 3, padding=1)
+    image = torch.randn(1, 9, 8, 11).numpy()
+    one, four = (
+        Predictor(
+            nets, Recipe(), WindowConfig(), patch=(4, 4, 4), channels=1, classes=("a", "b", "c"),
+            device=torch.device("cpu"),
+        ).probabilities(image)
+        for nets in ([net], 4 * [net])
+    )  # fmt: skip
+    torch.testing.assert_close(torch.from_numpy(one), torch.from_numpy(four))
