@@ -2,6 +2,7 @@
 
     out/prepared/             the dataset, unless the settings name one that is prepared already
     out/splits/NAME.json      one per labelled count and draw; all share their validation and test cases
+    out/bench.yaml            what was asked for last
     out/configs/NAME.yaml     the resolved settings of a run, as `medssl train` takes them
     out/runs/NAME/            the run, its predictions in test/ and its scores.csv
     out/logs/NAME.txt         what the run's commands said
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import os
 import signal
 import sys
 import threading
@@ -332,7 +334,7 @@ def _split_of(cell: Cell, config: BenchConfig, dataset: PreparedDataset, held: M
 
 def write_configs(matrix: Bench) -> None:
     """Write the settings of all runs; one that has begun must have had the same."""
-    changed = []
+    changed = _changed_scoring(matrix)
     for cell, settings in matrix.settings.items():
         path, plain = matrix.config_file(cell), settings.to_plain()
         before = load_yaml(path.read_text()) if path.exists() else plain
@@ -340,13 +342,22 @@ def write_configs(matrix: Bench) -> None:
             changed.append(f"  {path}: {', '.join(k for k in plain if before.get(k) != plain[k])}")
     if changed:
         raise ConfigError(
-            f"{matrix.out}: {len(changed)} runs began with other settings (sections named)\n"
+            f"{matrix.out}: {len(changed)} files tell of runs with other settings (those named)\n"
             + "\n".join(changed[:10])
             + "\nChoose another --out, or remove these runs and files."
         )
     (matrix.out / "configs").mkdir(parents=True, exist_ok=True)
+    dump(matrix.config.model_dump(mode="json"), matrix.out / "bench.yaml")
     for cell, settings in matrix.settings.items():
         dump(settings.to_plain(), matrix.config_file(cell))
+
+
+def _changed_scoring(matrix: Bench) -> list[str]:
+    """Whether runs that are finished were scored in another way than is asked for now."""
+    path, now = matrix.out / "bench.yaml", matrix.config.model_dump(mode="json")
+    before = load_yaml(path.read_text()) if path.exists() and finished(matrix) else now
+    keys = [key for key in ("checkpoint", "network") if before[key] != now[key]]
+    return [f"  {path}: {', '.join(keys)}"] if keys else []
 
 
 def references_of(matrix: Bench, dataset: PreparedDataset) -> Path:
@@ -359,12 +370,19 @@ def references_of(matrix: Bench, dataset: PreparedDataset) -> Path:
 
 
 def slots_of(matrix: Bench, device: str) -> list[str | None]:
-    """The GPU of each run that works at a time; None stands for no choice."""
-    import torch
-
-    gpus = [str(i) for i in range(torch.cuda.device_count())] if device in ("auto", "cuda") else []
+    """The GPU of each run that works at a time, as CUDA_VISIBLE_DEVICES names it; None stands for no choice."""
+    gpus = visible_gpus() if device in ("auto", "cuda") else []
     count = matrix.config.parallel or max(1, len(gpus))
     return [gpus[i % len(gpus)] if len(gpus) > 1 else None for i in range(count)]
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, by the names that it was given, or by their numbers."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = [name.strip() for name in named.split(",")] if named else [str(i) for i in range(torch.cuda.device_count())]
+    return names[: torch.cuda.device_count()]
 
 
 def threads_of(config: BenchConfig, at_a_time: int) -> int:
@@ -383,7 +401,7 @@ def make_job(matrix: Bench, cell: Cell, references: Path, device: str, threads: 
     commands = (
         ("train", matrix.config_file(cell), "--out", run, "--resume", "--device", device),
         ("predict", run, "--part", "test", "--checkpoint", config.checkpoint, *network, "--device", device,
-         "-o", run / "test", "--overwrite"),
+         "--uncertainty", "-o", run / "test", "--overwrite"),
         ("evaluate", run / "test", references, "-o", run / "scores.csv", "--overwrite", "--workers", 0, *also),
     )  # fmt: skip
     words = tuple(tuple(map(str, command)) for command in commands)

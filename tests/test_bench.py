@@ -140,8 +140,10 @@ def test_published_lists_give_their_first_patients(make, balls, tmp_path):
 def test_runs_that_began_with_other_settings_are_not_mixed_in(make, tmp_path):
     out = tmp_path / "out"
     bench(make(methods={}, all_labels=[]), out, device="cpu")
-    with pytest.raises(ConfigError, match=r"1 runs began with other settings.*\n.*train"):
+    with pytest.raises(ConfigError, match=r"1 files tell of runs with other settings.*\n.*train"):
         bench(make(methods={}, all_labels=[], settings={"train": {"iterations": 5}}), out, device="cpu")
+    with pytest.raises(ConfigError, match=r"bench.yaml: checkpoint"):
+        bench(make(methods={}, all_labels=[], checkpoint="last"), out, device="cpu")
 
 
 @pytest.mark.parametrize(
