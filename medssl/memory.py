@@ -37,7 +37,8 @@ CONTEXT = 3 * 2**28
 assumption, not yet checked on a GPU."""
 CHANNEL_BLOCK = 16
 """A convolution is taken to hold two copies of images, in a layout whose channels come in blocks of this many unless it
-is transposed. So it is with oneDNN on CPUs; for cuDNN an assumption, not yet checked on a GPU."""
+is transposed. So it is with oneDNN on CPUs, where bf16 by way of fp32 takes more; for cuDNN an assumption, not yet
+checked on a GPU."""
 USABLE = 0.9
 """Share of a budget that an estimate may fill; the rest is for fragments, and for what an estimate cannot see."""
 SMALLEST_SIDE = 16
