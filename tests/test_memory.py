@@ -73,7 +73,7 @@ SMALL = {"patch": (32, 24, 20), "labelled_batch": 2, "unlabelled_batch": 2}
     ],
 )
 def test_estimate_is_what_training_takes(method, network, extra, precision):
-    """All tensors on any CPU. Copies inside a convolution are up to its instructions: in fp32 those estimated, or fewer;
+    """All tensors on any CPU. Copies within a convolution are up to its instructions: in fp32 those estimated or fewer;
     in bf16 none, or more than all tensors on a CPU that converts to fp32, so they are checked in fp32 alone."""
     config = config_of(method, network, precision=precision, **{**SMALL, **extra})
     memory, (peak, between) = estimate(config), real_peaks(config)
