@@ -184,14 +184,14 @@ class Combined(Method):
         unlabelled, sides = [], []
         for student in self.group(number).students:
             parts, logits = self.look(student, labelled, told.pseudo, box, banded)
-            for part, mask, seen in zip(
-                parts, foreign, torch.split(logits, [len(part) for part in parts]), strict=True
-            ):
+            sizes = [len(part) for part in parts]
+            for part, mask, seen in zip(parts, foreign, torch.split(logits, sizes), strict=True):
                 regions = part.weight * torch.stack([~mask, mask]).unsqueeze(1)  # (2, B, X, Y, Z)
                 sides.append(dice_ce(seen, part.target, regions, dice=config.dice))
             unlabelled.append(logits[-len(image) :])  # in the order of `image`, pasted or not
-        where = torch.cat([mask.expand(len(part), -1, -1, -1) for part, mask in zip(parts, foreign, strict=True)])
-        where = where[-len(image) :]
+        where = torch.cat([mask.expand(size, -1, -1, -1) for size, mask in zip(sizes, foreign, strict=True)])[
+            -len(image) :
+        ]
         labelled_side, pseudo_side = torch.stack(sides).sum(0)
         losses = {"labelled": labelled_side, "pseudo": config.alpha * pseudo_side}
         losses |= self.consistencies(unlabelled, told, where, rise)
@@ -301,7 +301,7 @@ class Group(nn.Module):
         return [Follow(teacher, them, decay) for teacher, them in zip(self.teachers, followed, strict=True)]
 
     def united(self) -> list[Follow]:
-        """All networks after the students' mean, at once."""
+        """All networks after the students' mean, at once; students by way of the first teacher."""
         first, *rest = self.teachers
         return [Follow(first, self.students, 0.0), *(Follow(net, [first], 0.0) for net in (*rest, *self.students))]
 
