@@ -49,7 +49,8 @@ def test_trains_and_resumes(settings, tmp_path, method, precision):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_step_never_waits_for_the_device(settings, tmp_path, method, precision):
     """CUDA's own check: any synchronising call is an error. BCP's cleaning, which asks back, is off."""
-    extra = {"bcp": {"largest_component": False, "pretrain": 0.0}, "umct": {"pretrain": 0.0}}.get(method, {})
+    uncleaned = {"largest_component": False, "pretrain": 0.0}
+    extra = {"bcp": uncleaned, "combined": uncleaned, "umct": {"pretrain": 0.0}}.get(method, {})
     config = settings(method, precision=precision, method={"name": method, **extra})
     data = open_data(config)
     trainer = make_trainer(config, tmp_path, torch.device("cuda"))

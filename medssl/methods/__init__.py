@@ -3,6 +3,7 @@
 from medssl.methods.base import Method
 from medssl.methods.bcp import BCP
 from medssl.methods.cfc_mt import CFCMT
+from medssl.methods.combined import Combined
 from medssl.methods.cps import CPS
 from medssl.methods.fixmatch import FixMatch
 from medssl.methods.mean_teacher import MeanTeacher
@@ -23,4 +24,5 @@ METHODS: dict[str, type[Method]] = {
     "ucf_mix": UCFMix,
     "rail": RAIL,
     "umct": UMCT,
+    "combined": Combined,
 }

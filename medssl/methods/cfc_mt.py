@@ -9,7 +9,6 @@ some of each other in follow XNet v2 (Zhou et al., BIBM 2024).
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -40,6 +39,15 @@ class Frequencies(Settings):
     """`gauss` and `fft`: standard deviation in voxels of the finest axis."""
     spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     """Millimetres between voxels; null takes those of the prepared data."""
+
+    def on_grid(self, spacing: tuple[float, float, float]) -> Self:
+        """These settings for prepared data of this spacing."""
+        return self.model_copy(update={"spacing": self.spacing or spacing})
+
+    def split(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Low and high frequencies of `(B, M, X, Y, Z)`, which sum to the image."""
+        spacing = self.spacing or (1.0, 1.0, 1.0)
+        return split_frequencies(image, self.kind, levels=self.levels, sigma=self.sigma * min(spacing), spacing=spacing)
 
 
 @dataclass(frozen=True)
@@ -83,19 +91,13 @@ class CFCMT(Method):
         dice: DiceForm = "squared"
 
         def on_grid(self, spacing: tuple[float, float, float]) -> Self:
-            frequency = self.frequency.model_copy(update={"spacing": self.frequency.spacing or spacing})
-            return self.model_copy(update={"frequency": frequency})
+            return self.model_copy(update={"frequency": self.frequency.on_grid(spacing)})
 
     config: Config
 
     def __init__(self, config: Config, make_net: MakeNet) -> None:
         super().__init__(config, make_net)
-        frequency, spacing = config.frequency, config.frequency.spacing or (1.0, 1.0, 1.0)
-        split = functools.partial(
-            split_frequencies, kind=frequency.kind, levels=frequency.levels, sigma=frequency.sigma * min(spacing),
-            spacing=spacing,
-        )  # fmt: skip
-        start = make_net()
+        split, start = config.frequency.split, make_net()
         self.low = Viewed(start, Band("low", split, config.high_in_low))
         self.high = Viewed(copy.deepcopy(start), Band("high", split, config.low_in_high))
         self.teacher = Viewed(copy.deepcopy(start), Identity()).requires_grad_(False).eval()

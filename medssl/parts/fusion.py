@@ -5,7 +5,7 @@ Predictions are class probabilities, stacked as `(V, B, C, X, Y, Z)`: V views or
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +13,14 @@ from torch import Tensor
 from medssl.parts.pseudo import entropy
 
 
-def fuse(probs: Tensor, uncertainty: Tensor, *, floor: float = 1e-3, most: float = 20.0) -> tuple[Tensor, Tensor]:
+def fuse(
+    probs: Tensor,
+    uncertainty: Tensor,
+    *,
+    floor: float = 1e-3,
+    most: float = 20.0,
+    share: Sequence[float] | None = None,
+) -> tuple[Tensor, Tensor]:
     """The mean of predictions, each voxel of each counting `1 / (uncertainty + floor)` times.
 
     Args:
@@ -21,13 +28,17 @@ def fuse(probs: Tensor, uncertainty: Tensor, *, floor: float = 1e-3, most: float
         uncertainty: `(V, B, X, Y, Z)`, at least 0; axes of length 1 stand for all of theirs.
         floor: keeps a prediction that is sure of itself from being infinitely heavy.
         most: how many times heavier than the lightest a prediction can be.
+        share: how often each prediction counts besides; 0 leaves one out, but not all. Once by default.
 
     Returns:
         Class probabilities `(B, C, X, Y, Z)`, and how little they leave open, `(B, X, Y, Z)`: 1 for a certain class,
         0 for equal chances. A single prediction comes back as it is.
     """
     weight = 1 / (uncertainty + floor)
-    weight = torch.minimum(weight, most * weight.amin(0))
+    share = [1.0] * len(probs) if share is None else share
+    lightest = torch.stack([one for one, times in zip(weight, share, strict=True) if times > 0]).amin(0)
+    weight = torch.minimum(weight, most * lightest)
+    weight = torch.stack([one * times for one, times in zip(weight, share, strict=True)])
     weight = weight / weight.sum(0)
     fused = (weight.unsqueeze(2) * probs).sum(0)
     return fused, 1 - entropy(fused)

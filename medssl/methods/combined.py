@@ -1,0 +1,312 @@
+"""Frequency groups, fused teachers and copy-paste in one method.
+
+A design of this project out of parts of others: bidirectional copy-paste (BCP, arXiv 2305.00673), students on
+frequency bands under one teacher (CFC-Net, arXiv 2504.11856), views that label for each other, the surer ones counting
+more (UMCT, arXiv 1811.12506), and groups that take turns (RAIL, arXiv 2505.03538).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Self, cast
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from medssl.methods.base import Follow, MakeNet, Method, MethodConfig, StepResult, at_rest
+from medssl.methods.cfc_mt import Frequencies, probabilities
+from medssl.parts.fusion import fuse
+from medssl.parts.gauges import gap, gauges, mean_trust
+from medssl.parts.losses import DiceForm, consistency, dice_ce
+from medssl.parts.mix import paste, random_box
+from medssl.parts.pseudo import entropy, largest_component, likeliest
+from medssl.parts.sample import Progress, Sample, TrainBatch, concat
+from medssl.parts.schedules import ramp_up
+from medssl.parts.views import Band, Identity, View, Viewed
+
+
+@dataclass(frozen=True)
+class Told:
+    """What teachers say of unlabelled patches."""
+
+    pseudo: Sample
+    """Their classes, and how far each voxel is trusted."""
+    probs: Tensor
+    """The same before a class was chosen, `(B, C, X, Y, Z)`."""
+
+
+class Combined(Method):
+    """Groups of students take turns; what all teachers say together labels the voxels that copy-paste mixes in.
+
+    A group looks along its own order of the axes and has a student for each band, and a teacher that sees all
+    frequencies and follows their mean. In a step, with the teachers' predictions `p_k` and entropies `U_k`:
+
+        q    = sum_k r_k c_k p_k / sum_k r_k c_k,    c_k = 1 / (U_k + floor),  r_k = `own` for the group's own, else 1
+        w    = (1 - entropy q), `disputed` times where teachers name different classes
+        L_s  = S(p_s, y) + alpha S(p_s, argmax q; w) + r(t) (w_full |p_s - q|^2 + w_cross |p_s - sg p_s'|^2)
+
+    for each student `s` of the group whose turn it is, `s'` the others of its group. `S` is Dice and cross-entropy; in
+    pasted patches it scores each side of the box apart, as BCP does, and squares are averaged over unlabelled voxels.
+
+    In stage one all groups learn from labelled patches pasted into each other, and the networks of a group stay one:
+    after each step all take the students' mean. The mean of students is a teacher only while they are near each other.
+
+    Switches take it apart. One group and `bands: [full]` with hard labels all trusted alike is BCP; without copy-paste
+    and with alpha 0 it is Mean Teacher, or CFC-MT for `bands: [low, high]`; `own: 0` has others label, as UMCT.
+    """
+
+    class Config(MethodConfig):
+        axes: tuple[tuple[int, int, int], ...] = Field(((0, 1, 2), (0, 1, 2)), min_length=1)
+        """For each group, the image's axes in the order in which its networks take them. Groups that differ are for
+        data of equal spacing; thick slices want them alike, and groups then differ by their random start."""
+        bands: tuple[Literal["full", "low", "high"], ...] = Field(("low", "high"), min_length=1)
+        """What each student of a group sees. `[full, full]` is the control for `[low, high]`."""
+        frequency: Frequencies = Frequencies()
+        high_in_low: float = Field(0.2, ge=0, le=1)
+        """How much of the high frequencies a low student sees; 1 shows it the image."""
+        low_in_high: float = Field(0.65, ge=0, le=1)
+        """How much of the low frequencies a high student sees."""
+        filtered: Literal["before", "after", "unlabelled"] = "before"
+        """When images are cut to bands: `before` pasting, which keeps the faces of the box out of the high band, or
+        `after`. `unlabelled`: before, and labelled images keep all frequencies."""
+        full_band: float = Field(0.2, ge=0, le=1)
+        """Share of the steps in which all students see all frequencies, lest they part too far."""
+        teachers: Literal["group", "student"] = "group"
+        """`student`: each student has a teacher of its own, which sees what it sees."""
+        turn: int = Field(1, ge=0)
+        """Steps after which the next group learns; 0 has all learn in each step."""
+        own: float = Field(0.5, ge=0, le=1)
+        """How often a group's own teachers count in its labels, beside 1 for others."""
+        scope: Literal["voxel", "sample"] = "voxel"
+        """Whether a teacher's uncertainty is that of a voxel, or averaged over a patch."""
+        floor: float = Field(1e-3, gt=0)
+        """Added to uncertainties."""
+        most: float = Field(20.0, ge=1)
+        """How many times heavier than the lightest a teacher can be."""
+        trust: Literal["certainty", "alike"] = "certainty"
+        """`alike`: pseudo-labels count alike, but for `disputed`."""
+        disputed: float = Field(0.5, ge=0, le=1)
+        """What is left of the trust in a voxel for which teachers name different classes."""
+        largest_component: bool = True
+        """Keep the largest component of each pseudo-labelled class; wrong for teeth, vessels, lesions."""
+        copy_paste: bool = True
+        """Otherwise students see whole labelled and unlabelled patches, twice as many."""
+        box: float = Field(2 / 3, gt=0, le=1)
+        """Side of the box over side of the patch."""
+        alpha: float = Field(0.5, ge=0)
+        """Weight of pseudo-labels."""
+        full_weight: float = Field(1.0, ge=0)
+        """Weight of consistency with the teachers' probabilities once ramped up."""
+        cross_weight: float = Field(0.5, ge=0)
+        """Weight of consistency between the students of a group once ramped up."""
+        ramp: float = Field(0.4, ge=0, le=1)
+        """Share of the run over which both weights rise from 0.0067 of their values."""
+        pretrain: float = Field(2 / 17, ge=0, lt=1)
+        """Share of the run that is stage one."""
+        ema_decay: float = Field(0.99, ge=0, lt=1)
+        """Constant in stage two; without a stage one, reached from 0 as `1 - 1/(k + 1)` over the steps of a group."""
+        dice: DiceForm = "linear"
+
+        @model_validator(mode="after")
+        def _labelled_by_someone(self) -> Self:
+            if self.own == 0 and len(self.axes) == 1:
+                raise ValueError("own: 0 leaves labels to other groups, and axes names one; use two, or own above 0")
+            return self
+
+        def on_grid(self, spacing: tuple[float, float, float]) -> Self:
+            return self.model_copy(update={"frequency": self.frequency.on_grid(spacing)})
+
+    config: Config
+    even_batch = True
+
+    def __init__(self, config: Config, make_net: MakeNet) -> None:
+        super().__init__(config, make_net)
+        leaks = {"low": config.high_in_low, "high": config.low_in_high}
+        views = [
+            Identity() if band == "full" else Band(band, config.frequency.split, leaks[band]) for band in config.bands
+        ]
+        each = config.teachers == "student"
+        self.groups = nn.ModuleList(Group(make_net(axes=axes), views, each) for axes in config.axes)
+
+    def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
+        labelled = Sample.of(batch.image, batch.label)
+        box = random_box(batch.image.shape[2:], self.config.box, rng, batch.image.device)
+        banded = bool(torch.rand((), generator=rng) >= self.config.full_band)
+        if self.pretraining(progress):
+            return self.pretrain_step(labelled, box, banded)
+
+        probs = torch.stack([probabilities(at_rest(net, batch.unlabelled)) for net in self.teachers()])
+        rise, image = ramp_up(progress, self.config.ramp), batch.unlabelled
+        results = [self.group_step(n, labelled, image, probs, box, banded, rise) for n in self.turn(progress)]
+        losses = {name: torch.stack([one.losses[name] for one in results]).sum() for name in results[0].losses}
+        return StepResult(losses, results[0].stats)
+
+    def pretraining(self, progress: Progress) -> bool:
+        """Whether this step still belongs to stage one."""
+        return progress.fraction < self.config.pretrain
+
+    def turn(self, progress: Progress) -> Sequence[int]:
+        """The numbers of the groups that learn in a step of stage two."""
+        count = len(self.groups)
+        return [progress.iteration // self.config.turn % count] if self.config.turn else range(count)
+
+    def steps(self, progress: Progress) -> int:
+        """How many steps a group whose turn it is has made before this one, without a stage one."""
+        if not self.config.turn:
+            return progress.iteration
+        turns, step = divmod(progress.iteration, self.config.turn)
+        return turns // len(self.groups) * self.config.turn + step
+
+    def pretrain_step(self, labelled: Sample, box: Tensor, banded: bool) -> StepResult:
+        """All students on labelled patches, pasted into each other."""
+        losses = []
+        for student in self.students():
+            parts, logits = self.look(student, labelled, None, box, banded)
+            losses.append(dice_ce(logits, concat(*parts).target, dice=self.config.dice))
+        return StepResult({"pretrain": torch.stack(losses).sum()})
+
+    def group_step(
+        self, number: int, labelled: Sample, image: Tensor, probs: Tensor, box: Tensor, banded: bool, rise: float
+    ) -> StepResult:
+        """The losses of one group's students, summed over them.
+
+        Args:
+            image: unlabelled, `(B, M, X, Y, Z)`.
+            probs: what all teachers say of it, `(K, B, C, X, Y, Z)`.
+            banded: whether students see their bands, or all frequencies.
+            rise: how far the ramp is up.
+        """
+        config, told = self.config, self.told(number, image, probs)
+        foreign = (box, ~box) if config.copy_paste else (torch.zeros_like(box), torch.ones_like(box))
+        unlabelled, sides = [], []
+        for student in self.group(number).students:
+            parts, logits = self.look(student, labelled, told.pseudo, box, banded)
+            sizes = [len(part) for part in parts]
+            for part, mask, seen in zip(parts, foreign, torch.split(logits, sizes), strict=True):
+                regions = part.weight * torch.stack([~mask, mask]).unsqueeze(1)  # (2, B, X, Y, Z)
+                sides.append(dice_ce(seen, part.target, regions, dice=config.dice))
+            unlabelled.append(logits[-len(image) :])  # in the order of `image`, pasted or not
+        where = torch.cat([mask.expand(size, -1, -1, -1) for size, mask in zip(sizes, foreign, strict=True)])[
+            -len(image) :
+        ]
+        labelled_side, pseudo_side = torch.stack(sides).sum(0)
+        losses = {"labelled": labelled_side, "pseudo": config.alpha * pseudo_side}
+        losses |= self.consistencies(unlabelled, told, where, rise)
+        return StepResult(losses, self.stats(labelled.target, unlabelled, told, where, probs))
+
+    def told(self, number: int, image: Tensor, probs: Tensor) -> Told:
+        """What the students of a group are told of unlabelled patches; arguments as `group_step`."""
+        config, each = self.config, len(self.group(number).teachers)
+        uncertainty = entropy(probs)
+        if config.scope == "sample":
+            uncertainty = uncertainty.mean((2, 3, 4), keepdim=True)
+        share = [config.own if teacher // each == number else 1.0 for teacher in range(len(probs))]
+        fused, certainty = fuse(probs, uncertainty, floor=config.floor, most=config.most, share=share)
+        target, trust = likeliest(fused), certainty if config.trust == "certainty" else torch.ones_like(certainty)
+        if config.largest_component:
+            target = largest_component(target, fused.shape[1])
+        return Told(Sample(image, target, torch.where(disputed(probs), config.disputed * trust, trust)), fused)
+
+    def look(
+        self, student: Viewed, labelled: Sample, pseudo: Sample | None, box: Tensor, banded: bool
+    ) -> tuple[list[Sample], Tensor]:
+        """What a student learns from, and its logits on all of that, `(B, C, X, Y, Z)`."""
+        view, filtered = student.view if banded else Identity(), self.config.filtered
+        if filtered == "before":
+            labelled = replace(labelled, image=view.apply(labelled.image))
+        if filtered != "after" and pseudo is not None:
+            pseudo = replace(pseudo, image=view.apply(pseudo.image))
+        parts = self.parts(labelled, pseudo, box)
+        image = torch.cat([part.image for part in parts])
+        return parts, student.net(view.apply(image) if filtered == "after" else image)
+
+    def parts(self, labelled: Sample, pseudo: Sample | None, box: Tensor) -> list[Sample]:
+        """Labelled and pseudo-labelled patches, pasted into each other; without the latter, labelled ones alone."""
+        if not self.config.copy_paste:
+            return [labelled] if pseudo is None else [labelled, pseudo]
+        i, j = labelled[: len(labelled) // 2], labelled[len(labelled) // 2 :]
+        if pseudo is None:
+            return [paste(inside=i, outside=j, box=box), paste(inside=j, outside=i, box=box)]
+        p, q = pseudo[: len(pseudo) // 2], pseudo[len(pseudo) // 2 :]
+        return [paste(inside=p, outside=j, box=box), paste(inside=i, outside=q, box=box)]
+
+    def consistencies(self, seen: Sequence[Tensor], told: Told, where: Tensor, rise: float) -> dict[str, Tensor]:
+        """Squares to what the teachers say and, for several students, to what the others say.
+
+        Args:
+            seen: each student's logits on patches with the unlabelled voxels `where`, `(B, X, Y, Z)`.
+        """
+        trust = told.pseudo.weight * where
+        full = torch.stack([consistency(logits, told.probs, trust) for logits in seen]).sum()
+        losses = {"full": self.config.full_weight * rise * full}
+        if len(seen) > 1:
+            cross = [consistency(a, probabilities(b), trust) for a in seen for b in seen if b is not a]
+            losses["cross"] = self.config.cross_weight * rise * torch.stack(cross).sum() / (len(seen) - 1)
+        return losses
+
+    def stats(
+        self, label: Tensor, seen: Sequence[Tensor], told: Told, where: Tensor, probs: Tensor
+    ) -> dict[str, Tensor]:
+        """The gauges of a group's turn, and the share of voxels for which teachers name different classes."""
+        pseudo = told.pseudo
+        stats = gauges(label, pseudo.target, probs.shape[2], weight=pseudo.weight)
+        stats["gap"] = gap(seen[0], pseudo.target, where)
+        if len(seen) > 1:
+            stats["dissent"] = gap(seen[1], likeliest(seen[0]), where)
+        return stats | {"disputed": mean_trust(disputed(probs))}
+
+    def group(self, number: int) -> Group:
+        """A group by its number."""
+        return cast(Group, self.groups[number])
+
+    def students(self) -> Sequence[Viewed]:
+        return [student for number in range(len(self.groups)) for student in self.group(number).students]
+
+    def teachers(self) -> Sequence[Viewed]:
+        return [teacher for number in range(len(self.groups)) for teacher in self.group(number).teachers]
+
+    def followers(self, progress: Progress) -> Sequence[Follow]:
+        if self.pretraining(progress):
+            return [follow for number in range(len(self.groups)) for follow in self.group(number).united()]
+        decay = self.config.ema_decay
+        if not self.config.pretrain:
+            decay = min(1 - 1 / (self.steps(progress) + 1), decay)
+        return [follow for number in self.turn(progress) for follow in self.group(number).followers(decay)]
+
+
+class Group(nn.Module):
+    """Students that start alike and see different bands, with a teacher for all, or for each."""
+
+    def __init__(self, start: nn.Module, views: Sequence[View], each: bool) -> None:
+        super().__init__()
+        students = [Viewed(copy.deepcopy(start), view) for view in views]
+        teachers = [Viewed(copy.deepcopy(start), view) for view in (views if each else [Identity()])]
+        self.each, self._students, self._teachers = each, nn.ModuleList(students), nn.ModuleList(teachers)
+        self._teachers.requires_grad_(False).eval()
+
+    @property
+    def students(self) -> list[Viewed]:
+        return cast(list[Viewed], list(self._students))
+
+    @property
+    def teachers(self) -> list[Viewed]:
+        return cast(list[Viewed], list(self._teachers))
+
+    def followers(self, decay: float) -> list[Follow]:
+        """Each teacher after its own student, or the one after their mean."""
+        followed = [[student] for student in self.students] if self.each else [self.students]
+        return [Follow(teacher, them, decay) for teacher, them in zip(self.teachers, followed, strict=True)]
+
+    def united(self) -> list[Follow]:
+        """All networks after the students' mean, at once; students by way of the first teacher."""
+        first, *rest = self.teachers
+        return [Follow(first, self.students, 0.0), *(Follow(net, [first], 0.0) for net in (*rest, *self.students))]
+
+
+def disputed(probs: Tensor) -> Tensor:
+    """Where predictions `(K, B, C, X, Y, Z)` name different classes, `(B, X, Y, Z)`."""
+    named = probs.max(2).indices
+    return (named != named[0]).any(0)

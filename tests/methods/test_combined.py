@@ -1,0 +1,358 @@
+"""What the combined method is made of: each part by itself, what it costs, and the methods it reduces to."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from medssl.catalogue import cost
+from medssl.ema import ema_update
+from medssl.errors import ConfigError
+from medssl.methods import METHODS
+from medssl.networks import NetworkConfig, make_network
+from medssl.parts.frequency import split_frequencies
+from medssl.parts.losses import consistency, dice_ce
+from medssl.parts.mix import random_box
+from medssl.parts.sample import Progress, TrainBatch
+from medssl.parts.schedules import generator
+from medssl.run import parse_method
+
+SHAPE = (5, 6, 7)
+LATER = Progress(60, 100)
+PLAIN = {  # one student that sees all, its teacher, hard labels that count alike
+    "axes": [(0, 1, 2)], "bands": ["full"], "trust": "alike", "disputed": 1.0, "full_weight": 0.0, "cross_weight": 0.0,
+}  # fmt: skip
+APART = {**PLAIN, "copy_paste": False, "alpha": 0.0, "pretrain": 0.0, "largest_component": False, "full_band": 0.0}
+
+
+def make(name, kernel=3, **settings):
+    torch.manual_seed(0)
+    config = parse_method({"name": name, **settings})
+    return METHODS[name](config, lambda **changes: nn.Conv3d(1, 3, kernel, padding=kernel // 2))
+
+
+def build(kernel=3, **settings):
+    return make("combined", kernel, **settings)
+
+
+def part_ways(method):
+    """Networks that differ, as after some training."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for p in method.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    return method
+
+
+def batch(size=2):
+    torch.manual_seed(1)
+    images = torch.randn(2 * size, 1, *SHAPE)
+    return TrainBatch(images[:size], torch.randint(0, 3, (size, *SHAPE)), images[size:], tuple(range(size)))
+
+
+def step(method, progress=LATER, seed=0, size=2):
+    return method.step(batch(size), progress, generator(seed))
+
+
+def total(result):
+    return torch.stack(list(result.losses.values())).sum()
+
+
+def gradients(method, loss):
+    nets = [list(student.parameters()) for student in method.students()]
+    return torch.autograd.grad(loss, [p for net in nets for p in net], allow_unused=True)
+
+
+def same_weights(ours, theirs):
+    """Both with the networks of ours, students and teachers in order."""
+    part_ways(ours)
+    for mine, other in zip((*ours.students(), *ours.teachers()), (*theirs.students(), *theirs.teachers()), strict=True):
+        with torch.no_grad():
+            for p, q in zip(other.parameters(), mine.parameters(), strict=True):
+                p.copy_(q)
+    return ours, theirs
+
+
+def assert_same(ours, theirs, names, progress=LATER, size=2):
+    """The same losses under other names, and the same gradients."""
+    mine, other = step(ours, progress, size=size), step(theirs, progress, size=size)
+    torch.testing.assert_close([mine.losses[name] for name in names], [other.losses[names[name]] for name in names])
+    for name, loss in mine.losses.items():
+        assert name in names or loss.item() == 0
+    torch.testing.assert_close(gradients(ours, total(mine)), gradients(theirs, total(other)))
+
+
+class TestReductions:
+    @pytest.mark.parametrize("clean", [True, False])
+    @pytest.mark.parametrize("size", [2, 4])
+    def test_one_full_band_student_with_hard_labels_is_bcp(self, clean, size):
+        shared = {"alpha": 0.3, "box": 0.5, "largest_component": clean}
+        ours, bcp = same_weights(build(**PLAIN, **shared), make("bcp", **shared))
+        mine, theirs = step(ours, size=size), step(bcp, size=size)
+        torch.testing.assert_close(total(mine), total(theirs))
+        torch.testing.assert_close(gradients(ours, total(mine)), gradients(bcp, total(theirs)))
+        for name in ("pseudo/1", "prior/2"):
+            torch.testing.assert_close(mine.stats[name], theirs.stats[name])
+
+    def test_its_stage_one_and_its_teacher_are_those_of_bcp(self):
+        ours, bcp = same_weights(build(**PLAIN), make("bcp"))
+        assert_same(ours, bcp, {"pretrain": "pretrain"}, Progress(11, 100), size=4)
+        for iteration in (11, 12, 99):
+            mine, theirs = (method.followers(Progress(iteration, 100))[0] for method in (ours, bcp))
+            assert mine.decay == theirs.decay
+
+    def test_students_that_see_all_and_are_equal_are_bcp_once_each(self):
+        bcp, ours = make("bcp"), build(**{**PLAIN, "bands": ["full", "full", "full"]})
+        torch.testing.assert_close(total(step(ours)), 3 * total(step(bcp)))
+
+    def test_groups_of_equal_networks_are_bcp_in_turn(self):
+        bcp, ours = make("bcp"), build(**{**PLAIN, "axes": 2 * [(0, 1, 2)]})
+        for net in (*ours.students(), *ours.teachers()):
+            net.net.load_state_dict(bcp.pair.student.state_dict())
+        for iteration in (60, 61):
+            torch.testing.assert_close(total(step(ours, Progress(iteration, 100))), total(step(bcp)))
+
+    def test_without_copy_paste_and_pseudo_labels_it_is_mean_teacher(self):
+        settings = {**APART, "full_weight": 0.7, "ramp": 0.9, "dice": "squared"}
+        theirs = make("mean_teacher", noise=0.0, consistency_weight=0.7, ramp=0.9)
+        assert_same(*same_weights(build(**settings), theirs), {"labelled": "supervised", "full": "consistency"})
+        for iteration in (0, 1, 9, 99):
+            mine, other = (method.followers(Progress(iteration, 100))[0] for method in (build(**settings), theirs))
+            assert mine.decay == other.decay
+
+    def test_bands_make_it_cross_frequency_training(self):
+        settings = {**APART, "bands": ["low", "high"], "full_weight": 0.7, "cross_weight": 0.4, "dice": "squared"}
+        ours, cfc = same_weights(build(**settings), make("cfc_mt", full_weight=1.4, cross_weight=0.8))
+        mine, theirs = step(ours), step(cfc)
+        expected = theirs.losses
+        expected["labelled"] = expected["supervised_low"] + expected["supervised_high"]
+        for name, other in {"labelled": "labelled", "full": "full_frequency", "cross": "cross_frequency"}.items():
+            torch.testing.assert_close(mine.losses[name], expected.pop(other))
+        torch.testing.assert_close(gradients(ours, total(mine)), gradients(cfc, total(step(cfc))))
+        torch.testing.assert_close(mine.stats["dissent"], theirs.stats["dissent"])
+
+    def test_with_all_terms_off_it_is_supervised_learning(self):
+        ours, supervised = build(**APART, dice="squared"), make("supervised")
+        supervised.student.load_state_dict(ours.students()[0].net.state_dict())
+        assert_same(ours, supervised, {"labelled": "supervised"})
+
+    @pytest.mark.parametrize("scope", ["voxel", "sample"])
+    def test_labels_by_the_others_alone_are_those_of_umct(self, scope):
+        ours = part_ways(build(axes=3 * [(0, 1, 2)], own=0.0, scope=scope))
+        umct = make("umct", uncertainty="entropy", scope=scope)
+        for mine, theirs in zip(ours.teachers(), umct.nets, strict=True):
+            theirs.load_state_dict(mine.net.state_dict())
+        probs, uncertainty = umct.opinions(batch().unlabelled, batch().seeds)
+        for number, target in enumerate(umct.targets(probs, uncertainty)):
+            torch.testing.assert_close(ours.told(number, batch().unlabelled, probs).probs, target)
+
+
+def test_losses_are_those_of_the_equations():
+    method, data = part_ways(build(full_band=0.0, ramp=0.0, alpha=0.3, full_weight=0.7, cross_weight=0.4)), batch()
+    probs = torch.stack([net(data.unlabelled).softmax(1) for net in method.teachers()]).detach()
+    told = method.told(0, data.unlabelled, probs)
+    target, trust, box = told.pseudo.target, told.pseudo.weight, random_box(SHAPE, 2 / 3, generator(0))
+    assert 0 < trust.min() < trust.max() < 1
+    labelled, pseudo, seen = 0, 0, []
+    for student in method.group(0).students:
+        mine, other = student.view.apply(data.image), student.view.apply(data.unlabelled)
+        inward = student.net(torch.where(box, other[:1], mine[1:]))
+        outward = student.net(torch.where(box, mine[:1], other[1:]))
+        labelled += dice_ce(inward, data.label[1:], 1.0 * ~box[None], dice="linear")
+        labelled += dice_ce(outward, data.label[:1], 1.0 * box[None], dice="linear")
+        pseudo += dice_ce(inward, target[:1], trust[:1] * box, dice="linear")
+        pseudo += dice_ce(outward, target[1:], trust[1:] * ~box, dice="linear")
+        seen.append(torch.cat([inward, outward]))
+    trust = trust * torch.stack([box, ~box])
+    full = sum(consistency(logits, told.probs, trust) for logits in seen)
+    cross = sum(consistency(seen[s], seen[1 - s].softmax(1).detach(), trust) for s in (0, 1))
+    expected = {"labelled": labelled, "pseudo": 0.3 * pseudo, "full": 0.7 * full, "cross": 0.4 * cross}
+    result = step(method)
+    torch.testing.assert_close(result.losses, expected)
+    learned = [p for student in method.group(0).students for p in student.parameters()]
+    ours, theirs = (torch.autograd.grad(loss, learned) for loss in (total(result), sum(expected.values())))
+    torch.testing.assert_close(ours, theirs)
+
+
+class TestCost:
+    """A backward pass as two forward ones, patches of one size."""
+
+    @staticmethod
+    def passes(method):
+        found = cost(method)
+        return found.student + found.teacher + 2 * found.backward
+
+    @pytest.mark.parametrize(
+        ("settings", "times"),
+        [
+            ({}, 16 / 14),
+            ({"axes": 3 * [(0, 1, 2)]}, 18 / 14),
+            ({"teachers": "student"}, 20 / 14),
+            ({"turn": 0}, 2),
+            ({"copy_paste": False}, 2),
+            ({"pretrain": 0.95}, 24 / 14),
+            (PLAIN, 8 / 14),
+        ],
+        ids=["default", "three groups", "a teacher each", "no turns", "no copy-paste", "stage one", "BCP"],
+    )
+    def test_a_step_costs_at_most_twice_mean_teacher(self, settings, times):
+        teacher, ours = (
+            METHODS[values["name"]](parse_method(values), lambda **changes: nn.Conv3d(1, 2, 1))
+            for values in ({"name": "mean_teacher"}, {"name": "combined", **settings})
+        )
+        assert self.passes(ours) == pytest.approx(times * self.passes(teacher))
+        assert times <= 2
+
+
+class TestTurns:
+    def test_a_resting_group_gets_no_gradient_and_its_teacher_waits(self):
+        for iteration, active in ((60, 0), (61, 1), (62, 0)):
+            method = build()
+            total(step(method, Progress(iteration, 100))).backward()
+            for number in (0, 1):
+                learns = [p.grad is not None for net in method.group(number).students for p in net.parameters()]
+                assert all(learns) if number == active else not any(learns)
+            (follow,) = method.followers(Progress(iteration, 100))
+            assert follow.teacher is method.group(active).teachers[0]
+            assert list(follow.students) == method.group(active).students
+
+    def test_turns_last_as_long_as_they_say(self):
+        method = build(turn=3, pretrain=0.0)
+        progress = [Progress(i, 100) for i in range(12)]
+        assert [number for p in progress for number in method.turn(p)] == 2 * [0, 0, 0, 1, 1, 1]
+        assert [method.steps(p) for p in progress] == [0, 1, 2, 0, 1, 2, 3, 4, 5, 3, 4, 5]
+
+    def test_without_turns_all_groups_learn_what_they_would_in_theirs(self):
+        together = total(step(part_ways(build(turn=0)), Progress(60, 100)))
+        method = part_ways(build(ramp=0.0))
+        apart = [total(step(method, Progress(i, 100))) for i in (60, 61)]
+        torch.testing.assert_close(together, sum(apart))
+
+
+class TestStageOne:
+    def test_networks_of_a_group_stay_one_and_groups_apart(self):
+        method = part_ways(build(teachers="student"))
+        means = [sum(net.net.weight for net in method.group(n).students).detach() / 2 for n in (0, 1)]
+        for follow in method.followers(Progress(0, 100)):
+            ema_update(follow.teacher, follow.students, follow.decay)
+        for number, mean in enumerate(means):
+            for net in (*method.group(number).students, *method.group(number).teachers):
+                torch.testing.assert_close(net.net.weight, mean)
+        assert not torch.allclose(*means)
+
+    def test_it_looks_at_no_unlabelled_patch(self):
+        data = batch()
+        other = TrainBatch(data.image, data.label, torch.full_like(data.unlabelled, torch.nan), data.seeds)
+        torch.testing.assert_close(total(build().step(other, Progress(0, 100), generator(0))),
+                                   total(step(build(), Progress(0, 100))))  # fmt: skip
+
+    def test_networks_of_a_group_start_alike(self):
+        for number, method in enumerate(2 * [build()]):
+            weights = [net.net.weight for net in (*method.group(number).students, *method.group(number).teachers)]
+            assert len({w.data_ptr() for w in weights}) == 3
+            assert all(torch.equal(w, weights[0]) for w in weights)
+
+
+class TestBands:
+    @pytest.mark.parametrize("filtered", ["before", "after", "unlabelled"])
+    def test_students_see_their_bands_of_what_is_pasted(self, filtered):
+        method, seen, data = build(filtered=filtered, full_band=0.0), [], batch()
+        for student in method.group(0).students:
+            student.net.register_forward_pre_hook(lambda net, args: seen.append(args[0]))
+        step(method)
+        box = random_box(SHAPE, 2 / 3, generator(0))
+        for image, student in zip(seen, method.group(0).students, strict=True):
+            band = student.view.apply
+            mine = band(data.image) if filtered == "before" else data.image
+            other = data.unlabelled if filtered == "after" else band(data.unlabelled)
+            pasted = torch.cat([torch.where(box, other[:1], mine[1:]), torch.where(box, mine[:1], other[1:])])
+            torch.testing.assert_close(image, band(pasted) if filtered == "after" else pasted)
+        assert not torch.allclose(*seen)
+
+    def test_bands_are_soft_and_those_of_the_settings(self):
+        low, high = split_frequencies(batch().image, "gauss", sigma=1.0)
+        settings = {"frequency": {"kind": "gauss", "sigma": 1.0}, "high_in_low": 0.3, "low_in_high": 0.4}
+        students = build(**settings).group(0).students
+        for student, band in zip(students, (low + 0.3 * high, high + 0.4 * low), strict=True):
+            gain = batch().image.std((2, 3, 4), keepdim=True) / band.std((2, 3, 4), keepdim=True)
+            torch.testing.assert_close(student.view.apply(batch().image), gain * band)
+
+    def test_in_their_share_of_the_steps_all_students_see_all(self):
+        method, seen = build(full_band=0.25), []
+        for student in method.group(0).students:
+            student.net.register_forward_pre_hook(lambda net, args: seen.append(args[0]))
+        for seed in range(100):
+            step(method, seed=seed)
+        alike = [torch.equal(low, high) for low, high in zip(seen[::2], seen[1::2], strict=True)]
+        assert 12 < sum(alike) < 38
+
+    def test_a_teacher_sees_all_or_what_its_student_sees(self):
+        image = batch().image
+        assert torch.equal(build().group(0).teachers[0].view.apply(image), image)
+        each = build(teachers="student")
+        for teacher, student in zip(each.teachers(), each.students(), strict=True):
+            assert torch.equal(teacher.view.apply(image), student.view.apply(image))
+        follows = each.followers(Progress(61, 100))
+        assert [list(follow.students) for follow in follows] == [[student] for student in each.group(1).students]
+
+
+class TestTargets:
+    def test_voxels_keep_their_place_and_their_soft_target_when_pasted(self):
+        """A network of single voxels says of a pasted voxel what its equal, the teacher, said of it unpasted."""
+        method = build(1, **{**PLAIN, "full_weight": 1.0})
+        assert step(method, size=4).losses["full"] < 1e-12
+        with torch.no_grad():
+            method.students()[0].net.weight.add_(torch.randn(3, 1, 1, 1, 1))
+        assert step(method, size=4).losses["full"] > 1e-4
+
+    def test_voxels_in_dispute_count_half_as_much(self):
+        method, image = part_ways(build(disputed=0.5)), batch().unlabelled
+        probs = torch.stack([net(image).softmax(1) for net in method.teachers()]).detach()
+        agree = probs[0].argmax(1) == probs[1].argmax(1)
+        assert 0 < agree.sum() < agree.numel()
+        halved, whole = (m.told(0, image, probs).pseudo.weight for m in (method, build(disputed=1.0)))
+        torch.testing.assert_close(halved, torch.where(agree, whole, whole / 2))
+        torch.testing.assert_close(step(method).stats["disputed"], 1 - agree.float().mean())
+
+    def test_a_group_counts_its_own_teacher_as_often_as_it_says(self):
+        probs = torch.tensor([[0.7, 0.3], [0.3, 0.7]]).view(2, 1, 2, 1, 1, 1).expand(2, 1, 2, *SHAPE)
+        image = torch.zeros(1, 1, *SHAPE)
+        for own in (0.0, 0.5, 1.0):
+            for number in (0, 1):
+                fused = build(own=own).told(number, image, probs).probs[0, number]  # equally sure: plain shares
+                torch.testing.assert_close(fused, torch.full(SHAPE, (0.7 * own + 0.3) / (own + 1)))
+
+    def test_a_volume_is_told_the_same_in_any_batch(self):
+        method, image = part_ways(build()), batch(4).unlabelled
+        probs = torch.stack([net(image).softmax(1) for net in method.teachers()]).detach()
+        whole, alone = method.told(0, image, probs), method.told(0, image[2:3], probs[:, 2:3])
+        torch.testing.assert_close(whole.pseudo.target[2:3], alone.pseudo.target)
+        torch.testing.assert_close(whole.pseudo.weight[2:3], alone.pseudo.weight)
+
+
+def test_labels_by_nobody_are_refused():
+    with pytest.raises((ConfigError, ValidationError), match="own: 0 leaves labels to other groups"):
+        build(own=0.0, axes=[(0, 1, 2)])
+
+
+def test_groups_that_look_along_different_axes_label_for_each_other():
+    network, shape = NetworkConfig(channels=(4, 8, 8), strides=((1, 2, 2), (2, 2, 2))), (4, 8, 12)
+    config = parse_method({"name": "combined", "axes": [(0, 1, 2), (1, 2, 0)], "turn": 0})
+    torch.manual_seed(0)
+    method = METHODS["combined"](config, lambda **changes: make_network(network.changed(**changes), 1, 3))
+    images, label = torch.randn(4, 1, *shape), torch.randint(0, 3, (2, *shape))
+    result = method.step(TrainBatch(images[:2], label, images[2:], (0, 1)), LATER, generator(0))
+    total(result).backward()
+    assert all(net(images).shape == (4, 3, *shape) for net in (*method.students(), *method.teachers()))
+    assert all(any(p.grad.abs().sum() > 0 for p in student.parameters()) for student in method.students())
+
+
+def test_networks_of_a_group_are_made_for_its_axes():
+    asked = []
+
+    def make_net(**changes):
+        asked.append(changes)
+        return nn.Conv3d(1, 2, 1)
+
+    METHODS["combined"](parse_method({"name": "combined", "axes": [(0, 1, 2), (1, 2, 0)]}), make_net)
+    assert asked == [{"axes": (0, 1, 2)}, {"axes": (1, 2, 0)}]
