@@ -61,9 +61,8 @@ def write(tmp_path):
 
 
 def _score(case, dice):
-    return ClassScore(
-        case, "heart", 1, "scored", float(dice), float(dice / (2 - dice)), 10 * (1 - dice), 1 - dice, 5, 5
-    )
+    values = {"dice": float(dice), "iou": float(dice / (2 - dice)), "hd95": 10 * (1 - dice), "asd": 1 - dice}
+    return ClassScore(case, "heart", 1, "scored", 5, 5, values)
 
 
 def rows_of(*runs):
