@@ -135,18 +135,19 @@ def print_entries(found: list[Entry], console: Console | None = None) -> None:
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("configs/method/", "method", "arXiv"):
-        table.add_column(column, no_wrap=column != "method", overflow="fold")
-    for column in ("students", "teachers", "forward", "backward"):
-        table.add_column(column, justify="right")
+        table.add_column(column, no_wrap=column != "method", overflow="fold" if column != "method" else "ellipsis")
+    for column in ("networks", "forward", "back"):
+        table.add_column(column, justify="right", no_wrap=True)
     for one in found:
-        forward = f"{one.cost.student} + {one.cost.teacher}" if one.teachers else f"{one.cost.student}"
-        table.add_row(one.file, one.title, "\n".join(one.sources) or "-", str(one.students), str(one.teachers), forward,
-                      str(one.cost.backward))  # fmt: skip
+        networks, forward = str(one.students), str(one.cost.student)
+        if one.teachers:
+            networks, forward = f"{one.students} + {one.teachers}", f"{one.cost.student} + {one.cost.teacher}"
+        table.add_row(one.file, one.title, "\n".join(one.sources) or "-", networks, forward, str(one.cost.backward))
     console = console or Console()
     console.print(table)
     console.print(
-        f"forward: patches through students + teachers in a step of {BATCH} labelled and {BATCH} unlabelled patches; "
-        "backward: patches that a gradient comes back from.\n"
+        f"networks: students + teachers; forward: patches through them in a step of {BATCH} labelled and {BATCH} "
+        "unlabelled patches; back: patches that a gradient comes back from.\n"
         "Choose one by its file, as in: medssl train configs/data/NAME.yaml configs/method/bcp.yaml\n"
         "medssl methods NAME tells of one and its settings.",
         highlight=False,
