@@ -82,6 +82,7 @@ class TensorBoard:
         if resumed_at is not None:
             for path in self.folder.glob(f"*{_END}"):
                 path.unlink()
+        self._wait_for_a_new_second()
         self.writer = EventFileWriter(str(self.folder))
         if resumed_at:
             self._drop_from(resumed_at + 1)
@@ -135,6 +136,12 @@ class TensorBoard:
         writer = EventFileWriter(str(self.folder), filename_suffix=_END)
         self._add(writer, 0, Summary(value=[value]))
         writer.close()
+
+    def _wait_for_a_new_second(self) -> None:
+        """Names of event files hold whole seconds, and of one second they sort at random: readers then mix up steps."""
+        written = [path.stat().st_mtime for path in self.folder.glob("*tfevents*")]
+        while written and int(time.time()) <= int(max(written)):
+            time.sleep(0.02)
 
     def _drop_from(self, step: int) -> None:
         """Have readers forget what a cut run noted from `step` on, for it will come again."""

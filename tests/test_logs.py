@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from test_train import plain_settings
 
+from medssl.boards import TensorBoard
 from medssl.config import dump, parse
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import make_split, write_split
@@ -116,6 +117,17 @@ def test_a_stopped_run_says_so_and_a_resumed_one_is_one_whole_session(config, tm
     assert row["settings"]["train.lr"] == 0.01
     assert [point.step for point in events(run).Scalars("lr")] == [1, 2, 3, 4, 5, 6]
     assert [point.step for point in events(run).Scalars("val/best_dice")] == [2, 4, 6]
+
+
+def test_boards_opened_in_quick_succession_are_read_in_order(tmp_path):
+    for step in range(1, 4):  # within a second, names would sort by chance
+        board = TensorBoard(tmp_path, resumed_at=step - 1)
+        board.scalars(step, {"lr": 0.1})
+        board.close(False)
+    names = sorted(path.name for path in (tmp_path / "events").iterdir() if not path.name.endswith(".end"))
+    seconds = [name.split(".")[3] for name in names]
+    assert len(set(seconds)) == len(seconds) == 3
+    assert [point.step for point in events(tmp_path).Scalars("lr")] == [1, 2, 3]
 
 
 def test_steps_after_the_checkpoint_are_forgotten(config, tmp_path):
