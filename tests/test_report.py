@@ -131,6 +131,13 @@ class Page(HTMLParser):
         return [value for name, value in self.attributes if name == "src"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_niivue_fetched_before(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def factory(tmp_path):
     return Factory(tmp_path)

@@ -10,7 +10,7 @@ BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "step.py"
 
 def test_step_benchmark(tmp_path):
     out = tmp_path / "step.json"
-    command = [sys.executable, str(BENCHMARK), "--shapes", "toy", "--rounds", "2", "--out", str(out), "--device", "cpu"]
+    command = [sys.executable, str(BENCHMARK), "--shapes", "toy", "--rounds", "9", "--out", str(out), "--device", "cpu"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
