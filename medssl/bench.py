@@ -17,19 +17,16 @@ from __future__ import annotations
 import csv
 import itertools
 import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import NonNegativeInt, PositiveInt, field_validator
 
-from medssl.comparison import comparison_table, load_runs, make_rows, table_cells
+from medssl.comparison import BASELINE, comparison_table, load_runs, make_rows, table_cells
 from medssl.config import Settings, dump, found, load_yaml, merge, parse, update
 from medssl.data.cases import DatasetConfig
 from medssl.data.lists import read_published_split
@@ -40,7 +37,7 @@ from medssl.errors import ConfigError, DataError, Interrupted, RunsFailed
 from medssl.files import whole_file
 from medssl.logs import read_metrics
 from medssl.prepare import prepare
-from medssl.progress import track
+from medssl.progress import stop_requested, track
 from medssl.report import write_report
 from medssl.run import RunConfig
 from medssl.scores import read_scores, summarise
@@ -48,7 +45,6 @@ from medssl.scores import read_scores, summarise
 if TYPE_CHECKING:
     from rich.console import Console
 
-BASELINE = "supervised"
 ALL = "all"
 """Stands where a count of labelled cases would: every training case with its label."""
 REPORT_SECONDS = 300.0
@@ -244,7 +240,7 @@ def work(matrix: Bench, jobs: Mapping[Cell, Job], slots: Sequence[str | None], e
     codes: dict[Cell, int] = {}
     published = time.monotonic()
     total = len(matrix.cells)
-    with stop_requested() as stop, track("runs", total, done=total - len(jobs)) as advance:
+    with stop_requested("stopping: the runs save") as stop, track("runs", total, done=total - len(jobs)) as advance:
         todo = list(jobs.values())
         for job, code in run_locally(todo, slots, stop) if engine == "local" else run_on_ray(todo, stop):
             cell = cells[job.name]
@@ -474,25 +470,6 @@ def _outcome(matrix: Bench, cell: Cell, code: int) -> str:
         return f"exit code {code}, see {matrix.log(cell)}"
     row = _row(matrix, cell, code)
     return f"test Dice {row.get('dice', '-')} after {row['minutes']} minutes of steps"
-
-
-@contextmanager
-def stop_requested() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets; a second Ctrl-C interrupts at once."""
-    stop = threading.Event()
-
-    def ask(signum: int, frame: Any) -> None:
-        if stop.is_set() and signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-        _say("stopping: the runs save")
-
-    previous = {signum: signal.signal(signum, ask) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
 
 
 # ---- the plan

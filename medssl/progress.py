@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -71,6 +73,31 @@ def track(title: str, total: int, *, done: int = 0) -> Iterator[Callable[[str], 
 
     yield advance
     print(f"{title}: {finished} of {total}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def stop_requested(words: str = "") -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets, saying `words`; a second Ctrl-C interrupts at once."""
+    stop = threading.Event()
+
+    def ask(signum: int, frame: Any) -> None:
+        if stop.is_set() and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+        if words:
+            print(words, file=sys.stderr, flush=True)
+
+    previous = {}
+    try:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            previous[signum] = signal.signal(signum, ask)
+    except ValueError:
+        pass  # not in the main thread: whoever runs us there handles signals
+    try:
+        yield stop
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
 
 
 def progress_bar() -> Any:

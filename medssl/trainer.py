@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import signal
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +27,7 @@ from medssl.networks import checkpoint_activations
 from medssl.parts import processes
 from medssl.parts.sample import Progress, TrainBatch
 from medssl.parts.schedules import generator, mix, poly
+from medssl.progress import stop_requested
 
 PATIENCE = 5
 """Steps in a row with a non-finite loss before the run is stopped."""
@@ -132,7 +132,7 @@ class Trainer:
         with (
             closing(batches),
             closing(StopVote()) as vote,
-            _stop_requested() as stop,
+            stop_requested() as stop,
             log.progress(self.iteration, config.iterations),
         ):
             while self.iteration < last:
@@ -148,7 +148,7 @@ class Trainer:
                 elif config.save_every and self.iteration % config.save_every == 0:
                     log.flush()
                     self.save("last.pt")
-                if vote(stop()):
+                if vote(stop.is_set()):
                     log.flush()
                     self.save("last.pt")
                     wait_for_all()
@@ -432,27 +432,3 @@ def _cases(labelled: PatchStream, unlabelled: PatchStream | None, config: TrainC
     sizes = [(labelled, config.labelled_batch), (unlabelled, config.unlabelled_batch)]
     ids = [s.case_of(iteration * size + k) for s, size in sizes if s is not None for k in range(size)]
     return ", ".join(dict.fromkeys(ids))
-
-
-@contextmanager
-def _stop_requested() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into an answer to a question; a second Ctrl-C interrupts at once."""
-    asked = False
-
-    def ask(signum: int, frame: Any) -> None:
-        nonlocal asked
-        if asked and signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked = True
-
-    previous = {}
-    try:
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            previous[signum] = signal.signal(signum, ask)
-    except ValueError:
-        pass  # not in the main thread: whoever runs us there handles signals
-    try:
-        yield lambda: asked
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
