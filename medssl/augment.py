@@ -136,6 +136,17 @@ class Augment:
         rows, label = self._moved(image, draws, label)
         return self._shaded(rows, draws), label
 
+    def views(self, image: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor | None]:
+        """A batch without labels augmented, and as it was when its grey levels were yet to change.
+
+        Returns:
+            Both `(B, M, X, Y, Z)`; the second is None under the preset `none`.
+        """
+        if self.config.preset == "none":
+            return image, None
+        rows, _ = self._moved(image, draws, None)
+        return self._shaded(rows, draws), torch.stack(rows)
+
     def move(self, linear: Tensor, draws: Sequence[Draw], label: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Geometry alone, for whatever lies on the image's grid.
 

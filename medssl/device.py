@@ -17,23 +17,21 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU.
+    """`auto` is CUDA where there is one, else the CPU; a GPU comes with its number.
 
     Raises:
         DeviceError: a device was asked for that this machine or this build of torch lacks.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
+        return torch.empty(1, device=name).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise DeviceError(
             f"device {name}: not usable here ({reason}); torch {torch.__version__}, built for CUDA "
             f"{torch.version.cuda}. Use --device cpu, or install a torch build that fits the driver."
         ) from None
-    return device
 
 
 def choose_precision(name: Precision, device: torch.device) -> torch.dtype | None:

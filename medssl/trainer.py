@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from medssl.augment import Augment
+from medssl.augment import Augment, Draw
 from medssl.checkpoint import load_checkpoint, save_checkpoint
 from medssl.config import Settings
 from medssl.data.patches import Patches, PatchStream
@@ -218,15 +218,14 @@ class Trainer:
         ours = self.shares(labelled, self.config.labelled_batch, last)
         theirs = None if unlabelled is None else self.shares(unlabelled, self.config.unlabelled_batch, last)
         for numbers, patches in ours:
-            image, label = self.augmented(patches, labelled, numbers)
+            image, label = self.augment.apply(patches[0], self.draws(labelled, numbers), patches[1])
             assert label is not None
-            extra = image[:0]
-            seeds: tuple[int, ...] = ()
-            if theirs is not None and unlabelled is not None:
-                numbers, patches = next(theirs)
-                extra, _ = self.augmented(patches, unlabelled, numbers)
-                seeds = tuple(mix(*unlabelled.seed, 4, n) for n in numbers)
-            yield TrainBatch(image, label, extra, seeds)
+            if theirs is None or unlabelled is None:
+                yield TrainBatch(image, label, image[:0], ())
+                continue
+            numbers, patches = next(theirs)
+            strong, weak = self.augment.views(patches[0], self.draws(unlabelled, numbers))
+            yield TrainBatch(image, label, strong, tuple(mix(*unlabelled.seed, 4, n) for n in numbers), weak)
 
     def shares(self, stream: PatchStream, size: int, last: int) -> Generator[tuple[range, Patches], None, None]:
         """Numbers and patches of this process's share of each batch, on the device."""
@@ -237,10 +236,9 @@ class Trainer:
             for n, patches in zip(numbers, batches, strict=True):
                 yield n, on_device(patches, self.device)
 
-    def augmented(self, patches: Patches, stream: PatchStream, numbers: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """Patches augmented by draws that belong to their sample numbers."""
-        draws = [self.augment.draw(*stream.seed, 2, n) for n in numbers]
-        return self.augment.apply(patches[0], draws, patches[1] if len(patches) > 1 else None)
+    def draws(self, stream: PatchStream, numbers: Sequence[int]) -> list[Draw]:
+        """What augmentation does to samples, which belongs to their numbers."""
+        return [self.augment.draw(*stream.seed, 2, n) for n in numbers]
 
     def check(self, cases: Callable[[int], str], *, wait: bool = False) -> None:
         """Stop a run whose losses or gradients were not finite several steps in a row.

@@ -9,6 +9,7 @@ from medssl.checkpoint import load_checkpoint
 from medssl.config import parse
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import make_split, write_split
+from medssl.device import choose_device
 from medssl.logs import RunLog, read_metrics
 from medssl.methods import METHODS
 from medssl.run import RunConfig
@@ -53,7 +54,7 @@ def test_a_step_never_waits_for_the_device(settings, tmp_path, method, precision
     extra = {"bcp": uncleaned, "combined": uncleaned, "umct": {"pretrain": 0.0}}.get(method, {})
     config = settings(method, precision=precision, method={"name": method, **extra})
     data = open_data(config)
-    trainer = make_trainer(config, tmp_path, torch.device("cuda"))
+    trainer = make_trainer(config, tmp_path, choose_device("cuda"))
     batches = trainer.batches(*make_streams(config, data), config.train.iterations)
     log = RunLog(tmp_path, quiet=True)
     with log.progress(0, 20):

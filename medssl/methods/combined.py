@@ -20,7 +20,7 @@ from medssl.methods.base import Follow, MakeNet, Method, MethodConfig, StepResul
 from medssl.methods.cfc_mt import Frequencies, probabilities
 from medssl.parts.fusion import fuse
 from medssl.parts.gauges import gap, gauges, mean_trust
-from medssl.parts.losses import DiceForm, consistency, dice_ce
+from medssl.parts.losses import DiceForm, consistency, cross_entropy, dice_ce
 from medssl.parts.mix import paste, random_box
 from medssl.parts.pseudo import entropy, largest_component, likeliest
 from medssl.parts.sample import Progress, Sample, TrainBatch, concat
@@ -62,8 +62,9 @@ class Combined(Method):
         axes: tuple[tuple[int, int, int], ...] = Field(((0, 1, 2), (0, 1, 2)), min_length=1)
         """For each group, the image's axes in the order in which its networks take them. Groups that differ are for
         data of equal spacing; thick slices want them alike, and groups then differ by their random start."""
-        bands: tuple[Literal["full", "low", "high"], ...] = Field(("low", "high"), min_length=1)
-        """What each student of a group sees. `[full, full]` is the control for `[low, high]`."""
+        bands: tuple[Literal["full", "low", "high", "either"], ...] = Field(("low", "high"), min_length=1)
+        """What each student of a group sees. `either`: low or high frequencies, drawn for each step, and all of them at
+        inference. `[full, full]` is the control for `[low, high]`, `[full]` that for `[either]`."""
         frequency: Frequencies = Frequencies()
         high_in_low: float = Field(0.2, ge=0, le=1)
         """How much of the high frequencies a low student sees; 1 shows it the image."""
@@ -92,12 +93,21 @@ class Combined(Method):
         """What is left of the trust in a voxel for which teachers name different classes."""
         largest_component: bool = True
         """Keep the largest component of each pseudo-labelled class; wrong for teeth, vessels, lesions."""
+        teachers_see: Literal["weak", "strong"] = "weak"
+        """The unlabelled patches that teachers label: `weak` before augmentation changed their grey levels, `strong`
+        as students see them."""
         copy_paste: bool = True
         """Otherwise students see whole labelled and unlabelled patches, twice as many."""
+        whole: bool = True
+        """With copy-paste, students see the labelled patches unpasted too, so that what they are used on is not new to
+        them; twice as many patches."""
         box: float = Field(2 / 3, gt=0, le=1)
         """Side of the box over side of the patch."""
         alpha: float = Field(0.5, ge=0)
         """Weight of pseudo-labels."""
+        pseudo: Literal["dice_ce", "ce"] = "dice_ce"
+        """The loss on pseudo-labels. Dice rewards naming too much where a network is unsure, and a teacher that learns
+        from that passes it on; cross-entropy does not."""
         full_weight: float = Field(1.0, ge=0)
         """Weight of consistency with the teachers' probabilities once ramped up."""
         cross_weight: float = Field(0.5, ge=0)
@@ -124,25 +134,37 @@ class Combined(Method):
 
     def __init__(self, config: Config, make_net: MakeNet) -> None:
         super().__init__(config, make_net)
-        leaks = {"low": config.high_in_low, "high": config.low_in_high}
-        views = [
-            Identity() if band == "full" else Band(band, config.frequency.split, leaks[band]) for band in config.bands
-        ]
+        split = config.frequency.split
+        self.bands: dict[str, View] = {
+            "full": Identity(),
+            "low": Band("low", split, config.high_in_low),
+            "high": Band("high", split, config.low_in_high),
+        }
+        views = [self.bands.get(band, Identity()) for band in config.bands]
         each = config.teachers == "student"
         self.groups = nn.ModuleList(Group(make_net(axes=axes), views, each) for axes in config.axes)
 
     def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
         labelled = Sample.of(batch.image, batch.label)
         box = random_box(batch.image.shape[2:], self.config.box, rng, batch.image.device)
-        banded = bool(torch.rand((), generator=rng) >= self.config.full_band)
+        views = self.drawn_views(rng)
         if self.pretraining(progress):
-            return self.pretrain_step(labelled, box, banded)
+            return self.pretrain_step(labelled, box, views)
 
-        probs = torch.stack([probabilities(at_rest(net, batch.unlabelled)) for net in self.teachers()])
+        weak = batch.unlabelled if batch.weak is None or self.config.teachers_see == "strong" else batch.weak
+        probs = torch.stack([probabilities(at_rest(net, weak)) for net in self.teachers()])
         rise, image = ramp_up(progress, self.config.ramp), batch.unlabelled
-        results = [self.group_step(n, labelled, image, probs, box, banded, rise) for n in self.turn(progress)]
+        results = [self.group_step(n, labelled, image, probs, box, views, rise) for n in self.turn(progress)]
         losses = {name: torch.stack([one.losses[name] for one in results]).sum() for name in results[0].losses}
         return StepResult(losses, results[0].stats)
+
+    def drawn_views(self, rng: torch.Generator) -> list[View]:
+        """What each student of a group sees in this step."""
+        full, which = torch.rand(2, generator=rng).tolist()
+        if full < self.config.full_band:
+            return [Identity() for _ in self.config.bands]
+        either = "low" if which < 0.5 else "high"
+        return [self.bands[either if band == "either" else band] for band in self.config.bands]
 
     def pretraining(self, progress: Progress) -> bool:
         """Whether this step still belongs to stage one."""
@@ -160,42 +182,56 @@ class Combined(Method):
         turns, step = divmod(progress.iteration, self.config.turn)
         return turns // len(self.groups) * self.config.turn + step
 
-    def pretrain_step(self, labelled: Sample, box: Tensor, banded: bool) -> StepResult:
+    def pretrain_step(self, labelled: Sample, box: Tensor, views: Sequence[View]) -> StepResult:
         """All students on labelled patches, pasted into each other."""
         losses = []
-        for student in self.students():
-            parts, logits = self.look(student, labelled, None, box, banded)
-            losses.append(dice_ce(logits, concat(*parts).target, dice=self.config.dice))
+        for number in range(len(self.groups)):
+            for student, view in zip(self.group(number).students, views, strict=True):
+                parts, logits = self.look(student.net, view, labelled, None, box)
+                losses.append(dice_ce(logits, concat(*parts).target, dice=self.config.dice))
         return StepResult({"pretrain": torch.stack(losses).sum()})
 
     def group_step(
-        self, number: int, labelled: Sample, image: Tensor, probs: Tensor, box: Tensor, banded: bool, rise: float
+        self,
+        number: int,
+        labelled: Sample,
+        image: Tensor,
+        probs: Tensor,
+        box: Tensor,
+        views: Sequence[View],
+        rise: float,
     ) -> StepResult:
         """The losses of one group's students, summed over them.
 
         Args:
-            image: unlabelled, `(B, M, X, Y, Z)`.
+            image: unlabelled, as students see it, `(B, M, X, Y, Z)`.
             probs: what all teachers say of it, `(K, B, C, X, Y, Z)`.
-            banded: whether students see their bands, or all frequencies.
+            views: of each student.
             rise: how far the ramp is up.
         """
         config, told = self.config, self.told(number, image, probs)
-        foreign = (box, ~box) if config.copy_paste else (torch.zeros_like(box), torch.ones_like(box))
+        foreign = [box, ~box] if config.copy_paste else [torch.ones_like(box)]
         unlabelled, sides = [], []
-        for student in self.group(number).students:
-            parts, logits = self.look(student, labelled, told.pseudo, box, banded)
+        for student, view in zip(self.group(number).students, views, strict=True):
+            parts, logits = self.look(student.net, view, labelled, told.pseudo, box)
+            masks = [torch.zeros_like(box)] * (len(parts) - len(foreign)) + foreign
             sizes = [len(part) for part in parts]
-            for part, mask, seen in zip(parts, foreign, torch.split(logits, sizes), strict=True):
-                regions = part.weight * torch.stack([~mask, mask]).unsqueeze(1)  # (2, B, X, Y, Z)
-                sides.append(dice_ce(seen, part.target, regions, dice=config.dice))
+            for part, mask, seen in zip(parts, masks, torch.split(logits, sizes), strict=True):
+                sides.append(self.sides(seen, part, mask))
             unlabelled.append(logits[-len(image) :])  # in the order of `image`, pasted or not
-        where = torch.cat([mask.expand(size, -1, -1, -1) for size, mask in zip(sizes, foreign, strict=True)])[
-            -len(image) :
-        ]
+        where = torch.cat([mask.expand(len(image) // len(foreign), -1, -1, -1) for mask in foreign])
         labelled_side, pseudo_side = torch.stack(sides).sum(0)
         losses = {"labelled": labelled_side, "pseudo": config.alpha * pseudo_side}
         losses |= self.consistencies(unlabelled, told, where, rise)
         return StepResult(losses, self.stats(labelled.target, unlabelled, told, where, probs))
+
+    def sides(self, logits: Tensor, part: Sample, foreign: Tensor) -> Tensor:
+        """The loss on what experts labelled, and on pseudo-labels where `foreign`, `(X, Y, Z)`: `(2,)`."""
+        regions = part.weight * torch.stack([~foreign, foreign]).unsqueeze(1)  # (2, B, X, Y, Z)
+        if self.config.pseudo == "dice_ce":
+            return dice_ce(logits, part.target, regions, dice=self.config.dice)
+        told = cross_entropy(logits, part.target, regions[1])
+        return torch.stack([dice_ce(logits, part.target, regions[0], dice=self.config.dice), told])
 
     def told(self, number: int, image: Tensor, probs: Tensor) -> Told:
         """What the students of a group are told of unlabelled patches; arguments as `group_step`."""
@@ -211,27 +247,29 @@ class Combined(Method):
         return Told(Sample(image, target, torch.where(disputed(probs), config.disputed * trust, trust)), fused)
 
     def look(
-        self, student: Viewed, labelled: Sample, pseudo: Sample | None, box: Tensor, banded: bool
+        self, net: nn.Module, view: View, labelled: Sample, pseudo: Sample | None, box: Tensor
     ) -> tuple[list[Sample], Tensor]:
         """What a student learns from, and its logits on all of that, `(B, C, X, Y, Z)`."""
-        view, filtered = student.view if banded else Identity(), self.config.filtered
+        filtered = self.config.filtered
         if filtered == "before":
             labelled = replace(labelled, image=view.apply(labelled.image))
         if filtered != "after" and pseudo is not None:
             pseudo = replace(pseudo, image=view.apply(pseudo.image))
         parts = self.parts(labelled, pseudo, box)
         image = torch.cat([part.image for part in parts])
-        return parts, student.net(view.apply(image) if filtered == "after" else image)
+        return parts, net(view.apply(image) if filtered == "after" else image)
 
     def parts(self, labelled: Sample, pseudo: Sample | None, box: Tensor) -> list[Sample]:
-        """Labelled and pseudo-labelled patches, pasted into each other; without the latter, labelled ones alone."""
-        if not self.config.copy_paste:
+        """Whole labelled patches, if any, then pasted ones: with unlabelled voxels, or with each other's."""
+        config = self.config
+        if not config.copy_paste:
             return [labelled] if pseudo is None else [labelled, pseudo]
+        whole = [labelled] if config.whole else []
         i, j = labelled[: len(labelled) // 2], labelled[len(labelled) // 2 :]
         if pseudo is None:
-            return [paste(inside=i, outside=j, box=box), paste(inside=j, outside=i, box=box)]
+            return [*whole, paste(inside=i, outside=j, box=box), paste(inside=j, outside=i, box=box)]
         p, q = pseudo[: len(pseudo) // 2], pseudo[len(pseudo) // 2 :]
-        return [paste(inside=p, outside=j, box=box), paste(inside=i, outside=q, box=box)]
+        return [*whole, paste(inside=p, outside=j, box=box), paste(inside=i, outside=q, box=box)]
 
     def consistencies(self, seen: Sequence[Tensor], told: Told, where: Tensor, rise: float) -> dict[str, Tensor]:
         """Squares to what the teachers say and, for several students, to what the others say.

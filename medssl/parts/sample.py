@@ -21,12 +21,13 @@ class TrainBatch:
     seeds: tuple[int, ...]
     """One per unlabelled image. What a method draws for a volume it draws from these, so that it is the same on
     however many devices a batch is spread; what it draws for a step it draws from the step's `rng`."""
+    weak: Tensor | None = None
+    """The unlabelled images, turned and bent alike, before their grey levels were changed; None where nothing did."""
 
     def part(self, index: int, count: int) -> TrainBatch:
         """Every `count`-th sample from `index` on: halves of a batch stay paired as they were."""
-        return TrainBatch(
-            self.image[index::count], self.label[index::count], self.unlabelled[index::count], self.seeds[index::count]
-        )
+        parts = (self.image[index::count], self.label[index::count], self.unlabelled[index::count])
+        return TrainBatch(*parts, self.seeds[index::count], None if self.weak is None else self.weak[index::count])
 
 
 @dataclass(frozen=True)
