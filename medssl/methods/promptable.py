@@ -85,8 +85,8 @@ def vote(
     Returns:
         New probabilities, and how many answers counted.
     """
-    boxes = _drawn(prompts, answer.shape[1:])[:, 0].to(answer.device)
-    own, inside = shown(prompts, answer.shape[1:]).to(answer.device), (answer > 0.5) & (boxes > 0)
+    boxes, own = (each.to(answer.device) for each in shown(prompts, answer.shape[1:]))
+    inside = (answer > 0.5) & boxes
     both, either = (own & inside).sum((1, 2)), own.sum((1, 2)) + inside.sum((1, 2))
     counts = 2 * both > overlap * either
     voted = probs.clone()
@@ -101,12 +101,13 @@ def vote(
     return (probs + share * voted) / (1 + share), counts.sum()
 
 
-def shown(prompts: Sequence[Prompt], sides: Sequence[int]) -> Tensor:
-    """The prompted components, `(P, X, Y)` bool."""
-    masks = torch.zeros(len(prompts), *sides, dtype=torch.bool)
-    for mask, prompt in zip(masks, prompts, strict=True):
+def shown(prompts: Sequence[Prompt], sides: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Boxes and components of prompts, `(P, X, Y)` bool each."""
+    boxes, own = torch.zeros(2, len(prompts), *sides, dtype=torch.bool)
+    for box, mask, prompt in zip(boxes, own, prompts, strict=True):
+        box[prompt.box] = True
         mask.copy_(torch.from_numpy(prompt.mask))
-    return masks
+    return boxes, own
 
 
 class StandIn(nn.Module):
@@ -213,8 +214,9 @@ def load_sam2(checkpoint: Path | None, architecture: str, device: torch.device) 
     try:
         model = build_sam2(architecture, str(checkpoint), device=str(device))
     except Exception as error:  # whatever hydra, pickle or torch raise
-        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise ConfigError(
-            f"method.checkpoint: {checkpoint}: no weights of method.architecture {architecture} ({reason})\n{SAM2_NEEDS}"
+            f"method.checkpoint: {checkpoint}: no weights of method.architecture {architecture} ({reason})\n"
+            f"{SAM2_NEEDS}"
         ) from error
     return SAM2(SAM2ImagePredictor(model))

@@ -21,13 +21,14 @@ from medssl.errors import ConfigError
 from medssl.methods.base import MakeNet, Method, MethodConfig, StepResult, at_rest
 from medssl.methods.inside import decoder_blocks, with_agreeing_channels
 from medssl.methods.promptable import PromptableBackbone, StandIn, answers, load_sam2, shown, vote
+from medssl.parts import processes
 from medssl.parts.gauges import gap, gauges
-from medssl.parts.losses import DiceForm, dice_ce
+from medssl.parts.losses import DiceForm, dice_ce, voxel_mean
 from medssl.parts.perturb import strong_view
 from medssl.parts.prompts import FACTS, Prompt, describe, make_prompts
 from medssl.parts.pseudo import likeliest
-from medssl.parts.sample import Progress, Sample, TrainBatch
-from medssl.parts.schedules import mix
+from medssl.parts.sample import Progress, TrainBatch
+from medssl.parts.schedules import generator, mix
 
 REMEMBERED = 1024
 """Components of labelled patches, the latest, that those of unlabelled ones are compared with."""
@@ -83,7 +84,7 @@ class SSS(Method):
         """How much more channels weigh that views agree on; 0 weighs none."""
         backbone: Literal["none", "stand_in", "sam2"] = "none"
         """The promptable network. `stand_in`: a small one, which learns from the labelled patches beside the student.
-        `sam2`: one of the SAM 2 family, with the weights in `checkpoint`."""
+        `sam2`: one of the SAM 2 family, with the weights in `checkpoint`. `--memory` counts neither."""
         checkpoint: Path | None = None
         """`sam2`: the file of its weights."""
         architecture: str = "configs/sam2.1/sam2.1_hiera_s.yaml"
@@ -118,13 +119,14 @@ class SSS(Method):
                 losses["stand_in"] = self.lesson(self.backbone, batch, probs.shape[1], rng)
             self.remember(batch, probs.shape[1])
             probs, stats = self.heard(self.backbone, batch, probs)
-        weak = self.trusted(batch.unlabelled, probs)
+        confidence, target = probs.max(1)
+        trust = torch.where(confidence >= self.config.threshold, confidence, 0)
         labelled, by_view = self.student(batch.image), self.enhanced(batch)
-        strong = [dice_ce(z, weak.target, weak.weight, dice=self.config.dice) for z in by_view]
+        strong = [dice_ce(z, target, trust, dice=self.config.dice) for z in by_view]
         losses["supervised"] = dice_ce(labelled, batch.label, dice=self.config.dice)
         losses["strong"] = self.config.strong_weight * torch.stack(strong).mean()
-        stats |= gauges(batch.label, weak.target, probs.shape[1], weight=weak.weight)
-        return StepResult(losses, {**stats, "gap": gap(by_view[0], weak.target)})
+        stats |= gauges(batch.label, target, probs.shape[1], weight=trust)
+        return StepResult(losses, {**stats, "gap": gap(by_view[0], target)})
 
     def enhanced(self, batch: TrainBatch) -> Sequence[Tensor]:
         """The student's logits on each strong view."""
@@ -133,26 +135,24 @@ class SSS(Method):
         logits = with_agreeing_channels(self.student, torch.cat(views), count, self.config.enhancement)
         return logits.chunk(count)
 
-    def trusted(self, image: Tensor, probs: Tensor) -> Sample:
-        """The likeliest classes, trusted as much as they are likely, from the threshold on."""
-        confidence, target = probs.max(1)
-        return Sample(image, target, torch.where(confidence >= self.config.threshold, confidence, 0))
-
     def lesson(self, backbone: StandIn, batch: TrainBatch, classes: int, rng: torch.Generator) -> Tensor:
-        """The loss of the stand-in on components of the labels."""
+        """The cross-entropy of the stand-in on components of the labels, within their boxes."""
         images, labels = self.sliced(batch.image[:, 0]), self.sliced(batch.label)
-        start = int(torch.randint(self.config.prompts.every, (), generator=rng))
-        prompts = self.prompts(images, F.one_hot(labels, classes).movedim(-1, 1).float(), [start] * len(images))
-        logits = answers(backbone, images, prompts).unsqueeze(-1)  # (P, X, Y, 1)
-        masks = shown(prompts, logits.shape[1:3]).to(logits.device).unsqueeze(-1)
-        two = torch.stack([torch.zeros_like(logits), logits], 1)
-        return dice_ce(two, masks.long(), torch.ones_like(logits))  # weighed: processes have unlike numbers of prompts
+        starts = [first_slice(self.config.prompts.every, rng)] * len(images)
+        prompts = self.prompts(images, F.one_hot(labels, classes).movedim(-1, 1).float(), starts)
+        logits = answers(backbone, images, prompts).float()
+        boxes, own = (each.to(logits.device) for each in shown(prompts, logits.shape[1:]))
+        return voxel_mean(F.binary_cross_entropy_with_logits(logits, own.float(), reduction="none"), boxes)
 
     def remember(self, batch: TrainBatch, classes: int) -> None:
-        """Note the components of labelled patches. In a training of several processes they are those of the first."""
+        """Note the components of labelled patches, those of all processes."""
         volumes = zip(_array(self.sliced(batch.label)), _array(self.sliced(batch.image[:, 0])), strict=True)
-        rows = [torch.from_numpy(describe(label, image, classes)) for label, image in volumes]
-        self.known.copy_(torch.cat([*(each.to(self.known) for each in rows), self.known])[:REMEMBERED])
+        rows = torch.cat([torch.from_numpy(describe(label, image, classes)) for label, image in volumes])[:REMEMBERED]
+        table = self.known.new_zeros(processes.count(), *self.known.shape)
+        table[processes.rank(), : len(rows)] = rows.to(self.known)
+        table = torch.cat([processes.total(table).flatten(0, 1), self.known])
+        latest = (table[:, 0] == 0).int().argsort(stable=True)  # rows that say nothing go last
+        self.known.copy_(table[latest[:REMEMBERED]])
 
     def heard(self, backbone: PromptableBackbone, batch: TrainBatch, probs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Probabilities with the answers to prompts mixed in, and two gauges.
@@ -161,7 +161,7 @@ class SSS(Method):
         prompts whose answer counts.
         """
         config, images, sliced = self.config, self.sliced(batch.unlabelled[:, 0]), self.sliced(probs)
-        starts = [mix(seed, config.views) % config.prompts.every for seed in batch.seeds]
+        starts = [first_slice(config.prompts.every, generator(seed, config.views)) for seed in batch.seeds]
         prompts = self.prompts(images, sliced, starts, known=self.known)
         count = torch.zeros((), device=probs.device)
         if prompts:
@@ -191,6 +191,11 @@ class SSS(Method):
 
     def helpers(self) -> Sequence[nn.Module]:
         return [self.backbone] if isinstance(self.backbone, nn.Module) else []
+
+
+def first_slice(every: int, rng: torch.Generator) -> int:
+    """Where a window that gives prompts to every so many slices begins."""
+    return int(torch.randint(every, (), generator=rng))
 
 
 def _array(tensor: Tensor) -> Any:
