@@ -332,8 +332,9 @@ class Watch:
 
 
 def fitted(method: Method, config: TrainConfig, device: torch.device) -> Method:
-    """A method on its device, laid out and compiled as the settings say."""
+    """A method on its device with what it needs to train, laid out and compiled as the settings say."""
     method = method.to(device)
+    method.equip(device)
     if processes.count() > 1 and device.type == "cuda":
         method = nn.SyncBatchNorm.convert_sync_batchnorm(method)  # type: ignore[no-untyped-call]
     if config.channels_last:
@@ -414,8 +415,8 @@ def choose_workers(workers: int | None, device: torch.device, *, in_memory: bool
 
 
 def make_optimizer(method: Method, config: TrainConfig) -> torch.optim.Optimizer:
-    """One parameter group per student."""
-    groups = [{"params": list(student.parameters())} for student in method.students()]
+    """One parameter group per student and helper."""
+    groups = [{"params": list(net.parameters())} for net in (*method.students(), *method.helpers())]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, config.lr, weight_decay=config.weight_decay, fused=True)
     sgd = torch.optim.SGD(groups, config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay, fused=True)

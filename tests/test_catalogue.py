@@ -40,6 +40,7 @@ def test_every_file_has_a_title_and_its_paper(found):
         ("ucf_mix.yaml", (2, 1), (8 + 4, 2, 8 + 4)),  # and the mix, which passes the views by
         ("rail.yaml", (4, 2), (8 + 8, 2, 8)),  # the resting group without a gradient
         ("umct.yaml", (3, 0), (3 * 4 + 3 * 10 * 2, 0, 12)),  # ten passes of each view over the unlabelled
+        ("sss.yaml", (1, 0), (2 + 2 + 4, 0, 2 + 4)),  # the weak view without a gradient, two strong views
         ("combined.yaml", (4, 2), (2 * 2, 2 * 2, 4)),  # one group of two learns from what both teachers say
     ],
 )

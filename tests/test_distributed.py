@@ -34,6 +34,7 @@ METHODS: dict[str, dict] = {  # settings of each; without the students' dropout,
     "ucf_mix": {},
     "rail": {},
     "umct": {"method": {"uncertainty": "entropy", "pretrain": 0.05}},
+    "sss": {"method": {"threshold": 0.4, "backbone": "stand_in", "prompts": {"reliable": 0.34}}},
     "combined": {"method": {"pretrain": 0.05}},
 }
 

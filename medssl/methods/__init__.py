@@ -8,6 +8,7 @@ from medssl.methods.cps import CPS
 from medssl.methods.fixmatch import FixMatch
 from medssl.methods.mean_teacher import MeanTeacher
 from medssl.methods.rail import RAIL
+from medssl.methods.sss import SSS
 from medssl.methods.supervised import Supervised
 from medssl.methods.uamt import UAMT
 from medssl.methods.ucf_mix import UCFMix
@@ -24,5 +25,6 @@ METHODS: dict[str, type[Method]] = {
     "ucf_mix": UCFMix,
     "rail": RAIL,
     "umct": UMCT,
+    "sss": SSS,
     "combined": Combined,
 }

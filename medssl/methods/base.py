@@ -76,6 +76,9 @@ class Method(nn.Module):
         super().__init__()
         self.config = config
 
+    def equip(self, device: torch.device) -> None:
+        """Load what training alone needs, before the first step; most methods need nothing beyond their networks."""
+
     def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
         """Losses of one batch, a pure function of its arguments and the weights."""
         raise TypeError(f"{type(self).__name__} must define step")
@@ -83,6 +86,10 @@ class Method(nn.Module):
     def students(self) -> Sequence[nn.Module]:
         """The networks that learn; each is an optimiser group of its own."""
         raise TypeError(f"{type(self).__name__} must define students")
+
+    def helpers(self) -> Sequence[nn.Module]:
+        """Networks that learn beside the students, each an optimiser group of its own, and do not predict."""
+        return []
 
     def teachers(self) -> Sequence[nn.Module]:
         """The networks that follow; none for a method without teachers."""

@@ -1,4 +1,5 @@
-"""Forward passes with noise inside the network: dropout where it predicts, and fewer channels for its decoder.
+"""Forward passes with something done inside the network: dropout where it predicts, and a decoder whose channels are
+missing or weighed.
 
 Noise is drawn from one seed per volume, so it is the same on however many devices a batch is spread. Weights, modes and
 global random state are left alone, and so is a compiled network, which is run as it was before compilation.
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.hooks import RemovableHandle
 
+from medssl.parts.agreement import by_agreement
 from medssl.parts.perturb import dropped
 from medssl.parts.schedules import mix
 
@@ -52,6 +54,21 @@ def with_fewer_channels(net: nn.Module, image: Tensor, rate: float, seeds: Seque
 
     blocks = enumerate(decoder_blocks(net))
     return _hooked(net, image, [block.register_forward_pre_hook(hook(number)) for number, block in blocks])
+
+
+def with_agreeing_channels(net: nn.Module, image: Tensor, views: int, strength: float) -> Tensor:
+    """Logits of a decoder whose channels, coarse and skipped ones, weigh by how far views agree on them.
+
+    Args:
+        image: `(V B, M, X, Y, Z)`, B volumes as each of the V views shows them.
+        strength: see `by_agreement`; 0 leaves the network as it is.
+    """
+
+    def hook(block: nn.Module, inputs: Any) -> Any:
+        return tuple(by_agreement(features, views, strength) for features in inputs)
+
+    blocks = decoder_blocks(net) if strength > 0 else []
+    return _hooked(net, image, [block.register_forward_pre_hook(hook) for block in blocks])
 
 
 def _apart(seeds: Sequence[int], *place: int) -> list[int]:

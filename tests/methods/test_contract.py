@@ -20,7 +20,7 @@ ROUND = 5
 """Steps of a run of 100 within which every student learns; groups take turns in some methods."""
 
 
-READY = {"uamt": {"threshold": 1.0}, "fixmatch": {"threshold": 0.0}}
+READY = {"uamt": {"threshold": 1.0}, "fixmatch": {"threshold": 0.0}, "sss": {"threshold": 0.0, "enhancement": 0.0}}
 """Settings by which an untrained network's pseudo-labels count."""
 
 

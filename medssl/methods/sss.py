@@ -1,0 +1,203 @@
+"""Weak-to-strong consistency on features that several strong views agree on, with votes of a promptable network.
+
+"SSS: Semi-Supervised SAM-2 with Efficient Prompting for Medical Imaging Segmentation", arXiv 2506.08949. Only its
+abstract and README were at hand, so this is in its style: `configs/method/sss.yaml` says item by item what is
+certain, what is inferred and what is not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from medssl.config import Settings
+from medssl.errors import ConfigError
+from medssl.methods.base import MakeNet, Method, MethodConfig, StepResult, at_rest
+from medssl.methods.inside import decoder_blocks, with_agreeing_channels
+from medssl.methods.promptable import PromptableBackbone, StandIn, answers, load_sam2, shown, vote
+from medssl.parts import processes
+from medssl.parts.gauges import gap, gauges
+from medssl.parts.losses import DiceForm, dice_ce, voxel_mean
+from medssl.parts.perturb import strong_view
+from medssl.parts.prompts import FACTS, Prompt, describe, make_prompts
+from medssl.parts.pseudo import likeliest
+from medssl.parts.sample import Progress, TrainBatch
+from medssl.parts.schedules import generator, mix
+
+REMEMBERED = 1024
+"""Components of labelled patches, the latest, that those of unlabelled ones are compared with."""
+OVERLAP = 0.5
+"""Dice with the student's component that an answer must exceed to be heard."""
+
+
+class Prompting(Settings):
+    """Which components of a prediction become prompts."""
+
+    axis: Literal[0, 1, 2] = 2
+    """The axis (0 is X) that volumes are cut across."""
+    every: PositiveInt = 2
+    """Slices from one that gets prompts to the next; the first one is drawn."""
+    margin: int = Field(2, ge=0)
+    """Voxels between a component and its box."""
+    reliable: float = Field(0.8, ge=0, lt=1)
+    """Probability that a component must exceed on average."""
+    change: float = Field(0.5, ge=0, le=1)
+    """Share of its area by which a component may grow or shrink towards a neighbouring slice."""
+    single: tuple[PositiveInt, ...] = ()
+    """Label values of classes with one component: the largest gets prompts."""
+
+
+class SSS(Method):
+    """The student's own classes on a weak view are its target on strong views, from features that these agree on.
+
+    With `p` the student's probabilities on the patch as the trainer augments it:
+
+        L = L_seg(s(x), y) + w mean_v L_seg(s(x_v), argmax q; trust)
+        q = (p + vote m) / (1 + vote) where a promptable network was heard, else p
+        trust = max q where that reaches the threshold, else 0
+
+    `x_v` are strong views of the same patch. In each block of the decoder, so at each scale, the channels on which they
+    agree weigh more (`by_agreement`). A single image passes the student unchanged, which is how it labels weak views,
+    learns from labels and predicts. There is no teacher, as the paper has one stream: the student labels in evaluation
+    mode.
+
+    `m` is a network's answer to prompts. A component of `p` in a slice becomes a prompt, a box and points, if it is
+    reliable, and plausible beside the components of labelled patches: in volume, place and intensity, and in how its
+    area changes from slice to slice. Answers that overlap it with a Dice above 0.5 are heard within the box. Places
+    are those in the patch, which says less the smaller patches are. Slices are those of the first modality.
+    """
+
+    class Config(MethodConfig):
+        threshold: float = Field(0.95, ge=0, lt=1)
+        """Probability of the likeliest class from which a voxel counts."""
+        views: PositiveInt = 2
+        """Strong views of each unlabelled patch."""
+        strong_weight: float = Field(1.0, ge=0)
+        """Of the mean over strong views (w)."""
+        enhancement: float = Field(2.0, ge=0)
+        """How much more channels weigh that views agree on; 0 weighs none."""
+        backbone: Literal["none", "stand_in", "sam2"] = "none"
+        """The promptable network. `stand_in`: a small one, which learns from the labelled patches beside the student.
+        `sam2`: one of the SAM 2 family, with the weights in `checkpoint`. `--memory` counts neither."""
+        checkpoint: Path | None = None
+        """`sam2`: the file of its weights."""
+        architecture: str = "configs/sam2.1/sam2.1_hiera_s.yaml"
+        """`sam2`: the package's name for the configuration of these weights."""
+        vote: float = Field(0.5, ge=0, le=0.5)
+        """How often its answer counts where the student's prediction counts once."""
+        prompts: Prompting = Prompting()
+        dice: DiceForm = "squared"
+
+    config: Config
+
+    def __init__(self, config: Config, make_net: MakeNet) -> None:
+        super().__init__(config, make_net)
+        self.student = make_net()
+        if config.enhancement > 0 and not decoder_blocks(self.student):
+            raise ConfigError("method.enhancement: this network does not say which blocks are its decoder; set it to 0")
+        self.backbone: PromptableBackbone | None = StandIn() if config.backbone == "stand_in" else None
+        self.known: Tensor
+        if config.backbone != "none":
+            self.register_buffer("known", torch.zeros(REMEMBERED, 1 + FACTS, dtype=torch.float64))
+
+    def equip(self, device: torch.device) -> None:
+        if self.config.backbone == "sam2":
+            self.backbone = load_sam2(self.config.checkpoint, self.config.architecture, device)
+
+    def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
+        probs = at_rest(self.student, batch.unlabelled).float().softmax(1)
+        losses: dict[str, Tensor] = {}
+        stats: dict[str, Tensor] = {}
+        if self.backbone is not None:
+            if isinstance(self.backbone, StandIn):
+                losses["stand_in"] = self.lesson(self.backbone, batch, probs.shape[1], rng)
+            self.remember(batch, probs.shape[1])
+            probs, stats = self.heard(self.backbone, batch, probs)
+        confidence, target = probs.max(1)
+        trust = torch.where(confidence >= self.config.threshold, confidence, 0)
+        labelled, by_view = self.student(batch.image), self.enhanced(batch)
+        strong = [dice_ce(z, target, trust, dice=self.config.dice) for z in by_view]
+        losses["supervised"] = dice_ce(labelled, batch.label, dice=self.config.dice)
+        losses["strong"] = self.config.strong_weight * torch.stack(strong).mean()
+        stats |= gauges(batch.label, target, probs.shape[1], weight=trust)
+        return StepResult(losses, {**stats, "gap": gap(by_view[0], target)})
+
+    def enhanced(self, batch: TrainBatch) -> Sequence[Tensor]:
+        """The student's logits on each strong view."""
+        count = self.config.views
+        views = [strong_view(batch.unlabelled, [mix(seed, view) for seed in batch.seeds]) for view in range(count)]
+        logits = with_agreeing_channels(self.student, torch.cat(views), count, self.config.enhancement)
+        return logits.chunk(count)
+
+    def lesson(self, backbone: StandIn, batch: TrainBatch, classes: int, rng: torch.Generator) -> Tensor:
+        """The cross-entropy of the stand-in on components of the labels, within their boxes."""
+        images, labels = self.sliced(batch.image[:, 0]), self.sliced(batch.label)
+        starts = [first_slice(self.config.prompts.every, rng)] * len(images)
+        prompts = self.prompts(images, F.one_hot(labels, classes).movedim(-1, 1).float(), starts)
+        logits = answers(backbone, images, prompts).float()
+        boxes, own = (each.to(logits.device) for each in shown(prompts, logits.shape[1:]))
+        return voxel_mean(F.binary_cross_entropy_with_logits(logits, own.float(), reduction="none"), boxes)
+
+    def remember(self, batch: TrainBatch, classes: int) -> None:
+        """Note the components of labelled patches, those of all processes."""
+        volumes = zip(_array(self.sliced(batch.label)), _array(self.sliced(batch.image[:, 0])), strict=True)
+        rows = torch.cat([torch.from_numpy(describe(label, image, classes)) for label, image in volumes])[:REMEMBERED]
+        table = self.known.new_zeros(processes.count(), *self.known.shape)
+        table[processes.rank(), : len(rows)] = rows.to(self.known)
+        table = torch.cat([processes.total(table).flatten(0, 1), self.known])
+        latest = (table[:, 0] == 0).int().argsort(stable=True)  # rows that say nothing go last
+        self.known.copy_(table[latest[:REMEMBERED]])
+
+    def heard(self, backbone: PromptableBackbone, batch: TrainBatch, probs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Probabilities with the answers to prompts mixed in, and two gauges.
+
+        `prompted` is the share of the student's foreground that is in a prompted component, `heard` the share of
+        prompts whose answer counts.
+        """
+        config, images, sliced = self.config, self.sliced(batch.unlabelled[:, 0]), self.sliced(probs)
+        starts = [first_slice(config.prompts.every, generator(seed, config.views)) for seed in batch.seeds]
+        prompts = self.prompts(images, sliced, starts, known=self.known)
+        count = torch.zeros((), device=probs.device)
+        if prompts:
+            with torch.no_grad():
+                answer = answers(backbone, images, prompts).float().sigmoid()
+            voted, count = vote(sliced, prompts, answer, share=config.vote, overlap=OVERLAP)
+            probs = voted.movedim(-1, config.prompts.axis - 3)
+        foreground = (likeliest(sliced) > 0).sum()
+        within = sum(int(prompt.mask.sum()) for prompt in prompts)
+        return probs, {"prompted": within / foreground.clamp_min(1), "heard": count / max(1, len(prompts))}
+
+    def prompts(
+        self, images: Tensor, probs: Tensor, starts: Sequence[int], known: Tensor | None = None
+    ) -> list[Prompt]:
+        """Prompts for the volumes of a batch, `(B, X, Y, Z)` and `(B, C, X, Y, Z)` with their slices last."""
+        rules = self.config.prompts.model_dump(exclude={"axis"})
+        rules["known"] = None if known is None else _array(known)
+        volumes = enumerate(zip(_array(probs), _array(images), starts, strict=True))
+        return [one for n, (p, x, start) in volumes for one in make_prompts(p, x, volume=n, start=start, **rules)]
+
+    def sliced(self, volumes: Tensor) -> Tensor:
+        """`(..., X, Y, Z)` with the axis that is cut across last."""
+        return volumes.movedim(self.config.prompts.axis - 3, -1)
+
+    def students(self) -> Sequence[nn.Module]:
+        return [self.student]
+
+    def helpers(self) -> Sequence[nn.Module]:
+        return [self.backbone] if isinstance(self.backbone, nn.Module) else []
+
+
+def first_slice(every: int, rng: torch.Generator) -> int:
+    """Where a window that gives prompts to every so many slices begins."""
+    return int(torch.randint(every, (), generator=rng))
+
+
+def _array(tensor: Tensor) -> Any:
+    """Numbers on the CPU, for numpy."""
+    return tensor.detach().cpu().numpy()
