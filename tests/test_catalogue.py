@@ -41,7 +41,7 @@ def test_every_file_has_a_title_and_its_paper(found):
         ("rail.yaml", (4, 2), (8 + 8, 2, 8)),  # the resting group without a gradient
         ("umct.yaml", (3, 0), (3 * 4 + 3 * 10 * 2, 0, 12)),  # ten passes of each view over the unlabelled
         ("sss.yaml", (1, 0), (2 + 2 + 4, 0, 2 + 4)),  # the weak view without a gradient, two strong views
-        ("combined.yaml", (4, 2), (2 * 2, 2 * 2, 4)),  # one group of two learns from what both teachers say
+        ("combined.yaml", (2, 2), (2 * 4, 2 * 2, 8)),  # each student on whole and on pasted patches
     ],
 )
 def test_networks_and_passes_are_those_of_the_paper(found, file, networks, cost):

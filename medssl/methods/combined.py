@@ -1,8 +1,9 @@
-"""Frequency groups, fused teachers and copy-paste in one method.
+"""Groups that label for each other, copy-paste beside whole patches, and frequency bands where asked for.
 
-A design of this project out of parts of others: bidirectional copy-paste (BCP, arXiv 2305.00673), students on
-frequency bands under one teacher (CFC-Net, arXiv 2504.11856), views that label for each other, the surer ones counting
-more (UMCT, arXiv 1811.12506), and groups that take turns (RAIL, arXiv 2505.03538).
+A design of this project out of parts of others: bidirectional copy-paste (BCP, arXiv 2305.00673), views that label for
+each other, the surer ones counting more (UMCT, arXiv 1811.12506), labels read from a weak view of what students see in
+a strong one (FixMatch, arXiv 2001.07685), students on frequency bands under one teacher (CFC-Net, arXiv 2504.11856),
+and groups that take turns (RAIL, arXiv 2505.03538). Which of them are on by default was decided by docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -39,30 +40,34 @@ class Told:
 
 
 class Combined(Method):
-    """Groups of students take turns; what all teachers say together labels the voxels that copy-paste mixes in.
+    """What all groups' teachers say together labels the unlabelled voxels that copy-paste mixes in.
 
-    A group looks along its own order of the axes and has a student for each band, and a teacher that sees all
-    frequencies and follows their mean. In a step, with the teachers' predictions `p_k` and entropies `U_k`:
+    A group starts from weights of its own, may look along its own order of the axes, and has a student for each band
+    and a teacher that follows the students' mean. Teachers see the unlabelled patches before their grey levels were
+    changed, students see them after. In a step, with the teachers' predictions `p_k` and entropies `U_k`:
 
         q    = sum_k r_k c_k p_k / sum_k r_k c_k,    c_k = 1 / (U_k + floor),  r_k = `own` for the group's own, else 1
         w    = (1 - entropy q), `disputed` times where teachers name different classes
-        L_s  = S(p_s, y) + alpha S(p_s, argmax q; w) + r(t) (w_full |p_s - q|^2 + w_cross |p_s - sg p_s'|^2)
+        L_s  = S(p_s, y) + alpha CE(p_s, argmax q; w) + r(t) (w_full |p_s - q|^2 + w_cross |p_s - sg p_s'|^2)
 
-    for each student `s` of the group whose turn it is, `s'` the others of its group. `S` is Dice and cross-entropy; in
-    pasted patches it scores each side of the box apart, as BCP does, and squares are averaged over unlabelled voxels.
+    for each student `s` of a group that learns, `s'` the others of its group. `S` is Dice and cross-entropy, over
+    whole labelled patches and over the labelled side of pasted ones, each by itself as in BCP; squares are averaged
+    over unlabelled voxels. BCP's students learn on pasted patches alone, and whole ones are new to them.
 
-    In stage one all groups learn from labelled patches pasted into each other, and the networks of a group stay one:
-    after each step all take the students' mean. The mean of students is a teacher only while they are near each other.
+    In stage one students learn from labelled patches, whole and pasted into each other, and the networks of a group
+    stay one: after each step all take the students' mean. The mean of students is a teacher only while they are near
+    each other.
 
-    Switches take it apart. One group and `bands: [full]` with hard labels all trusted alike is BCP; without copy-paste
-    and with alpha 0 it is Mean Teacher, or CFC-MT for `bands: [low, high]`; `own: 0` has others label, as UMCT.
+    Switches take it apart. One group of one student, pasted patches only, and Dice on hard labels trusted alike is
+    BCP; without copy-paste and with alpha 0 it is Mean Teacher, or CFC-MT for `bands: [low, high]`; `own: 0` has
+    others label, as UMCT.
     """
 
     class Config(MethodConfig):
         axes: tuple[tuple[int, int, int], ...] = Field(((0, 1, 2), (0, 1, 2)), min_length=1)
         """For each group, the image's axes in the order in which its networks take them. Groups that differ are for
         data of equal spacing; thick slices want them alike, and groups then differ by their random start."""
-        bands: tuple[Literal["full", "low", "high", "either"], ...] = Field(("low", "high"), min_length=1)
+        bands: tuple[Literal["full", "low", "high", "either"], ...] = Field(("full",), min_length=1)
         """What each student of a group sees. `either`: low or high frequencies, drawn for each step, and all of them at
         inference. `[full, full]` is the control for `[low, high]`, `[full]` that for `[either]`."""
         frequency: Frequencies = Frequencies()
@@ -77,7 +82,7 @@ class Combined(Method):
         """Share of the steps in which all students see all frequencies, lest they part too far."""
         teachers: Literal["group", "student"] = "group"
         """`student`: each student has a teacher of its own, which sees what it sees."""
-        turn: int = Field(1, ge=0)
+        turn: int = Field(0, ge=0)
         """Steps after which the next group learns; 0 has all learn in each step."""
         own: float = Field(0.5, ge=0, le=1)
         """How often a group's own teachers count in its labels, beside 1 for others."""
@@ -105,7 +110,7 @@ class Combined(Method):
         """Side of the box over side of the patch."""
         alpha: float = Field(0.5, ge=0)
         """Weight of pseudo-labels."""
-        pseudo: Literal["dice_ce", "ce"] = "dice_ce"
+        pseudo: Literal["dice_ce", "ce"] = "ce"
         """The loss on pseudo-labels. Dice rewards naming too much where a network is unsure, and a teacher that learns
         from that passes it on; cross-entropy does not."""
         full_weight: float = Field(1.0, ge=0)
@@ -118,7 +123,7 @@ class Combined(Method):
         """Share of the run that is stage one."""
         ema_decay: float = Field(0.99, ge=0, lt=1)
         """Constant in stage two; without a stage one, reached from 0 as `1 - 1/(k + 1)` over the steps of a group."""
-        dice: DiceForm = "linear"
+        dice: DiceForm = "squared"
 
         @model_validator(mode="after")
         def _labelled_by_someone(self) -> Self:
@@ -149,9 +154,9 @@ class Combined(Method):
         box = random_box(batch.image.shape[2:], self.config.box, rng, batch.image.device)
         views = self.drawn_views(rng)
         if self.pretraining(progress):
-            return self.pretrain_step(labelled, box, views)
+            return self.pretrain_step(self.turn(progress), labelled, box, views)
 
-        weak = batch.unlabelled if batch.weak is None or self.config.teachers_see == "strong" else batch.weak
+        weak = batch.weak_view() if self.config.teachers_see == "weak" else batch.unlabelled
         probs = torch.stack([probabilities(at_rest(net, weak)) for net in self.teachers()])
         rise, image = ramp_up(progress, self.config.ramp), batch.unlabelled
         results = [self.group_step(n, labelled, image, probs, box, views, rise) for n in self.turn(progress)]
@@ -171,7 +176,7 @@ class Combined(Method):
         return progress.fraction < self.config.pretrain
 
     def turn(self, progress: Progress) -> Sequence[int]:
-        """The numbers of the groups that learn in a step of stage two."""
+        """The numbers of the groups that learn in a step."""
         count = len(self.groups)
         return [progress.iteration // self.config.turn % count] if self.config.turn else range(count)
 
@@ -182,10 +187,10 @@ class Combined(Method):
         turns, step = divmod(progress.iteration, self.config.turn)
         return turns // len(self.groups) * self.config.turn + step
 
-    def pretrain_step(self, labelled: Sample, box: Tensor, views: Sequence[View]) -> StepResult:
-        """All students on labelled patches, pasted into each other."""
+    def pretrain_step(self, turn: Sequence[int], labelled: Sample, box: Tensor, views: Sequence[View]) -> StepResult:
+        """Students on labelled patches, pasted into each other."""
         losses = []
-        for number in range(len(self.groups)):
+        for number in turn:
             for student, view in zip(self.group(number).students, views, strict=True):
                 parts, logits = self.look(student.net, view, labelled, None, box)
                 losses.append(dice_ce(logits, concat(*parts).target, dice=self.config.dice))
@@ -308,7 +313,7 @@ class Combined(Method):
 
     def followers(self, progress: Progress) -> Sequence[Follow]:
         if self.pretraining(progress):
-            return [follow for number in range(len(self.groups)) for follow in self.group(number).united()]
+            return [follow for number in self.turn(progress) for follow in self.group(number).united()]
         decay = self.config.ema_decay
         if not self.config.pretrain:
             decay = min(1 - 1 / (self.steps(progress) + 1), decay)

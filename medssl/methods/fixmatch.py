@@ -8,6 +8,7 @@ Segmentation" (UniMatch), CVPR 2023, arXiv 2208.09910.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -29,10 +30,10 @@ from medssl.parts.schedules import mix
 class FixMatch(Method):
     """The network's own classes on a weak view, where it is confident, are its target on a strong view (eq. 3 and 4).
 
-    The weak view is the patch as the trainer augments it; a strong one has other grey levels and blur on the same grid.
-    UniMatch asks for two strong views, each of which may get a box of another unlabelled patch (`cutmix`), and for the
-    weak view once more with channels of the features missing (`feature_dropout`). There is no teacher: the student in
-    training mode labels the weak view, as released.
+    The weak view is the patch before the trainer changed its grey levels; a strong one has those changes, and on top
+    other contrast and blur on the same grid. UniMatch asks for two strong views, each of which may get a box of another
+    unlabelled patch (`cutmix`), and for the weak view once more with channels of the features missing
+    (`feature_dropout`). There is no teacher: the student in training mode labels the weak view, as released.
     """
 
     class Config(MethodConfig):
@@ -64,9 +65,10 @@ class FixMatch(Method):
             )
 
     def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
-        weak = self.pseudo_label(batch.unlabelled)
+        weak = self.pseudo_label(batch.weak_view())
+        changed = replace(weak, image=batch.unlabelled)
         strong = [
-            self.strong(weak, [mix(seed, view) for seed in batch.seeds], rng) for view in range(self.config.views)
+            self.strong(changed, [mix(seed, view) for seed in batch.seeds], rng) for view in range(self.config.views)
         ]
         logits = self.student(torch.cat([batch.image, *(view.image for view in strong)]))
         labelled, *by_view = logits.split([len(batch.image), *map(len, strong)])
@@ -87,13 +89,13 @@ class FixMatch(Method):
         confidence, target = self.student(image).float().softmax(1).max(1)
         return Sample(image, target, (confidence >= self.config.threshold).to(image.dtype))
 
-    def strong(self, weak: Sample, seeds: Sequence[int], rng: torch.Generator) -> Sample:
+    def strong(self, patches: Sample, seeds: Sequence[int], rng: torch.Generator) -> Sample:
         """A strong view of each patch, with the target of what it shows.
 
         Boxes come from the patch half a batch further. Their side is `(1 - l)^(1/3)` of the patch's with `l` of
         Beta(4, 4), which is how the middle one of seven uniform numbers is distributed.
         """
-        view = Sample(strong_view(weak.image, seeds), weak.target, weak.weight)
+        view = replace(patches, image=strong_view(patches.image, seeds))
         exchanges, middle = float(torch.rand((), generator=rng)), float(torch.rand(7, generator=rng).median())
         if exchanges >= self.config.cutmix:
             return view

@@ -56,16 +56,16 @@ class Prompting(Settings):
 class SSS(Method):
     """The student's own classes on a weak view are its target on strong views, from features that these agree on.
 
-    With `p` the student's probabilities on the patch as the trainer augments it:
+    With `p` the student's probabilities on the patch before the trainer changed its grey levels:
 
         L = L_seg(s(x), y) + w mean_v L_seg(s(x_v), argmax q; trust)
         q = (p + vote m) / (1 + vote) where a promptable network was heard, else p
         trust = max q where that reaches the threshold, else 0
 
-    `x_v` are strong views of the same patch. In each block of the decoder, so at each scale, the channels on which they
-    agree weigh more (`by_agreement`). A single image passes the student unchanged, which is how it labels weak views,
-    learns from labels and predicts. There is no teacher, as the paper has one stream: the student labels in evaluation
-    mode.
+    `x_v` are strong views of the patch as the trainer augments it. In each block of the decoder, so at each scale, the
+    channels on which they agree weigh more (`by_agreement`). A single image passes the student unchanged, which is how
+    it labels weak views, learns from labels and predicts. There is no teacher, as the paper has one stream: the student
+    labels in evaluation mode.
 
     `m` is a network's answer to prompts. A component of `p` in a slice becomes a prompt, a box and points, if it is
     reliable, and plausible beside the components of labelled patches: in volume, place and intensity, and in how its
@@ -111,7 +111,7 @@ class SSS(Method):
             self.backbone = load_sam2(self.config.checkpoint, self.config.architecture, device)
 
     def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
-        probs = at_rest(self.student, batch.unlabelled).float().softmax(1)
+        probs = at_rest(self.student, batch.weak_view()).float().softmax(1)
         losses: dict[str, Tensor] = {}
         stats: dict[str, Tensor] = {}
         if self.backbone is not None:

@@ -24,6 +24,10 @@ class TrainBatch:
     weak: Tensor | None = None
     """The unlabelled images, turned and bent alike, before their grey levels were changed; None where nothing did."""
 
+    def weak_view(self) -> Tensor:
+        """What an unlabelled patch is labelled from, `(Bu, M, X, Y, Z)`: `weak` where there is one."""
+        return self.unlabelled if self.weak is None else self.weak
+
     def part(self, index: int, count: int) -> TrainBatch:
         """Every `count`-th sample from `index` on: halves of a batch stay paired as they were."""
         parts = (self.image[index::count], self.label[index::count], self.unlabelled[index::count])

@@ -1,5 +1,7 @@
 """What the combined method is made of: each part by itself, what it costs, and the methods it reduces to."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -11,7 +13,7 @@ from medssl.errors import ConfigError
 from medssl.methods import METHODS
 from medssl.networks import NetworkConfig, make_network
 from medssl.parts.frequency import split_frequencies
-from medssl.parts.losses import consistency, dice_ce
+from medssl.parts.losses import consistency, cross_entropy, dice_ce
 from medssl.parts.mix import random_box
 from medssl.parts.sample import Progress, TrainBatch
 from medssl.parts.schedules import generator
@@ -19,6 +21,10 @@ from medssl.run import parse_method
 
 SHAPE = (5, 6, 7)
 LATER = Progress(60, 100)
+BANDED = {  # the settings that most tests of parts are about
+    "bands": ["low", "high"], "turn": 1, "whole": False, "pseudo": "dice_ce", "dice": "linear", "full_weight": 1.0,
+    "full_band": 0.2, "own": 0.5, "trust": "certainty", "disputed": 0.5,
+}  # fmt: skip
 PLAIN = {  # one student that sees all, its teacher, hard labels that count alike
     "axes": [(0, 1, 2)], "bands": ["full"], "trust": "alike", "disputed": 1.0, "full_weight": 0.0, "cross_weight": 0.0,
 }  # fmt: skip
@@ -32,7 +38,7 @@ def make(name, kernel=3, **settings):
 
 
 def build(kernel=3, **settings):
-    return make("combined", kernel, **settings)
+    return make("combined", kernel, **{**BANDED, **settings})
 
 
 def part_ways(method):
@@ -185,15 +191,27 @@ class TestCost:
     @pytest.mark.parametrize(
         ("settings", "times"),
         [
-            ({}, 16 / 14),
-            ({"axes": 3 * [(0, 1, 2)]}, 18 / 14),
-            ({"teachers": "student"}, 20 / 14),
-            ({"turn": 0}, 2),
+            ({}, 2),
+            ({"turn": 1}, 16 / 14),
+            ({"turn": 1, "axes": 3 * [(0, 1, 2)]}, 18 / 14),
+            ({"turn": 1, "bands": ["low", "high"]}, 2),
+            ({"whole": False}, 16 / 14),
+            ({"whole": False, "bands": ["low", "high"], "turn": 1, "teachers": "student"}, 20 / 14),
             ({"copy_paste": False}, 2),
             ({"pretrain": 0.95}, 24 / 14),
-            (PLAIN, 8 / 14),
+            ({**PLAIN, "whole": False}, 8 / 14),
         ],
-        ids=["default", "three groups", "a teacher each", "no turns", "no copy-paste", "stage one", "BCP"],
+        ids=[
+            "default",
+            "turns",
+            "three groups",
+            "bands",
+            "pasted only",
+            "a teacher each",
+            "no copy-paste",
+            "stage one",
+            "BCP",
+        ],
     )
     def test_a_step_costs_at_most_twice_mean_teacher(self, settings, times):
         teacher, ours = (
@@ -231,7 +249,7 @@ class TestTurns:
 
 class TestStageOne:
     def test_networks_of_a_group_stay_one_and_groups_apart(self):
-        method = part_ways(build(teachers="student"))
+        method = part_ways(build(teachers="student", turn=0))
         means = [sum(net.net.weight for net in method.group(n).students).detach() / 2 for n in (0, 1)]
         for follow in method.followers(Progress(0, 100)):
             ema_update(follow.teacher, follow.students, follow.decay)
@@ -328,6 +346,60 @@ class TestTargets:
         whole, alone = method.told(0, image, probs), method.told(0, image[2:3], probs[:, 2:3])
         torch.testing.assert_close(whole.pseudo.target[2:3], alone.pseudo.target)
         torch.testing.assert_close(whole.pseudo.weight[2:3], alone.pseudo.weight)
+
+
+class TestWhatIsSeen:
+    def test_teachers_label_the_weak_view_and_students_learn_on_the_strong_one(self):
+        data, told, shown = batch(), [], []
+        weak = replace(data, weak=data.unlabelled + 1)
+        method = part_ways(build(**PLAIN))
+        method.teachers()[0].net.register_forward_pre_hook(lambda net, args: told.append(args[0]))
+        method.students()[0].net.register_forward_pre_hook(lambda net, args: shown.append(args[0]))
+        method.step(weak, LATER, generator(0))
+        assert torch.equal(told[0], weak.weak)
+        box = random_box(SHAPE, 2 / 3, generator(0))
+        assert torch.equal(shown[0][0], torch.where(box, data.unlabelled[0], data.image[1]))
+
+        strong = part_ways(build(**PLAIN, teachers_see="strong"))
+        torch.testing.assert_close(total(strong.step(weak, LATER, generator(0))), total(step(strong)))
+
+    def test_whole_labelled_patches_add_the_loss_of_supervised_learning(self):
+        ours, without = part_ways(build(**PLAIN, whole=True)), part_ways(build(**PLAIN))
+        data = batch()
+        extra = dice_ce(ours.students()[0](data.image), data.label, dice="linear")
+        torch.testing.assert_close(step(ours).losses["labelled"], step(without).losses["labelled"] + extra)
+        torch.testing.assert_close(step(ours).losses["pseudo"], step(without).losses["pseudo"])
+        for name, value in step(without).stats.items():
+            torch.testing.assert_close(step(ours).stats[name], value)
+
+    def test_pseudo_labels_can_be_scored_by_cross_entropy_alone(self):
+        ours, data, box = (
+            part_ways(build(**PLAIN, pseudo="ce", alpha=0.3)),
+            batch(),
+            random_box(SHAPE, 2 / 3, generator(0)),
+        )
+        probs = torch.stack([net(data.unlabelled).softmax(1) for net in ours.teachers()]).detach()
+        target = ours.told(0, data.unlabelled, probs).pseudo.target
+        student = ours.students()[0]
+        inward = student(torch.where(box, data.unlabelled[:1], data.image[1:]))
+        outward = student(torch.where(box, data.image[:1], data.unlabelled[1:]))
+        expected = cross_entropy(inward, target[:1], 1.0 * box[None]) + cross_entropy(
+            outward, target[1:], 1.0 * ~box[None]
+        )
+        torch.testing.assert_close(step(ours).losses["pseudo"], 0.3 * expected)
+        torch.testing.assert_close(step(ours).losses["labelled"], step(part_ways(build(**PLAIN))).losses["labelled"])
+
+    def test_a_student_of_either_band_sees_both_in_turn_and_all_at_inference(self):
+        method, seen, data = build(bands=["either"], full_band=0.25, whole=True), [], batch()
+        assert torch.equal(method.students()[0].view.apply(data.image), data.image)
+        method.group(0).students[0].net.register_forward_pre_hook(lambda net, args: seen.append(args[0][:2]))
+        for seed in range(100):
+            step(method, seed=seed)
+        wanted = [view.apply(data.image) for view in method.bands.values()]
+        full, low, high = (sum(torch.equal(image, one) for image in seen) for one in wanted)
+        assert full + low + high == 100
+        assert 12 < full < 38
+        assert min(low, high) > 20
 
 
 def test_labels_by_nobody_are_refused():
