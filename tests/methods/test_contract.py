@@ -166,7 +166,7 @@ def test_works_with_the_real_network_and_thick_slices(name):
 
 
 def test_labels_of_unlabelled_volumes_are_nowhere_in_the_batch():
-    assert set(TrainBatch.__dataclass_fields__) == {"image", "label", "unlabelled", "seeds"}
+    assert set(TrainBatch.__dataclass_fields__) == {"image", "label", "unlabelled", "seeds", "weak"}
 
 
 @pytest.mark.parametrize("path", sorted(bundled("method/bcp.yaml").parent.glob("*.yaml")), ids=lambda path: path.stem)
