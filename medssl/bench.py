@@ -6,6 +6,7 @@
     out/configs/NAME.yaml     the resolved settings of a run, as `medssl train` takes them
     out/runs/NAME/            the run, its predictions in test/ and its scores.csv
     out/logs/NAME.txt         what the run's commands said
+    out/times.csv             with `as_long_as`: how long a step of each row takes, and the steps that follow
     out/runs.csv, out/report  a row per run, and the comparison, written again as runs end
     out/comparison.csv        a row per method and labelled count, with intervals, tests and verdicts
 
@@ -35,7 +36,7 @@ from medssl.data.splits import Part, Split, make_split, read_split, write_split
 from medssl.engines import Engine, Job, run_locally, run_on_ray
 from medssl.errors import ConfigError, DataError, Interrupted, RunsFailed
 from medssl.files import whole_file
-from medssl.logs import read_metrics
+from medssl.logs import read_metrics, training_seconds
 from medssl.prepare import prepare
 from medssl.progress import stop_requested, track
 from medssl.report import write_report
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 
 ALL = "all"
 """Stands where a count of labelled cases would: every training case with its label."""
+SAME_TIME = ", same time"
+"""Ends the names of rows that train as long as the one of `as_long_as`."""
 REPORT_SECONDS = 300.0
 """The least time between two reports, which take time from the runs."""
 
@@ -78,6 +81,9 @@ class BenchConfig(Settings):
     """How many train with their label."""
     all_labels: tuple[str, ...] = (BASELINE,)
     """Rows that also run with every training label: the ceiling."""
+    as_long_as: str | None = None
+    """A row whose time the others get as well: each runs once more as `NAME, same time`, with as many steps as take as
+    long as this row's own."""
     draws: tuple[NonNegativeInt, ...] = (0,)
     """Seeds of the choice of labelled patients; validation and test patients are those of the first."""
     seeds: tuple[NonNegativeInt, ...] = (0, 1, 2)
@@ -136,11 +142,12 @@ class Bench:
         self.config, self.out = config, out
         rows = config.methods
         self.methods = {BASELINE: rows.get(BASELINE, MethodRow()), **{k: v for k, v in rows.items() if k != BASELINE}}
-        unknown = [name for name in config.all_labels if name not in self.methods]
-        if unknown:
-            raise ConfigError(f"all_labels: {', '.join(unknown)} is no row; there are {', '.join(self.methods)}")
+        self.same_time = self._same_time()
+        self.methods |= {again: self.methods[name] for again, name in self.same_time.items()}
+        self._check_names("all_labels", config.all_labels)
+        self.times = read_times(self.times_file) if self.same_time and self.times_file.exists() else {}
         self.cells = self._cells()
-        self.settings = {cell: self._settings(cell) for cell in self.cells}
+        self.settings = {cell: self._settings(cell) for cell in self.cells if not self.is_untimed(cell)}
 
     def run(self, cell: Cell) -> Path:
         """The folder of a run."""
@@ -154,6 +161,11 @@ class Bench:
         """The file of its resolved settings."""
         return self.out / "configs" / f"{cell.name}.yaml"
 
+    @property
+    def times_file(self) -> Path:
+        """The file of how long a step of each row takes."""
+        return self.out / "times.csv"
+
     def log(self, cell: Cell) -> Path:
         """What its commands said."""
         return self.out / "logs" / f"{cell.name}.txt"
@@ -166,6 +178,54 @@ class Bench:
         """The dataset of all runs."""
         return next(iter(self.settings.values())).data
 
+    def trained_as(self, row: str) -> str:
+        """The row whose settings these are, all but the steps."""
+        return self.same_time.get(row, row)
+
+    def own_settings(self, name: str, cell: Cell) -> RunConfig:
+        """What a row's name stands for, with the seed and split of a run."""
+        row = self.methods[name]
+        files = [*self.config.configs, *(row.configs or [Path(f"configs/method/{name}.yaml")])]
+        try:
+            values = merge([found(path) for path in files])
+            for sections in (self.config.settings, row.settings):
+                update(values, sections)
+            root = values.get("data", {}).get("root") or str(self.out / "prepared")
+            update(values, {"name": name, "train": {"seed": cell.seed}})
+            update(values, {"data": {"root": root, "splits": str(self.split(cell))}})
+            return parse(RunConfig, values)
+        except ConfigError as error:
+            raise ConfigError(f"row {name}: {error}") from None
+
+    def untimed(self) -> list[str]:
+        """The rows of which it must be known, and is not, how long a step takes."""
+        wanted = dict.fromkeys([*self.same_time.values(), str(self.config.as_long_as)]) if self.same_time else {}
+        return [row for row in wanted if row not in self.times]
+
+    def is_untimed(self, cell: Cell) -> bool:
+        """Whether the steps of a run follow from times that are not known."""
+        needed = {self.trained_as(cell.method), self.config.as_long_as}
+        return cell.method in self.same_time and not needed <= self.times.keys()
+
+    def steps_in_time(self, row: str) -> tuple[int, int]:
+        """The steps of a row's own runs, and how many take as long as those of the row that gives the time."""
+        reference = str(self.config.as_long_as)
+        own, theirs = (self.own_settings(name, self.cells[0]).train.iterations for name in (row, reference))
+        return own, max(1, round(theirs * self.times[reference] / self.times[row]))
+
+    def _same_time(self) -> dict[str, str]:
+        """The rows that run for the time of another, and the rows that they repeat."""
+        reference = self.config.as_long_as
+        if reference is None:
+            return {}
+        self._check_names("as_long_as", [reference])
+        return {name + SAME_TIME: name for name in self.methods if name != reference}
+
+    def _check_names(self, key: str, names: Sequence[str]) -> None:
+        unknown = [name for name in names if name not in self.methods]
+        if unknown:
+            raise ConfigError(f"{key}: {', '.join(unknown)} is no row; there are {', '.join(self.methods)}")
+
     def _cells(self) -> list[Cell]:
         """The matrix; the first seed of everything comes before the second of anything."""
         config, cells = self.config, []
@@ -176,18 +236,14 @@ class Bench:
         return cells
 
     def _settings(self, cell: Cell) -> RunConfig:
-        row = self.methods[cell.method]
-        files = [*self.config.configs, *(row.configs or [Path(f"configs/method/{cell.method}.yaml")])]
-        try:
-            values = merge([found(path) for path in files])
-            for sections in (self.config.settings, row.settings):
-                update(values, sections)
-            root = values.get("data", {}).get("root") or str(self.out / "prepared")
-            update(values, {"name": cell.method, "train": {"seed": cell.seed}})
-            update(values, {"data": {"root": root, "splits": str(self.split(cell))}})
-            return parse(RunConfig, values)
-        except ConfigError as error:
-            raise ConfigError(f"row {cell.method}: {error}") from None
+        """All settings of a run, those of a row at the same time with validations at the same places of the run."""
+        settings = self.own_settings(self.trained_as(cell.method), cell)
+        if cell.method not in self.same_time:
+            return settings
+        own, steps = self.steps_in_time(self.trained_as(cell.method))
+        every = settings.train.validate_every
+        train = {"iterations": steps, "validate_every": every and max(1, round(every * steps / own))}
+        return settings.model_copy(update={"name": cell.method, "train": settings.train.model_copy(update=train)})
 
 
 def load_bench(path: Path, overrides: Sequence[str] = ()) -> BenchConfig:
@@ -210,8 +266,11 @@ def bench(config: BenchConfig, out: Path, *, engine: Engine = "local", device: s
     dataset = prepared_dataset(matrix)
     write_splits(matrix, dataset)
     write_configs(matrix)
-    references = references_of(matrix, dataset)
     slots = slots_of(matrix, device)
+    if matrix.untimed():
+        matrix = timed(matrix, slots, engine, device)
+        write_configs(matrix)
+    references = references_of(matrix, dataset)
     todo = [cell for cell in matrix.cells if not matrix.is_done(cell)]
     jobs = {cell: make_job(matrix, cell, references, device, threads_of(config, len(slots))) for cell in todo}
     codes = work(matrix, jobs, slots, engine)
@@ -388,6 +447,78 @@ def threads_of(config: BenchConfig, at_a_time: int) -> int:
     return config.threads or max(1, available_cpus() // at_a_time)
 
 
+def timed(matrix: Bench, slots: Sequence[str | None], engine: Engine, device: str) -> Bench:
+    """The matrix once it is known how long a step of each row takes: `time_rows` in a process of its own, alone.
+
+    Raises:
+        ConfigError: there are runs whose steps came from times that are gone.
+        Interrupted, RunsFailed: it was stopped, or the steps cannot be timed.
+    """
+    begun = [str(cell) for cell in matrix.cells if matrix.is_untimed(cell) and matrix.run(cell).exists()]
+    if begun:
+        raise ConfigError(f"{matrix.times_file}: lacks rows of which there are runs, such as {begun[0]}; put the file "
+                          "back, or remove these runs")  # fmt: skip
+    _say(f"timing a step of {', '.join(matrix.untimed())}")
+    words = ("bench", matrix.out / "bench.yaml", "--out", matrix.out, "--times", "--device", device)
+    log, threads = matrix.out / "logs" / "times.txt", threads_of(matrix.config, len(slots))
+    job = Job("times", (tuple(map(str, words)),), log, threads)
+    with stop_requested("stopping") as stop:
+        ended = run_locally([job], slots[:1], stop) if engine == "local" else run_on_ray([job], stop)
+        codes = [code for _, code in ended]
+        if stop.is_set():
+            raise Interrupted("stopped while steps were timed; repeat to go on")
+    if any(codes):
+        raise RunsFailed(f"steps could not be timed: exit code {codes[0]}, see {log}", codes[0])
+    return Bench(matrix.config, matrix.out)
+
+
+def time_rows(config: BenchConfig, out: Path, *, device: str = "auto") -> Path:
+    """Measure how long a step of each row takes that is not in out/times.csv yet, and write them there.
+
+    Rows that join others later are timed beside the row that gives the time, and what it takes now is set to what it
+    took then, so that the steps of the others stay.
+    """
+    from medssl.clock import time_steps
+
+    matrix = Bench(config, out)
+    if config.as_long_as is None:
+        raise ConfigError("as_long_as: names no row, so no times are needed; add --set as_long_as=ROW")
+    write_splits(matrix, prepared_dataset(matrix))
+    reference, missing = config.as_long_as, matrix.untimed()
+    if missing:
+        rows = dict.fromkeys([reference, *missing])
+        found = time_steps({row: matrix.own_settings(row, matrix.cells[0]) for row in rows}, device)
+        scale = matrix.times.get(reference, found[reference]) / found[reference]
+        matrix.times |= {row: float(f"{scale * found[row]:.4g}") for row in missing}
+    write_times(matrix)
+    return matrix.times_file
+
+
+def write_times(matrix: Bench) -> None:
+    """times.csv: seconds of a step, steps of the row's own runs, and steps that take as long as the reference's."""
+    with whole_file(matrix.times_file) as partial, partial.open("w", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(("row", "seconds_per_step", "steps", "steps_same_time"))
+        table.writerows((row, seconds, *matrix.steps_in_time(row)) for row, seconds in matrix.times.items())
+
+
+def read_times(path: Path) -> dict[str, float]:
+    """Seconds of a step of each row. What else is in the table follows from them and is not read.
+
+    Raises:
+        DataError: no such columns, or a time that is not above 0.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        times = {row["row"]: float(row["seconds_per_step"]) for row in rows}
+        if all(0 < seconds < float("inf") for seconds in times.values()):
+            return times
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise DataError(f"{path}: expected columns `row` and `seconds_per_step`, with seconds above 0")
+
+
 def make_job(matrix: Bench, cell: Cell, references: Path, device: str, threads: int) -> Job:
     """Train, predict the test cases, evaluate: as one would by hand."""
     run, config = matrix.run(cell), matrix.config
@@ -458,13 +589,6 @@ def _row(matrix: Bench, cell: Cell, code: int | None) -> dict[str, Any]:
     return {**row, **shown, "status": "done", "missed": overall.missed, "cases": overall.dice.n}
 
 
-def training_seconds(metrics: Sequence[Mapping[str, float]]) -> float:
-    """Time that the steps of a run took, validations left out."""
-    rows = [row for row in metrics if "seconds_per_step" in row]
-    return sum(row["seconds_per_step"] * (row["step"] - before) for row, before in
-               zip(rows, [0.0, *(row["step"] for row in rows)], strict=False))  # fmt: skip
-
-
 def _outcome(matrix: Bench, cell: Cell, code: int) -> str:
     if code:
         return f"exit code {code}, see {matrix.log(cell)}"
@@ -483,9 +607,12 @@ class PlanRow:
     labelled: int | None
     runs: int
     done: int
-    steps: int
+    steps: int | None
+    """None: to be measured, so that a run takes as long as one of the row that `as_long_as` names."""
     seconds_per_step: float
-    """As the finished runs took, or as two steps on noise take now."""
+    """As the finished runs took, as times.csv says, or as two steps on noise take now."""
+    seconds: float
+    """Of a run."""
 
 
 def plan(config: BenchConfig, out: Path, *, device: str = "auto") -> list[PlanRow]:
@@ -494,15 +621,19 @@ def plan(config: BenchConfig, out: Path, *, device: str = "auto") -> list[PlanRo
     groups: dict[tuple[str, int | None], list[Cell]] = {}
     for cell in matrix.cells:
         groups.setdefault((cell.method, cell.labelled), []).append(cell)
-    timed: dict[str, float] = {}
-    rows = []
+    seconds = {row: _seconds_of(matrix, row, device) for row in matrix.methods if row not in matrix.same_time}
+    given, rows = str(config.as_long_as), []
     for (method, labelled), cells in groups.items():
-        settings = matrix.settings[cells[0]]
-        if method not in timed:
-            timed[method] = _known_seconds(matrix, method) or seconds_per_step(settings, device)
-        done = sum(map(matrix.is_done, cells))
-        rows.append(PlanRow(method, labelled, len(cells), done, settings.train.iterations, timed[method]))
+        steps = None if matrix.is_untimed(cells[0]) else matrix.settings[cells[0]].train.iterations
+        each = seconds[matrix.trained_as(method)]
+        whole = each * steps if steps else seconds[given] * matrix.own_settings(given, cells[0]).train.iterations
+        rows.append(PlanRow(method, labelled, len(cells), sum(map(matrix.is_done, cells)), steps, each, whole))
     return rows
+
+
+def _seconds_of(matrix: Bench, row: str, device: str) -> float:
+    known = _known_seconds(matrix, row) or matrix.times.get(row)
+    return known or seconds_per_step(matrix.settings[next(c for c in matrix.cells if c.method == row)], device)
 
 
 def _known_seconds(matrix: Bench, method: str) -> float | None:
@@ -549,8 +680,9 @@ def print_plan(rows: Sequence[PlanRow], at_a_time: int, console: Console | None 
         table.add_column(column, justify="left" if column == "method" else "right")
     hours = []
     for row in rows:
-        hours.append((row.runs - row.done) * row.steps * row.seconds_per_step / 3600)
-        table.add_row(row.method, str(row.labelled or ALL), str(row.runs), str(row.done), f"{row.steps:,}",
+        hours.append((row.runs - row.done) * row.seconds / 3600)
+        steps = "to be measured" if row.steps is None else f"{row.steps:,}"
+        table.add_row(row.method, str(row.labelled or ALL), str(row.runs), str(row.done), steps,
                       f"{row.seconds_per_step:.3f}", f"{hours[-1]:.2f}")  # fmt: skip
     console = console or Console()
     console.print(table)

@@ -307,11 +307,14 @@ def bench(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for runs, table and report.")] = Path("bench"),
     sets: Sets = None,
     is_plan: Annotated[bool, typer.Option("--plan", help="Show the matrix and its time; write nothing.")] = False,
+    is_timing: Annotated[
+        bool, typer.Option("--times", help="Only time a step of each row, for as_long_as; writes times.csv.")
+    ] = False,
     engine: Annotated[str, typer.Option("--engine", help="local, or ray for a cluster.")] = "local",
     device: Device = "auto",
 ) -> None:
     """Run methods x labelled counts x draws x seeds, and compare them; repeat to go on."""
-    from medssl.bench import Bench, load_bench, plan, print_plan, slots_of
+    from medssl.bench import Bench, load_bench, plan, print_plan, slots_of, time_rows
     from medssl.bench import bench as run_bench
     from medssl.errors import ConfigError
 
@@ -320,6 +323,9 @@ def bench(
         raise ConfigError(f"--engine {engine}: expected local or ray")
     if is_plan:
         print_plan(plan(settings, out, device=device), len(slots_of(Bench(settings, out), device)))
+        return
+    if is_timing:
+        print(f"times in {time_rows(settings, out, device=device)}")
         return
     print(f"report in {run_bench(settings, out, engine=engine, device=device)}")  # type: ignore[arg-type]
 

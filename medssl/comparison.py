@@ -40,7 +40,7 @@ import yaml
 from medssl.config import load_yaml
 from medssl.errors import ConfigError, DataError
 from medssl.figures import STYLES, method_colours
-from medssl.logs import read_metrics
+from medssl.logs import read_metrics, training_seconds
 from medssl.metrics import METRICS
 from medssl.scores import Scores, Spread, Summary, read_scores, summarise
 from medssl.statistics import (
@@ -155,6 +155,11 @@ class Run:
         """The last step that was logged."""
         return int(max((row["step"] for row in self.metrics), default=0))
 
+    @property
+    def minutes(self) -> float:
+        """Time that its steps took, validations left out."""
+        return training_seconds(self.metrics) / 60
+
 
 @dataclass(frozen=True)
 class Row:
@@ -179,6 +184,11 @@ class Row:
         return summarise(
             [replace(s, case=f"{i} {s.case}") for i, run in enumerate(self.scored) for s in run.scores or ()]
         )
+
+    @property
+    def minutes(self) -> float:
+        """Time that the steps of a run took, the mean over its runs."""
+        return statistics.fmean(run.minutes for run in self.runs)
 
     @property
     def cases(self) -> int:
@@ -245,6 +255,9 @@ class TableRow:
     draws: int
     seeds: int
     patients: int
+    steps: int
+    minutes: float
+    """That the steps of a run took."""
     mean: float | None
     low: float | None
     """Of the 95 % interval of the mean, as `high`."""
@@ -459,9 +472,9 @@ def comparison_table(rows: Sequence[Row], metric: str = "dice", reference: str =
 def table_cells(table: Sequence[TableRow], metric: str = "dice", reference: str = BASELINE) -> list[list[str]]:
     """The table as text, its heads first; Dice and IoU in percent, distances in mm, an empty cell for None."""
     factor, unit = scale_of(metric).factor, "%" if scale_of(metric) is POINTS else "mm"
-    heads = ["method", "labelled", "draws", "seeds", "patients", f"{metric}, {unit}", "95 % interval", "sd of patients",
-             "sd of runs", "median", f"against {reference}", "95 % interval", "effect", "p", "p, Holm",
-             "verdict"]  # fmt: skip
+    heads = ["method", "labelled", "draws", "seeds", "patients", "steps", "minutes", f"{metric}, {unit}",
+             "95 % interval", "sd of patients", "sd of runs", "median", f"against {reference}", "95 % interval",
+             "effect", "p", "p, Holm", "verdict"]  # fmt: skip
     return [heads, *(_cells_of(row, factor) for row in table)]
 
 
@@ -516,6 +529,8 @@ def _table_row(row: Row, gain: Gain | None, metric: str) -> TableRow:
         draws=len({run.replicate.draw for run in row.scored}),
         seeds=len({run.seed for run in row.scored}),
         patients=about.patients if about else 0,
+        steps=row.key.steps,
+        minutes=row.minutes,
         mean=about.mean if about else None,
         low=interval.low if interval else None,
         high=interval.high if interval else None,
@@ -542,9 +557,9 @@ def _cells_of(row: TableRow, factor: float) -> list[str]:
     def p(value: float | None) -> str:
         return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
-    return [row.name, *map(str, (row.labelled, row.draws, row.seeds, row.patients)), number(row.mean),
-            between(row.low, row.high), number(row.sd), number(row.sd_of_trainings), number(row.median),
-            number(row.gain, "+.1f"), between(row.gain_low, row.gain_high),
+    return [row.name, *map(str, (row.labelled, row.draws, row.seeds, row.patients, row.steps)), f"{row.minutes:.2f}",
+            number(row.mean), between(row.low, row.high), number(row.sd), number(row.sd_of_trainings),
+            number(row.median), number(row.gain, "+.1f"), between(row.gain_low, row.gain_high),
             "" if row.effect is None else f"{row.effect:.2f}", p(row.p), p(row.p_holm), row.verdict]  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from medssl.bench import ALL, Bench, BenchConfig, bench, load_bench, plan, write_splits
+from medssl.bench import ALL, Bench, BenchConfig, bench, load_bench, plan, print_plan, time_rows, write_splits
 from medssl.checkpoint import load_checkpoint
 from medssl.config import bundled, dump, parse
 from medssl.data.prepared import read_prepared
@@ -102,6 +102,77 @@ def test_the_plan_times_each_row_and_writes_nothing(make, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_rows_at_the_same_time_take_the_steps_that_the_measured_times_allow(make, tmp_path):
+    out = tmp_path / "out"
+    config = make(as_long_as="supervised", all_labels=[], settings={"train": {"iterations": 40, "validate_every": 20}})
+    bench(config, out, device="cpu")
+    times = {row["row"]: row for row in csv.DictReader((out / "times.csv").open())}
+    steps = {row["method"]: int(row["steps"]) for row in table(out)}
+    assert list(steps) == ["supervised", "bcp", "bcp, same time"]
+    assert steps["supervised"] == steps["bcp"] == 40
+    seconds = {row: float(values["seconds_per_step"]) for row, values in times.items()}
+    assert seconds["bcp"] > 1.2 * seconds["supervised"] > 0  # two networks, and twice the patches
+    assert steps["bcp, same time"] == round(40 * seconds["supervised"] / seconds["bcp"])
+    assert times["bcp"]["steps"] == "40"
+    assert times["bcp"]["steps_same_time"] == str(steps["bcp, same time"])
+    assert len(list(out.glob("runs/bcp,-same-time__*/scores.csv"))) == 1
+    before = stamps(out), (out / "times.csv").read_text()
+    bench(config, out, device="cpu")
+    assert (stamps(out), (out / "times.csv").read_text()) == before
+    (out / "times.csv").unlink()
+    with pytest.raises(ConfigError, match=r"times.csv: lacks rows of which there are runs, such as bcp, same time"):
+        bench(config, out, device="cpu")
+
+
+class TestTimes:
+    def write(self, out, **seconds):
+        out.mkdir(exist_ok=True)
+        lines = [f"{row},{value}" for row, value in seconds.items()]
+        (out / "times.csv").write_text("\n".join(["row,seconds_per_step", *lines, ""]))
+
+    def trains(self, matrix, method):
+        return next(s.train for cell, s in matrix.settings.items() if cell.method == method)
+
+    def test_times_from_elsewhere_set_the_steps_and_the_places_of_validations(self, make, tmp_path):
+        train = {"iterations": 1000, "validate_every": 100}
+        self.write(tmp_path / "out", supervised=0.1, bcp=0.25)
+        found = Bench(make(as_long_as="bcp", settings={"train": train}), tmp_path / "out")
+        again = self.trains(found, "supervised, same time")
+        assert (again.iterations, again.validate_every) == (2500, 250)
+        assert self.trains(found, "bcp").iterations == self.trains(found, "supervised").iterations == 1000
+        assert "bcp, same time" not in found.methods
+        few = Bench(make(as_long_as="supervised", settings={"train": train}), tmp_path / "out")
+        assert self.trains(few, "bcp, same time").iterations == 400
+
+    def test_a_row_that_joins_later_is_timed_without_changing_the_others(self, make, tmp_path):
+        self.write(tmp_path / "out", supervised=50.0, bcp=100.0)
+        rows = {"bcp": None, "mean_teacher": None}
+        config = make(as_long_as="supervised", methods=rows, settings={"train": {"iterations": 100}})
+        time_rows(config, tmp_path / "out", device="cpu")
+        found = Bench(config, tmp_path / "out")
+        assert (found.times["supervised"], found.times["bcp"]) == (50, 100)
+        assert 50 < found.times["mean_teacher"] < 1000  # a step here takes milliseconds: it was set to those of then
+        assert self.trains(found, "bcp, same time").iterations == 50
+
+    def test_the_plan_says_what_is_still_to_be_measured(self, make, tmp_path, capsys):
+        config = make(as_long_as="supervised", all_labels=[])
+        rows = plan(config, tmp_path / "out", device="cpu")
+        assert [(row.method, row.steps) for row in rows] == [("supervised", 4), ("bcp", 4), ("bcp, same time", None)]
+        assert rows[2].seconds == rows[0].seconds
+        assert not (tmp_path / "out").exists()
+        print_plan(rows, 1)
+        assert "to be measured" in capsys.readouterr().out
+        self.write(tmp_path / "out", supervised=1, bcp=2)
+        assert [row.steps for row in plan(config, tmp_path / "out", device="cpu")] == [4, 4, 2]
+
+    @pytest.mark.parametrize("text", ["row,seconds\nbcp,1\n", "row,seconds_per_step\nbcp,fast\n",
+                                      "row,seconds_per_step\nbcp,0\n"])  # fmt: skip
+    def test_a_table_without_times_is_refused(self, make, tmp_path, text):
+        (tmp_path / "times.csv").write_text(text)
+        with pytest.raises(DataError, match=r"times.csv: expected columns `row` and `seconds_per_step`"):
+            Bench(make(as_long_as="bcp"), tmp_path)
+
+
 def test_draws_change_who_is_labelled_and_never_who_tests(make, balls, tmp_path):
     dataset = read_prepared(balls[1])
     matrix = Bench(make(draws=[0, 1, 2], labelled=[1, 3]), tmp_path / "out")
@@ -152,6 +223,7 @@ def test_runs_that_began_with_other_settings_are_not_mixed_in(make, tmp_path):
         ({"methods": {"bpc": None}}, r"row bpc: configs/method/bpc.yaml: no such configuration file"),
         ({"methods": {"bcp": {"settings": {"train": {"iteratons": 5}}}}}, "row bcp.*\n.*did you mean train.iterations"),
         ({"all_labels": ["bpc"]}, "all_labels: bpc is no row; there are supervised, bcp"),
+        ({"as_long_as": "bpc"}, "as_long_as: bpc is no row; there are supervised, bcp"),
         ({"test": None}, "test: say how many patients"),
         ({"labelled": [9]}, "labelled: 9 patients wanted"),
     ],

@@ -51,7 +51,7 @@ def write(tmp_path):
             split["patients"] = {case: case.rpartition(" ")[0] for case in CASES}
         (run / "splits.json").write_text(json.dumps(split))
         (run / "env.json").write_text("{}")
-        (run / "metrics.csv").write_text("step,loss/a\n30,0.5\n")
+        (run / "metrics.csv").write_text("step,loss/a,seconds_per_step\n30,0.5,0.1\n")
         rng = np.random.default_rng([seed, len(method), *map(ord, labelled)])
         scores = [_score(case, level + HARD[case] + noise * rng.normal()) for case in cases]
         write_scores(run / "scores.csv", Scores(scores), dict.fromkeys(cases, (run / "p", run / "r")))
@@ -170,6 +170,7 @@ def test_the_table_says_in_text_what_it_holds_in_numbers(write):
     (supervised, bcp, _), mean = cells, 100 * np.mean(list(HARD.values()))
     assert {len(row) for row in cells} == {len(heads)}
     said = dict(zip(heads, bcp, strict=True))
+    assert (said["steps"], said["minutes"]) == ("30", "0.05")
     assert (said["method"], said["draws"], said["seeds"], said["patients"]) == ("bcp, 1 labelled", "1", "1", "8")
     assert said["dice, %"] == f"{75 + mean:.1f}"
     assert said["against supervised"] == "+5.0"

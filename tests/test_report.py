@@ -171,6 +171,7 @@ def test_dice_is_the_mean_over_cases_and_seeds_with_both_spreads_named(page):
     assert page.column("methods", "Dice") == ["50.0 ± 20.4|n 4", "75.0 ± 20.4|n 4", "not scored"]
     assert page.column("methods", "sd of runs") == ["17.7", "17.7", "–"]  # of 0.625 0.375 and 0.875 0.625
     assert page.column("metrics", "IoU")[0] == "35.2 ± 18.8|n 4"  # of 3/5 1/3 1/3 1/7
+    assert page.column("methods", "Steps") == ["30|0.1 min"] * 3  # of a quarter of a second each
     assert page.column("methods", "Seeds") == ["2|2 cases", "2|2 cases", "0 of 1|0 cases"]
 
 
@@ -198,7 +199,7 @@ def test_every_class_has_its_own_numbers(page):
 
 def test_a_run_without_scores_shows_its_curves_and_says_so(page):
     assert page.tables["methods"][3][0] == "mean_teacher|weak, 30 steps, student"
-    assert page.tables["methods"][3][2:] == ["not scored", "–", "–", "–", "0 of 1|0 cases"]
+    assert page.tables["methods"][3][2:] == ["not scored", "–", "–", "–", "30|0.1 min", "0 of 1|0 cases"]
     (run,) = [row for row in page.tables["runs"] if row[0] == "later"]
     assert run[4] == "20|of 30"
     assert "later: not scored; its folder holds no scores.csv." in page.words

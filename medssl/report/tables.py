@@ -87,6 +87,7 @@ def _dice_table(rows: Sequence[Row]) -> Table:
         Column("95 % interval", "of the mean over patients"),
         Column("sd of runs", "points"),
         *([Column(f"Against {BASELINE}", "points")] if any(compared) else []),
+        Column("Steps", "minutes of a run"),
         Column("Seeds", "cases"),
     ]
     lines = [
@@ -96,13 +97,14 @@ def _dice_table(rows: Sequence[Row]) -> Table:
             _interval_cell(mean_interval(row)),
             _points_cell(row.spread_of_seeds.sd),
             *([_gain_cell(gain)] if any(compared) else []),
+            Cell(f"{row.key.steps:,}", f"{row.minutes:,.1f} min", order=row.key.steps),
             _seeds(row),
         ]
         for row, gain in zip(rows, compared, strict=True)
     ]
     words = (
         f"Dice of all classes, {conditions(rows)}. The runs of a row differ by their seed only, unless a note says "
-        "otherwise. Intervals take patients and trainings anew (bootstrap)."
+        "otherwise. Intervals take patients and trainings anew (bootstrap). Minutes are of steps, without validations."
     )
     return Table("methods", words, columns, [("", lines)])
 
