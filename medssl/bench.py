@@ -9,6 +9,7 @@
     out/times.csv             with `as_long_as`: how long a step of each row takes, and the steps that follow
     out/runs.csv, out/report  a row per run, and the comparison, written again as runs end
     out/comparison.csv        a row per method and labelled count, with intervals, tests and verdicts
+    out/curves.csv            validation Dice of each row, step by step
 
 What is finished stays; the same command goes on with the rest.
 """
@@ -549,11 +550,20 @@ def write_table(matrix: Bench, codes: Mapping[Cell, int]) -> Path:
 
 
 def write_comparison(matrix: Bench) -> list[list[str]]:
-    """comparison.csv: a row per method and labelled count, with what its difference to supervised amounts to."""
-    cells = table_cells(comparison_table(make_rows(load_runs(finished(matrix)))))
-    path = matrix.out / "comparison.csv"
-    with whole_file(path) as partial, partial.open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(cells)
+    """comparison.csv: a row per method and labelled count, with what its difference to supervised amounts to.
+
+    Beside it curves.csv has the mean validation Dice of each row at each step, and its spread over runs.
+    """
+    rows = make_rows(load_runs(finished(matrix)))
+    cells, curves = table_cells(comparison_table(rows)), [["row", "labelled", "step", "runs", "mean", "sd"]]
+    for row in rows:
+        for point in row.curve("val/dice"):
+            sd = "" if point.sd is None else f"{point.sd:.4f}"
+            curves.append([row.key.method, *map(str, (row.key.labelled, point.step, len(point.values))),
+                           f"{point.mean:.4f}", sd])  # fmt: skip
+    for name, lines in (("comparison.csv", cells), ("curves.csv", curves)):
+        with whole_file(matrix.out / name) as partial, partial.open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(lines)
     return cells
 
 

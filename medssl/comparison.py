@@ -161,6 +161,24 @@ class Run:
         return training_seconds(self.metrics) / 60
 
 
+class CurvePoint(NamedTuple):
+    """A logged number of a row's runs at one step."""
+
+    step: int
+    values: Sequence[float]
+    """Of the runs that have one there."""
+
+    @property
+    def mean(self) -> float:
+        """Over runs."""
+        return statistics.fmean(self.values)
+
+    @property
+    def sd(self) -> float | None:
+        """Over runs; None for one."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
 @dataclass(frozen=True)
 class Row:
     """Runs that should differ by their draw of labelled cases and their seed only, in order of seed."""
@@ -206,6 +224,29 @@ class Row:
     def case_dice(self) -> dict[str, float]:
         """Each case's Dice, the mean over runs."""
         return _gathered(pair for run in self.scored for pair in run.case_dice.items())
+
+    def curve(self, name: str) -> list[CurvePoint]:
+        """A logged number of all its runs, step by step."""
+        by_step: dict[float, list[float]] = defaultdict(list)
+        for run in self.runs:
+            for step, value in zip(*run.curve(name), strict=True):
+                by_step[step].append(value)
+        return [CurvePoint(int(step), values) for step, values in sorted(by_step.items())]
+
+    @property
+    def last_gain(self) -> float | None:
+        """How far validation Dice in the last fifth of the steps lies above the fifth before: whether it has settled.
+
+        Each fifth is the mean over its validations, then over the runs that have some in both; None without such a run.
+        """
+        gains = []
+        for run in self.runs:
+            fifths: dict[int, list[float]] = {4: [], 5: []}
+            for step, value in zip(*run.curve("val/dice"), strict=True):
+                fifths.setdefault(math.ceil(5 * step / self.key.steps), []).append(value)
+            if fifths[4] and fifths[5]:
+                gains.append(statistics.fmean(fifths[5]) - statistics.fmean(fifths[4]))
+        return statistics.fmean(gains) if gains else None
 
     def values(self, metric: str = "dice", cases: Collection[str] | None = None) -> Values:
         """Each run's patients with the mean over their cases, or over those of the given ones."""

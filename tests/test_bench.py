@@ -17,6 +17,7 @@ from medssl.config import bundled, dump, parse
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import read_split
 from medssl.errors import ConfigError, DataError, DeviceError, DivergedError, RunsFailed
+from medssl.logs import read_metrics
 from medssl.scores import read_scores
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="stops runs by signals")
@@ -70,6 +71,13 @@ def test_every_run_is_trained_scored_and_reported_once(make, balls, tmp_path):
         "supervised, 2 labelled", "bcp, 2 labelled", "supervised, 4 labelled"
     ]  # fmt: skip
     assert compared[1]["verdict"].startswith("too few patients to tell")
+    curves = list(csv.DictReader((out / "curves.csv").open()))
+    logged = [row for row in read_metrics(out / rows[1]["run"] / "metrics.csv") if "val/dice" in row]
+    of_bcp = [(row["runs"], int(row["step"]), float(row["mean"])) for row in curves if row["row"] == "bcp"]
+    assert of_bcp == [("1", row["step"], pytest.approx(row["val/dice"], abs=1e-4)) for row in logged]
+    assert {(row["row"], row["labelled"]) for row in curves} == {
+        ("supervised", "2"), ("bcp", "2"), ("supervised", "4")
+    }  # fmt: skip
     before = stamps(out)
     bench(make(), out, device="cpu")
     assert stamps(out) == before

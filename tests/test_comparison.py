@@ -119,6 +119,16 @@ def test_rows_of_other_labelled_counts_are_families_of_their_own(write):
     }
 
 
+def test_the_curve_of_a_row_is_the_mean_of_its_runs_where_they_have_a_value(write):
+    runs = [write("bcp", 1), write("bcp", 2)]
+    (runs[0] / "metrics.csv").write_text("step,val/dice\n10,0.5\n20,0.6\n30,nan\n")
+    (runs[1] / "metrics.csv").write_text("step,val/dice\n10,0.7\n")
+    (row,) = rows_of(*runs)
+    points = [(point.step, len(point.values), point.mean, point.sd) for point in row.curve("val/dice")]
+    assert points == [(10, 2, pytest.approx(0.6), pytest.approx(0.02**0.5)), (20, 1, 0.6, None)]
+    assert row.last_gain is None
+
+
 def test_draws_of_labelled_cases_share_a_row_and_are_no_fault(write):
     draws = [("x",), ("y",), ("z",)]
     rows = rows_of(*(write(method, seed, level, labelled=draw) for draw in draws for seed in (1, 2)

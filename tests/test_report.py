@@ -211,6 +211,28 @@ def test_the_best_validation_stands_in_the_table_of_runs(page):
     assert page.column("runs", "Seconds") == ["0.25"] * 5
 
 
+def test_validation_is_drawn_for_each_labelled_count_and_says_whether_it_has_settled(factory):
+    runs = []
+    for name, labelled, levels in (
+        ("one", ["x"], (0.5, 0.8)),
+        ("two", ["x"], (0.7, 0.8)),
+        ("more", ["x", "y"], (0.9, 0.8)),
+    ):
+        run = factory.run(name, "bcp", len(runs), splits={"labelled": labelled})
+        lines = [f"{step},{value}" for step, value in zip((24, 30), levels, strict=True)]  # fifths end at 24 and 30
+        (run / "metrics.csv").write_text("\n".join(["step,val/dice", "18,0.1", *lines, ""]))
+        runs.append(run)
+    runs.append(factory.run("short", "mean_teacher", 1))  # validates at 20 and 30
+    (runs[3] / "metrics.csv").write_text("step,val/dice\n15,0.5\n30,0.7\n")
+    found = one_page(factory, runs)
+    assert "Validation Dice with 1 labelled cases" in found.words
+    assert "bcp: 20.0 points more in the last fifth of its steps than in the fifth before." in found.words
+    assert "mean_teacher: too few validations to tell whether it has settled." in found.words
+    assert "Validation Dice with 2 labelled cases" in found.words
+    assert "bcp: 10.0 points less in the last fifth of its steps than in the fifth before." in found.words
+    assert len(found.images) == 2
+
+
 def test_the_protocol_names_data_split_augmentation_steps_seeds_and_machine(page):
     for words in ("toy", "liver, stone", "1 labelled, 2 unlabelled, 1 val, 2 test", "preset weak", "30 steps", "1, 2",
                   "A GPU", "torch 2"):  # fmt: skip
