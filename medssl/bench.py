@@ -85,6 +85,8 @@ class BenchConfig(Settings):
     as_long_as: str | None = None
     """A row whose time the others get as well: each runs once more as `NAME, same time`, with as many steps as take as
     long as this row's own."""
+    references: tuple[str, ...] = (BASELINE,)
+    """Rows that the others are compared with, each for itself."""
     draws: tuple[NonNegativeInt, ...] = (0,)
     """Seeds of the choice of labelled patients; validation and test patients are those of the first."""
     seeds: tuple[NonNegativeInt, ...] = (0, 1, 2)
@@ -146,6 +148,7 @@ class Bench:
         self.same_time = self._same_time()
         self.methods |= {again: self.methods[name] for again, name in self.same_time.items()}
         self._check_names("all_labels", config.all_labels)
+        self._check_names("references", config.references)
         self.times = read_times(self.times_file) if self.same_time and self.times_file.exists() else {}
         self.cells = self._cells()
         self.settings = {cell: self._settings(cell) for cell in self.cells if not self.is_untimed(cell)}
@@ -316,7 +319,10 @@ def work(matrix: Bench, jobs: Mapping[Cell, Job], slots: Sequence[str | None], e
 
 def publish(matrix: Bench) -> Path:
     """Write the report on the runs that are finished."""
-    return write_report(finished(matrix), matrix.out / "report", overwrite=True, title=matrix.data().name)
+    done = {cell.method for cell in matrix.cells if matrix.is_done(cell)}
+    references = [name for name in matrix.config.references if name in done]
+    return write_report(finished(matrix), matrix.out / "report", overwrite=True, title=matrix.data().name,
+                        references=references)  # fmt: skip
 
 
 def finished(matrix: Bench) -> list[Path]:
@@ -550,12 +556,14 @@ def write_table(matrix: Bench, codes: Mapping[Cell, int]) -> Path:
 
 
 def write_comparison(matrix: Bench) -> list[list[str]]:
-    """comparison.csv: a row per method and labelled count, with what its difference to supervised amounts to.
+    """comparison.csv: a row per method and labelled count, with what its difference to each reference amounts to.
 
     Beside it curves.csv has the mean validation Dice of each row at each step, and its spread over runs.
     """
     rows = make_rows(load_runs(finished(matrix)))
-    cells, curves = table_cells(comparison_table(rows)), [["row", "labelled", "step", "runs", "mean", "sd"]]
+    references = matrix.config.references
+    cells = table_cells(comparison_table(rows, "dice", references), "dice", references)
+    curves = [["row", "labelled", "step", "runs", "mean", "sd"]]
     for row in rows:
         for point in row.curve("val/dice"):
             sd = "" if point.sd is None else f"{point.sd:.4f}"
@@ -568,13 +576,14 @@ def write_comparison(matrix: Bench) -> list[list[str]]:
 
 
 def print_comparison(cells: Sequence[Sequence[str]], console: Console | None = None) -> None:
-    """Show the comparison: Dice of each row, and the verdict."""
+    """Show the comparison: Dice of each row, and the verdicts."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     heads = cells[0]
-    shown = [heads.index(name) for name in ("method", "seeds", "dice, %", "95 % interval", "sd of runs", "verdict")]
+    names = ("method", "seeds", "minutes", "dice, %", "95 % interval", "sd of runs")
+    shown = [i for i, head in enumerate(heads) if head in names or head.startswith("verdict")]
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in shown:
         table.add_column(heads[column])

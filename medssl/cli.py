@@ -275,6 +275,9 @@ def evaluate_explain(
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders with scores.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for report.html.")] = Path("report"),
+    references: Annotated[
+        list[str] | None, typer.Option("--reference", help="Compare the others with this method; repeatable.")
+    ] = None,
     worst: Annotated[int, typer.Option("--worst", min=0, help="Worst cases of each row to draw.")] = 4,
     viewer: Annotated[bool, typer.Option("--viewer", help="Fetch NiiVue with npm if it is not there.")] = False,
     niivue: Annotated[Path | None, typer.Option("--niivue", help="niivue.umd.js to use in the viewer.")] = None,
@@ -284,7 +287,8 @@ def report(
     """Compare runs on one HTML page: tables, plots, curves, overlays, a viewer; tables.tex and tables.md beside it."""
     from medssl.report import write_report
 
-    page = write_report(runs, out, worst=worst, viewer=viewer, niivue=niivue, workers=workers, overwrite=overwrite)
+    page = write_report(runs, out, references=references or ["supervised"], worst=worst, viewer=viewer, niivue=niivue,
+                        workers=workers, overwrite=overwrite)  # fmt: skip
     print(f"report in {page}")
 
 

@@ -53,7 +53,7 @@ def stamps(out):
 
 def test_every_run_is_trained_scored_and_reported_once(make, balls, tmp_path):
     out = tmp_path / "out"
-    page = bench(make(), out, device="cpu")
+    page = bench(make(references=["supervised", "bcp"]), out, device="cpu")
     rows = table(out)
     assert [(row["method"], row["labelled"], row["status"]) for row in rows] == [
         ("supervised", "2", "done"), ("bcp", "2", "done"), ("supervised", ALL, "done")
@@ -70,7 +70,8 @@ def test_every_run_is_trained_scored_and_reported_once(make, balls, tmp_path):
     assert [row["method"] for row in compared] == [
         "supervised, 2 labelled", "bcp, 2 labelled", "supervised, 4 labelled"
     ]  # fmt: skip
-    assert compared[1]["verdict"].startswith("too few patients to tell")
+    assert compared[1]["verdict against supervised"].startswith("too few patients to tell")
+    assert float(compared[0]["against bcp"]) == -float(compared[1]["against supervised"])
     curves = list(csv.DictReader((out / "curves.csv").open()))
     logged = [row for row in read_metrics(out / rows[1]["run"] / "metrics.csv") if "val/dice" in row]
     of_bcp = [(row["runs"], int(row["step"]), float(row["mean"])) for row in curves if row["row"] == "bcp"]
@@ -232,6 +233,7 @@ def test_runs_that_began_with_other_settings_are_not_mixed_in(make, tmp_path):
         ({"methods": {"bcp": {"settings": {"train": {"iteratons": 5}}}}}, "row bcp.*\n.*did you mean train.iterations"),
         ({"all_labels": ["bpc"]}, "all_labels: bpc is no row; there are supervised, bcp"),
         ({"as_long_as": "bpc"}, "as_long_as: bpc is no row; there are supervised, bcp"),
+        ({"references": ["supervised", "bpc"]}, "references: bpc is no row; there are supervised, bcp"),
         ({"test": None}, "test: say how many patients"),
         ({"labelled": [9]}, "labelled: 9 patients wanted"),
     ],

@@ -184,10 +184,28 @@ def test_the_table_says_in_text_what_it_holds_in_numbers(write):
     assert (said["method"], said["draws"], said["seeds"], said["patients"]) == ("bcp, 1 labelled", "1", "1", "8")
     assert said["dice, %"] == f"{75 + mean:.1f}"
     assert said["against supervised"] == "+5.0"
-    assert said["p, Holm"] == "0.016"  # 2 / 2^8, twice
-    assert said["verdict"].startswith("better by 5.0 points (95 % interval 5.0 to 5.0); only 8 patients; one seed")
-    assert supervised[heads.index("verdict")] == supervised[heads.index("against supervised")] == ""
-    assert table[1].gain == pytest.approx(0.05)
+    assert said["p, Holm, against supervised"] == "0.016"  # 2 / 2^8, twice
+    assert said["verdict against supervised"].startswith(
+        "better by 5.0 points (95 % interval 5.0 to 5.0); only 8 patients; one seed"
+    )
+    assert supervised[heads.index("verdict against supervised")] == supervised[heads.index("against supervised")] == ""
+    assert table[1].against["supervised"].gain == pytest.approx(0.05)
+
+
+def test_each_reference_has_columns_and_a_family_of_its_own(write):
+    rows = several(write, [("supervised", 0.7), ("bcp", 0.75), ("mean_teacher", 0.72)])
+    both = "supervised", "bcp"
+    heads, *cells = table_cells(comparison_table(rows, "dice", both), "dice", both)
+    assert len(set(heads)) == len(heads)
+    said = {row[0].partition(",")[0]: dict(zip(heads, row, strict=True)) for row in cells}
+    for reference in both:
+        alone, *lines = table_cells(comparison_table(rows, "dice", [reference]), "dice", [reference])
+        for line in lines:
+            one = dict(zip(alone, line, strict=True))
+            assert one.items() <= said[line[0].partition(",")[0]].items()
+    assert float(said["supervised"]["against bcp"]) == -float(said["bcp"]["against supervised"]) < -4
+    assert said["bcp"]["against bcp"] == said["supervised"]["p against supervised"] == ""
+    assert said["mean_teacher"]["verdict against bcp"].startswith("worse by 2.8 points")
 
 
 def test_a_run_without_scores_has_a_row_without_numbers(write):
@@ -196,7 +214,7 @@ def test_a_run_without_scores_has_a_row_without_numbers(write):
     rows = rows_of(*runs)
     assert gains(rows) == [None, None]
     assert rank_rows(rows) == {}
-    assert (comparison_table(rows)[1].mean, comparison_table(rows)[1].verdict) == (None, "")
+    assert (comparison_table(rows)[1].mean, comparison_table(rows)[1].against) == (None, {})
     assert len(table_cells(comparison_table(rows))) == 3
 
 

@@ -189,6 +189,18 @@ def test_the_difference_to_supervised_is_in_dice_points(page):
     assert page.column("gains", "In words")[0].startswith("too few patients to tell: +25.0 points")
 
 
+def test_a_second_reference_has_a_column_and_a_table_of_its_own(factory):
+    shifts = {"supervised": 2, "bcp": 1, "mean_teacher": 0}
+    runs = [factory.score(factory.run(name, name, 1), {"a": {"liver": shift}}) for name, shift in shifts.items()]
+    found = one_page(factory, runs, references=["supervised", "bcp"])
+    assert found.column("methods", "Against supervised") == ["–", "+25.0", "+50.0"]
+    assert found.column("methods", "Against bcp") == ["−25.0", "–", "+25.0"]
+    assert found.column("gains", "Against supervised") == ["+25.0", "+50.0"]
+    assert found.column("gains-2", "Against bcp") == ["−25.0", "+25.0"]
+    with pytest.raises(ConfigError, match="reference bpc: no run is of this method; there are supervised, bcp"):
+        one_page(factory, runs, references=["bpc"], overwrite=True)
+
+
 def test_every_class_has_its_own_numbers(page):
     rows = page.tables["classes"][1:]
     assert [row[0] for row in rows if len(row) == 1] == ["liver", "stone"]

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from medssl import __version__
-from medssl.comparison import BASELINE, PARTS, Row, Run, notes, rank_rows
+from medssl.comparison import PARTS, Row, Run, notes, rank_rows
 from medssl.figures import (
     STYLES,
     Curve,
@@ -61,6 +61,7 @@ def render(
     rows: Sequence[Row],
     title: str,
     *,
+    references: Sequence[str],
     tables: Sequence[Table],
     gallery: Sequence[Wall],
     scenes: Sequence[Scene],
@@ -77,11 +78,11 @@ def render(
         version=__version__,
         scripts=scripts,
         policy=_policy(scripts, has_viewer=bool(scenes)),
-        baseline=BASELINE,
+        references=references,
         conditions=conditions(rows),
         conditions_of=conditions_of,
         protocol=protocol(runs),
-        notes=notes(rows),
+        notes=notes(rows, references),
         conventions=[CONVENTIONS[name] for name in dict.fromkeys(run.scores.convention for run in runs if run.scores)],
         definitions=_definitions(rows),
         first=tables[:1],
