@@ -199,7 +199,12 @@ def predict(
     images: Annotated[list[Path] | None, typer.Argument(help="Volume files or folders to segment.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for <case>.nii.gz.")] = Path("predictions"),
     part: Annotated[str | None, typer.Option("--part", help="Instead: a part of the run's split, as test.")] = None,
-    network: Annotated[str | None, typer.Option("--network", help="student, teacher or ensemble.")] = None,
+    also: Annotated[
+        list[Path] | None, typer.Option("--run", help="Another run, to average class probabilities; repeatable.")
+    ] = None,
+    network: Annotated[
+        str | None, typer.Option("--network", help="student, teacher, ensemble, one-student or one-teacher.")
+    ] = None,
     checkpoint: Annotated[str, typer.Option("--checkpoint", help="best or last.")] = "best",
     largest_component: Annotated[
         list[str] | None, typer.Option("--largest-component", help="A class to clean; repeatable.")
@@ -208,7 +213,7 @@ def predict(
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
-    """Segment volumes with a trained run, each on its own grid."""
+    """Segment volumes with a trained run, or with the mean of several, each volume on its own grid."""
     from medssl.errors import ConfigError
     from medssl.predict import predict as predict_images
 
@@ -217,8 +222,8 @@ def predict(
     window: dict[str, Any] = {} if network is None else {"network": network}
     if largest_component:
         window["largest_component"] = largest_component
-    written = predict_images(run, images or [], out, part=part, device=device, checkpoint=checkpoint, window=window,
-                             uncertainty=uncertainty, overwrite=overwrite)  # fmt: skip
+    written = predict_images(run, images or [], out, also=also or [], part=part, device=device, checkpoint=checkpoint,
+                             window=window, uncertainty=uncertainty, overwrite=overwrite)  # fmt: skip
     print(f"{len(written)} predictions in {out}")
 
 
