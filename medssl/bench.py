@@ -19,14 +19,15 @@ from __future__ import annotations
 import csv
 import itertools
 import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import NonNegativeInt, PositiveInt, field_validator
+from pydantic import NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from medssl.comparison import BASELINE, comparison_table, load_runs, make_rows, table_cells
 from medssl.config import Settings, dump, found, load_yaml, merge, parse, update
@@ -38,6 +39,7 @@ from medssl.engines import Engine, Job, run_locally, run_on_ray
 from medssl.errors import ConfigError, DataError, Interrupted, RunsFailed
 from medssl.files import whole_file
 from medssl.logs import read_metrics, training_seconds
+from medssl.predictor import Which
 from medssl.prepare import prepare
 from medssl.progress import stop_requested, track
 from medssl.report import write_report
@@ -65,6 +67,21 @@ class MethodRow(Settings):
     """Files over those of the bench; none stands for configs/method/NAME.yaml, NAME being the row's."""
     settings: dict[str, Any] = {}
     """Sections over the files."""
+    network: Which | None = None
+    """The network that is scored, in place of the one of the bench."""
+    of: str | None = None
+    """Train nothing, and score the runs of this row in another way: by another `network`, or several `runs` as one."""
+    runs: PositiveInt = 1
+    """With `of`: how many of its runs, of seeds that follow each other, have their class probabilities averaged. No run
+    is in two of these means, and seeds that are left over are in none."""
+
+    @model_validator(mode="after")
+    def _trained_or_of_another(self) -> Self:
+        if self.of is not None and (self.configs or self.settings):
+            raise ValueError(f"of: {self.of} trains nothing, so it takes neither configs nor settings")
+        if self.of is None and self.runs > 1:
+            raise ValueError("runs: averages those of another row; name it with `of`")
+        return self
 
 
 class BenchConfig(Settings):
@@ -100,7 +117,7 @@ class BenchConfig(Settings):
     of its training list are."""
     checkpoint: Literal["best", "last"] = "best"
     """The weights that are scored: those that validation chose, or those of the last step."""
-    network: Literal["student", "teacher", "ensemble"] | None = None
+    network: Which | None = None
     """The network that is scored; null: as each method's settings say."""
     parallel: PositiveInt | None = None
     """Runs at a time on this machine; null: one per GPU, and one on a CPU."""
@@ -149,6 +166,7 @@ class Bench:
         self.methods |= {again: self.methods[name] for again, name in self.same_time.items()}
         self._check_names("all_labels", config.all_labels)
         self._check_names("references", config.references)
+        self._check_rows_of_others()
         self.times = read_times(self.times_file) if self.same_time and self.times_file.exists() else {}
         self.cells = self._cells()
         self.settings = {cell: self._settings(cell) for cell in self.cells if not self.is_untimed(cell)}
@@ -182,6 +200,20 @@ class Bench:
         """The dataset of all runs."""
         return next(iter(self.settings.values())).data
 
+    def sources(self, cell: Cell) -> list[Cell]:
+        """The runs whose predictions a run without a training of its own scores; none for one that trains."""
+        row = self.methods[cell.method]
+        if row.of is None:
+            return []
+        first = self.config.seeds.index(cell.seed)
+        return [replace(cell, method=row.of, seed=seed) for seed in self.config.seeds[first : first + row.runs]]
+
+    def network(self, cell: Cell) -> Which | None:
+        """The network that is scored; None: as the run's settings say."""
+        row = self.methods[cell.method]
+        trained = self.methods[row.of or cell.method]
+        return row.network or trained.network or self.config.network
+
     def trained_as(self, row: str) -> str:
         """The row whose settings these are, all but the steps."""
         return self.same_time.get(row, row)
@@ -208,6 +240,8 @@ class Bench:
 
     def is_untimed(self, cell: Cell) -> bool:
         """Whether the steps of a run follow from times that are not known."""
+        if sources := self.sources(cell):
+            return self.is_untimed(sources[0])
         needed = {self.trained_as(cell.method), self.config.as_long_as}
         return cell.method in self.same_time and not needed <= self.times.keys()
 
@@ -223,24 +257,42 @@ class Bench:
         if reference is None:
             return {}
         self._check_names("as_long_as", [reference])
-        return {name + SAME_TIME: name for name in self.methods if name != reference}
+        if self.methods[reference].of is not None:
+            raise ConfigError(f"as_long_as: {reference} trains nothing; name a row that does")
+        return {name + SAME_TIME: name for name, row in self.methods.items() if name != reference and row.of is None}
 
     def _check_names(self, key: str, names: Sequence[str]) -> None:
         unknown = [name for name in names if name not in self.methods]
         if unknown:
             raise ConfigError(f"{key}: {', '.join(unknown)} is no row; there are {', '.join(self.methods)}")
 
+    def _check_rows_of_others(self) -> None:
+        for name, row in self.methods.items():
+            if row.of is None:
+                continue
+            self._check_names(f"methods.{name}.of", [row.of])
+            if self.methods[row.of].of is not None:
+                raise ConfigError(f"methods.{name}.of: {row.of} trains nothing; name a row that does")
+            if name in self.config.all_labels and row.of not in self.config.all_labels:
+                raise ConfigError(f"all_labels: has {name}, and not {row.of} that it scores")
+            if row.runs > len(self.config.seeds):
+                raise ConfigError(f"methods.{name}.runs: {row.runs}, and there are {len(self.config.seeds)} seeds")
+
     def _cells(self) -> list[Cell]:
         """The matrix; the first seed of everything comes before the second of anything."""
         config, cells = self.config, []
-        for seed, draw in itertools.product(config.seeds, config.draws):
-            cells += [Cell(m, n, draw, seed) for n in sorted(config.labelled) for m in self.methods]
+        for (place, seed), draw in itertools.product(enumerate(config.seeds), config.draws):
+            rows = [name for name, row in self.methods.items()
+                    if place % row.runs == 0 and place + row.runs <= len(config.seeds)]  # fmt: skip
+            cells += [Cell(m, n, draw, seed) for n in sorted(config.labelled) for m in rows]
             if draw == config.draws[0]:
-                cells += [Cell(m, None, draw, seed) for m in config.all_labels]
+                cells += [Cell(m, None, draw, seed) for m in config.all_labels if m in rows]
         return cells
 
     def _settings(self, cell: Cell) -> RunConfig:
         """All settings of a run, those of a row at the same time with validations at the same places of the run."""
+        if sources := self.sources(cell):
+            return self._settings(sources[0]).model_copy(update={"name": cell.method})
         settings = self.own_settings(self.trained_as(cell.method), cell)
         if cell.method not in self.same_time:
             return settings
@@ -277,7 +329,12 @@ def bench(config: BenchConfig, out: Path, *, engine: Engine = "local", device: s
     references = references_of(matrix, dataset)
     todo = [cell for cell in matrix.cells if not matrix.is_done(cell)]
     jobs = {cell: make_job(matrix, cell, references, device, threads_of(config, len(slots))) for cell in todo}
-    codes = work(matrix, jobs, slots, engine)
+    codes = work(matrix, {cell: job for cell, job in jobs.items() if not matrix.sources(cell)}, slots, engine)
+    if Interrupted.exit_code not in codes.values():
+        ready = [cell for cell in jobs if matrix.sources(cell) and all(map(matrix.is_done, matrix.sources(cell)))]
+        for cell in ready:
+            write_untrained(matrix, cell)
+        codes |= work(matrix, {cell: jobs[cell] for cell in ready}, slots, engine)
 
     table, page = write_table(matrix, codes), out / "report" / "report.html"
     if finished(matrix):
@@ -302,8 +359,10 @@ def work(matrix: Bench, jobs: Mapping[Cell, Job], slots: Sequence[str | None], e
     cells = {job.name: cell for cell, job in jobs.items()}
     codes: dict[Cell, int] = {}
     published = time.monotonic()
-    total = len(matrix.cells)
-    with stop_requested("stopping: the runs save") as stop, track("runs", total, done=total - len(jobs)) as advance:
+    total, done = len(matrix.cells), sum(map(matrix.is_done, matrix.cells))
+    if not jobs:
+        return codes
+    with stop_requested("stopping: the runs save") as stop, track("runs", total, done=done) as advance:
         todo = list(jobs.values())
         for job, code in run_locally(todo, slots, stop) if engine == "local" else run_on_ray(todo, stop):
             cell = cells[job.name]
@@ -416,9 +475,15 @@ def write_configs(matrix: Bench) -> None:
 
 def _changed_scoring(matrix: Bench) -> list[str]:
     """Whether runs that are finished were scored in another way than is asked for now."""
-    path, now = matrix.out / "bench.yaml", matrix.config.model_dump(mode="json")
-    before = load_yaml(path.read_text()) if path.exists() and finished(matrix) else now
-    keys = [key for key in ("checkpoint", "network") if before[key] != now[key]]
+    path, now = matrix.out / "bench.yaml", matrix.config
+    before = parse(BenchConfig, load_yaml(path.read_text())) if path.exists() and finished(matrix) else now
+    keys = [key for key in ("checkpoint", "network") if getattr(before, key) != getattr(now, key)]
+    done = {matrix.trained_as(cell.method) for cell in matrix.cells if matrix.is_done(cell)}
+    for name in done & before.methods.keys() & now.methods.keys():
+        rows = (before.methods[name], now.methods[name])
+        keys += [
+            f"methods.{name}.{key}" for key in ("network", "of", "runs") if len({getattr(r, key) for r in rows}) > 1
+        ]
     return [f"  {path}: {', '.join(keys)}"] if keys else []
 
 
@@ -527,19 +592,38 @@ def read_times(path: Path) -> dict[str, float]:
 
 
 def make_job(matrix: Bench, cell: Cell, references: Path, device: str, threads: int) -> Job:
-    """Train, predict the test cases, evaluate: as one would by hand."""
-    run, config = matrix.run(cell), matrix.config
+    """Train, predict the test cases, evaluate: as one would by hand. A row of others' runs is not trained."""
+    run, config, sources = matrix.run(cell), matrix.config, [matrix.run(source) for source in matrix.sources(cell)]
     protocol = matrix.settings[cell].protocol
-    also = ("--convention", "strict", "--convention", protocol.convention) if protocol and protocol.convention else ()
-    network = () if config.network is None else ("--network", config.network)
+    conventions = (
+        ("--convention", "strict", "--convention", protocol.convention) if protocol and protocol.convention else ()
+    )
+    chosen = matrix.network(cell)
+    network = () if chosen is None else ("--network", chosen)
+    training = ("train", matrix.config_file(cell), "--out", run, "--resume", "--device", device)
+    first, *others = sources or [run]
+    also = [word for other in others for word in ("--run", other)]
     commands = (
-        ("train", matrix.config_file(cell), "--out", run, "--resume", "--device", device),
-        ("predict", run, "--part", "test", "--checkpoint", config.checkpoint, *network, "--device", device,
+        *([] if sources else [training]),
+        ("predict", first, *also, "--part", "test", "--checkpoint", config.checkpoint, *network, "--device", device,
          "--uncertainty", "-o", run / "test", "--overwrite"),
-        ("evaluate", run / "test", references, "-o", run / "scores.csv", "--overwrite", "--workers", 0, *also),
+        ("evaluate", run / "test", references, "-o", run / "scores.csv", "--overwrite", "--workers", 0, *conventions),
     )  # fmt: skip
     words = tuple(tuple(map(str, command)) for command in commands)
     return Job(cell.name, words, matrix.log(cell), threads)
+
+
+def write_untrained(matrix: Bench, cell: Cell) -> None:
+    """The run folder of a row of others' runs: the first one's split and machine, and the time of all their steps."""
+    run, sources = matrix.run(cell), [matrix.run(source) for source in matrix.sources(cell)]
+    run.mkdir(parents=True, exist_ok=True)
+    dump(matrix.settings[cell].to_plain(), run / "config.yaml")
+    for name in ("splits.json", "env.json"):
+        shutil.copyfile(sources[0] / name, run / name)
+    steps = matrix.settings[cell].train.iterations
+    seconds = sum(training_seconds(read_metrics(source / "metrics.csv")) for source in sources) / steps
+    with whole_file(run / "metrics.csv") as partial:
+        partial.write_text(f"step,seconds_per_step\n{steps},{seconds:.6g}\n")
 
 
 # ---- what came of them
@@ -627,7 +711,7 @@ class PlanRow:
     runs: int
     done: int
     steps: int | None
-    """None: to be measured, so that a run takes as long as one of the row that `as_long_as` names."""
+    """None: to be measured, so that a run takes as long as one of the row that `as_long_as` names. 0: of other runs."""
     seconds_per_step: float
     """As the finished runs took, as times.csv says, or as two steps on noise take now."""
     seconds: float
@@ -640,13 +724,22 @@ def plan(config: BenchConfig, out: Path, *, device: str = "auto") -> list[PlanRo
     groups: dict[tuple[str, int | None], list[Cell]] = {}
     for cell in matrix.cells:
         groups.setdefault((cell.method, cell.labelled), []).append(cell)
-    seconds = {row: _seconds_of(matrix, row, device) for row in matrix.methods if row not in matrix.same_time}
+    trained = [name for name, row in matrix.methods.items() if name not in matrix.same_time and row.of is None]
+    seconds = {row: _seconds_of(matrix, row, device) for row in trained}
     given, rows = str(config.as_long_as), []
     for (method, labelled), cells in groups.items():
+        done = sum(map(matrix.is_done, cells))
+        if matrix.sources(cells[0]):
+            rows.append(PlanRow(method, labelled, len(cells), done, 0, 0.0, 0.0))
+            continue
         steps = None if matrix.is_untimed(cells[0]) else matrix.settings[cells[0]].train.iterations
         each = seconds[matrix.trained_as(method)]
-        whole = each * steps if steps else seconds[given] * matrix.own_settings(given, cells[0]).train.iterations
-        rows.append(PlanRow(method, labelled, len(cells), sum(map(matrix.is_done, cells)), steps, each, whole))
+        whole = (
+            each * steps
+            if steps is not None
+            else seconds[given] * matrix.own_settings(given, cells[0]).train.iterations
+        )
+        rows.append(PlanRow(method, labelled, len(cells), done, steps, each, whole))
     return rows
 
 

@@ -1,6 +1,7 @@
 """A matrix of runs: what it makes, that it goes on, and that a run which fails or is stopped costs no other."""
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -9,15 +10,19 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from medssl.bench import ALL, Bench, BenchConfig, bench, load_bench, plan, print_plan, time_rows, write_splits
 from medssl.checkpoint import load_checkpoint
 from medssl.config import bundled, dump, parse
+from medssl.data.nifti import read_image, read_label
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import read_split
 from medssl.errors import ConfigError, DataError, DeviceError, DivergedError, RunsFailed
 from medssl.logs import read_metrics
+from medssl.predict import load_predictor
 from medssl.scores import read_scores
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="stops runs by signals")
@@ -131,6 +136,74 @@ def test_rows_at_the_same_time_take_the_steps_that_the_measured_times_allow(make
     (out / "times.csv").unlink()
     with pytest.raises(ConfigError, match=r"times.csv: lacks rows of which there are runs, such as bcp, same time"):
         bench(config, out, device="cpu")
+
+
+def test_rows_of_other_runs_are_scored_and_not_trained(make, balls, tmp_path):
+    out = tmp_path / "out"
+    rows = {
+        "supervised": {"network": "one-student"},
+        "all": {"of": "supervised", "network": "student"},
+        "mean": {"of": "supervised", "runs": 2},
+    }
+    bench(make(methods=rows, all_labels=[], seeds=[0, 1]), out, device="cpu")
+    found = {(row["method"], row["seed"]): row for row in table(out)}
+    assert list(found) == [("supervised", "0"), ("all", "0"), ("mean", "0"), ("supervised", "1"), ("all", "1")]
+    assert {row["status"] for row in found.values()} == {"done"}
+    assert {path.parent.name.partition("__")[0] for path in out.glob("runs/*/last.pt")} == {"supervised"}
+    folders = {key: out / row["run"] for key, row in found.items()}
+    made = {key: json.loads((folder / "test" / "predictions.json").read_text()) for key, folder in folders.items()}
+    first, second = (str(folders["supervised", seed].resolve()) for seed in "01")
+    assert [made[name, "1"]["run"] for name in ("supervised", "all")] == [second, second]
+    assert [made[name, "1"]["network"] for name in ("supervised", "all")] == ["one-student", "student"]
+    mean = made["mean", "0"]
+    assert (mean["run"], mean["also"], mean["network"]) == (first, [second], "one-student")
+    by_hand, _ = load_predictor(Path(first), torch.device("cpu"), also=[Path(second)])
+    case = next(iter(mean["images"]))
+    expected = by_hand.segment(read_image(balls[0] / "images" / f"{case}.nii.gz"))
+    assert np.array_equal(read_label(folders["mean", "0"] / "test" / f"{case}.nii.gz").array, expected)
+    minutes = {key: float(row["minutes"]) for key, row in found.items()}
+    both = minutes["supervised", "0"] + minutes["supervised", "1"]
+    assert minutes["mean", "0"] == pytest.approx(both, rel=0.01)
+    compared = [row["method"].partition(",")[0] for row in csv.DictReader((out / "comparison.csv").open())]
+    assert sorted(compared) == ["all", "mean", "supervised"]
+    before = stamps(out)
+    bench(make(methods=rows, all_labels=[], seeds=[0, 1]), out, device="cpu")
+    assert stamps(out) == before
+    rows["all"] = {"of": "supervised", "network": "one-student"}
+    with pytest.raises(ConfigError, match=r"bench.yaml: methods.all.network"):
+        bench(make(methods=rows, all_labels=[], seeds=[0, 1]), out, device="cpu")
+
+
+def test_no_run_is_in_two_means(make, tmp_path):
+    rows = {"bcp": None, "two": {"of": "bcp", "runs": 2}, "same": {"of": "bcp, same time", "runs": 2}}
+    matrix = Bench(make(methods=rows, seeds=[5, 6, 7, 8, 9], draws=[0, 1], as_long_as="supervised"), tmp_path / "out")
+    used = [(cell.draw, source.draw, source.method, source.seed)
+            for cell in matrix.cells if cell.method == "two" for source in matrix.sources(cell)]  # fmt: skip
+    assert sorted(used) == [(draw, draw, "bcp", seed) for draw in (0, 1) for seed in (5, 6, 7, 8)]
+    untimed = {cell.method for cell in matrix.cells if matrix.is_untimed(cell)}
+    assert untimed == {"bcp, same time", "same"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"methods": {"two": {"of": "bcp"}}}, "methods.two.of: bcp is no row; there are supervised, two"),
+        ({"methods": {"bcp": None, "a": {"of": "bcp"}, "b": {"of": "a"}}}, "methods.b.of: a trains nothing"),
+        ({"methods": {"bcp": None, "a": {"of": "bcp", "runs": 2}}}, "methods.a.runs: 2, and there are 1 seeds"),
+        ({"methods": {"a": {"of": "supervised"}}, "as_long_as": "a"}, "as_long_as: a trains nothing"),
+        ({"methods": {"bcp": None, "a": {"of": "bcp"}}, "all_labels": ["a"]}, "all_labels: has a, and not bcp"),
+    ],
+)
+def test_rows_of_runs_that_there_are_not_are_refused(make, tmp_path, values, message):
+    with pytest.raises(ConfigError, match=message):
+        Bench(make(**values), tmp_path / "out")
+
+
+def test_a_row_of_other_runs_takes_no_settings(make):
+    with pytest.raises(ConfigError, match="of: bcp trains nothing, so it takes neither configs nor settings"):
+        make(methods={"bcp": None, "a": {"of": "bcp", "settings": {"train": {"lr": 1}}}})
+    with pytest.raises(ConfigError, match="runs: averages those of another row"):
+        make(methods={"bcp": {"runs": 2}})
 
 
 class TestTimes:
