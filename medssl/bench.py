@@ -660,20 +660,21 @@ def write_comparison(matrix: Bench) -> list[list[str]]:
 
 
 def print_comparison(cells: Sequence[Sequence[str]], console: Console | None = None) -> None:
-    """Show the comparison: Dice of each row, and the verdicts."""
+    """Show the comparison: Dice of each row and the verdict, a table for each reference."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     heads = cells[0]
     names = ("method", "seeds", "minutes", "dice, %", "95 % interval", "sd of runs")
-    shown = [i for i, head in enumerate(heads) if head in names or head.startswith("verdict")]
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in shown:
-        table.add_column(heads[column])
-    for row in cells[1:]:
-        table.add_row(*(escape(row[column]) for column in shown))
-    (console or Console()).print(table)
+    for verdict in (i for i, head in enumerate(heads) if head.startswith("verdict")):
+        shown = [*map(heads.index, names), verdict]
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for column in shown:
+            table.add_column(escape(heads[column]))
+        for row in cells[1:]:
+            table.add_row(*(escape(row[column]) for column in shown))
+        (console or Console()).print(table)
 
 
 def _row(matrix: Bench, cell: Cell, code: int | None) -> dict[str, Any]:
