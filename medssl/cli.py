@@ -199,7 +199,12 @@ def predict(
     images: Annotated[list[Path] | None, typer.Argument(help="Volume files or folders to segment.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for <case>.nii.gz.")] = Path("predictions"),
     part: Annotated[str | None, typer.Option("--part", help="Instead: a part of the run's split, as test.")] = None,
-    network: Annotated[str | None, typer.Option("--network", help="student, teacher or ensemble.")] = None,
+    also: Annotated[
+        list[Path] | None, typer.Option("--run", help="Another run, to average class probabilities; repeatable.")
+    ] = None,
+    network: Annotated[
+        str | None, typer.Option("--network", help="student, teacher, ensemble, one-student or one-teacher.")
+    ] = None,
     checkpoint: Annotated[str, typer.Option("--checkpoint", help="best or last.")] = "best",
     largest_component: Annotated[
         list[str] | None, typer.Option("--largest-component", help="A class to clean; repeatable.")
@@ -208,7 +213,7 @@ def predict(
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
-    """Segment volumes with a trained run, each on its own grid."""
+    """Segment volumes with a trained run, or with the mean of several, each volume on its own grid."""
     from medssl.errors import ConfigError
     from medssl.predict import predict as predict_images
 
@@ -217,8 +222,8 @@ def predict(
     window: dict[str, Any] = {} if network is None else {"network": network}
     if largest_component:
         window["largest_component"] = largest_component
-    written = predict_images(run, images or [], out, part=part, device=device, checkpoint=checkpoint, window=window,
-                             uncertainty=uncertainty, overwrite=overwrite)  # fmt: skip
+    written = predict_images(run, images or [], out, also=also or [], part=part, device=device, checkpoint=checkpoint,
+                             window=window, uncertainty=uncertainty, overwrite=overwrite)  # fmt: skip
     print(f"{len(written)} predictions in {out}")
 
 
@@ -275,6 +280,9 @@ def evaluate_explain(
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders with scores.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for report.html.")] = Path("report"),
+    references: Annotated[
+        list[str] | None, typer.Option("--reference", help="Compare the others with this method; repeatable.")
+    ] = None,
     worst: Annotated[int, typer.Option("--worst", min=0, help="Worst cases of each row to draw.")] = 4,
     viewer: Annotated[bool, typer.Option("--viewer", help="Fetch NiiVue with npm if it is not there.")] = False,
     niivue: Annotated[Path | None, typer.Option("--niivue", help="niivue.umd.js to use in the viewer.")] = None,
@@ -284,7 +292,8 @@ def report(
     """Compare runs on one HTML page: tables, plots, curves, overlays, a viewer; tables.tex and tables.md beside it."""
     from medssl.report import write_report
 
-    page = write_report(runs, out, worst=worst, viewer=viewer, niivue=niivue, workers=workers, overwrite=overwrite)
+    page = write_report(runs, out, references=references or ["supervised"], worst=worst, viewer=viewer, niivue=niivue,
+                        workers=workers, overwrite=overwrite)  # fmt: skip
     print(f"report in {page}")
 
 
@@ -307,11 +316,14 @@ def bench(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for runs, table and report.")] = Path("bench"),
     sets: Sets = None,
     is_plan: Annotated[bool, typer.Option("--plan", help="Show the matrix and its time; write nothing.")] = False,
+    is_timing: Annotated[
+        bool, typer.Option("--times", help="Only time a step of each row, for as_long_as; writes times.csv.")
+    ] = False,
     engine: Annotated[str, typer.Option("--engine", help="local, or ray for a cluster.")] = "local",
     device: Device = "auto",
 ) -> None:
     """Run methods x labelled counts x draws x seeds, and compare them; repeat to go on."""
-    from medssl.bench import Bench, load_bench, plan, print_plan, slots_of
+    from medssl.bench import Bench, load_bench, plan, print_plan, slots_of, time_rows
     from medssl.bench import bench as run_bench
     from medssl.errors import ConfigError
 
@@ -320,6 +332,9 @@ def bench(
         raise ConfigError(f"--engine {engine}: expected local or ray")
     if is_plan:
         print_plan(plan(settings, out, device=device), len(slots_of(Bench(settings, out), device)))
+        return
+    if is_timing:
+        print(f"times in {time_rows(settings, out, device=device)}")
         return
     print(f"report in {run_bench(settings, out, engine=engine, device=device)}")  # type: ignore[arg-type]
 

@@ -10,7 +10,7 @@
     compare(row, other, "dice")                    a Comparison of any two rows, uncorrected
     verdict(gain.comparison, scale_of("dice"))     "better by 1.8 points (95 % interval 0.9 to 2.7)"
     rank_rows(rows, "dice")                        a Ranking per labelled count with two scored rows or more
-    comparison_table(rows, "dice")                 a TableRow of plain numbers per row
+    comparison_table(rows, "dice")                 a TableRow of plain numbers per row, against one reference or several
     table_cells(table, "dice")                     the same as text, heads first, for terminals, CSV and Markdown
 
 A metric is a name of `ClassScore`. A case's value is the mean over the classes where it is defined; a patient's the
@@ -40,7 +40,7 @@ import yaml
 from medssl.config import load_yaml
 from medssl.errors import ConfigError, DataError
 from medssl.figures import STYLES, method_colours
-from medssl.logs import read_metrics
+from medssl.logs import read_metrics, training_seconds
 from medssl.metrics import METRICS
 from medssl.scores import Scores, Spread, Summary, read_scores, summarise
 from medssl.statistics import (
@@ -70,6 +70,7 @@ _NEEDED = ("data.name", "data.classes", "method.name", "augment.preset", "train.
            "window.network")  # fmt: skip
 _SEED_AND_PLACE = {"train.seed", "train.workers", "data.root", "data.splits"}
 _DRAW = {"splits.labelled", "splits.unlabelled"}
+_AGAINST = ("95 % interval", "effect", "p", "p, Holm,", "verdict")
 
 
 class Key(NamedTuple):
@@ -155,6 +156,29 @@ class Run:
         """The last step that was logged."""
         return int(max((row["step"] for row in self.metrics), default=0))
 
+    @property
+    def minutes(self) -> float:
+        """Time that its steps took, validations left out."""
+        return training_seconds(self.metrics) / 60
+
+
+class CurvePoint(NamedTuple):
+    """A logged number of a row's runs at one step."""
+
+    step: int
+    values: Sequence[float]
+    """Of the runs that have one there."""
+
+    @property
+    def mean(self) -> float:
+        """Over runs."""
+        return statistics.fmean(self.values)
+
+    @property
+    def sd(self) -> float | None:
+        """Over runs; None for one."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
 
 @dataclass(frozen=True)
 class Row:
@@ -181,6 +205,11 @@ class Row:
         )
 
     @property
+    def minutes(self) -> float:
+        """Time that the steps of a run took, the mean over its runs."""
+        return statistics.fmean(run.minutes for run in self.runs)
+
+    @property
     def cases(self) -> int:
         """Different cases that any of its runs was scored on."""
         return len({score.case for run in self.scored for score in run.scores or ()})
@@ -196,6 +225,29 @@ class Row:
     def case_dice(self) -> dict[str, float]:
         """Each case's Dice, the mean over runs."""
         return _gathered(pair for run in self.scored for pair in run.case_dice.items())
+
+    def curve(self, name: str) -> list[CurvePoint]:
+        """A logged number of all its runs, step by step."""
+        by_step: dict[float, list[float]] = defaultdict(list)
+        for run in self.runs:
+            for step, value in zip(*run.curve(name), strict=True):
+                by_step[step].append(value)
+        return [CurvePoint(int(step), values) for step, values in sorted(by_step.items())]
+
+    @property
+    def last_gain(self) -> float | None:
+        """How far validation Dice in the last fifth of the steps lies above the fifth before: whether it has settled.
+
+        Each fifth is the mean over its validations, then over the runs that have some in both; None without such a run.
+        """
+        gains = []
+        for run in self.runs:
+            fifths: dict[int, list[float]] = {4: [], 5: []}
+            for step, value in zip(*run.curve("val/dice"), strict=True):
+                fifths.setdefault(math.ceil(5 * step / self.key.steps), []).append(value)
+            if fifths[4] and fifths[5]:
+                gains.append(statistics.fmean(fifths[5]) - statistics.fmean(fifths[4]))
+        return statistics.fmean(gains) if gains else None
 
     def values(self, metric: str = "dice", cases: Collection[str] | None = None) -> Values:
         """Each run's patients with the mean over their cases, or over those of the given ones."""
@@ -236,6 +288,22 @@ class Gain:
 
 
 @dataclass(frozen=True)
+class Against:
+    """A row's difference to a reference, over patients; None where it is undefined."""
+
+    gain: float
+    """The mean; positive when the row has the larger number."""
+    low: float | None
+    """Of its 95 % interval, as `high`."""
+    high: float | None
+    effect: float | None
+    p: float | None
+    p_holm: float | None
+    verdict: str
+    """In plain words."""
+
+
+@dataclass(frozen=True)
 class TableRow:
     """A row's numbers for one metric, as scores.csv has them; None where they are undefined."""
 
@@ -245,6 +313,9 @@ class TableRow:
     draws: int
     seeds: int
     patients: int
+    steps: int
+    minutes: float
+    """That the steps of a run took."""
     mean: float | None
     low: float | None
     """Of the 95 % interval of the mean, as `high`."""
@@ -254,15 +325,8 @@ class TableRow:
     sd_of_trainings: float | None
     """Of the runs' means."""
     median: float | None
-    gain: float | None
-    """Mean difference to the reference over patients; positive when this row has the larger number."""
-    gain_low: float | None
-    gain_high: float | None
-    effect: float | None
-    p: float | None
-    p_holm: float | None
-    verdict: str
-    """In plain words; empty for the reference and for rows without one."""
+    against: dict[str, Against]
+    """By reference; none for the reference itself and for rows without one."""
 
 
 # ---- runs
@@ -451,18 +515,28 @@ def rank_rows(rows: Sequence[Row], metric: str = "dice") -> dict[int, Ranking]:
     return found
 
 
-def comparison_table(rows: Sequence[Row], metric: str = "dice", reference: str = BASELINE) -> list[TableRow]:
-    """The numbers of each row, and what its difference to the reference method amounts to."""
-    return [_table_row(row, gain, metric) for row, gain in zip(rows, gains(rows, metric, reference), strict=True)]
+def comparison_table(
+    rows: Sequence[Row], metric: str = "dice", references: Sequence[str] = (BASELINE,)
+) -> list[TableRow]:
+    """The numbers of each row, and what its differences to the reference methods amount to; each corrects by itself."""
+    found: list[dict[str, Against]] = [{} for _ in rows]
+    for reference in references:
+        for against, gain in zip(found, gains(rows, metric, reference), strict=True):
+            if gain is not None:
+                against[reference] = _against(gain.comparison, metric)
+    return [_table_row(row, against, metric) for row, against in zip(rows, found, strict=True)]
 
 
-def table_cells(table: Sequence[TableRow], metric: str = "dice", reference: str = BASELINE) -> list[list[str]]:
+def table_cells(
+    table: Sequence[TableRow], metric: str = "dice", references: Sequence[str] = (BASELINE,)
+) -> list[list[str]]:
     """The table as text, its heads first; Dice and IoU in percent, distances in mm, an empty cell for None."""
     factor, unit = scale_of(metric).factor, "%" if scale_of(metric) is POINTS else "mm"
-    heads = ["method", "labelled", "draws", "seeds", "patients", f"{metric}, {unit}", "95 % interval", "sd of patients",
-             "sd of runs", "median", f"against {reference}", "95 % interval", "effect", "p", "p, Holm",
-             "verdict"]  # fmt: skip
-    return [heads, *(_cells_of(row, factor) for row in table)]
+    heads = ["method", "labelled", "draws", "seeds", "patients", "steps", "minutes", f"{metric}, {unit}",
+             "95 % interval", "sd of patients", "sd of runs", "median"]  # fmt: skip
+    for reference in references:
+        heads += [f"against {reference}", *(f"{name} against {reference}" for name in _AGAINST)]
+    return [heads, *(_cells_of(row, factor, references) for row in table)]
 
 
 def _gain(row: Row, rows: Sequence[Row], metric: str, reference: str) -> Gain | None:
@@ -505,10 +579,14 @@ def _gathered(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
     return {name: statistics.fmean(values) for name, values in found.items()}
 
 
-def _table_row(row: Row, gain: Gain | None, metric: str) -> TableRow:
+def _against(comparison: Comparison, metric: str) -> Against:
+    difference = comparison.difference
+    return Against(difference.mean, difference.low, difference.high, comparison.effect, comparison.p,
+                   comparison.p_holm, verdict(comparison, scale_of(metric)))  # fmt: skip
+
+
+def _table_row(row: Row, against: dict[str, Against], metric: str) -> TableRow:
     about, interval = row.describe(metric), row.interval(metric)
-    comparison = gain.comparison if gain else None
-    difference = comparison.difference if comparison else None
     return TableRow(
         name=row.name,
         method=row.key.method,
@@ -516,23 +594,19 @@ def _table_row(row: Row, gain: Gain | None, metric: str) -> TableRow:
         draws=len({run.replicate.draw for run in row.scored}),
         seeds=len({run.seed for run in row.scored}),
         patients=about.patients if about else 0,
+        steps=row.key.steps,
+        minutes=row.minutes,
         mean=about.mean if about else None,
         low=interval.low if interval else None,
         high=interval.high if interval else None,
         sd=about.sd if about else None,
         sd_of_trainings=about.sd_of_trainings if about else None,
         median=about.median if about else None,
-        gain=difference.mean if difference else None,
-        gain_low=difference.low if difference else None,
-        gain_high=difference.high if difference else None,
-        effect=comparison.effect if comparison else None,
-        p=comparison.p if comparison else None,
-        p_holm=comparison.p_holm if comparison else None,
-        verdict=verdict(comparison, scale_of(metric)) if comparison else "",
+        against=against,
     )
 
 
-def _cells_of(row: TableRow, factor: float) -> list[str]:
+def _cells_of(row: TableRow, factor: float, references: Sequence[str]) -> list[str]:
     def number(value: float | None, form: str = ".1f") -> str:
         return "" if value is None else format(factor * value, form)
 
@@ -542,20 +616,28 @@ def _cells_of(row: TableRow, factor: float) -> list[str]:
     def p(value: float | None) -> str:
         return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
-    return [row.name, *map(str, (row.labelled, row.draws, row.seeds, row.patients)), number(row.mean),
-            between(row.low, row.high), number(row.sd), number(row.sd_of_trainings), number(row.median),
-            number(row.gain, "+.1f"), between(row.gain_low, row.gain_high),
-            "" if row.effect is None else f"{row.effect:.2f}", p(row.p), p(row.p_holm), row.verdict]  # fmt: skip
+    def told(one: Against | None) -> list[str]:
+        if one is None:
+            return [""] * (1 + len(_AGAINST))
+        effect = "" if one.effect is None else f"{one.effect:.2f}"
+        return [number(one.gain, "+.1f"), between(one.low, one.high), effect, p(one.p), p(one.p_holm), one.verdict]
+
+    compared = (cell for reference in references for cell in told(row.against.get(reference)))
+    return [row.name, *map(str, (row.labelled, row.draws, row.seeds, row.patients, row.steps)), f"{row.minutes:.2f}",
+            number(row.mean), between(row.low, row.high), number(row.sd), number(row.sd_of_trainings),
+            number(row.median), *compared]  # fmt: skip
 
 
 # ---- notes
 
 
-def notes(rows: Sequence[Row]) -> list[str]:
-    """What a reader must know before comparing numbers."""
+def notes(rows: Sequence[Row], references: Sequence[str] = (BASELINE,)) -> list[str]:
+    """What a reader must know before comparing numbers, of rows and of each with its references."""
     found = [note for row in rows for run in row.runs for note in _notes_of_run(run)]
     for row in rows:
-        found += _notes_of_row(row, _reference(row, rows, "dice", BASELINE))
+        found += _notes_of_row(row)
+        baselines = (_reference(row, rows, "dice", reference) for reference in references)
+        found += [note for baseline in baselines if baseline for note in _notes_of_pair(row, baseline)]
     unknown = {case for row in rows for run in row.scored for case in run.case_dice if case not in run.patients}
     if unknown:
         found.append(f"The patients of {_few(sorted(unknown))} scored cases are not recorded: each counts as a patient "
@@ -608,7 +690,7 @@ def _notes_of_protocol(run: Run) -> list[str]:
     return found
 
 
-def _notes_of_row(row: Row, baseline: Row | None) -> list[str]:
+def _notes_of_row(row: Row) -> list[str]:
     found = []
     replicates = [run.replicate for run in row.runs]
     if len(set(replicates)) < len(replicates):
@@ -617,20 +699,22 @@ def _notes_of_row(row: Row, baseline: Row | None) -> list[str]:
     differing = [key for key in differing_facts(row.runs) if key not in _SEED_AND_PLACE | _DRAW]
     if differing:
         found.append(f"{row.name}: its runs differ in more than their seed: {', '.join(differing)}.")
-    shared = _shared_cases(row, baseline, "dice") if baseline else set()
-    return found + (_notes_of_pair(row, baseline, len(shared)) if baseline and shared else [])
+    return found
 
 
-def _notes_of_pair(row: Row, baseline: Row, shared: int) -> list[str]:
-    found, other = [], baseline.key
+def _notes_of_pair(row: Row, baseline: Row) -> list[str]:
+    found, other, shared = [], baseline.key, len(_shared_cases(row, baseline, "dice"))
+    if not shared:
+        return []
+    name = other.method
     if (other.augment, other.steps) != (row.key.augment, row.key.steps):
         found.append(
-            f"{row.name}: compared with a supervised row of {other.augment} augmentation and {other.steps:,} steps."
+            f"{row.name}: compared with a {name} row of {other.augment} augmentation and {other.steps:,} steps."
         )
     if len({frozenset(run.replicate.draw for run in each.scored) for each in (row, baseline)}) > 1:
-        found.append(f"{row.name}: compared with a supervised row of other draws of labelled cases.")
+        found.append(f"{row.name}: compared with a {name} row of other draws of labelled cases.")
     if shared < max(len(row.case_dice), len(baseline.case_dice)):
-        found.append(f"{row.name}: the difference to supervised rests on the cases that both rows have ({shared}).")
+        found.append(f"{row.name}: the difference to {name} rests on the cases that both rows have ({shared}).")
     return found
 
 

@@ -57,6 +57,8 @@ class Line:
     style: str
     steps: Sequence[float]
     values: Sequence[float]
+    band: tuple[Sequence[float], Sequence[float]] | None = None
+    """Lower and upper edge of what is shaded around it."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,8 @@ def line_plot(
         for line in lines:
             is_first = entries.pop(line.label, None) is not None
             marker = "o" if len(line.steps) <= 20 else ""
+            if line.band is not None:
+                axes.fill_between(line.steps, *line.band, color=line.colour, alpha=0.15, linewidth=0)
             axes.plot(line.steps, line.values, color=line.colour, linestyle=line.style, linewidth=1.5, alpha=0.85,
                       label=line.label if is_first else "_", marker=marker, markersize=3)  # fmt: skip
         axes.set_xlabel("training step")

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -236,6 +236,16 @@ def _test_means(scores: Scores) -> dict[str, float]:
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """The rows of metrics.csv as numbers, empty cells left out."""
     return [{k: float(v) for k, v in row.items() if v} for row in _read_rows(path)]
+
+
+def training_seconds(metrics: Sequence[Mapping[str, float]]) -> float:
+    """Time that the steps of a run took, validations left out; steps after the last that was timed took as long."""
+    rows = [row for row in metrics if "seconds_per_step" in row]
+    if not rows:
+        return 0.0
+    starts = [0.0, *(row["step"] for row in rows)]
+    timed = sum(row["seconds_per_step"] * (row["step"] - start) for row, start in zip(rows, starts, strict=False))
+    return timed * max(row["step"] for row in metrics) / rows[-1]["step"]
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:

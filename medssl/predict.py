@@ -1,4 +1,4 @@
-"""The job behind `medssl predict`: segment volumes with a trained run, each on its own grid."""
+"""The job behind `medssl predict`: segment volumes with one or more trained runs, each volume on its own grid."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ def predict(
     images: Sequence[Path],
     out: Path,
     *,
+    also: Sequence[Path] = (),
     part: str | None = None,
     device: str = "auto",
     checkpoint: str = "best",
@@ -42,16 +43,20 @@ def predict(
 
     Args:
         images: volume files, or folders of them.
+        also: other runs, whose class probabilities are averaged with the first one's.
         part: instead of naming images, the raw images of a part of the run's own split, such as `test`.
         uncertainty: also write `uncertainty/<case>.nii.gz`, 1 minus the probability of each voxel's class.
 
     Raises:
         DataError: an image cannot be read.
-        ConfigError: nothing to predict, or an output exists and `overwrite` is not set.
+        ConfigError: nothing to predict, an output exists and `overwrite` is not set, or runs that do not fit together.
     """
-    predictor, facts = load_predictor(run, choose_device(device), checkpoint=checkpoint, window=window)
+    predictor, facts = load_predictor(run, choose_device(device), also=also, checkpoint=checkpoint, window=window)
     facts["uncertainty"] = UNCERTAINTY if uncertainty else None
     sources = _of_part(run, part) if part else _by_id(_expand(images))
+    for other in also if part else ():
+        if _of_part(other, str(part)).keys() != sources.keys():
+            raise ConfigError(f"{other}: its part {part} has other cases than that of {run}; average runs of one split")
     targets = {id: out / f"{id}.nii.gz" for id in sources}
     existing = [path for path in targets.values() if path.exists()]
     if existing and not overwrite:
@@ -76,14 +81,40 @@ def predict(
 
 
 def load_predictor(
-    run: Path, device: torch.device, *, checkpoint: str = "best", window: dict[str, Any] | None = None
+    run: Path,
+    device: torch.device,
+    *,
+    also: Sequence[Path] = (),
+    checkpoint: str = "best",
+    window: dict[str, Any] | None = None,
 ) -> tuple[Predictor, dict[str, Any]]:
-    """The predictor of a run folder, and the facts to record with what it writes.
+    """The predictor of a run folder, or of several, and the facts to record with what it writes.
 
     Args:
+        also: other runs, whose probabilities are averaged with the first one's.
         checkpoint: `best` (by validation Dice; `last` where nothing was validated) or `last`.
         window: settings of the `window` section that replace the run's.
+
+    Raises:
+        ConfigError: runs of other classes, channels or recipe.
     """
+    predictor, facts = _load_one(run, device, checkpoint, window)
+    for path in also:
+        other, _ = _load_one(path, device, checkpoint, window)
+        for key in ("classes", "channels", "recipe"):
+            ours, theirs = getattr(predictor, key), getattr(other, key)
+            if ours != theirs:
+                raise ConfigError(f"{path}: its {key} are not those of {run}, so their probabilities have no mean\n"
+                                  f"  {theirs}\n  {ours}")  # fmt: skip
+        predictor.others.append(other)
+    if also:
+        facts["also"] = [str(path.resolve()) for path in also]
+    return predictor, facts
+
+
+def _load_one(
+    run: Path, device: torch.device, checkpoint: str, window: dict[str, Any] | None
+) -> tuple[Predictor, dict[str, Any]]:
     path = run / f"{checkpoint}.pt"
     if checkpoint == "best" and not path.exists() and (run / "last.pt").exists():
         path = run / "last.pt"
@@ -111,8 +142,9 @@ def _earlier_images(record: Path, facts: dict[str, Any], overwrite: bool) -> dic
         return {}
     try:
         earlier = json.loads(record.read_text())
-        if {key: earlier[key] for key in facts} == facts:
-            return dict(earlier["images"])
+        images = dict(earlier.pop("images"))
+        if earlier == facts:
+            return images
     except (OSError, ValueError, KeyError):
         pass
     if overwrite:

@@ -20,14 +20,14 @@ from medssl.errors import ConfigError, DataError
 from medssl.methods.base import Method
 from medssl.parts.pseudo import largest_component
 
-Which = Literal["student", "teacher", "ensemble"]
+Which = Literal["student", "teacher", "ensemble", "one-student", "one-teacher"]
 
 
 class WindowConfig(Settings):
     """The `window` section: how a whole volume is segmented."""
 
     network: Which = "student"
-    """Whose predictions count: the students', the teachers', or the mean of both."""
+    """Whose predictions count: the students', the teachers', the mean of both, or the first of either kind alone."""
     patch: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     """Size of the window; null takes the training patch."""
     overlap: float = Field(0.5, ge=0, lt=1)
@@ -58,15 +58,27 @@ class Predictor:
         precision: torch.dtype | None = None,
     ) -> None:
         self.networks, self.recipe, self.window = list(networks), recipe, window
+        self.others: list[Predictor] = []
+        """Those of other runs, whose probabilities count as much as its own."""
         self.patch, self.device, self.precision = window.patch or patch, device, precision
         self.channels, self.classes = channels, tuple(classes)
         unknown = set(window.largest_component) - set(classes)
         if unknown:
             raise ConfigError(f"window.largest_component: no class {', '.join(sorted(unknown))}; {', '.join(classes)}")
 
-    @torch.no_grad()
     def probabilities(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Mean class probabilities of the networks, `(M, x, y, z)` to `(C, x, y, z)`, on the prepared grid."""
+        """Mean class probabilities of the networks, `(M, x, y, z)` to `(C, x, y, z)`, on the prepared grid.
+
+        Where there are others, the mean of theirs and of its own, each a mean over its networks.
+        """
+        probs = self._own_probabilities(image)
+        for other in self.others:
+            probs += other.probabilities(image)
+        probs /= 1 + len(self.others)
+        return probs
+
+    @torch.no_grad()
+    def _own_probabilities(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         modes = [net.training for net in self.networks]
         for net in self.networks:
             net.eval()
@@ -128,6 +140,7 @@ def chosen_networks(method: Method, which: Which) -> list[nn.Module]:
         ConfigError: the method has no teacher.
     """
     students, teachers = list(method.students()), list(method.teachers())
-    if which != "student" and not teachers:
+    if which in ("teacher", "ensemble", "one-teacher") and not teachers:
         raise ConfigError(f"window.network: {which} was asked for, but this method has no teacher")
-    return {"student": students, "teacher": teachers, "ensemble": students + teachers}[which]
+    chosen = {"student": students, "teacher": teachers, "ensemble": students + teachers}
+    return chosen[which] if which in chosen else chosen[which.removeprefix("one-")][:1]

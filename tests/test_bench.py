@@ -1,6 +1,7 @@
 """A matrix of runs: what it makes, that it goes on, and that a run which fails or is stopped costs no other."""
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -9,14 +10,19 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from medssl.bench import ALL, Bench, BenchConfig, bench, load_bench, plan, write_splits
+from medssl.bench import ALL, Bench, BenchConfig, bench, load_bench, plan, print_plan, time_rows, write_splits
 from medssl.checkpoint import load_checkpoint
 from medssl.config import bundled, dump, parse
+from medssl.data.nifti import read_image, read_label
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import read_split
 from medssl.errors import ConfigError, DataError, DeviceError, DivergedError, RunsFailed
+from medssl.logs import read_metrics
+from medssl.predict import load_predictor
 from medssl.scores import read_scores
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="stops runs by signals")
@@ -52,7 +58,7 @@ def stamps(out):
 
 def test_every_run_is_trained_scored_and_reported_once(make, balls, tmp_path):
     out = tmp_path / "out"
-    page = bench(make(), out, device="cpu")
+    page = bench(make(references=["supervised", "bcp"]), out, device="cpu")
     rows = table(out)
     assert [(row["method"], row["labelled"], row["status"]) for row in rows] == [
         ("supervised", "2", "done"), ("bcp", "2", "done"), ("supervised", ALL, "done")
@@ -69,7 +75,15 @@ def test_every_run_is_trained_scored_and_reported_once(make, balls, tmp_path):
     assert [row["method"] for row in compared] == [
         "supervised, 2 labelled", "bcp, 2 labelled", "supervised, 4 labelled"
     ]  # fmt: skip
-    assert compared[1]["verdict"].startswith("too few patients to tell")
+    assert compared[1]["verdict against supervised"].startswith("too few patients to tell")
+    assert float(compared[0]["against bcp"]) == -float(compared[1]["against supervised"])
+    curves = list(csv.DictReader((out / "curves.csv").open()))
+    logged = [row for row in read_metrics(out / rows[1]["run"] / "metrics.csv") if "val/dice" in row]
+    of_bcp = [(row["runs"], int(row["step"]), float(row["mean"])) for row in curves if row["row"] == "bcp"]
+    assert of_bcp == [("1", row["step"], pytest.approx(row["val/dice"], abs=1e-4)) for row in logged]
+    assert {(row["row"], row["labelled"]) for row in curves} == {
+        ("supervised", "2"), ("bcp", "2"), ("supervised", "4")
+    }  # fmt: skip
     before = stamps(out)
     bench(make(), out, device="cpu")
     assert stamps(out) == before
@@ -100,6 +114,145 @@ def test_the_plan_times_each_row_and_writes_nothing(make, tmp_path):
     ]  # fmt: skip
     assert all(row.seconds_per_step > 0 for row in rows)
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_at_the_same_time_take_the_steps_that_the_measured_times_allow(make, tmp_path):
+    out = tmp_path / "out"
+    config = make(as_long_as="supervised", all_labels=[], settings={"train": {"iterations": 40, "validate_every": 20}})
+    bench(config, out, device="cpu")
+    times = {row["row"]: row for row in csv.DictReader((out / "times.csv").open())}
+    steps = {row["method"]: int(row["steps"]) for row in table(out)}
+    assert list(steps) == ["supervised", "bcp", "bcp, same time"]
+    assert steps["supervised"] == steps["bcp"] == 40
+    seconds = {row: float(values["seconds_per_step"]) for row, values in times.items()}
+    assert seconds["bcp"] > 1.2 * seconds["supervised"] > 0  # two networks, and twice the patches
+    assert steps["bcp, same time"] == round(40 * seconds["supervised"] / seconds["bcp"])
+    assert times["bcp"]["steps"] == "40"
+    assert times["bcp"]["steps_same_time"] == str(steps["bcp, same time"])
+    assert len(list(out.glob("runs/bcp,-same-time__*/scores.csv"))) == 1
+    before = stamps(out), (out / "times.csv").read_text()
+    bench(config, out, device="cpu")
+    assert (stamps(out), (out / "times.csv").read_text()) == before
+    (out / "times.csv").unlink()
+    with pytest.raises(ConfigError, match=r"times.csv: lacks rows of which there are runs, such as bcp, same time"):
+        bench(config, out, device="cpu")
+
+
+def test_rows_of_other_runs_are_scored_and_not_trained(make, balls, tmp_path):
+    out = tmp_path / "out"
+    rows = {
+        "supervised": {"network": "one-student"},
+        "all": {"of": "supervised", "network": "student"},
+        "mean": {"of": "supervised", "runs": 2},
+    }
+    bench(make(methods=rows, all_labels=[], seeds=[0, 1]), out, device="cpu")
+    found = {(row["method"], row["seed"]): row for row in table(out)}
+    assert list(found) == [("supervised", "0"), ("all", "0"), ("mean", "0"), ("supervised", "1"), ("all", "1")]
+    assert {row["status"] for row in found.values()} == {"done"}
+    assert {path.parent.name.partition("__")[0] for path in out.glob("runs/*/last.pt")} == {"supervised"}
+    folders = {key: out / row["run"] for key, row in found.items()}
+    made = {key: json.loads((folder / "test" / "predictions.json").read_text()) for key, folder in folders.items()}
+    first, second = (str(folders["supervised", seed].resolve()) for seed in "01")
+    assert [made[name, "1"]["run"] for name in ("supervised", "all")] == [second, second]
+    assert [made[name, "1"]["network"] for name in ("supervised", "all")] == ["one-student", "student"]
+    mean = made["mean", "0"]
+    assert (mean["run"], mean["also"], mean["network"]) == (first, [second], "one-student")
+    by_hand, _ = load_predictor(Path(first), torch.device("cpu"), also=[Path(second)])
+    case = next(iter(mean["images"]))
+    expected = by_hand.segment(read_image(balls[0] / "images" / f"{case}.nii.gz"))
+    assert np.array_equal(read_label(folders["mean", "0"] / "test" / f"{case}.nii.gz").array, expected)
+    minutes = {key: float(row["minutes"]) for key, row in found.items()}
+    both = minutes["supervised", "0"] + minutes["supervised", "1"]
+    assert minutes["mean", "0"] == pytest.approx(both, rel=0.01)
+    compared = [row["method"].partition(",")[0] for row in csv.DictReader((out / "comparison.csv").open())]
+    assert sorted(compared) == ["all", "mean", "supervised"]
+    before = stamps(out)
+    bench(make(methods=rows, all_labels=[], seeds=[0, 1]), out, device="cpu")
+    assert stamps(out) == before
+    rows["all"] = {"of": "supervised", "network": "one-student"}
+    with pytest.raises(ConfigError, match=r"bench.yaml: methods.all.network"):
+        bench(make(methods=rows, all_labels=[], seeds=[0, 1]), out, device="cpu")
+
+
+def test_no_run_is_in_two_means(make, tmp_path):
+    rows = {"bcp": None, "two": {"of": "bcp", "runs": 2}, "same": {"of": "bcp, same time", "runs": 2}}
+    matrix = Bench(make(methods=rows, seeds=[5, 6, 7, 8, 9], draws=[0, 1], as_long_as="supervised"), tmp_path / "out")
+    used = [(cell.draw, source.draw, source.method, source.seed)
+            for cell in matrix.cells if cell.method == "two" for source in matrix.sources(cell)]  # fmt: skip
+    assert sorted(used) == [(draw, draw, "bcp", seed) for draw in (0, 1) for seed in (5, 6, 7, 8)]
+    untimed = {cell.method for cell in matrix.cells if matrix.is_untimed(cell)}
+    assert untimed == {"bcp, same time", "same"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"methods": {"two": {"of": "bcp"}}}, "methods.two.of: bcp is no row; there are supervised, two"),
+        ({"methods": {"bcp": None, "a": {"of": "bcp"}, "b": {"of": "a"}}}, "methods.b.of: a trains nothing"),
+        ({"methods": {"bcp": None, "a": {"of": "bcp", "runs": 2}}}, "methods.a.runs: 2, and there are 1 seeds"),
+        ({"methods": {"a": {"of": "supervised"}}, "as_long_as": "a"}, "as_long_as: a trains nothing"),
+        ({"methods": {"bcp": None, "a": {"of": "bcp"}}, "all_labels": ["a"]}, "all_labels: has a, and not bcp"),
+    ],
+)
+def test_rows_of_runs_that_there_are_not_are_refused(make, tmp_path, values, message):
+    with pytest.raises(ConfigError, match=message):
+        Bench(make(**values), tmp_path / "out")
+
+
+def test_a_row_of_other_runs_takes_no_settings(make):
+    with pytest.raises(ConfigError, match="of: bcp trains nothing, so it takes neither configs nor settings"):
+        make(methods={"bcp": None, "a": {"of": "bcp", "settings": {"train": {"lr": 1}}}})
+    with pytest.raises(ConfigError, match="runs: averages those of another row"):
+        make(methods={"bcp": {"runs": 2}})
+
+
+class TestTimes:
+    def write(self, out, **seconds):
+        out.mkdir(exist_ok=True)
+        lines = [f"{row},{value}" for row, value in seconds.items()]
+        (out / "times.csv").write_text("\n".join(["row,seconds_per_step", *lines, ""]))
+
+    def trains(self, matrix, method):
+        return next(s.train for cell, s in matrix.settings.items() if cell.method == method)
+
+    def test_times_from_elsewhere_set_the_steps_and_the_places_of_validations(self, make, tmp_path):
+        train = {"iterations": 1000, "validate_every": 100}
+        self.write(tmp_path / "out", supervised=0.1, bcp=0.25)
+        found = Bench(make(as_long_as="bcp", settings={"train": train}), tmp_path / "out")
+        again = self.trains(found, "supervised, same time")
+        assert (again.iterations, again.validate_every) == (2500, 250)
+        assert self.trains(found, "bcp").iterations == self.trains(found, "supervised").iterations == 1000
+        assert "bcp, same time" not in found.methods
+        few = Bench(make(as_long_as="supervised", settings={"train": train}), tmp_path / "out")
+        assert self.trains(few, "bcp, same time").iterations == 400
+
+    def test_a_row_that_joins_later_is_timed_without_changing_the_others(self, make, tmp_path):
+        self.write(tmp_path / "out", supervised=50.0, bcp=100.0)
+        rows = {"bcp": None, "mean_teacher": None}
+        config = make(as_long_as="supervised", methods=rows, settings={"train": {"iterations": 100}})
+        time_rows(config, tmp_path / "out", device="cpu")
+        found = Bench(config, tmp_path / "out")
+        assert (found.times["supervised"], found.times["bcp"]) == (50, 100)
+        assert 50 < found.times["mean_teacher"] < 1000  # a step here takes milliseconds: it was set to those of then
+        assert self.trains(found, "bcp, same time").iterations == 50
+
+    def test_the_plan_says_what_is_still_to_be_measured(self, make, tmp_path, capsys):
+        config = make(as_long_as="supervised", all_labels=[])
+        rows = plan(config, tmp_path / "out", device="cpu")
+        assert [(row.method, row.steps) for row in rows] == [("supervised", 4), ("bcp", 4), ("bcp, same time", None)]
+        assert rows[2].seconds == rows[0].seconds
+        assert not (tmp_path / "out").exists()
+        print_plan(rows, 1)
+        assert "to be measured" in capsys.readouterr().out
+        self.write(tmp_path / "out", supervised=1, bcp=2)
+        assert [row.steps for row in plan(config, tmp_path / "out", device="cpu")] == [4, 4, 2]
+
+    @pytest.mark.parametrize("text", ["row,seconds\nbcp,1\n", "row,seconds_per_step\nbcp,fast\n",
+                                      "row,seconds_per_step\nbcp,0\n"])  # fmt: skip
+    def test_a_table_without_times_is_refused(self, make, tmp_path, text):
+        (tmp_path / "times.csv").write_text(text)
+        with pytest.raises(DataError, match=r"times.csv: expected columns `row` and `seconds_per_step`"):
+            Bench(make(as_long_as="bcp"), tmp_path)
 
 
 def test_draws_change_who_is_labelled_and_never_who_tests(make, balls, tmp_path):
@@ -152,6 +305,8 @@ def test_runs_that_began_with_other_settings_are_not_mixed_in(make, tmp_path):
         ({"methods": {"bpc": None}}, r"row bpc: configs/method/bpc.yaml: no such configuration file"),
         ({"methods": {"bcp": {"settings": {"train": {"iteratons": 5}}}}}, "row bcp.*\n.*did you mean train.iterations"),
         ({"all_labels": ["bpc"]}, "all_labels: bpc is no row; there are supervised, bcp"),
+        ({"as_long_as": "bpc"}, "as_long_as: bpc is no row; there are supervised, bcp"),
+        ({"references": ["supervised", "bpc"]}, "references: bpc is no row; there are supervised, bcp"),
         ({"test": None}, "test: say how many patients"),
         ({"labelled": [9]}, "labelled: 9 patients wanted"),
     ],

@@ -51,7 +51,7 @@ def write(tmp_path):
             split["patients"] = {case: case.rpartition(" ")[0] for case in CASES}
         (run / "splits.json").write_text(json.dumps(split))
         (run / "env.json").write_text("{}")
-        (run / "metrics.csv").write_text("step,loss/a\n30,0.5\n")
+        (run / "metrics.csv").write_text("step,loss/a,seconds_per_step\n30,0.5,0.1\n")
         rng = np.random.default_rng([seed, len(method), *map(ord, labelled)])
         scores = [_score(case, level + HARD[case] + noise * rng.normal()) for case in cases]
         write_scores(run / "scores.csv", Scores(scores), dict.fromkeys(cases, (run / "p", run / "r")))
@@ -119,6 +119,16 @@ def test_rows_of_other_labelled_counts_are_families_of_their_own(write):
     }
 
 
+def test_the_curve_of_a_row_is_the_mean_of_its_runs_where_they_have_a_value(write):
+    runs = [write("bcp", 1), write("bcp", 2)]
+    (runs[0] / "metrics.csv").write_text("step,val/dice\n10,0.5\n20,0.6\n30,nan\n")
+    (runs[1] / "metrics.csv").write_text("step,val/dice\n10,0.7\n")
+    (row,) = rows_of(*runs)
+    points = [(point.step, len(point.values), point.mean, point.sd) for point in row.curve("val/dice")]
+    assert points == [(10, 2, pytest.approx(0.6), pytest.approx(0.02**0.5)), (20, 1, 0.6, None)]
+    assert row.last_gain is None
+
+
 def test_draws_of_labelled_cases_share_a_row_and_are_no_fault(write):
     draws = [("x",), ("y",), ("z",)]
     rows = rows_of(*(write(method, seed, level, labelled=draw) for draw in draws for seed in (1, 2)
@@ -170,13 +180,32 @@ def test_the_table_says_in_text_what_it_holds_in_numbers(write):
     (supervised, bcp, _), mean = cells, 100 * np.mean(list(HARD.values()))
     assert {len(row) for row in cells} == {len(heads)}
     said = dict(zip(heads, bcp, strict=True))
+    assert (said["steps"], said["minutes"]) == ("30", "0.05")
     assert (said["method"], said["draws"], said["seeds"], said["patients"]) == ("bcp, 1 labelled", "1", "1", "8")
     assert said["dice, %"] == f"{75 + mean:.1f}"
     assert said["against supervised"] == "+5.0"
-    assert said["p, Holm"] == "0.016"  # 2 / 2^8, twice
-    assert said["verdict"].startswith("better by 5.0 points (95 % interval 5.0 to 5.0); only 8 patients; one seed")
-    assert supervised[heads.index("verdict")] == supervised[heads.index("against supervised")] == ""
-    assert table[1].gain == pytest.approx(0.05)
+    assert said["p, Holm, against supervised"] == "0.016"  # 2 / 2^8, twice
+    assert said["verdict against supervised"].startswith(
+        "better by 5.0 points (95 % interval 5.0 to 5.0); only 8 patients; one seed"
+    )
+    assert supervised[heads.index("verdict against supervised")] == supervised[heads.index("against supervised")] == ""
+    assert table[1].against["supervised"].gain == pytest.approx(0.05)
+
+
+def test_each_reference_has_columns_and_a_family_of_its_own(write):
+    rows = several(write, [("supervised", 0.7), ("bcp", 0.75), ("mean_teacher", 0.72)])
+    both = "supervised", "bcp"
+    heads, *cells = table_cells(comparison_table(rows, "dice", both), "dice", both)
+    assert len(set(heads)) == len(heads)
+    said = {row[0].partition(",")[0]: dict(zip(heads, row, strict=True)) for row in cells}
+    for reference in both:
+        alone, *lines = table_cells(comparison_table(rows, "dice", [reference]), "dice", [reference])
+        for line in lines:
+            one = dict(zip(alone, line, strict=True))
+            assert one.items() <= said[line[0].partition(",")[0]].items()
+    assert float(said["supervised"]["against bcp"]) == -float(said["bcp"]["against supervised"]) < -4
+    assert said["bcp"]["against bcp"] == said["supervised"]["p against supervised"] == ""
+    assert said["mean_teacher"]["verdict against bcp"].startswith("worse by 2.8 points")
 
 
 def test_a_run_without_scores_has_a_row_without_numbers(write):
@@ -185,7 +214,7 @@ def test_a_run_without_scores_has_a_row_without_numbers(write):
     rows = rows_of(*runs)
     assert gains(rows) == [None, None]
     assert rank_rows(rows) == {}
-    assert (comparison_table(rows)[1].mean, comparison_table(rows)[1].verdict) == (None, "")
+    assert (comparison_table(rows)[1].mean, comparison_table(rows)[1].against) == (None, {})
     assert len(table_cells(comparison_table(rows))) == 3
 
 

@@ -9,16 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from medssl.config import parse
+from medssl.checkpoint import load_checkpoint, save_checkpoint
+from medssl.config import merge, parse
 from medssl.data.nifti import read_image, read_label, write_label
 from medssl.data.prepared import read_prepared
 from medssl.data.recipe import Intensity, Recipe
 from medssl.data.splits import make_split, write_split
 from medssl.errors import ConfigError, DataError
 from medssl.evaluate import evaluate_folders
-from medssl.predict import predict
-from medssl.predictor import Predictor, WindowConfig
-from medssl.run import RunConfig
+from medssl.predict import load_predictor, predict
+from medssl.predictor import Predictor, WindowConfig, chosen_networks
+from medssl.run import RunConfig, build_method
 from medssl.scores import summarise
 from medssl.train import train
 
@@ -226,8 +227,6 @@ def test_predictions_say_how_they_were_made(trained, tmp_path):
 
 
 def test_student_teacher_and_ensemble_differ(trained):
-    from medssl.predict import load_predictor
-
     run, _ = trained
     image = read_prepared(json_root(run)).cases["ball_03"].open_image()[...]
 
@@ -238,6 +237,60 @@ def test_student_teacher_and_ensemble_differ(trained):
     probs = {which: probabilities(which) for which in ("student", "teacher", "ensemble")}
     assert not np.array_equal(probs["student"], probs["teacher"])
     np.testing.assert_allclose(probs["ensemble"], (probs["student"] + probs["teacher"]) / 2, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def other(trained, tmp_path_factory):
+    """A supervised run on the same split that has hardly learnt."""
+    run, _ = trained
+    root = tmp_path_factory.mktemp("other")
+    settings = merge([run / "config.yaml"], ["train.iterations=20", "train.seed=1"])
+    settings["method"] = {"name": "supervised"}
+    return train(parse(RunConfig, settings), root / "run", quiet=True)
+
+
+def test_several_runs_are_the_mean_of_their_probabilities(trained, other, tmp_path):
+    run, raw = trained
+    cpu, image = torch.device("cpu"), read_image(raw / "images" / "ball_03.nii.gz")
+    alone = [load_predictor(path, cpu)[0] for path in (run, other, other)]
+    recipe = alone[0].recipe
+    prepared = recipe.apply(image)
+    probs = np.mean([each.probabilities(prepared.image) for each in alone], 0)
+    together, facts = load_predictor(run, cpu, also=[other, other])
+    np.testing.assert_allclose(together.probabilities(prepared.image), probs, atol=1e-6)
+    assert facts["also"] == [str(other.resolve())] * 2
+    (written,) = predict(run, [image.path], tmp_path / "mean", also=[other, other], device="cpu")
+    expected = recipe.undo(probs, prepared.grid)
+    assert np.array_equal(read_label(written).array, expected)
+    assert not np.array_equal(expected, alone[0].segment(image))
+    with pytest.raises(ConfigError, match="made in another way"):
+        predict(run, [raw / "images" / "ball_04.nii.gz"], tmp_path / "mean", device="cpu")
+
+
+def test_runs_that_do_not_fit_together_are_refused(trained, other, tmp_path):
+    run, _ = trained
+    strange = shutil.copytree(other, tmp_path / "strange")
+    values = load_checkpoint(strange / "last.pt")
+    values["config"]["data"]["classes"] = ["background", "core", "shell"]
+    for name in ("best.pt", "last.pt"):
+        save_checkpoint(strange / name, values)
+    with pytest.raises(ConfigError, match=r"strange: its classes are not those of .*\n.*core.*shell.*\n.*shell.*core"):
+        predict(run, [], tmp_path / "test", also=[strange], part="test", device="cpu")
+    moved = shutil.copytree(other, tmp_path / "moved")
+    split = json.loads((moved / "splits.json").read_text())
+    split["val"], split["test"] = split["test"], split["val"]
+    (moved / "splits.json").write_text(json.dumps(split))
+    with pytest.raises(ConfigError, match="moved: its part test has other cases than that of"):
+        predict(run, [], tmp_path / "test", also=[moved], part="test", device="cpu")
+    assert not (tmp_path / "test").exists()
+
+
+def test_one_network_can_stand_for_its_kind(trained):
+    run, _ = trained
+    method = build_method(parse(RunConfig, {**load_checkpoint(run / "last.pt")["config"], "method": {"name": "rail"}}))
+    assert (len(method.students()), len(method.teachers())) == (4, 2)
+    assert chosen_networks(method, "one-student") == [method.students()[0]]
+    assert chosen_networks(method, "one-teacher") == [method.teachers()[0]]
 
 
 def json_root(run):

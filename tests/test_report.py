@@ -171,6 +171,7 @@ def test_dice_is_the_mean_over_cases_and_seeds_with_both_spreads_named(page):
     assert page.column("methods", "Dice") == ["50.0 ± 20.4|n 4", "75.0 ± 20.4|n 4", "not scored"]
     assert page.column("methods", "sd of runs") == ["17.7", "17.7", "–"]  # of 0.625 0.375 and 0.875 0.625
     assert page.column("metrics", "IoU")[0] == "35.2 ± 18.8|n 4"  # of 3/5 1/3 1/3 1/7
+    assert page.column("methods", "Steps") == ["30|0.1 min"] * 3  # of a quarter of a second each
     assert page.column("methods", "Seeds") == ["2|2 cases", "2|2 cases", "0 of 1|0 cases"]
 
 
@@ -188,6 +189,18 @@ def test_the_difference_to_supervised_is_in_dice_points(page):
     assert page.column("gains", "In words")[0].startswith("too few patients to tell: +25.0 points")
 
 
+def test_a_second_reference_has_a_column_and_a_table_of_its_own(factory):
+    shifts = {"supervised": 2, "bcp": 1, "mean_teacher": 0}
+    runs = [factory.score(factory.run(name, name, 1), {"a": {"liver": shift}}) for name, shift in shifts.items()]
+    found = one_page(factory, runs, references=["supervised", "bcp"])
+    assert found.column("methods", "Against supervised") == ["–", "+25.0", "+50.0"]
+    assert found.column("methods", "Against bcp") == ["−25.0", "–", "+25.0"]
+    assert found.column("gains", "Against supervised") == ["+25.0", "+50.0"]
+    assert found.column("gains-2", "Against bcp") == ["−25.0", "+25.0"]
+    with pytest.raises(ConfigError, match="reference bpc: no run is of this method; there are supervised, bcp"):
+        one_page(factory, runs, references=["bpc"], overwrite=True)
+
+
 def test_every_class_has_its_own_numbers(page):
     rows = page.tables["classes"][1:]
     assert [row[0] for row in rows if len(row) == 1] == ["liver", "stone"]
@@ -198,7 +211,7 @@ def test_every_class_has_its_own_numbers(page):
 
 def test_a_run_without_scores_shows_its_curves_and_says_so(page):
     assert page.tables["methods"][3][0] == "mean_teacher|weak, 30 steps, student"
-    assert page.tables["methods"][3][2:] == ["not scored", "–", "–", "–", "0 of 1|0 cases"]
+    assert page.tables["methods"][3][2:] == ["not scored", "–", "–", "–", "30|0.1 min", "0 of 1|0 cases"]
     (run,) = [row for row in page.tables["runs"] if row[0] == "later"]
     assert run[4] == "20|of 30"
     assert "later: not scored; its folder holds no scores.csv." in page.words
@@ -208,6 +221,28 @@ def test_a_run_without_scores_shows_its_curves_and_says_so(page):
 def test_the_best_validation_stands_in_the_table_of_runs(page):
     assert page.column("runs", "Best validation") == ["70.0|step 30"] * 4 + ["–"]
     assert page.column("runs", "Seconds") == ["0.25"] * 5
+
+
+def test_validation_is_drawn_for_each_labelled_count_and_says_whether_it_has_settled(factory):
+    runs = []
+    for name, labelled, levels in (
+        ("one", ["x"], (0.5, 0.8)),
+        ("two", ["x"], (0.7, 0.8)),
+        ("more", ["x", "y"], (0.9, 0.8)),
+    ):
+        run = factory.run(name, "bcp", len(runs), splits={"labelled": labelled})
+        lines = [f"{step},{value}" for step, value in zip((24, 30), levels, strict=True)]  # fifths end at 24 and 30
+        (run / "metrics.csv").write_text("\n".join(["step,val/dice", "18,0.1", *lines, ""]))
+        runs.append(run)
+    runs.append(factory.run("short", "mean_teacher", 1))  # validates at 20 and 30
+    (runs[3] / "metrics.csv").write_text("step,val/dice\n15,0.5\n30,0.7\n")
+    found = one_page(factory, runs)
+    assert "Validation Dice with 1 labelled cases" in found.words
+    assert "bcp: 20.0 points more in the last fifth of its steps than in the fifth before." in found.words
+    assert "mean_teacher: too few validations to tell whether it has settled." in found.words
+    assert "Validation Dice with 2 labelled cases" in found.words
+    assert "bcp: 10.0 points less in the last fifth of its steps than in the fifth before." in found.words
+    assert len(found.images) == 2
 
 
 def test_the_protocol_names_data_split_augmentation_steps_seeds_and_machine(page):

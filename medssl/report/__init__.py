@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from medssl.comparison import load_runs, make_rows
+from medssl.comparison import BASELINE, load_runs, make_rows
 from medssl.errors import ConfigError
 from medssl.files import whole_file
 from medssl.published import published_rows
@@ -26,6 +26,7 @@ def write_report(
     out: Path,
     *,
     title: str = "Comparison of runs",
+    references: Sequence[str] = (BASELINE,),
     worst: int = WORST,
     viewer: bool = False,
     niivue: Path | None = None,
@@ -37,14 +38,15 @@ def write_report(
     A run takes part with its scores when its folder holds a `scores.csv`, and with its curves in any case.
 
     Args:
+        references: methods that the others are compared with.
         worst: how many of each row's worst cases are drawn, besides the best and the median.
         viewer: fetch NiiVue once, through npm, where no copy is found. Nothing else ever uses a network.
         niivue: the file `niivue.umd.js` of a NiiVue package; without it the usual places are searched.
         workers: processes that read volumes and draw.
 
     Raises:
-        ConfigError: no run, the same run twice, runs of different datasets, a report is there already, or NiiVue
-            is not where it was said to be.
+        ConfigError: no run, the same run twice, runs of different datasets, a reference without a run, a report is
+            there already, or NiiVue is not where it was said to be.
         DataError: a path is no run folder, all such paths listed, or one of its files cannot be read.
     """
     out = Path(out)
@@ -52,14 +54,20 @@ def write_report(
     if page.exists() and not overwrite:
         raise ConfigError(f"{page}: exists already; choose another folder, or replace it with --overwrite")
     rows = make_rows(load_runs([Path(path) for path in runs]))
+    methods = dict.fromkeys(row.key.method for row in rows)
+    unknown = [name for name in references if name not in methods and name != BASELINE]
+    if unknown:
+        raise ConfigError(f"reference {unknown[0]}: no run is of this method; there are {', '.join(methods)}")
     library = find_niivue(niivue) or (fetch_niivue() if viewer else None)
     gallery = draw_gallery(rows, worst=worst, workers=workers)
     out.mkdir(parents=True, exist_ok=True)
     scenes = write_viewer(out / "viewer", library, gallery)
-    tables = result_tables(rows, published_rows(str(rows[0].runs[0].settings["data.name"])))
+    published = published_rows(str(rows[0].runs[0].settings["data.name"]))
+    tables = result_tables(rows, published, references)
     _write(out / "tables.md", as_markdown(title, tables))
     _write(out / "tables.tex", as_latex(title, tables))
-    _write(page, render(rows, title, tables=tables, gallery=gallery, scenes=scenes, workers=workers))
+    _write(page, render(rows, title, references=references, tables=tables, gallery=gallery, scenes=scenes,
+                        workers=workers))  # fmt: skip
     return page
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -15,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from medssl import __version__
-from medssl.comparison import BASELINE, PARTS, Row, Run, notes, rank_rows
+from medssl.comparison import PARTS, Row, Run, notes, rank_rows
 from medssl.figures import (
     STYLES,
     Curve,
@@ -62,6 +61,7 @@ def render(
     rows: Sequence[Row],
     title: str,
     *,
+    references: Sequence[str],
     tables: Sequence[Table],
     gallery: Sequence[Wall],
     scenes: Sequence[Scene],
@@ -78,11 +78,11 @@ def render(
         version=__version__,
         scripts=scripts,
         policy=_policy(scripts, has_viewer=bool(scenes)),
-        baseline=BASELINE,
+        references=references,
         conditions=conditions(rows),
         conditions_of=conditions_of,
         protocol=protocol(runs),
-        notes=notes(rows),
+        notes=notes(rows, references),
         conventions=[CONVENTIONS[name] for name in dict.fromkeys(run.scores.convention for run in runs if run.scores)],
         definitions=_definitions(rows),
         first=tables[:1],
@@ -237,14 +237,34 @@ def _strip(rows: Sequence[Row]) -> list[Figure]:
 
 
 def _validation(rows: Sequence[Row]) -> list[Figure]:
-    lines = [
-        Line(row.name, row.colour, row.style, steps, [100 * v for v in values])
-        for row in rows
-        for steps, values in (run.curve("val/dice") for run in row.runs)
-        if steps
-    ]
-    words = "Validation Dice, a line per run, on the prepared grid: each class's mean over cases, then over classes."
-    return [Figure(line_plot(lines, "validation Dice, %", legend=False), words)] if lines else []
+    """Validation Dice against steps, a figure for each labelled count, and whether rows have settled."""
+    figures = []
+    for labelled in dict.fromkeys(row.key.labelled for row in rows):
+        drawn = [row for row in rows if row.key.labelled == labelled and row.curve("val/dice")]
+        if drawn:
+            words = (
+                f"Validation Dice with {labelled} labelled cases, on the prepared grid: each class's mean over cases, "
+                "then over classes. Lines are means over a row's runs, bands reach from the lowest to the highest. "
+            )
+            lines = [_validation_line(row) for row in drawn]
+            uri = line_plot(lines, "validation Dice, %", legend=False)
+            figures.append(Figure(uri, words + " ".join(map(_settling, drawn))))
+    return figures
+
+
+def _validation_line(row: Row) -> Line:
+    points = row.curve("val/dice")
+    low, high = ([100 * end(point.values) for point in points] for end in (min, max))
+    means = [100 * point.mean for point in points]
+    return Line(row.name, row.colour, row.style, [point.step for point in points], means, (low, high))
+
+
+def _settling(row: Row) -> str:
+    name, gain = row.name.replace(f", {row.key.labelled} labelled", ""), row.last_gain
+    if gain is None:
+        return f"{name}: too few validations to tell whether it has settled."
+    more = "more" if gain >= 0 else "less"
+    return f"{name}: {100 * abs(gain):.1f} points {more} in the last fifth of its steps than in the fifth before."
 
 
 def _losses(rows: Sequence[Row]) -> list[Figure]:
@@ -288,11 +308,8 @@ def _logged(rows: Iterable[Row], prefix: str) -> list[str]:
 
 def _mean_curve(row: Row, name: str) -> tuple[list[float], list[float]]:
     """A logged number against the step, the mean over the runs of a row, smoothed."""
-    by_step: dict[float, list[float]] = {}
-    for run in row.runs:
-        for step, value in zip(*run.curve(name), strict=True):
-            by_step.setdefault(step, []).append(value)
-    return smooth(list(by_step), [statistics.fmean(found) for found in by_step.values()])
+    points = row.curve(name)
+    return smooth([point.step for point in points], [point.mean for point in points])
 
 
 def _calibration(rows: Sequence[Row], found: Sequence[Agreement]) -> list[Figure]:

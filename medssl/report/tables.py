@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Literal, NamedTuple
@@ -72,21 +72,26 @@ class Table:
         return any(lines for _, lines in self.groups)
 
 
-def result_tables(rows: Sequence[Row], published: Sequence[PublishedRow] = ()) -> list[Table]:
+def result_tables(
+    rows: Sequence[Row], published: Sequence[PublishedRow] = (), references: Sequence[str] = (BASELINE,)
+) -> list[Table]:
     """The tables of numbers, in the order in which they are read; those without a line are left out."""
-    tables = [_dice_table(rows), _gains_table(rows), _metrics_table(rows), _classes_table(rows), _ranks_table(rows),
+    against = {reference: gains(rows, "dice", reference) for reference in references}
+    against = {reference: found for reference, found in against.items() if any(found)}
+    compared = [_gains_table(rows, found, name, number) for number, (name, found) in enumerate(against.items(), 1)]
+    tables = [_dice_table(rows, against), *compared, _metrics_table(rows), _classes_table(rows), _ranks_table(rows),
               _published_table(published)]  # fmt: skip
     return [table for table in tables if table]
 
 
-def _dice_table(rows: Sequence[Row]) -> Table:
-    compared = gains(rows)
+def _dice_table(rows: Sequence[Row], against: Mapping[str, Sequence[Gain | None]]) -> Table:
     columns = [
         *_key_columns(),
         Column("Dice, %", "mean ± sd over cases and seeds"),
         Column("95 % interval", "of the mean over patients"),
         Column("sd of runs", "points"),
-        *([Column(f"Against {BASELINE}", "points")] if any(compared) else []),
+        *(Column(f"Against {reference}", "points") for reference in against),
+        Column("Steps", "minutes of a run"),
         Column("Seeds", "cases"),
     ]
     lines = [
@@ -95,28 +100,29 @@ def _dice_table(rows: Sequence[Row]) -> Table:
             _spread_cell("dice", row.summary.overall.dice) if row.summary else Cell("not scored"),
             _interval_cell(mean_interval(row)),
             _points_cell(row.spread_of_seeds.sd),
-            *([_gain_cell(gain)] if any(compared) else []),
+            *(_gain_cell(found[i]) for found in against.values()),
+            Cell(f"{row.key.steps:,}", f"{row.minutes:,.1f} min", order=row.key.steps),
             _seeds(row),
         ]
-        for row, gain in zip(rows, compared, strict=True)
+        for i, row in enumerate(rows)
     ]
     words = (
         f"Dice of all classes, {conditions(rows)}. The runs of a row differ by their seed only, unless a note says "
-        "otherwise. Intervals take patients and trainings anew (bootstrap)."
+        "otherwise. Intervals take patients and trainings anew (bootstrap). Minutes are of steps, without validations."
     )
     return Table("methods", words, columns, [("", lines)])
 
 
-def _gains_table(rows: Sequence[Row]) -> Table:
+def _gains_table(rows: Sequence[Row], compared: Sequence[Gain | None], reference: str, number: int) -> Table:
     columns = [
         *_key_columns(),
-        Column(f"Against {BASELINE}", "Dice points"),
+        Column(f"Against {reference}", "Dice points"),
         Column("95 % interval"),
         Column("p", "corrected"),
         Column("In words", kind="long"),
     ]
     lines = []
-    for row, gain in zip(rows, gains(rows), strict=True):
+    for row, gain in zip(rows, compared, strict=True):
         if gain:
             p = gain.comparison.p_holm
             lines.append([
@@ -127,10 +133,10 @@ def _gains_table(rows: Sequence[Row]) -> Table:
                 Cell(verdict(gain.comparison, scale_of("dice"))),
             ])  # fmt: skip
     words = (
-        f"Each row against the {BASELINE} one with as many labelled cases, over the patients that both have. p is of a "
+        f"Each row against {reference} with as many labelled cases, over the patients that both have. p is of a "
         "Wilcoxon signed-rank test, corrected over the rows that share a baseline (Holm)."
     )
-    return Table("gains", words, columns, [("", lines)])
+    return Table("gains" if number == 1 else f"gains-{number}", words, columns, [("", lines)])
 
 
 def _metrics_table(rows: Sequence[Row]) -> Table:
