@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,11 +31,13 @@ Field = tuple[float, float, float]
 KINDS: dict[str, tuple[str, ...]] = {
     "cardiac": ("background", "right ventricle", "myocardium", "left ventricle"),
     "cbct": ("background", "tooth", "pulp canal"),
+    "teeth": ("background", "incisor", "canine", "back tooth", "pulp canal"),
 }
-"""What can be drawn, each with its class names by label value."""
+"""What can be drawn, each with its class names by label value; `teeth` is `cbct` with teeth told apart,
+of which a patient may lack a kind."""
 
-DEFAULT_SHAPES: dict[str, Shape] = {"cardiac": (64, 64, 10), "cbct": (64, 56, 40)}
-"""About 2.3 x 2.3 x 9 mm a voxel for `cardiac`, 0.55 mm along each axis for `cbct`."""
+DEFAULT_SHAPES: dict[str, Shape] = {"cardiac": (64, 64, 10), "cbct": (64, 56, 40), "teeth": (64, 56, 40)}
+"""About 2.3 x 2.3 x 9 mm a voxel for `cardiac`, 0.55 mm along each axis for the others."""
 
 # A multiple of 3, so that cases take turns in being oblique whatever the seed of their dataset.
 CASES_PER_SEED = 30_000
@@ -236,6 +239,8 @@ def _receive(patient: Generator, scanner: Generator, image: Array, field: Field)
 class _Kind(NamedTuple):
     """Size of a kind of tooth in millimetres, before the patient's own scale."""
 
+    name: str
+    """As in `KINDS`."""
     width: float
     """Along the arch."""
     depth: float
@@ -248,12 +253,12 @@ class _Kind(NamedTuple):
 
 
 _HALF_ARCH = (
-    _Kind(5.2, 6.0, 8.4, 10.5, False, 1),
-    _Kind(5.7, 6.4, 8.6, 11.5, False, 1),
-    _Kind(6.7, 7.6, 9.4, 13.0, False, 1),
-    _Kind(6.9, 7.6, 7.6, 12.0, True, 1),
-    _Kind(7.2, 8.2, 7.2, 12.0, True, 1),
-    _Kind(10.4, 9.8, 6.8, 11.5, True, 2),
+    _Kind("incisor", 5.2, 6.0, 8.4, 10.5, False, 1),
+    _Kind("incisor", 5.7, 6.4, 8.6, 11.5, False, 1),
+    _Kind("canine", 6.7, 7.6, 9.4, 13.0, False, 1),
+    _Kind("back tooth", 6.9, 7.6, 7.6, 12.0, True, 1),
+    _Kind("back tooth", 7.2, 8.2, 7.2, 12.0, True, 1),
+    _Kind("back tooth", 10.4, 9.8, 6.8, 11.5, True, 2),
 )
 """From the middle of the jaw to its back."""
 
@@ -281,6 +286,8 @@ class _Arch(NamedTuple):
 class _Tooth(NamedTuple):
     """Signed distances in millimetres at the voxels around one tooth, each `(N,)`."""
 
+    name: str
+    """Of its kind."""
     near: NDArray[np.bool_]
     """`(X, Y, Z)`, the N voxels."""
     body: Array
@@ -296,7 +303,9 @@ class _Tooth(NamedTuple):
         label[self.near] = np.where(distance > 0, value, label[self.near])
 
 
-def _cbct(patient: Generator, scanner: Generator, shape: Shape) -> tuple[Array, NDArray[np.uint8], Field]:
+def _cbct(
+    patient: Generator, scanner: Generator, shape: Shape, kind: str = "cbct"
+) -> tuple[Array, NDArray[np.uint8], Field]:
     field = (patient.uniform(33, 37), patient.uniform(29, 32.5), patient.uniform(21.5, 24))
     points = _points(shape, field)
     x, y, z = _turned(points, patient.normal(0, 4, 3).clip(-9, 9))
@@ -311,11 +320,11 @@ def _cbct(patient: Generator, scanner: Generator, shape: Shape) -> tuple[Array, 
     for number in filled:
         image += _streaks(scanner, points, teeth[number])
 
-    label = np.zeros(shape, np.uint8)
+    label, names = np.zeros(shape, np.uint8), KINDS[kind]
     for tooth in teeth:
-        tooth.mark(label, 1, tooth.body)
+        tooth.mark(label, names.index(tooth.name if kind == "teeth" else "tooth"), tooth.body)
     for tooth in teeth:
-        tooth.mark(label, 2, np.minimum(tooth.pulp, tooth.body - 0.6))
+        tooth.mark(label, names.index("pulp canal"), np.minimum(tooth.pulp, tooth.body - 0.6))
     return _expose(scanner, image, points, field), label, field
 
 
@@ -408,7 +417,7 @@ def _tooth(
 
     cap = np.interp(level, [-0.05, 0.05, 0.5, 1], [-0.3, 0.3, 1.0, 1.5]) - body
     drilled = np.minimum.reduce([body + 0.1, 0.62 * width - np.hypot(x, 0.7 * y), z - 0.6 * crown])
-    return _Tooth(near, body, cavity, cap, drilled, z)
+    return _Tooth(kind.name, near, body, cavity, cap, drilled, z)
 
 
 def _paint_tooth(rng: Generator, image: Array, tooth: _Tooth, *, metal: bool) -> None:
@@ -507,4 +516,5 @@ _STORED: tuple[tuple[int, ...], ...] = ((), (), (0, 1), (1,))
 _DRAWERS: dict[str, Callable[[Generator, Generator, Shape], tuple[Array, NDArray[np.uint8], Field]]] = {
     "cardiac": _cardiac,
     "cbct": _cbct,
+    "teeth": partial(_cbct, kind="teeth"),
 }

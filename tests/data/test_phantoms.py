@@ -12,6 +12,8 @@ from medssl.data.phantoms import DEFAULT_SHAPES, KINDS, draw, write_dataset
 from medssl.errors import ConfigError, DataError
 
 SEEDS = range(20)
+LACKED = {"canine"}
+"""What a patient may lack."""
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def test_every_default_phantom_holds_all_classes_in_the_promised_types(drawn, ki
         assert (phantom.image.dtype, phantom.label.dtype) == (np.int16, np.uint8)
         voxels = np.bincount(phantom.label.ravel())
         assert len(voxels) == len(KINDS[kind])
-        assert voxels.min() > 300
+        assert voxels[[name not in LACKED for name in KINDS[kind]]].min() > 300
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -47,7 +49,9 @@ def test_odd_shapes_hold_all_classes_over_the_same_field_of_view(drawn, kind, sh
     for seed in (0, 1, 2, 3):
         phantom, usual = draw(kind, seed, shape), drawn[kind][seed]
         assert phantom.image.shape == phantom.label.shape == shape
-        assert set(np.unique(phantom.label)) == set(range(len(KINDS[kind])))
+        classes = set(np.unique(phantom.label))
+        assert {value for value, name in enumerate(KINDS[kind]) if name not in LACKED} <= classes
+        assert classes <= set(range(len(KINDS[kind])))
         extents = [np.multiply(spacing_of(one.affine), one.label.shape) for one in (phantom, usual)]
         np.testing.assert_allclose(*extents)
 
