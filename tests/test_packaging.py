@@ -188,7 +188,8 @@ def test_readme_lists_every_exit_code():
 
 
 @pytest.mark.parametrize(
-    "path", ["README.md", "CONTRIBUTING.md", "docs/index.md", "docs/architecture.md", "docs/protocols.md"]
+    "path",
+    ["README.md", "CONTRIBUTING.md", "docs/index.md", "docs/architecture.md", "docs/methods.md", "docs/protocols.md"],
 )
 def test_links_between_our_pages_lead_somewhere(path):
     targets = [target for target in re.findall(r"\]\(([^)#]+)[^)]*\)", read(path)) if "://" not in target]
