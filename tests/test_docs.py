@@ -10,7 +10,8 @@ import pytest
 from medssl.catalogue import entries
 from medssl.config import bundled
 from medssl.methods import METHODS
-from medssl.run import load_run_config
+from medssl.predictor import chosen_networks
+from medssl.run import build_method, load_run_config
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
@@ -73,3 +74,11 @@ def test_the_time_in_a_section_is_that_of_the_table(name):
     assert said is not None
     assert row is not None
     assert float(said[1]) == float(row[1])
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_as_many_networks_predict_as_the_table_says(name):
+    config = load_run_config([bundled("data/phantom_cbct.yaml"), bundled(f"method/{name}.yaml")])
+    row = re.search(rf"^\| `{name}` \| [\d +]+ \| (\d+) \|", PAGE, flags=re.MULTILINE)
+    assert row is not None
+    assert len(chosen_networks(build_method(config), config.window.network)) == int(row[1])
