@@ -150,7 +150,7 @@ def test_jaw_intensities_are_roughly_hounsfield_units(drawn):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_spacing_is_that_of_the_field(drawn, kind):
-    low, high = {"cardiac": ((2.0, 2.0, 8.0), (2.6, 2.6, 10.0)), "cbct": ((0.5,) * 3, (0.62,) * 3)}[kind]
+    low, high = ((2.0, 2.0, 8.0), (2.6, 2.6, 10.0)) if kind == "cardiac" else ((0.5,) * 3, (0.62,) * 3)
     spacings = np.array([spacing_of(phantom.affine) for phantom in drawn[kind]])
     assert (spacings >= low).all()
     assert (spacings <= high).all()
@@ -209,6 +209,13 @@ def test_a_folder_that_holds_something_is_refused_and_left_alone(tmp_path):
 
 
 def test_an_unknown_kind_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(ConfigError, match="cardiac, cbct, found 'liver'"):
+    with pytest.raises(ConfigError, match="cardiac, cbct, teeth, found 'liver'"):
         write_dataset(tmp_path / "made", "liver", labelled=1)
     assert not (tmp_path / "made").exists()
+
+
+def test_teeth_are_those_of_the_jaw_told_apart():
+    jaw, teeth = draw("cbct", 3), draw("teeth", 3)
+    assert np.array_equal(jaw.image, teeth.image)
+    assert np.array_equal(jaw.label == 2, teeth.label == KINDS["teeth"].index("pulp canal"))
+    assert np.array_equal(jaw.label == 1, np.isin(teeth.label, [1, 2, 3]))
