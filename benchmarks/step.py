@@ -33,7 +33,7 @@ from medssl.data.patches import AHEAD
 from medssl.data.prepared import read_prepared, write_case, write_dataset
 from medssl.data.recipe import Grid, Prepared
 from medssl.data.splits import make_split, write_split
-from medssl.device import autocast, choose_device
+from medssl.device import autocast, choose_device, wait_for
 from medssl.logs import RunLog
 from medssl.run import RunConfig
 from medssl.train import make_streams, make_trainer, open_data
@@ -261,17 +261,12 @@ def taken_apart(config: RunConfig, folder: Path, device: torch.device, count: in
 
 def timed(run: Callable[[], None], steps: int, device: torch.device) -> float:
     """Seconds per call, the device having finished."""
-    synchronise(device)
+    wait_for(device)
     started = time.perf_counter()
     for _ in range(steps):
         run()
-    synchronise(device)
+    wait_for(device)
     return (time.perf_counter() - started) / steps
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def recorded(trainer: Trainer, run: Callable[[], None]) -> list[tuple[torch.nn.Module, torch.Size, bool]]:
@@ -318,13 +313,13 @@ class Watch:
 
     def start(self) -> None:
         """Forget what was seen so far."""
-        synchronise(self.device)
+        wait_for(self.device)
         self.seconds: dict[str, float] = defaultdict(float)
         self.since = time.perf_counter()
 
     def switch(self) -> None:
         """Book the time since the last border."""
-        synchronise(self.device)
+        wait_for(self.device)
         now = time.perf_counter()
         self.seconds[self.running[-1]] += now - self.since
         self.since = now

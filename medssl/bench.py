@@ -764,7 +764,7 @@ def seconds_per_step(settings: RunConfig, device: str) -> float:
     """Time of a step on noise of the right shape, from the middle of a run; the first of two warms up."""
     import torch
 
-    from medssl.device import choose_device
+    from medssl.device import choose_device, wait_for
     from medssl.parts.sample import TrainBatch
     from medssl.train import make_trainer
 
@@ -778,8 +778,7 @@ def seconds_per_step(settings: RunConfig, device: str) -> float:
     for _ in range(2):
         started = time.monotonic()
         trainer.train_step(batch)
-        if place.type == "cuda":
-            torch.cuda.synchronize(place)
+        wait_for(place)
     return time.monotonic() - started
 
 

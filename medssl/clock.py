@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from medssl.data.patches import PatchStream
-from medssl.device import choose_device
+from medssl.device import choose_device, wait_for
 from medssl.progress import track
 from medssl.run import RunConfig
 from medssl.train import make_streams, make_trainer, open_data
@@ -58,14 +58,9 @@ def _sweep(trainer: Trainer, labelled: PatchStream, unlabelled: PatchStream | No
     with closing(trainer.batches(labelled, unlabelled, STEPS + 1)) as batches:
         trainer.train_step(next(batches))
         trainer.iteration = 0
-        _wait_for(trainer.device)
+        wait_for(trainer.device)
         started = time.perf_counter()
         for batch in batches:
             trainer.train_step(batch)
-        _wait_for(trainer.device)
+        wait_for(trainer.device)
     return (time.perf_counter() - started) / STEPS
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -34,6 +34,12 @@ def choose_device(name: str) -> torch.device:
         ) from None
 
 
+def wait_for(device: torch.device) -> None:
+    """Return once a device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def choose_precision(name: Precision, device: torch.device) -> torch.dtype | None:
     """What networks compute in; None is fp32.
 
