@@ -29,6 +29,7 @@ from machine import facts
 import medssl.trainer as trainer_module
 from medssl.config import merge, parse
 from medssl.data.cases import Case
+from medssl.data.nifti import Source
 from medssl.data.patches import AHEAD
 from medssl.data.prepared import read_prepared, write_case, write_dataset
 from medssl.data.recipe import Grid, Prepared
@@ -132,7 +133,9 @@ def make_dataset(folder: Path, shape: str) -> None:
         for value in range(1, len(config.data.classes)):
             start = [int(rng.integers(side // 2)) for side in size]
             label[tuple(slice(s, s + side // 3) for s, side in zip(start, size, strict=True))] = value
-        write_case(folder / "prepared", Case(id, id, Path(id), Path(id)), Prepared(image, label, grid), "")
+        write_case(
+            folder / "prepared", Case(id, id, (Source(Path(id)),), Source(Path(id))), Prepared(image, label, grid), ""
+        )
     write_dataset(folder / "prepared", config.data, ids)
     write_split(
         folder / "splits.json", make_split(read_prepared(folder / "prepared"), labelled=4, val=0, test=0, seed=0)

@@ -490,7 +490,7 @@ def _changed_scoring(matrix: Bench) -> list[str]:
 def references_of(matrix: Bench, dataset: PreparedDataset) -> Path:
     """The folder of the raw labels of all test cases."""
     test = read_split(matrix.split(matrix.cells[0]), dataset).test
-    folders = {source.parent for id in test if (source := dataset.cases[id].label_source)}
+    folders = {label.path.parent for id in test if (label := dataset.cases[id].label)}
     if len(folders) != 1:
         raise DataError(f"labels of test cases lie in {len(folders)} folders; they are scored against a single one")
     return folders.pop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from medssl.checkpoint import load_checkpoint
 from medssl.config import load_yaml, parse
-from medssl.data.nifti import case_id, is_volume, list_volumes, read_image, write_label, write_shares
+from medssl.data.nifti import Source, case_id, is_volume, list_volumes, read_image, write_label, write_shares
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import PARTS, read_split
 from medssl.device import choose_device
@@ -22,6 +23,7 @@ from medssl.predictor import Predictor
 from medssl.progress import track
 from medssl.run import RunConfig, build_method, make_predictor
 
+_CHANNEL = re.compile(r"(.+)_(\d{4})")
 UNCERTAINTY = "uncertainty"
 """Folder beside the label maps, where nobody takes its volumes for label maps."""
 
@@ -53,7 +55,7 @@ def predict(
     """
     predictor, facts = load_predictor(run, choose_device(device), also=also, checkpoint=checkpoint, window=window)
     facts["uncertainty"] = UNCERTAINTY if uncertainty else None
-    sources = _of_part(run, part) if part else _by_id(_expand(images))
+    sources = _of_part(run, part) if part else _by_id(_expand(images), predictor.channels)
     for other in also if part else ():
         if _of_part(other, str(part)).keys() != sources.keys():
             raise ConfigError(f"{other}: its part {part} has other cases than that of {run}; average runs of one split")
@@ -64,10 +66,10 @@ def predict(
     earlier = _earlier_images(out / "predictions.json", facts, overwrite)
     out.mkdir(parents=True, exist_ok=True)
     with track("predict", len(sources)) as advance:
-        for id, path in sources.items():
-            image = read_image(path)
+        for id, files in sources.items():
+            image = read_image(*files)
             if not np.isfinite(image.array).all():
-                raise DataError(f"{path}: holds NaN or Inf voxels; see `medssl check`")
+                raise DataError(f"{files[0]}: holds NaN or Inf voxels; see `medssl check`")
             if uncertainty:
                 classes, unsure = predictor.segment_with_uncertainty(image)
                 write_shares(out / UNCERTAINTY / f"{id}.nii.gz", unsure, like=image)
@@ -75,7 +77,7 @@ def predict(
                 classes = predictor.segment(image)
             write_label(targets[id], classes, like=image)
             advance(id)
-    images_now = {id: str(path.resolve()) for id, path in sources.items()}
+    images_now = {id: [str(file.resolve()) for file in files] for id, files in sources.items()}
     write_json(out / "predictions.json", {**facts, "images": {**earlier, **images_now}})
     return list(targets.values())
 
@@ -136,7 +138,7 @@ def _load_one(
     return make_predictor(method.to(device), config, device), facts
 
 
-def _earlier_images(record: Path, facts: dict[str, Any], overwrite: bool) -> dict[str, str]:
+def _earlier_images(record: Path, facts: dict[str, Any], overwrite: bool) -> dict[str, Any]:
     """The images that were predicted into this folder before, in the same way."""
     if not record.exists():
         return {}
@@ -166,16 +168,30 @@ def _expand(paths: Iterable[Path]) -> list[Path]:
     return found
 
 
-def _by_id(paths: Sequence[Path]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+def _by_id(paths: Sequence[Path], channels: int) -> dict[str, tuple[Source, ...]]:
+    """The files of each case; names that all end like `_0000`, one for each channel, belong together."""
+    names = [_CHANNEL.fullmatch(case_id(path)) for path in paths]
+    numbers = {match.group(2) for match in names if match is not None}
+    if None not in names and numbers == {f"{number:04}" for number in range(channels)}:
+        grouped: dict[str, list[Path]] = {}
+        for match, path in sorted(zip(names, paths, strict=True), key=lambda pair: pair[1]):
+            grouped.setdefault(match.group(1), []).append(path)  # type: ignore[union-attr]
+        short = [id for id, files in grouped.items() if len(files) != channels]
+        if short:
+            raise DataError(
+                f"{grouped[short[0]][0]}: case {short[0]} has {len(grouped[short[0]])} of {channels} channels"
+            )
+        return {id: tuple(Source(path) for path in files) for id, files in grouped.items()}
+    found: dict[str, tuple[Source, ...]] = {}
     for path in paths:
         if case_id(path) in found:
-            raise DataError(f"{path} and {found[case_id(path)]} would both be written as {case_id(path)}.nii.gz")
-        found[case_id(path)] = path
+            other = found[case_id(path)][0]
+            raise DataError(f"{path} and {other} would both be written as {case_id(path)}.nii.gz")
+        found[case_id(path)] = (Source(path),)
     return found
 
 
-def _of_part(run: Path, part: str) -> dict[str, Path]:
+def _of_part(run: Path, part: str) -> dict[str, tuple[Source, ...]]:
     if part not in PARTS:
         raise ConfigError(f"--part {part}: expected one of {', '.join(PARTS)}")
     root = load_yaml((run / "config.yaml").read_text())["data"]["root"]
@@ -184,4 +200,4 @@ def _of_part(run: Path, part: str) -> dict[str, Path]:
     ids: Sequence[str] = getattr(split, part)
     if not ids:
         raise DataError(f"{run / 'splits.json'}: its part {part} is empty")
-    return {id: dataset.cases[id].image_source for id in ids}
+    return {id: dataset.cases[id].images for id in ids}

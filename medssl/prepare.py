@@ -9,6 +9,7 @@ from pathlib import Path
 from medssl.data.cases import Case, DatasetConfig
 from medssl.data.check import check
 from medssl.data.findings import require_usable
+from medssl.data.labels import as_classes
 from medssl.data.nifti import read_image, read_label
 from medssl.data.prepared import (
     PreparedDataset,
@@ -60,8 +61,8 @@ def prepare(
 
 def prepare_case(case: Case, out: Path, config: DatasetConfig, digest: str) -> str:
     """Read, prepare and store one case; its id comes back."""
-    label = None if case.label is None else read_label(case.label)
-    write_case(out, case, config.recipe.apply(read_image(case.image), label), digest)
+    label = None if case.label is None else as_classes(read_label(case.label), config)
+    write_case(out, case, config.recipe.apply(read_image(*case.images), label), digest)
     return case.id
 
 

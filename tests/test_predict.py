@@ -223,7 +223,7 @@ def test_predictions_say_how_they_were_made(trained, tmp_path):
     assert facts["network"] == "teacher"
     assert facts["checkpoint"] == "best.pt"
     assert facts["classes"] == ["background", "shell", "core"]
-    assert facts["images"] == {"ball_03": str((raw / "images" / "ball_03.nii.gz").resolve())}
+    assert facts["images"] == {"ball_03": [str((raw / "images" / "ball_03.nii.gz").resolve())]}
 
 
 def test_student_teacher_and_ensemble_differ(trained):

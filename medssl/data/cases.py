@@ -11,8 +11,12 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from medssl.config import Settings
+from medssl.data.nifti import Source
 from medssl.data.recipe import Recipe
 from medssl.errors import ConfigError, DataError
+
+IGNORED = 255
+"""The class of a voxel that nobody annotated, in prepared labels; see `DatasetConfig.ignore`."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +26,17 @@ class Case:
     id: str
     subject: str
     """The patient. Splits never divide a patient."""
-    image: Path
-    """The image file; several modalities lie along its fourth axis."""
-    label: Path | None
+    images: tuple[Source, ...]
+    """The modalities in order, a file each, or one file with all of them along its fourth axis."""
+    label: Source | None
     """None for an unlabelled case."""
+    part: str | None = None
+    """`labelled`, `unlabelled`, `train`, `val` or `test` where the dataset says so; `medssl split` may follow."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files of the case, images first."""
+        return tuple(source.path for source in (*self.images, *((self.label,) if self.label else ())))
 
 
 class SubjectRule(Settings):
@@ -57,12 +68,50 @@ class DatasetConfig(Settings):
     """The modalities of a case, in the order of the image's channels."""
     classes: tuple[str, ...] = Field(min_length=2)
     """Names by label value; the first is the background."""
+    values: dict[str, tuple[int, ...]] = {}
+    """Values in the label files that stand for a class, several for one if need be, such as
+    `{tooth: [11, 12, 13], canal: [3]}`. A class that is not named here has its place in `classes` as its value."""
+    ignore: tuple[int, ...] = ()
+    """Values in the label files that mean "nobody looked here": neither losses nor scores count such voxels."""
+    regions: dict[str, tuple[str, ...]] = {}
+    """Unions of classes to score beside them, such as `{whole tumour: [oedema, core]}`."""
     subject: SubjectRule | None = None
     recipe: Recipe = Recipe()
     root: Path | None = None
     """The prepared folder to train from."""
     splits: Path | None = None
     """The splits.json to train from; by default the one in the prepared folder."""
+
+    @model_validator(mode="after")
+    def _known_names(self) -> DatasetConfig:
+        for section, names in (("values", self.values), *((f"regions.{r}", c) for r, c in self.regions.items())):
+            unknown = [name for name in names if name not in self.classes]
+            if unknown:
+                raise ValueError(f"`{section}` names {', '.join(unknown)}, which `classes` does not list")
+        if twice := set(self.regions) & set(self.classes):
+            raise ValueError(f"`regions` and `classes` share the name {', '.join(sorted(twice))}")
+        values = [value for found in self.class_values for value in found] + list(self.ignore)
+        if repeated := sorted({value for value in values if values.count(value) > 1}):
+            raise ValueError(f"the label value {', '.join(map(str, repeated))} stands for more than one class")
+        if self.ignore and len(self.classes) > IGNORED:
+            raise ValueError(f"`ignore` needs at most {IGNORED} classes")
+        return self
+
+    @property
+    def class_values(self) -> tuple[tuple[int, ...], ...]:
+        """The values of each class in the label files."""
+        return tuple(self.values.get(name, (place,)) for place, name in enumerate(self.classes))
+
+    @property
+    def places(self) -> dict[int, int]:
+        """The class that each value of a label file stands for, IGNORED for what nobody annotated."""
+        found = {value: place for place, values in enumerate(self.class_values) for value in values}
+        return found | dict.fromkeys(self.ignore, IGNORED)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether label files hold the places of classes and nothing else."""
+        return not self.ignore and self.class_values == tuple((place,) for place in range(len(self.classes)))
 
 
 def subjects_of(ids: Sequence[str], rule: SubjectRule | None, source: Path) -> dict[str, str]:

@@ -6,6 +6,7 @@ a worker process, so one that is broken hides no other.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -14,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.data.cases import Case, DatasetConfig
+from medssl.data.cases import IGNORED, Case, DatasetConfig
 from medssl.data.findings import Facts, Finding, Report
 from medssl.data.layouts import Layout, declared_channels, declared_classes, read_layout
-from medssl.data.nifti import Volume, as_label, by, case_id, corners_of, read_image, read_volume
+from medssl.data.nifti import Source, Volume, as_label, by, case_id, corners_of, read_image, read_volume
 from medssl.errors import DataError
 from medssl.progress import mapper, tracked
 
@@ -53,15 +54,15 @@ def check(source: Path, dataset: DatasetConfig | None = None, *, workers: int = 
             f"{source}: no volume found among the images; known formats are .nii, .nii.gz, .nrrd, .mha, .mhd"
         )
     if dataset is None:
-        expected = _Expected(declared_classes(source), len(declared_channels(source) or ("",)))
+        expected = _Expected.plain(declared_classes(source), len(declared_channels(source) or ("",)))
     else:
-        expected = _Expected(dataset.classes, len(dataset.channels))
+        expected = _Expected.of(dataset)
     return _report(source, layout, expected, workers)
 
 
 def check_cases(cases: Sequence[Case], dataset: DatasetConfig | None = None, *, workers: int = 1) -> Report:
     """As `check`, for cases that are already known; without `dataset` one channel and any classes."""
-    expected = _Expected(dataset.classes, len(dataset.channels)) if dataset else _Expected(None, 1)
+    expected = _Expected.of(dataset) if dataset else _Expected.plain(None, 1)
     return _report(None, Layout(tuple(cases)), expected, workers)
 
 
@@ -69,6 +70,16 @@ def check_cases(cases: Sequence[Case], dataset: DatasetConfig | None = None, *, 
 class _Expected:
     classes: tuple[str, ...] | None
     channels: int
+    places: dict[int, int]
+    """Class of each value that a label may hold, IGNORED for what nobody annotated."""
+
+    @classmethod
+    def of(cls, dataset: DatasetConfig) -> _Expected:
+        return cls(dataset.classes, len(dataset.channels), dataset.places)
+
+    @classmethod
+    def plain(cls, classes: tuple[str, ...] | None, channels: int) -> _Expected:
+        return cls(classes, channels, {place: place for place in range(len(classes or ()))})
 
 
 def _report(source: Path | None, layout: Layout, expected: _Expected, workers: int) -> Report:
@@ -88,14 +99,24 @@ def _report(source: Path | None, layout: Layout, expected: _Expected, workers: i
 def _check_case(case: Case, expected: _Expected) -> tuple[Facts, list[Finding]]:
     """Read the files of one case; everything that is wrong with them."""
     findings: list[Finding] = []
-    image = _check_image(_Notes(case.id, case.image, findings), expected)
+    channels = expected.channels if len(case.images) == 1 else 1
+    images = [_check_image(_Notes(case.id, source.path, findings), source, channels) for source in case.images]
+    image = images[0]
+    if len(images) not in (1, expected.channels):
+        found = f"{len(images)} image files where {_count(expected.channels, 'channel')} is declared"
+        fix = "give each case a file per declared channel, or declare the channels"
+        _Notes(case.id, case.images[0].path, findings).error("channels", found, fix)
+    for source, other in zip(case.images[1:], images[1:], strict=True):
+        if image is not None and other is not None:
+            _check_grids(image, other, _Notes(case.id, source.path, findings), what="another modality")
     voxels: dict[int, int] = {}
     if case.label is not None:
-        notes = _Notes(case.id, case.label, findings)
-        label = _check_label(notes)
+        notes = _Notes(case.id, case.label.path, findings)
+        label = _check_label(notes, case.label)
         if label is not None:
             voxels = _voxels(label.array)
             _check_values(label, voxels, expected, notes)
+            voxels = _by_class(voxels, expected)
             if image is not None:
                 _check_grids(image, label, notes)
     shape, spacing = (None, None) if image is None else (image.shape, image.spacing)
@@ -123,16 +144,16 @@ class _Notes:
         return str(error).removeprefix(f"{self.file}: ")
 
 
-def _check_image(notes: _Notes, expected: _Expected) -> Volume | None:
+def _check_image(notes: _Notes, source: Source, declared: int) -> Volume | None:
     try:
-        image = read_image(notes.file)
+        image = read_image(source)
     except DataError as error:
         notes.unreadable(error)
         return None
     _check_geometry(image, notes)
     channels = 1 if image.array.ndim == 3 else image.array.shape[3]
-    if channels != expected.channels:
-        found = f"shape {by(image.array.shape)}: {_count(channels, 'volume')} where {expected.channels} is declared"
+    if channels != declared:
+        found = f"shape {by(image.array.shape)}: {_count(channels, 'volume')} where {declared} is declared"
         notes.error("channels", found, "keep one volume per declared channel, or declare the channels")
     finite = np.isfinite(image.array)
     if not finite.all():
@@ -150,10 +171,10 @@ def _check_image(notes: _Notes, expected: _Expected) -> Volume | None:
     return image
 
 
-def _check_label(notes: _Notes) -> Volume | None:
+def _check_label(notes: _Notes, source: Source) -> Volume | None:
     """The label map as int32, or None where it is none."""
     try:
-        volume = read_volume(notes.file)
+        volume = read_volume(source)
     except DataError as error:
         notes.unreadable(error)
         return None
@@ -200,43 +221,52 @@ def _voxels(label: NDArray[np.int32]) -> dict[int, int]:
 
 
 def _check_values(label: Volume, voxels: dict[int, int], expected: _Expected, notes: _Notes) -> None:
-    negative = {value: count for value, count in voxels.items() if value < 0}
+    negative = {value: count for value, count in voxels.items() if value < 0 and value not in expected.places}
     if negative:
         notes.error("negative", f"the label holds {_list(negative)}", "write classes as 0, 1, 2 and so on")
     if expected.classes is not None:
-        _check_declared(label, voxels, len(expected.classes), notes)
-    if set(voxels) == {0}:
+        _check_declared(label, voxels, expected.places, notes)
+    classes = set(_by_class(voxels, expected)) - {IGNORED}
+    if classes <= {0}:
         notes.warning("empty_label", "no voxel but background", "correct when nothing is there to see")
-    elif 0 not in voxels:
+    elif 0 not in classes:
         notes.warning("no_background", f"no voxel of background, only {_list(voxels)}", "look at the label")
 
 
-def _check_declared(label: Volume, voxels: dict[int, int], classes: int, notes: _Notes) -> None:
-    unknown = {value: count for value, count in voxels.items() if value >= classes}
+def _by_class(voxels: dict[int, int], expected: _Expected) -> dict[int, int]:
+    """Voxels by class; by value where that is no class's."""
+    counts: Counter[int] = Counter()
+    for value, count in voxels.items():
+        counts[expected.places.get(value, value)] += count
+    return dict(counts)
+
+
+def _check_declared(label: Volume, voxels: dict[int, int], places: dict[int, int], notes: _Notes) -> None:
+    unknown = {value: count for value, count in voxels.items() if value >= 0 and value not in places}
     if unknown:
-        found = f"the label holds {_list(unknown)}; the dataset names 0 to {classes - 1}"
+        found = f"the label holds {_list(unknown)}; the dataset names {_spans(places)}"
         notes.error("unknown_value", found, "map the values to the declared classes, or declare them")
     slope, inter = label.scaling
     stored = {round((value - inter) / slope, 3) for value in voxels}
-    if not unknown and stored != set(voxels) and stored <= set(range(classes)):
+    if not unknown and stored != set(voxels) and stored <= places.keys():
         found = f"stored as {_set(stored)}, read with scl_slope {slope:g} and scl_inter {inter:g} as {_set(voxels)}"
         notes.error("scaled_label", found, "write the label without scaling: either reading is a valid label")
 
 
-def _check_grids(image: Volume, label: Volume, notes: _Notes) -> None:
-    """Whether both lie on one grid in the world; their axes may be stored in another order."""
+def _check_grids(image: Volume, label: Volume, notes: _Notes, what: str = "label") -> None:
+    """Whether both lie on one grid in the world; the axes of a label may be stored in another order."""
     shift = _shift(image, label)
     if shift is not None and shift <= GRID_WARNING:
         return
     if shift is None or shift > GRID_ERROR:
-        first = "image and label lie on different grids" + (f", up to {shift:.3g} voxels apart" if shift else "")
+        first = f"image and {what} lie on different grids" + (f", up to {shift:.3g} voxels apart" if shift else "")
         if image.shape != label.shape and image.shape == label.shape[::-1]:
-            first += "; the label's axes look transposed"
-        found = "\n".join([first, f"image {_grid(image)}", f"label {_grid(label)}"])
-        fix = "resample the label onto the image's grid, or copy the image's header if only that is wrong"
+            first += f"; the axes of the {what} look transposed"
+        found = "\n".join([first, f"image {_grid(image)}", f"{what} {_grid(label)}"])
+        fix = f"resample the {what} onto the image's grid, or copy the image's header if only that is wrong"
         notes.error("grid", found, fix)
         return
-    found = f"the label's grid lies up to {shift:.3g} voxels off the image's"
+    found = f"the grid of the {what} lies up to {shift:.3g} voxels off the image's"
     notes.warning("grid_shift", found, "harmless if a tool rounded the header; the image's grid is used")
 
 
@@ -279,10 +309,10 @@ def _duplicates(cases: Iterable[Case]) -> Iterator[Finding]:
         by_id.setdefault(case.id, []).append(case)
     for id, same in by_id.items():
         if len(same) > 1:
-            files = [path.name for case in same for path in (case.image, case.label) if path is not None]
+            files = [path.name for case in same for path in case.files]
             found = f"{len(same)} cases have this id: {', '.join(files)}"
             fix = "keep one file of each name, listed once"
-            yield Finding(id, same[-1].image, "error", "duplicate", found, fix)
+            yield Finding(id, same[-1].images[0].path, "error", "duplicate", found, fix)
 
 
 def _dataset_findings(place: Path, facts: Sequence[Facts], expected: _Expected) -> Iterator[Finding]:
@@ -316,6 +346,17 @@ def _count(number: int, noun: str) -> str:
 def _set(values: Iterable[float]) -> str:
     ordered = sorted(values)
     return ", ".join(f"{value:g}" for value in ordered[:LISTED]) + (" and more" if len(ordered) > LISTED else "")
+
+
+def _spans(values: Iterable[int]) -> str:
+    """Whole numbers as few ranges, such as `0 to 3, 7`."""
+    runs: list[list[int]] = []
+    for value in sorted(values):
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    return ", ".join(f"{run[0]}" if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
 
 
 def _list(voxels: dict[int, int]) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from medssl.data.cases import Case, DatasetConfig, subjects_of
-from medssl.data.nifti import case_id, is_volume, list_volumes
+from medssl.data.nifti import Source, case_id, is_volume, list_volumes
 from medssl.errors import DataError
 
 DESCRIPTION = "dataset.json"
@@ -119,7 +119,7 @@ def _pair(images: Sequence[Path], labels: Sequence[Path], id_of: Callable[[Path]
 
 
 def _case(id: str, image: Path, label: Path | None) -> Case:
-    return Case(id=id, subject=id, image=image, label=label)
+    return Case(id, id, (Source(image),), None if label is None else Source(label))
 
 
 def _channel_id(images: Sequence[Path], numbered: bool) -> Callable[[Path], str]:

@@ -58,6 +58,30 @@ class Oddity:
     fix: str
 
 
+@dataclass(frozen=True, order=True)
+class Source:
+    """Where a volume lies: a file or DICOM folder, or a part of one that holds several."""
+
+    path: Path
+    part: str = ""
+    """A frame of a 4D file, counted from 0; a series of a DICOM folder, by its UID; a dataset of an HDF5 file. Empty
+    for all that there is."""
+
+    def __str__(self) -> str:
+        return f"{self.path}#{self.part}" if self.part else str(self.path)
+
+    @classmethod
+    def parse(cls, text: str, base: Path | None = None) -> Source:
+        """What `str` gave, or a path; relative ones start at `base`. A `#` in a file's own name is no mark."""
+        whole = (base or Path()) / text
+        path, mark, part = text.rpartition("#")
+        return cls(whole) if not mark or whole.exists() else cls((base or Path()) / path, part)
+
+    def resolve(self) -> Source:
+        """The same with an absolute path."""
+        return Source(self.path.resolve(), self.part)
+
+
 @dataclass(frozen=True)
 class Volume:
     """A volume in memory with its place in the world."""
@@ -133,7 +157,7 @@ def list_volumes(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if is_volume(path) and not path.name.startswith("."))
 
 
-def read_volume(path: Path) -> Volume:
+def read_volume(source: Path | Source) -> Volume:
     """Read a volume in its own number type, the file's scaling applied.
 
     Axes of length 1 after the third are dropped; a true fourth axis is kept last. Micrometres and
@@ -143,10 +167,10 @@ def read_volume(path: Path) -> Volume:
         DataError: the file is missing, damaged, not a volume of real scalars, or its affine
             cannot be inverted.
     """
-    path = Path(path)
+    source = source if isinstance(source, Source) else Source(Path(source))
+    path = source.path
     try:
-        _check_file(path)
-        volume = _read_nifti(path) if path.name.lower().endswith(NIFTI_SUFFIXES) else _read_itk(path)
+        volume = _read(source)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     _check_affine(path, volume.affine)
@@ -154,18 +178,45 @@ def read_volume(path: Path) -> Volume:
     return replace(volume, array=volume.array.reshape(shape), path=path)
 
 
-def read_image(path: Path) -> Volume:
+def _read(source: Source) -> Volume:
+    path, name = source.path, source.path.name.lower()
+    _check_file(path)
+    volume = _read_nifti(path) if name.endswith(NIFTI_SUFFIXES) else _read_itk(path)
+    return _frame(volume, source) if source.part else volume
+
+
+def _frame(volume: Volume, source: Source) -> Volume:
+    """One of the volumes along the fourth axis."""
+    count = volume.array.shape[3] if volume.array.ndim > 3 else 1
+    if not source.part.isdecimal() or int(source.part) >= count:
+        raise DataError(f"{source.path}: frame {source.part} is wanted, it has {count}, counted from 0")
+    array = volume.array.reshape(*volume.shape, count, -1)
+    return replace(volume, array=np.ascontiguousarray(array[..., int(source.part), :]))
+
+
+def read_image(*sources: Path | Source) -> Volume:
     """Read an intensity volume as float32; values too large for it become infinite.
 
+    Several files are stacked along the fourth axis, in the place of the first.
+
     Raises:
-        DataError: as `read_volume`.
+        DataError: as `read_volume`, or the files have different shapes.
     """
-    volume = read_volume(path)
+    volumes = [read_volume(source) for source in sources]
+    first = volumes[0]
+    for other in volumes[1:]:
+        if other.shape != first.shape:
+            raise DataError(
+                f"{other.path}: shape {by(other.shape)}, where {first.path} of the same case has {by(first.shape)}"
+            )
     with np.errstate(over="ignore"):
-        return replace(volume, array=np.asarray(volume.array, np.float32))
+        arrays = [np.asarray(volume.array, np.float32) for volume in volumes]
+    if len(arrays) == 1:
+        return replace(first, array=arrays[0])
+    return replace(first, array=np.concatenate([array.reshape(*first.shape, -1) for array in arrays], axis=3))
 
 
-def read_label(path: Path) -> Volume:
+def read_label(path: Path | Source) -> Volume:
     """Read a label map as int32; float files are accepted when every value is within 1e-3 of an integer.
 
     Raises:

@@ -25,12 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medssl.config import parse
-from medssl.data.cases import Case, DatasetConfig
+from medssl.data.cases import IGNORED, Case, DatasetConfig
+from medssl.data.nifti import Source
 from medssl.data.recipe import Grid, Prepared
 from medssl.errors import DataError
 from medssl.files import write_json
 
-FORMAT = 2
+FORMAT = 3
 BLOCK = 32
 """Side of the cubes that are compressed one by one; a patch reads only those it touches."""
 CENTRES = 10_000
@@ -45,13 +46,16 @@ class PreparedCase:
     subject: str
     folder: Path
     grid: Grid
-    image_source: Path
-    label_source: Path | None
+    images: tuple[Source, ...]
+    """The raw files that it was made from."""
+    label: Source | None
+    part: str | None = None
+    """See `Case.part`."""
 
     @property
     def labelled(self) -> bool:
         """Whether the raw dataset held a label for this case."""
-        return self.label_source is not None
+        return self.label is not None
 
     def open_image(self) -> Any:
         """The image as an array that decompresses what is sliced, `(M, x, y, z)`."""
@@ -124,8 +128,9 @@ def write_case(root: Path, case: Case, prepared: Prepared, digest: str) -> None:
         {
             "id": case.id,
             "subject": case.subject,
-            "image": str(case.image.resolve()),
+            "images": [str(source.resolve()) for source in case.images],
             "label": None if case.label is None else str(case.label.resolve()),
+            "part": case.part,
             "digest": digest,
             "grid": prepared.grid.to_json(),
         },
@@ -145,9 +150,11 @@ def stored_digest(root: Path, id: str) -> str | None:
 
 def case_digest(case: Case, config: DatasetConfig) -> str:
     """Changes when a source file, the case's patient or the recipe changes: then the case is prepared anew."""
-    sources = [case.image] if case.label is None else [case.image, case.label]
-    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
-    facts = [FORMAT, case.id, case.subject, stats, config.recipe.model_dump(mode="json"), list(config.channels)]
+    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in case.files]
+    parts = [source.part for source in case.images] + [case.part]
+    labels = [] if case.label is None else [case.label.part, config.class_values, config.ignore]
+    recipe = config.recipe.model_dump(mode="json")
+    facts = [FORMAT, case.id, case.subject, stats, parts, labels, recipe, list(config.channels)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
@@ -160,16 +167,17 @@ def _read_case(folder: Path) -> PreparedCase:
             subject=values["subject"],
             folder=folder,
             grid=Grid.from_json(values["grid"]),
-            image_source=Path(values["image"]),
-            label_source=None if label is None else Path(label),
+            images=tuple(Source.parse(image) for image in values["images"]),
+            label=None if label is None else Source.parse(label),
+            part=values["part"],
         )
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{folder}: not a whole prepared case ({error}); prepare the dataset again") from None
 
 
 def _centres(label: NDArray[Any]) -> NDArray[np.int32]:
-    """Class and position of foreground voxels, at most about CENTRES of a class, spread over all of them."""
-    voxels = np.argwhere(label > 0)
+    """Class and position of annotated foreground voxels, at most about CENTRES of a class, spread over all of them."""
+    voxels = np.argwhere((label > 0) & (label != IGNORED))
     values = label[tuple(voxels.T)]
     kept = [np.flatnonzero(values == value) for value in np.unique(values)]
     which = np.concatenate([[], *(k[:: 1 + len(k) // CENTRES] for k in kept)]).astype(np.int64)

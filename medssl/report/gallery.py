@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medssl.comparison import Row, Run
-from medssl.data.nifti import Volume, read_image, read_label
+from medssl.data.nifti import Source, Volume, read_image, read_label
 from medssl.errors import DataError
 from medssl.figures import View, overlay
 from medssl.metrics import ClassScore
@@ -22,7 +22,7 @@ _FEW = 12  # below so many cases, starting processes takes longer than it saves
 class Files:
     """The volumes of one prediction."""
 
-    image: Path
+    image: Source
     prediction: Path
     reference: Path
     uncertainty: Path | None
@@ -33,7 +33,7 @@ class Files:
         Raises:
             DataError: a file is gone or cannot be read, or the shapes differ.
         """
-        paths = {"image": self.image, "prediction": self.prediction, "reference": self.reference}
+        paths = {"image": self.image.path, "prediction": self.prediction, "reference": self.reference}
         gone = [f"the {role} {path} no longer exists" for role, path in paths.items() if not path.exists()]
         if gone:
             raise DataError(" and ".join(gone))
@@ -102,7 +102,8 @@ def files_of(run: Run, case: str) -> Files | None:
     prediction, reference = run.files[case]
     folder = run.made.get("uncertainty")
     unsure = prediction.parent / str(folder) / prediction.name if folder else None
-    return Files(Path(images[case]), prediction, reference, unsure if unsure and unsure.exists() else None)
+    image = images[case] if isinstance(images[case], str) else images[case][0]  # a string in files of version 0.1.0
+    return Files(Source.parse(image), prediction, reference, unsure if unsure and unsure.exists() else None)
 
 
 def _th(number: int) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.data.nifti import Affine, Volume, read_volume, write_image
+from medssl.data.nifti import Affine, Source, Volume, read_volume, write_image
 from medssl.errors import ConfigError, DataError
 from medssl.figures import grey_window
 from medssl.files import whole_file
@@ -121,7 +121,7 @@ def write_viewer(folder: Path, library: Path | None, walls: Sequence[Wall]) -> l
         return []
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(library, folder / "niivue.js")
-    cases: dict[tuple[Path, Path], str] = {}
+    cases: dict[tuple[Source, Path], str] = {}
     scenes = []
     with track("viewer", len(drawn)) as advance:
         for i, j in drawn:
@@ -137,7 +137,7 @@ def write_viewer(folder: Path, library: Path | None, walls: Sequence[Wall]) -> l
 
 
 def _write_scene(
-    folder: Path, wall: Wall, place: tuple[int, int], files: Files, cases: dict[tuple[Path, Path], str]
+    folder: Path, wall: Wall, place: tuple[int, int], files: Files, cases: dict[tuple[Source, Path], str]
 ) -> Scene:  # fmt: skip
     image, prediction, reference = files.read()
     picture, steps = wall.pictures[place[1]], _steps(image)

@@ -11,7 +11,7 @@ from rich.console import Console
 from medssl.data.cases import Case, DatasetConfig
 from medssl.data.check import check, check_cases
 from medssl.data.findings import Finding, require_usable
-from medssl.data.nifti import write_image
+from medssl.data.nifti import Source, write_image
 from medssl.errors import DataError
 
 SHAPE = (5, 6, 7)
@@ -34,16 +34,17 @@ class Pair:
     """One case on disk, sound until a test spoils it."""
 
     def __init__(self, root, name="case"):
-        self.case = Case(name, name, root / "images" / f"{name}.nii.gz", root / "labels" / f"{name}.nii.gz")
+        self.files = root / "images" / f"{name}.nii.gz", root / "labels" / f"{name}.nii.gz"
+        self.case = Case(name, name, (Source(self.files[0]),), Source(self.files[1]))
         self.image(image_array())
         self.label(label_array())
 
     def image(self, array, affine=AFFINE):
-        write_image(self.case.image, array, affine)
+        write_image(self.files[0], array, affine)
         return self
 
     def label(self, array, affine=AFFINE):
-        write_image(self.case.label, array, affine)
+        write_image(self.files[1], array, affine)
         return self
 
     def findings(self, dataset=DATASET):
@@ -96,14 +97,14 @@ class TestImages:
         expect(pair.image(array).finding(two), "warning", "constant", "channel 1")
 
     def test_a_file_that_is_no_volume_says_what_it_is(self, pair):
-        pair.case.image.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+        pair.files[0].write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
         finding = pair.finding()
         expect(finding, "error", "unreadable", "Git LFS")
-        assert finding.file == pair.case.image
+        assert finding.file == pair.files[0]
         assert str(finding.file) not in finding.found
 
     def test_a_missing_image(self, pair):
-        pair.case.image.unlink()
+        pair.files[0].unlink()
         expect(pair.finding(), "error", "unreadable", "no such file")
 
 
@@ -129,10 +130,10 @@ class TestGeometry:
             assert (code, "warning") in {(finding.code, finding.severity) for finding in found}
 
     def test_what_the_header_hides_is_a_warning(self, pair):
-        image = nib.load(pair.case.image)
+        image = nib.load(pair.files[0])
         array, header = image.get_fdata(), image.header
         header["pixdim"][3] = 5
-        nib.save(nib.Nifti1Image(array, None, header), pair.case.image)
+        nib.save(nib.Nifti1Image(array, None, header), pair.files[0])
         expect(pair.finding(), "warning", "spacing_disagrees", "1.5 x 1.5 x 3", "1.5 x 1.5 x 5")
 
     def test_other_shape_states_both_grids(self, pair):
@@ -198,7 +199,7 @@ class TestLabels:
     def test_scaling_that_turns_one_valid_label_into_another(self, pair):
         image = nib.Nifti1Image((label_array() > 0).astype(np.uint8), AFFINE)
         image.header.set_slope_inter(2, 0)
-        nib.save(image, pair.case.label)
+        nib.save(image, pair.files[1])
         expect(pair.finding(), "error", "scaled_label", "scl_slope 2", "0, 1", "0, 2")
 
     def test_a_class_that_no_label_holds_is_said_once(self, tmp_path):
@@ -234,7 +235,7 @@ class TestDataset:
 
     def test_a_label_without_an_image_makes_its_id_unusable(self, tmp_path):
         Pair(tmp_path)
-        Pair(tmp_path, "other").case.image.unlink()
+        Pair(tmp_path, "other").files[0].unlink()
         report = check(tmp_path, DATASET, workers=1)
         (finding,) = report.findings
         expect(finding, "error", "no_image")
@@ -265,9 +266,9 @@ class TestDataset:
 
     def test_one_broken_case_hides_no_other_and_workers_change_nothing(self, tmp_path):
         first, second, third = (Pair(tmp_path, name) for name in "abc")
-        first.case.image.write_bytes(b"")
+        first.files[0].write_bytes(b"")
         second.label(label_array() * 9)
-        third.case.label.unlink()
+        third.files[1].unlink()
         alone, spread = (check(tmp_path, DATASET, workers=workers) for workers in (0, 2))
         assert alone.unusable == ("a", "b")
         assert alone == spread
@@ -277,7 +278,7 @@ class TestReport:
     def test_the_summary_counts_cases_and_voxels(self, tmp_path):
         Pair(tmp_path, "p1_a")
         Pair(tmp_path, "p1_b").label(label_array() > 0)
-        Pair(tmp_path, "p2").image(np.ones((9, 6, 7)) + np.arange(7)).case.label.unlink()
+        Pair(tmp_path, "p2").image(np.ones((9, 6, 7)) + np.arange(7)).files[1].unlink()
         dataset = DatasetConfig.model_validate(DATASET.model_dump() | {"subject": {"pattern": r"(p\d)"}})
         summary = check(tmp_path, dataset, workers=1).to_json()["summary"]
         assert (summary["cases"], summary["labelled"], summary["unlabelled"], summary["subjects"]) == (3, 2, 1, 2)
@@ -291,7 +292,7 @@ class TestReport:
         values = json.loads(json.dumps(report.to_json()))
         assert values["unusable"] == ["case"]
         assert values["findings"][0]["code"] == "unknown_value"
-        assert values["findings"][0]["file"] == str(pair.case.label)
+        assert values["findings"][0]["file"] == str(pair.files[1])
 
     def test_print_gives_each_finding_a_line_with_its_cure(self, tmp_path):
         Pair(tmp_path, "a[b]").label(label_array() * 9)
@@ -344,11 +345,11 @@ def odd_findings(path) -> list[Finding]:
     dataset = DatasetConfig(name="odd", classes=("background", "anterior", "posterior"))
     file = ODD / path
     if file.is_dir():
-        case = Case("odd", "odd", file / "image.nii.gz", file / "label.nii.gz")
+        case = Case("odd", "odd", (Source(file / "image.nii.gz"),), Source(file / "label.nii.gz"))
     elif "label" in path:
-        case = Case("odd", "odd", ODD / "image" / "reference.nii.gz", file)
+        case = Case("odd", "odd", (Source(ODD / "image" / "reference.nii.gz"),), Source(file))
     else:
-        case = Case("odd", "odd", file, None)
+        case = Case("odd", "odd", (Source(file),), None)
     return list(check_cases([case], dataset).findings)
 
 

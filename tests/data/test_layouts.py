@@ -20,7 +20,7 @@ def describe(root, **keys):
 
 def pairs(cases, root):
     return [
-        (case.id, case.image.relative_to(root).as_posix(), case.label and case.label.relative_to(root).as_posix())
+        (case.id, *(source and source.path.relative_to(root).as_posix() for source in (*case.images, case.label)))
         for case in cases
     ]
 
@@ -48,7 +48,7 @@ class TestFolders:
         make(tmp_path, "images/a.nii", "labels/a.nii", twice)
         cases = read_cases(tmp_path)
         assert [case.id for case in cases] == ["a", "a"]
-        assert len({(case.image, case.label) for case in cases}) == 2
+        assert len({(case.images, case.label) for case in cases}) == 2
 
     def test_what_is_no_volume_is_listed(self, tmp_path):
         make(tmp_path, "images/a.nii")

@@ -7,6 +7,7 @@ import pytest
 from medssl.config import bundled
 from medssl.data.cases import DatasetConfig
 from medssl.data.lists import read_published_split
+from medssl.data.nifti import Source
 from medssl.data.prepared import PreparedCase, PreparedDataset
 from medssl.data.recipe import Grid
 from medssl.data.splits import make_split
@@ -25,7 +26,9 @@ def published(name):
 def raw_acdc(tmp_path):
     """Two frames of each of the 100 patients, with numbers as in the original files, and 2 patients more."""
     ids = [f"patient{n:03}_frame{frame:02}" for n in range(1, 103) for frame in (1, 7 + n % 8)]
-    cases = {id: PreparedCase(id, id[:10], tmp_path, GRID, tmp_path / id, tmp_path / id) for id in ids}
+    cases = {
+        id: PreparedCase(id, id[:10], tmp_path, GRID, (Source(tmp_path / id),), Source(tmp_path / id)) for id in ids
+    }
     return PreparedDataset(tmp_path, DatasetConfig(name="acdc", classes=("a", "b")), cases)
 
 

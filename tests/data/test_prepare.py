@@ -24,7 +24,7 @@ def test_store_holds_what_the_recipe_gives(balls):
     case = dataset.cases["ball_00"]
     assert case.open_image().shape == (1, 20, 18, 14)
     assert set(np.unique(case.open_label()[...])) == {0, 1, 2}
-    assert case.image_source == (raw / "images" / "ball_00.nii.gz").resolve()
+    assert [source.path for source in case.images] == [(raw / "images" / "ball_00.nii.gz").resolve()]
     assert not (dataset.cases["ball_11"].folder / "label.b2nd").exists()
 
 

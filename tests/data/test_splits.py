@@ -5,6 +5,7 @@ import json
 import pytest
 
 from medssl.data.cases import Case, DatasetConfig
+from medssl.data.nifti import Source
 from medssl.data.prepared import PreparedCase, PreparedDataset
 from medssl.data.recipe import Grid
 from medssl.data.splits import PARTS, Split, make_split, read_split, write_split
@@ -22,7 +23,7 @@ def make_dataset(tmp_path, patients=12, unlabelled=("p03_b", "p07_b")):
         for scan in "ab":
             id = f"p{number:02}_{scan}"
             label = None if id in unlabelled else tmp_path / f"{id}.nii"
-            cases[id] = PreparedCase(id, id[:3], tmp_path, GRID, tmp_path / f"{id}.nii", label)
+            cases[id] = PreparedCase(id, id[:3], tmp_path, GRID, (Source(tmp_path / f"{id}.nii"),), label)
     return PreparedDataset(tmp_path, DatasetConfig(name="x", classes=("a", "b")), cases)
 
 
@@ -132,7 +133,7 @@ def test_a_typo_in_a_split_is_refused():
 
 
 def test_case_is_plain_data(tmp_path):
-    assert Case("a", "s", tmp_path, None) == Case("a", "s", tmp_path, None)
+    assert Case("a", "s", (), None) == Case("a", "s", (), None)
 
 
 # ---- habits of the literature, each only when asked for
@@ -180,7 +181,7 @@ def make_frames(tmp_path, frames, unlabelled=()):
     cases = {}
     for id in frames:
         label = None if id in unlabelled else tmp_path / f"{id}.nii"
-        cases[id] = PreparedCase(id, id[:10], tmp_path, GRID, tmp_path / f"{id}.nii", label)
+        cases[id] = PreparedCase(id, id[:10], tmp_path, GRID, (Source(tmp_path / f"{id}.nii"),), label)
     return PreparedDataset(tmp_path, DatasetConfig(name="x", classes=("a", "b")), cases)
 
 

@@ -1,0 +1,126 @@
+"""Label files to classes, and cases that lie in several files or in a part of one."""
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from medssl.data.cases import IGNORED, Case, DatasetConfig
+from medssl.data.check import check_cases
+from medssl.data.labels import as_classes
+from medssl.data.nifti import Source, Volume, read_image, read_volume, write_image
+from medssl.data.prepared import case_digest, read_prepared, write_dataset
+from medssl.data.recipe import Recipe
+from medssl.errors import DataError
+from medssl.prepare import prepare_case
+
+SHAPE = (5, 6, 7)
+TEETH = DatasetConfig(
+    name="teeth",
+    classes=("background", "tooth", "canal"),
+    values={"tooth": (11, 12, -3), "canal": (5,)},
+    ignore=(255, 99),
+    regions={"all": ("tooth", "canal")},
+    recipe=Recipe(crop=False),
+)
+
+
+def volume(array):
+    return Volume(np.asarray(array, np.int32), np.eye(4))
+
+
+def teeth_label():
+    label = np.zeros(SHAPE, np.int16)
+    label[1], label[2], label[3], label[4, 0], label[4, 1], label[4, 2] = 11, 12, 5, -3, 255, 99
+    return label
+
+
+class TestAsClasses:
+    def test_several_values_become_one_class_and_unseen_ones_are_ignored(self):
+        found = as_classes(volume(teeth_label()), TEETH).array
+        assert found[:, 3, 3].tolist() == [0, 1, 1, 2, 0]
+        assert found[4, :3, 0].tolist() == [1, IGNORED, IGNORED]
+
+    def test_a_plain_dataset_changes_nothing(self):
+        label = volume(np.arange(210).reshape(SHAPE) % 3)
+        plain = DatasetConfig(name="x", classes=("a", "b", "c"))
+        assert np.array_equal(as_classes(label, plain).array, label.array)
+
+    def test_a_value_of_no_class_is_refused_by_name(self):
+        with pytest.raises(DataError, match="holds 7, which stands for no class"):
+            as_classes(volume(np.full(SHAPE, 7)), TEETH)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"values": {"tooth": (1,), "canal": (1,)}}, "value 1 stands for more than one class"),
+        ({"values": {"crown": (1,)}}, "names crown"),
+        ({"ignore": (1,)}, "value 1 stands for more than one"),
+        ({"regions": {"tooth": ("canal",)}}, "share the name tooth"),
+        ({"regions": {"all": ("crown",)}}, "names crown"),
+    ],
+)
+def test_settings_that_contradict_themselves_are_refused(changed, message):
+    with pytest.raises(ValidationError, match=message):
+        DatasetConfig(name="x", classes=("background", "tooth", "canal"), **changed)
+
+
+class TestSources:
+    def test_a_frame_of_a_4d_file_is_read_alone(self, tmp_path):
+        frames = np.random.default_rng(0).random((*SHAPE, 3)).astype(np.float32)
+        write_image(tmp_path / "cine.nii.gz", frames, np.eye(4))
+        assert np.array_equal(read_image(Source(tmp_path / "cine.nii.gz", "2")).array, frames[..., 2])
+        with pytest.raises(DataError, match="frame 3 is wanted, it has 3"):
+            read_volume(Source(tmp_path / "cine.nii.gz", "3"))
+
+    def test_text_goes_there_and_back(self, tmp_path):
+        for source in (Source(tmp_path / "a.nii.gz"), Source(tmp_path / "a.nii.gz", "2")):
+            assert Source.parse(str(source)) == source
+        (tmp_path / "odd#1.nii").touch()
+        assert Source.parse("odd#1.nii", tmp_path) == Source(tmp_path / "odd#1.nii")
+
+    def test_modalities_in_files_of_their_own_are_stacked(self, tmp_path):
+        arrays = np.random.default_rng(0).random((2, *SHAPE)).astype(np.float32)
+        for number, array in enumerate(arrays):
+            write_image(tmp_path / f"{number}.nii.gz", array, np.eye(4))
+        image = read_image(tmp_path / "0.nii.gz", tmp_path / "1.nii.gz")
+        assert np.array_equal(np.moveaxis(image.array, -1, 0), arrays)
+
+
+class TestPreparing:
+    def case(self, root, shapes=(SHAPE, SHAPE)):
+        for number, shape in enumerate(shapes):
+            write_image(root / f"{number}.nii.gz", np.random.default_rng(number).random(shape), np.eye(4))
+        write_image(root / "label.nii.gz", teeth_label(), np.eye(4))
+        images = tuple(Source(root / f"{number}.nii.gz") for number in range(len(shapes)))
+        return Case("c", "p", images, Source(root / "label.nii.gz"))
+
+    def test_the_store_holds_classes_and_centres_without_what_is_ignored(self, tmp_path):
+        config = TEETH.model_copy(update={"channels": ("T1", "T2")})
+        case = self.case(tmp_path)
+        assert not check_cases([case], config).errors
+        prepare_case(case, tmp_path / "out", config, "digest")
+        write_dataset(tmp_path / "out", config, ["c"])
+        stored = read_prepared(tmp_path / "out").cases["c"]
+        assert stored.open_image().shape == (2, *SHAPE)
+        assert set(np.unique(stored.open_label()[...])) == {0, 1, 2, IGNORED}
+        assert len(stored.centres()) == 2
+        assert stored.images == tuple(source.resolve() for source in case.images)
+
+    def test_other_values_make_a_labelled_case_anew(self, tmp_path):
+        case = self.case(tmp_path)
+        other = TEETH.model_copy(update={"ignore": (255, 99, 98)})
+        assert case_digest(case, TEETH) != case_digest(case, other)
+
+    def test_the_check_counts_files_against_channels_and_compares_their_grids(self, tmp_path):
+        report = check_cases([self.case(tmp_path, (SHAPE, (5, 6, 8)))], TEETH)
+        assert {finding.code for finding in report.errors} == {"channels", "grid"}
+
+    def test_the_check_knows_values_and_counts_by_class(self, tmp_path):
+        report = check_cases([self.case(tmp_path, (SHAPE,))], TEETH)
+        assert not report.errors
+        assert report.facts[0].voxels[1] == 2 * 42 + 7
+        plain = DatasetConfig(name="x", classes=("background", "tooth", "canal"))
+        assert {finding.code for finding in check_cases([self.case(tmp_path, (SHAPE,))], plain).errors} == {
+            "unknown_value", "negative",
+        }  # fmt: skip
