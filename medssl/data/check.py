@@ -1,24 +1,25 @@
 """Every fault of a dataset at once, before anything is written: the job behind `medssl check`.
 
-An *error* is what `prepare` cannot use; a *warning* is for its owner to judge. Each case is read in
-a worker process, so one that is broken hides no other.
+An *error* is what `prepare` cannot use; a *warning* is for its owner to judge. Each case is read once, in
+a worker process, so one that is broken hides no other; what shows only beside the others is left to `outliers`.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medssl.data.cases import IGNORED, Case, DatasetConfig
 from medssl.data.findings import Facts, Finding, Report
 from medssl.data.layouts import Layout, declared_channels, declared_classes, read_layout
+from medssl.data.looks import Counts, Look, count_voxels, digest, look_at
 from medssl.data.nifti import Source, Volume, as_label, by, case_id, corners_of, read_image, read_volume
+from medssl.data.outliers import compare, distances, out_of_family
 from medssl.errors import DataError
 from medssl.progress import mapper, tracked
 
@@ -35,14 +36,18 @@ SHEAR = 1e-3
 LISTED = 10
 """Label values named in one finding."""
 
+Draw = Callable[[Volume, Volume | None], Any]
+"""Makes a picture of a readable image and its label, in a worker process; `Facts.picture` holds it."""
 
-def check(source: Path, dataset: DatasetConfig | None = None, *, workers: int = 2) -> Report:
+
+def check(source: Path, dataset: DatasetConfig | None = None, *, workers: int = 2, draw: Draw | None = None) -> Report:
     """Read a dataset in any layout and list every finding. Nothing is written.
 
     Without `dataset`, classes and channels are those that `dataset.json` declares.
 
     Args:
         workers: processes; below 2 all is read in this one.
+        draw: a function of a module, called with each image and its label while they are in memory.
 
     Raises:
         DataError: no known layout, no case in it, or a `dataset.json` that does not fit.
@@ -57,7 +62,7 @@ def check(source: Path, dataset: DatasetConfig | None = None, *, workers: int = 
         expected = _Expected.plain(declared_classes(source), len(declared_channels(source) or ("",)))
     else:
         expected = _Expected.of(dataset)
-    return _report(source, layout, expected, workers)
+    return _report(source, layout, expected, workers, draw)
 
 
 def check_cases(cases: Sequence[Case], dataset: DatasetConfig | None = None, *, workers: int = 1) -> Report:
@@ -82,21 +87,28 @@ class _Expected:
         return cls(classes, channels, {place: place for place in range(len(classes or ()))})
 
 
-def _report(source: Path | None, layout: Layout, expected: _Expected, workers: int) -> Report:
-    cases = layout.cases
+def _report(source: Path | None, layout: Layout, expected: _Expected, workers: int, draw: Draw | None = None) -> Report:
+    cases, lone = layout.cases, layout.labels_without_image
     with mapper(min(workers, len(cases))) as apply:
-        results = tracked("check", [case.id for case in cases], apply(_check_case, cases, repeat(expected)))
+        results = tracked(
+            "check", [case.id for case in cases], apply(_check_case, cases, repeat(expected), repeat(draw))
+        )
+        others = list(apply(_check_lone_label, lone, repeat(expected)))
     facts = tuple(fact for fact, _ in results)
     findings = [
         *(finding for _, found in results for finding in found),
         *_layout_findings(layout),
+        *(finding for fact, found in others for finding in found),
+        *(finding for (fact, _), path in zip(others, lone, strict=True) if fact.look
+          for finding in out_of_family(fact.case, path, fact.look, fact.voxels, facts)),
         *_duplicates(cases),
         *_dataset_findings(source or Path(), facts, expected),
-    ]
-    return Report(source, cases, tuple(findings), facts, expected.classes)
+        *compare(cases, facts, expected.classes),
+    ]  # fmt: skip
+    return Report(source, cases, tuple(findings), facts, expected.classes, distances(cases, facts))
 
 
-def _check_case(case: Case, expected: _Expected) -> tuple[Facts, list[Finding]]:
+def _check_case(case: Case, expected: _Expected, draw: Draw | None = None) -> tuple[Facts, list[Finding]]:
     """Read the files of one case; everything that is wrong with them."""
     findings: list[Finding] = []
     channels = expected.channels if len(case.images) == 1 else 1
@@ -109,18 +121,45 @@ def _check_case(case: Case, expected: _Expected) -> tuple[Facts, list[Finding]]:
     for source, other in zip(case.images[1:], images[1:], strict=True):
         if image is not None and other is not None:
             _check_grids(image, other, _Notes(case.id, source.path, findings), what="another modality")
-    voxels: dict[int, int] = {}
+    label, counts = None, Counts({})
     if case.label is not None:
         notes = _Notes(case.id, case.label.path, findings)
-        label = _check_label(notes, case.label)
-        if label is not None:
-            voxels = _voxels(label.array)
-            _check_values(label, voxels, expected, notes)
-            voxels = _by_class(voxels, expected)
-            if image is not None:
-                _check_grids(image, label, notes)
-    shape, spacing = (None, None) if image is None else (image.shape, image.spacing)
-    return Facts(case.id, shape, spacing, voxels), findings
+        label, counts = _read_label(case.label, expected, notes)
+        if label is not None and image is not None:
+            _check_grids(image, label, notes)
+    if image is None:
+        return Facts(case.id, voxels=counts.voxels, sides=counts.sides), findings
+    facts = Facts(
+        case.id, image.shape, image.spacing, counts.voxels, look_at(image), counts.sides,
+        tuple(_digest(each) for each in images),
+        "" if label is None else digest(label.array),
+        None if draw is None else draw(image, label if label is not None and label.shape == image.shape else None),
+    )  # fmt: skip
+    return facts, findings
+
+
+def _digest(image: Volume | None) -> str:
+    """Empty for a constant image, of which many may be alike."""
+    return "" if image is None or image.array.min() == image.array.max() else digest(image.array)
+
+
+def _check_lone_label(path: Path, expected: _Expected) -> tuple[Facts, list[Finding]]:
+    """A label without an image: what it holds, for whoever wonders where it belongs."""
+    id, findings = case_id(path), list[Finding]()
+    label, counts = _read_label(Source(path), expected, _Notes(id, path, findings))
+    if label is None:
+        return Facts(id), findings
+    return Facts(id, label.shape, label.spacing, counts.voxels, Look.of_grid(label)), findings
+
+
+def _read_label(source: Source, expected: _Expected, notes: _Notes) -> tuple[Volume | None, Counts]:
+    """The label map and what it holds, by class where a value is one's; what is wrong with it is taken down."""
+    label = _check_label(notes, source)
+    if label is None:
+        return None, Counts({})
+    counts = count_voxels(label)
+    _check_values(label, counts.voxels, expected, notes)
+    return label, counts.by_class(expected.places)
 
 
 @dataclass(frozen=True)
@@ -208,37 +247,17 @@ def _check_geometry(volume: Volume, notes: _Notes) -> None:
         notes.warning("sheared", found, "resample the volume: ITK-based tools refuse or straighten it")
 
 
-def _voxels(label: NDArray[np.int32]) -> dict[int, int]:
-    """Voxels by value, slab by slab: counting is faster than sorting, and slabs keep it small."""
-    low, high = int(label.min()), int(label.max())
-    if high - low >= 2**16:
-        values, counts = np.unique(label, return_counts=True)
-        return dict(zip(values.tolist(), counts.tolist(), strict=True))
-    total = np.zeros(high - low + 1, np.int64)
-    for slab in label:
-        total += np.bincount((slab - low).ravel(), minlength=len(total))
-    return {low + int(offset): int(total[offset]) for offset in np.flatnonzero(total)}
-
-
 def _check_values(label: Volume, voxels: dict[int, int], expected: _Expected, notes: _Notes) -> None:
     negative = {value: count for value, count in voxels.items() if value < 0 and value not in expected.places}
     if negative:
         notes.error("negative", f"the label holds {_list(negative)}", "write classes as 0, 1, 2 and so on")
     if expected.classes is not None:
         _check_declared(label, voxels, expected.places, notes)
-    classes = set(_by_class(voxels, expected)) - {IGNORED}
+    classes = {expected.places.get(value, value) for value in voxels} - {IGNORED}
     if classes <= {0}:
         notes.warning("empty_label", "no voxel but background", "correct when nothing is there to see")
     elif 0 not in classes:
         notes.warning("no_background", f"no voxel of background, only {_list(voxels)}", "look at the label")
-
-
-def _by_class(voxels: dict[int, int], expected: _Expected) -> dict[int, int]:
-    """Voxels by class; by value where that is no class's."""
-    counts: Counter[int] = Counter()
-    for value, count in voxels.items():
-        counts[expected.places.get(value, value)] += count
-    return dict(counts)
 
 
 def _check_declared(label: Volume, voxels: dict[int, int], places: dict[int, int], notes: _Notes) -> None:

@@ -8,16 +8,20 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from medssl.data.cases import Case
+from medssl.data.looks import Look
 from medssl.data.nifti import by
 from medssl.errors import DataError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+FARTHEST = 5
+"""Unlabelled cases that are named with their distance."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,22 @@ class Facts:
     spacing: tuple[float, float, float] | None = None
     voxels: dict[int, int] = field(default_factory=dict)
     """Voxels by label value; empty without a readable label."""
+    look: Look | None = None
+    """None when the image cannot be read."""
+    sides: dict[int, float] = field(default_factory=dict)
+    """Mean place of each class from the patient's left, -0.5, to the right, 0.5."""
+    digests: tuple[str, ...] = ()
+    """Names of the images' voxels, equal where these are; an empty one for a constant or unreadable image."""
+    label_digest: str = ""
+    picture: Any = None
+    """What `check` was asked to draw."""
+
+
+class Distance(NamedTuple):
+    """How far an unlabelled case is from the labelled ones: 1 is as far as the oddest labelled case from the rest."""
+
+    case: str
+    score: float
 
 
 @dataclass(frozen=True)
@@ -56,6 +76,8 @@ class Report:
     """One for each case, in the same order."""
     classes: tuple[str, ...] | None
     """Names by label value; None when nobody declared them."""
+    distances: tuple[Distance, ...] = ()
+    """Unlabelled cases, the farthest from the labelled ones first; empty where nothing could be compared."""
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -99,6 +121,7 @@ class Report:
             "source": None if self.source is None else str(self.source),
             "summary": self.summary,
             "unusable": list(self.unusable),
+            "distances": [distance._asdict() for distance in self.distances],
             "findings": [asdict(finding) | {"file": str(finding.file)} for finding in self.findings],
         }
 
@@ -136,6 +159,11 @@ class Report:
         for known in facts["classes"]:
             name = known["name"] or "(not declared)"
             yield f"class {known['value']} {name}: {known['share']:.3%} of voxels, in {known['cases']} cases"
+        if self.distances:
+            shown = ", ".join(f"{case} {score:.2f}" for case, score in self.distances[:FARTHEST])
+            yield f"farthest unlabelled cases (1 is the oddest labelled case): {shown}"
+        elif facts["labelled"] and facts["unlabelled"]:
+            yield "unlabelled cases were not compared with the labelled ones: too few labelled cases"
 
 
 def require_usable(report: Report) -> None:

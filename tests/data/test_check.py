@@ -19,8 +19,8 @@ AFFINE = np.diag([1.5, 1.5, 3.0, 1.0])
 DATASET = DatasetConfig(name="made", classes=("background", "wall", "cavity"))
 
 
-def image_array():
-    return np.random.default_rng(0).integers(0, 500, SHAPE).astype(np.float32)
+def image_array(name="case"):
+    return np.random.default_rng(list(name.encode())).integers(0, 500, SHAPE).astype(np.float32)
 
 
 def label_array():
@@ -35,8 +35,8 @@ class Pair:
 
     def __init__(self, root, name="case"):
         self.files = root / "images" / f"{name}.nii.gz", root / "labels" / f"{name}.nii.gz"
-        self.case = Case(name, name, (Source(self.files[0]),), Source(self.files[1]))
-        self.image(image_array())
+        self.case = Case(name, "one patient", (Source(self.files[0]),), Source(self.files[1]))
+        self.image(image_array(name))
         self.label(label_array())
 
     def image(self, array, affine=AFFINE):
@@ -243,7 +243,7 @@ class TestDataset:
 
     def test_what_msd_lists_and_lacks(self, tmp_path):
         write_image(tmp_path / "imagesTr" / "a.nii", image_array(), AFFINE)
-        write_image(tmp_path / "imagesTr" / "b.nii", image_array(), AFFINE)
+        write_image(tmp_path / "imagesTr" / "b.nii", image_array("b"), AFFINE)
         write_image(tmp_path / "labelsTr" / "b.nii", label_array(), AFFINE)
         (tmp_path / "imagesTr" / "scan.dcm").touch()
         entries = [{"image": f"imagesTr/{id}.nii", "label": f"labelsTr/{id}.nii"} for id in "ac"]

@@ -1,0 +1,128 @@
+"""What one case looks like in a few numbers, taken while it is in memory; `outliers` compares them.
+
+Axes are those of the world, left-right first, so that scans stored in another order compare. Grey levels are those of
+a sample of the voxels of the first modality.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medssl.data.nifti import Volume
+from medssl.data.recipe import Turn
+
+PERCENTILES = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)
+"""Of the grey levels in `Look.levels`."""
+SAMPLED = 32
+"""Voxels of the sample along each axis; more say little more."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a readable image looks like."""
+
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    levels: tuple[float, ...]
+    """Grey levels at `PERCENTILES`; empty for a constant image, or one with voxels that are no numbers."""
+    texture: float
+    """Mean step between neighbouring voxels of a slice, as a share of the range of grey levels."""
+    is_identity: bool
+    """Whether its affine says no more than that a voxel is 1 mm."""
+
+    @classmethod
+    def of_grid(cls, volume: Volume, levels: tuple[float, ...] = (), texture: float = 0.0) -> Look:
+        """Where a volume lies, with what is known of its grey levels."""
+        turn = Turn.to("RAS", volume.affine)
+        x, y, z = (volume.shape[axis] for axis in turn.axes)
+        is_identity = np.array_equal(volume.affine, np.eye(4))
+        return cls((x, y, z), turn.apply_to_axes(volume.spacing), levels, texture, is_identity)
+
+    @property
+    def extent(self) -> tuple[float, float, float]:
+        """Millimetres that the volume spans along each axis."""
+        x, y, z = (n * mm for n, mm in zip(self.shape, self.spacing, strict=True))
+        return x, y, z
+
+    @property
+    def range(self) -> float:
+        """Between the lowest and the highest grey level of all but a few voxels."""
+        return self.levels[-1] - self.levels[0] if self.levels else 0.0
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Voxels of a label map by value, and where they lie between the patient's left and right."""
+
+    voxels: dict[int, int]
+    sides: dict[int, float] = field(default_factory=dict)
+    """Mean place of each value from the patient's left end of the volume, -0.5, to the right one, 0.5. Empty where
+    values are too many to be classes."""
+
+    def by_class(self, places: dict[int, int]) -> Counts:
+        """Several values may stand for one class; those that stand for none keep their number."""
+        voxels: Counter[int] = Counter()
+        moments: dict[int, float] = {}
+        for value, count in self.voxels.items():
+            place = places.get(value, value)
+            voxels[place] += count
+            if value in self.sides:
+                moments[place] = moments.get(place, 0.0) + count * self.sides[value]
+        return Counts(dict(voxels), {place: moment / voxels[place] for place, moment in moments.items()})
+
+
+def look_at(image: Volume) -> Look:
+    """The numbers of an image `(X, Y, Z)` or `(X, Y, Z, M)`."""
+    first = image.array if image.array.ndim == 3 else image.array[..., 0]
+    return Look.of_grid(image, *_grey(Turn.to("RAS", image.affine).apply(first)))
+
+
+def digest(array: NDArray[Any]) -> str:
+    """A name for the voxels and their arrangement, whatever the file was called and however it was packed."""
+    if array.dtype == np.int32 and 0 <= array.min() and array.max() < 256:
+        array = array.astype(np.uint8)  # a quarter of the bytes
+    hashed = hashlib.blake2b(repr(array.shape).encode(), digest_size=16)
+    hashed.update(np.asfortranarray(array).T.data)  # volumes lie in this order, so nothing is copied
+    return hashed.hexdigest()
+
+
+def count_voxels(label: Volume) -> Counts:
+    """Voxels by value, slab by slab across left and right: counting is faster than sorting, and slabs keep it small."""
+    array = label.array
+    low, high = int(array.min()), int(array.max())
+    if high - low >= 2**16:
+        values, counts = np.unique(array, return_counts=True)
+        return Counts(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+    turn = Turn.to("RAS", label.affine)
+    places = (np.arange(array.shape[turn.axes[0]]) + 0.5) / array.shape[turn.axes[0]] - 0.5
+    total, moment = np.zeros(high - low + 1, np.int64), np.zeros(high - low + 1)
+    for slab, place in zip(turn.apply(array), places, strict=True):
+        counted = np.bincount((slab - low if low else slab).ravel(order="K"), minlength=len(total))
+        total += counted
+        moment += counted * place
+    found = [int(offset) for offset in np.flatnonzero(total)]
+    return Counts(
+        {low + offset: int(total[offset]) for offset in found},
+        {low + offset: float(moment[offset] / total[offset]) for offset in found},
+    )
+
+
+def _grey(array: NDArray[np.float32]) -> tuple[tuple[float, ...], float]:
+    sample = array[tuple(slice(None, None, -(-n // SAMPLED)) for n in array.shape)]
+    if not np.isfinite(sample).all():
+        return (), 0.0
+    levels = tuple(float(level) for level in np.percentile(sample, PERCENTILES))
+    span = levels[-1] - levels[0]
+    if span <= 0:
+        return (), 0.0
+    middle = array[tuple(slice(max(0, (n - SAMPLED) // 2), (n + SAMPLED) // 2) for n in array.shape)]
+    with np.errstate(invalid="ignore", over="ignore"):
+        changes = [np.abs(np.diff(middle, axis=axis)).mean() for axis in (0, 1) if middle.shape[axis] > 1]
+    texture = float(np.mean(changes)) / span if changes else 0.0
+    return levels, texture if np.isfinite(texture) else 0.0
