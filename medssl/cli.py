@@ -65,18 +65,42 @@ def check(
     source: Annotated[Path, typer.Argument(help="Dataset folder: images/ and labels/, or MSD.")],
     config: Annotated[Path | None, typer.Option("--config", help="Its configs/data/NAME.yaml.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    html: Annotated[Path | None, typer.Option("--html", help="Page to write, with pictures of the cases.")] = None,
+    fix: Annotated[
+        Path | None, typer.Option("--fix", help="Folder for a copy with the safe fixes, which is then checked.")
+    ] = None,
     workers: Workers = 2,
+    overwrite: Overwrite = False,
 ) -> None:
-    """List everything wrong with a dataset; nothing is written. Exit code 3 when a case is unusable."""
+    """List everything wrong with a dataset, which is never written to. Exit code 3 when a case is unusable."""
     from medssl.data.check import check as check_dataset
+    from medssl.errors import ConfigError
 
-    report = check_dataset(source, None if config is None else _dataset_config([config]), workers=workers)
+    draw = None
+    if html is not None:
+        from medssl.report.dataset import write_dataset_page
+        from medssl.thumbnails import draw_case as draw
+
+        if html.exists() and not overwrite:
+            raise ConfigError(f"{html}: exists; choose another name, or replace it with --overwrite")
+    dataset, fixed = None if config is None else _dataset_config([config]), None
+    report = check_dataset(source, dataset, workers=workers, draw=None if fix else draw)
+    if fix is not None:
+        from medssl.data.fix import apply_fixes
+
+        fixed = apply_fixes(report, fix, dataset, workers=workers, overwrite=overwrite)
+        report = check_dataset(fixed.folder, fixed.dataset, workers=workers, draw=draw)
+    if html is not None:
+        write_dataset_page(report, html)
     if as_json:
-        print(json.dumps(report.to_json(), indent=1, ensure_ascii=False))
+        values = report.to_json() | ({} if fixed is None else fixed.to_json())
+        print(json.dumps(values, indent=1, ensure_ascii=False))
     else:
         from rich.console import Console
 
-        report.print(Console())
+        for part in (fixed, report):
+            if part is not None:
+                part.print(Console())
     if report.unusable:
         raise typer.Exit(3)
 

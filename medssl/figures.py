@@ -234,6 +234,44 @@ def confusion_matrix(shares: NDArray[np.float64], names: Sequence[str], colour: 
         return _svg(figure)
 
 
+def histograms(groups: Sequence[tuple[str, Sequence[float]]], axis: str) -> str:
+    """How many cases have which number, of each `(label, values)` from top to bottom on one scale."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.4, 0.6 + 1.0 * len(groups)), layout="constrained")
+        every = np.concatenate([np.asarray(values, float) for _, values in groups])
+        low, high = float(every.min()), float(every.max())
+        margin = max(0.05 * (high - low), 0.02 * abs(high), 1e-6)
+        edges = np.linspace(low - margin, high + margin, BINS + 1)
+        for plot, (label, values), colour in zip(
+            np.atleast_1d(figure.subplots(len(groups), 1, sharex=True)), groups, PALETTE, strict=False
+        ):
+            plot.hist(values, bins=edges, color=colour, alpha=0.85)
+            plot.yaxis.set_major_locator(MaxNLocator(2, integer=True))
+            plot.annotate(label, (0.01, 0.86), xycoords="axes fraction", va="top", color="#20272d")
+        plot.set_xlabel(axis)
+        figure.supylabel("cases", fontsize=10.5, color="#4a535b")
+        return _svg(figure)
+
+
+def level_plot(levels: Sequence[Sequence[float]], is_odd: Sequence[bool], axis: str) -> str:
+    """Grey levels of cases beside each other, sorted by their middle: five rising numbers of each case."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.4, 3.6), layout="constrained")
+        axes = figure.add_subplot()
+        table = np.asarray(levels, float)
+        order = np.argsort(table[:, 2], kind="stable")
+        colours = np.where(np.asarray(is_odd)[order], PALETTE[1], PALETTE[0])
+        width = float(np.clip(160 / len(table), 0.6, 8))
+        places = np.arange(len(table))
+        axes.vlines(places, table[order, 0], table[order, 4], colors=colours, linewidth=width, alpha=0.3)
+        axes.vlines(places, table[order, 1], table[order, 3], colors=colours, linewidth=width, alpha=0.75)
+        axes.scatter(places, table[order, 2], s=max(3.0, min(24.0, 3 * width)), color="#20272d", linewidths=0, zorder=3)
+        axes.set_xlabel("case, by its middle grey level")
+        axes.set_ylabel(axis)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        return _svg(figure)
+
+
 def smooth(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
     """Means of at most `BINS` neighbouring stretches, in order of step."""
     order = np.argsort(steps, kind="stable")

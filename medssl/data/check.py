@@ -7,7 +7,7 @@ a worker process, so one that is broken hides no other; what shows only beside t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -133,9 +133,20 @@ def _check_case(case: Case, expected: _Expected, draw: Draw | None = None) -> tu
         case.id, image.shape, image.spacing, counts.voxels, look_at(image), counts.sides,
         tuple(_digest(each) for each in images),
         "" if label is None else digest(label.array),
-        None if draw is None else draw(image, label if label is not None and label.shape == image.shape else None),
+        None if draw is None else draw(image, _drawn_label(label, image, expected.places)),
     )  # fmt: skip
     return facts, findings
+
+
+def _drawn_label(label: Volume | None, image: Volume, places: dict[int, int]) -> Volume | None:
+    """The label by class and in the order of the image's axes, if it lies on the image's grid."""
+    if label is None or label.shape != image.shape or label.orientation != image.orientation:
+        return None
+    moved = {value: place for value, place in places.items() if value != place}
+    array = np.where(np.isin(label.array, list(moved)), 0, label.array) if moved else label.array
+    for value, place in moved.items():
+        array[label.array == value] = place
+    return replace(label, array=array)
 
 
 def _digest(image: Volume | None) -> str:

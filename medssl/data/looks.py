@@ -85,7 +85,7 @@ def look_at(image: Volume) -> Look:
 
 def digest(array: NDArray[Any]) -> str:
     """A name for the voxels and their arrangement, whatever the file was called and however it was packed."""
-    if array.dtype == np.int32 and 0 <= array.min() and array.max() < 256:
+    if array.dtype == np.int32 and array.min() >= 0 and array.max() < 256:
         array = array.astype(np.uint8)  # a quarter of the bytes
     hashed = hashlib.blake2b(repr(array.shape).encode(), digest_size=16)
     hashed.update(np.asfortranarray(array).T.data)  # volumes lie in this order, so nothing is copied

@@ -271,6 +271,38 @@ def write_image(path: Path, array: NDArray[Any], affine: Affine) -> None:
     _write(Path(path), array.astype(np.uint8) if array.dtype == bool else array, affine, None)
 
 
+def rewrite(path: Path, out: Path, header: nib.Nifti1Header | None, array: NDArray[Any] | None = None) -> None:
+    """Write a file again with a mended header, or with other voxels of the same shape; all else stays as it is.
+
+    The name of `out` decides whether it is packed.
+
+    Args:
+        header: of `Volume.header`, changed at will; None for a file that is not NIfTI, which keeps its own.
+        array: takes the place of the voxels in its own dtype, without scaling; None keeps their bytes.
+    """
+    if header is None:
+        _rewrite_itk(path, out, array)
+        return
+    raw, header = _content(path)[0], header.copy()
+    start = max(int(header["vox_offset"]), len(header.binaryblock))
+    voxels = raw[start:]
+    if array is not None:
+        header.set_data_dtype(array.dtype)
+        header.set_slope_inter(1, 0)
+        voxels = array.astype(header.get_data_dtype()).tobytes(order="F")
+    content = header.binaryblock + raw[len(header.binaryblock) : start] + voxels
+    out.write_bytes(gzip.compress(content, 6, mtime=0) if out.name.lower().endswith(".gz") else content)
+
+
+def _rewrite_itk(path: Path, out: Path, array: NDArray[Any] | None) -> None:
+    import SimpleITK as sitk
+
+    old = sitk.ReadImage(str(path))
+    new = old if array is None else sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+    new.CopyInformation(old)
+    sitk.WriteImage(new, str(out), useCompression=True)
+
+
 def _write(
     path: Path, array: NDArray[Any], affine: Affine, header: nib.Nifti1Header | None, *, slope: float = 1
 ) -> None:

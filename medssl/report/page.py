@@ -71,13 +71,13 @@ def render(
     runs = [run for row in rows for run in row.runs]
     classes = _classes(rows)
     found = agreements(rows, max(classes, default=0) + 1, workers=workers)
-    scripts = [_script("sort.js"), *([_script("viewer.js")] if scenes else [])]
-    return _environment().get_template("report.html").render(
+    scripts = [script("sort.js"), *([script("viewer.js")] if scenes else [])]
+    return environment().get_template("report.html").render(
         title=title,
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
         version=__version__,
         scripts=scripts,
-        policy=_policy(scripts, has_viewer=bool(scenes)),
+        policy=policy(scripts, has_viewer=bool(scenes)),
         references=references,
         conditions=conditions(rows),
         conditions_of=conditions_of,
@@ -346,11 +346,12 @@ def _viewer(scenes: Sequence[Scene], classes: dict[int, str]) -> str:
     return Markup(json.dumps(told).replace("<", "\\u003c"))
 
 
-def _script(name: str) -> str:
+def script(name: str) -> str:
+    """A script of the templates as text."""
     return (TEMPLATES / name).read_text(encoding="utf-8")
 
 
-def _policy(scripts: Sequence[str], *, has_viewer: bool) -> str:
+def policy(scripts: Sequence[str], *, has_viewer: bool) -> str:
     """What the browser may do: run these very scripts, and for the viewer load those that lie beside the page."""
     digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
     allowed = [*(f"'sha256-{digest}'" for digest in digests), *(["'self'"] if has_viewer else [])]
@@ -358,7 +359,8 @@ def _policy(scripts: Sequence[str], *, has_viewer: bool) -> str:
     return f"default-src 'none'; img-src {images}; style-src 'unsafe-inline'; script-src {' '.join(allowed)}"
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Where templates are found and how they are filled."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,

@@ -1,0 +1,328 @@
+"""A copy of a dataset in which everything is mended that can be mended without a guess: `medssl check --fix`.
+
+The source is read and never written to. Its folder is copied whole, so that the copy is a dataset of the same layout,
+and `fixes.csv` in it tells what was changed in which file, from what to what. A change to a header leaves the bytes of
+the voxels as they are. What could be meant in two ways is left alone, for `check` to list again.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, astuple, dataclass, fields, replace
+from itertools import groupby, repeat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medssl.config import dump
+from medssl.data.cases import IGNORED, DatasetConfig
+from medssl.data.findings import Report
+from medssl.data.labels import as_classes
+from medssl.data.nifti import (
+    FORM_TOLERANCE,
+    SPACING_TOLERANCE,
+    Affine,
+    Volume,
+    as_label,
+    by,
+    corners_apart,
+    is_volume,
+    read_volume,
+    rewrite,
+    spacing_of,
+)
+from medssl.errors import ConfigError, DataError
+from medssl.progress import mapper, tracked
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LOG = "fixes.csv"
+SETTINGS = "data.yaml"
+"""The configuration of a copy whose label values were remapped."""
+SHEAR = (1e-3, 0.02)
+"""Cosines between two voxel axes: below is rounding, above is no small slip, and straightening it would move voxels."""
+
+_UNITS = {1: 1000.0, 3: 0.001}
+_SPOILT_VALUES = ("unreadable", "label_axes", "not_integer", "negative", "unknown_value", "scaled_label")
+
+
+@dataclass(frozen=True)
+class Fix:
+    """One change to one file."""
+
+    case: str
+    file: str
+    """Inside the dataset's folder."""
+    change: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """A volume of the dataset and what may be done to it."""
+
+    case: str
+    file: str
+    is_label: bool
+    is_part: bool
+    """Some of its frames are cases: its voxels stay as they are."""
+    remap: DatasetConfig | None
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A mended copy."""
+
+    folder: Path
+    fixes: tuple[Fix, ...]
+    dataset: DatasetConfig | None
+    """The settings that hold for the copy: those of the source, without `values` where labels were remapped."""
+    unmapped: tuple[Path, ...]
+    """Labels whose values could not be mapped, for which all labels keep theirs."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything in plain values."""
+        return {
+            "fixed": str(self.folder),
+            "fixes": [asdict(fix) for fix in self.fixes],
+            "unmapped": [str(path) for path in self.unmapped],
+        }
+
+    def print(self, console: Console) -> None:
+        """The changes, grouped by what they are."""
+        from rich.text import Text
+
+        for change, fixes in groupby(sorted(self.fixes, key=lambda fix: fix.change), key=lambda fix: fix.change):
+            for number, fix in enumerate(fixes):
+                if not number:
+                    console.print(Text(f"fixed {change}", "bold green"), soft_wrap=True)
+                console.print(Text(f"  {fix.file}  {fix.before} -> {fix.after}"), soft_wrap=True)
+        if self.unmapped:
+            files = ", ".join(path.name for path in self.unmapped)
+            console.print(Text(f"values of labels were not mapped, for these cannot be: {files}"), soft_wrap=True)
+        where = f"{len(self.fixes)} fixes written to {self.folder}, listed in {LOG} there; what follows is left"
+        console.print(Text(where), soft_wrap=True)
+
+
+def apply_fixes(
+    report: Report, out: Path, dataset: DatasetConfig | None = None, *, workers: int = 2, overwrite: bool = False
+) -> Fixed:
+    """Write a mended copy of the dataset that `report` is about. It appears whole or not at all.
+
+    Slightly skewed axes are straightened, forms and units of headers made one, headers and packing corrected where
+    they contradict themselves, float labels of whole numbers stored as integers, and label values mapped by
+    `dataset.values` to the places of classes, with the configuration of the copy written to `data.yaml` in it.
+
+    Raises:
+        ConfigError: `out` exists and is no such copy or may not be replaced, or one folder lies in the other.
+        DataError: a file of a case lies outside the dataset's folder, or the folder cannot be copied.
+    """
+    source, out = _places(report, Path(out), overwrite)
+    unmapped = () if dataset is None or dataset.is_plain else _unmappable(report)
+    jobs = _jobs(report, source, None if unmapped or (dataset is not None and dataset.is_plain) else dataset)
+    partial = out.with_name(f".partial-{os.getpid()}-{out.name}")
+    try:
+        _copy(source, partial)
+        with mapper(workers if len(jobs) > 1 else 0) as apply:
+            done = tracked("fix", [job.file for job in jobs], apply(_mend, jobs, repeat(source), repeat(partial)))
+        fixes = tuple(fix for found in done for fix in found)
+        _write_log(partial / LOG, fixes)
+        if dataset is not None and any(job.remap for job in jobs):
+            dataset = _plain(dataset)
+            dump({"data": dataset.model_dump(mode="json", exclude_unset=True)}, partial / SETTINGS)
+        if out.exists():
+            shutil.rmtree(out)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Fixed(out, fixes, dataset, unmapped)
+
+
+def _places(report: Report, out: Path, overwrite: bool) -> tuple[Path, Path]:
+    if report.source is None or not report.source.is_dir():
+        raise ConfigError(f"{report.source}: only a dataset that is a folder can be copied and fixed")
+    source, place = report.source.resolve(), out.resolve()
+    if source == place or source in place.parents or place in source.parents:
+        raise ConfigError(f"{out}: lies in the dataset or holds it; choose a place beside it")
+    if out.exists() and not overwrite:
+        raise ConfigError(f"{out}: exists; choose another folder, or replace it with --overwrite")
+    if out.exists() and not (out / LOG).is_file():
+        raise ConfigError(f"{out}: holds no {LOG}, so it is no fixed copy and is not replaced; remove it yourself")
+    return report.source.absolute(), out
+
+
+def _copy(source: Path, out: Path) -> None:
+    """All files, without their permissions: a source that is read-only makes no copy that is."""
+    try:
+        for folder, _, names in os.walk(source, followlinks=True):
+            to = out / Path(folder).relative_to(source)
+            to.mkdir(parents=True)
+            for name in names:
+                if (Path(folder) / name).is_file():  # no dangling link
+                    shutil.copyfile(Path(folder) / name, to / name)
+    except OSError as error:
+        raise DataError(f"{source}: cannot be copied to {out}: {error.strerror or error}") from None
+
+
+def _jobs(report: Report, source: Path, remap: DatasetConfig | None) -> list[Job]:
+    """The volumes of cases, and labels that no case uses; each file once."""
+    found: dict[Path, Job] = {}
+    for case in report.cases:
+        for each in case.images:
+            found.setdefault(each.path, Job(case.id, "", False, bool(each.part), None))
+        if case.label is not None:
+            found.setdefault(case.label.path, Job(case.id, "", True, bool(case.label.part), remap))
+    for finding in report.findings:
+        if finding.code in ("no_image", "unlisted_label"):
+            found.setdefault(finding.file, Job(finding.case or "", "", True, False, remap))
+    jobs = []
+    for path, job in found.items():
+        if is_volume(path) and path.is_file():
+            if source not in path.absolute().parents:
+                raise DataError(f"{path}: lies outside {source}, so a copy of that folder would not hold it")
+            jobs.append(replace(job, file=str(path.absolute().relative_to(source))))
+    return jobs
+
+
+def _unmappable(report: Report) -> tuple[Path, ...]:
+    """Labels whose values cannot be mapped. One is enough to leave all as they are: a mixture has no meaning."""
+    labels = {case.label.path for case in report.cases if case.label}
+    labels |= {finding.file for finding in report.errors if finding.code == "no_image"}
+    return tuple(f.file for f in report.errors if f.code in _SPOILT_VALUES and f.file in labels)
+
+
+def _plain(dataset: DatasetConfig) -> DatasetConfig:
+    """The settings that hold once label files have the places of classes as values."""
+    return dataset.model_copy(update={"values": {}, "ignore": (IGNORED,) if dataset.ignore else ()})
+
+
+def _write_log(path: Path, fixes: tuple[Fix, ...]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(field.name for field in fields(Fix))
+        writer.writerows(map(astuple, fixes))
+
+
+# ---- one file
+
+
+def _mend(job: Job, source: Path, out: Path) -> list[Fix]:
+    """Mend one file of the copy; a file that cannot be read or trusted is left as it is."""
+    try:
+        volume = read_volume(source / job.file)
+    except DataError:
+        return []
+    odd = {oddity.code: oddity.found for oddity in volume.oddities}
+    if "pixdim" in odd:  # the true spacing is not in the file
+        return []
+    header = None if volume.header is None else volume.header.copy()
+    changes = [] if header is None else list(_mend_header(header, volume, odd))
+    array = None
+    if job.is_label and not job.is_part:
+        array, more = _mend_values(volume, job.remap)
+        changes += more
+    if changes:
+        rewrite(source / job.file, out / job.file, header, array)
+    return [Fix(job.case, job.file, *change) for change in changes]
+
+
+Change = tuple[str, str, str]
+"""What was changed, from what, to what."""
+
+
+def _mend_header(header: Any, volume: Volume, odd: dict[str, str]) -> Iterator[Change]:
+    """Change a header in place, saying how."""
+    if "suffix" in odd:
+        yield "suffix", odd["suffix"], "packed as its name says"
+    if "header_size" in odd:
+        yield "header_size", odd["header_size"], f"the true size, {int(header['sizeof_hdr'])} bytes"
+    unit = int(header["xyzt_units"]) & 7
+    if unit in _UNITS:
+        _scale(header, _UNITS[unit])
+        yield "unit", "metres" if unit == 1 else "micrometres", "millimetres"
+    affine = volume.affine
+    if "spacing_disagrees" in odd and (true := _behind_unit_sform(header)) is not None:
+        header.set_sform(true, int(header["sform_code"]))
+        yield "sform", f"spacing {by(spacing_of(affine))} mm", f"spacing {by(spacing_of(true))} mm, {_origin(header)}"
+        affine = true
+    shear = replace(volume, affine=affine).shear
+    if SHEAR[0] < shear <= SHEAR[1]:
+        yield _straighten(header, affine, volume.shape, shear)
+
+
+def _scale(header: Any, factor: float) -> None:
+    """Lengths into millimetres, in every field that holds one."""
+    header["xyzt_units"] = (int(header["xyzt_units"]) & ~7) | 2
+    header["pixdim"][1:4] *= factor
+    for name in ("srow_x", "srow_y", "srow_z", "qoffset_x", "qoffset_y", "qoffset_z"):
+        header[name] = header[name] * factor
+
+
+def _behind_unit_sform(header: Any) -> Affine | None:
+    """The affine of a header whose sform has a voxel of 1 mm where pixdim says otherwise: its qform's, or else the
+    sform with that spacing. None where the sform is no such placeholder."""
+    sform = np.array(header.get_sform(), np.float64)
+    if np.abs(np.array(spacing_of(sform)) - 1).max() > SPACING_TOLERANCE:
+        return None
+    if int(header["qform_code"]) > 0:
+        try:
+            return np.array(header.get_qform(), np.float64)
+        except (ValueError, ArithmeticError):
+            return None
+    sform[:3, :3] *= np.abs(np.array(header["pixdim"][1:4], np.float64)) / np.array(spacing_of(sform))
+    return sform
+
+
+def _origin(header: Any) -> str:
+    return "from the qform" if int(header["qform_code"]) > 0 else "from pixdim"
+
+
+def _straighten(header: Any, affine: Affine, shape: tuple[int, int, int], shear: float) -> Change:
+    """The nearest axes at right angles, about the middle of the volume."""
+    spacing = np.array(spacing_of(affine))
+    left, _, right = np.linalg.svd(affine[:3, :3] / spacing)
+    straight = np.eye(4)
+    straight[:3, :3] = left @ right * spacing
+    middle = (np.array(shape) - 1) / 2
+    straight[:3, 3] = affine[:3, 3] + (affine[:3, :3] - straight[:3, :3]) @ middle
+    moved = corners_apart(shape, affine, straight)
+    codes = int(header["sform_code"]), int(header["qform_code"])
+    header.set_sform(straight, codes[0])
+    near = moved + FORM_TOLERANCE * spacing.min()
+    if codes[1] > 0 and corners_apart(shape, straight, header.get_qform()) <= near:
+        header.set_qform(straight, codes[1])  # it differed by the skew alone
+    after = f"at right angles; no voxel moves by more than {moved:.3g} mm"
+    return "sheared", f"cosine of {shear:.2g} between two voxel axes", after
+
+
+def _mend_values(volume: Volume, remap: DatasetConfig | None) -> tuple[NDArray[Any] | None, list[Change]]:
+    """The voxels of a label to write, or None where they stay as they are."""
+    if volume.array.ndim != 3 or (volume.array.dtype.kind == "f" and volume.scaling != (1.0, 0.0)):
+        return None, []
+    try:
+        label = as_label(volume)
+        mapped = label if remap is None else as_classes(label, remap)
+    except DataError:
+        return None, []
+    changes: list[Change] = []
+    narrow = mapped.array.astype(_type_of(mapped.array))
+    if volume.array.dtype.kind == "f":
+        changes.append(("float_label", str(volume.array.dtype), str(narrow.dtype)))
+    if not np.array_equal(mapped.array, label.array):
+        before, after = (", ".join(map(str, np.unique(each.array)[:20])) for each in (label, mapped))
+        changes.append(("values", before, after))
+    return (narrow, changes) if changes else (None, [])
+
+
+def _type_of(array: NDArray[np.int32]) -> type[np.generic]:
+    low, high = int(array.min()), int(array.max())
+    if low >= 0 and high < 256:
+        return np.uint8
+    return np.int16 if low >= -(2**15) and high < 2**15 else np.int32

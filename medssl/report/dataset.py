@@ -1,0 +1,167 @@
+"""The page of `medssl check --html`: a dataset as a person would look through it, what is odd first."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from medssl import __version__
+from medssl.data.cases import Case
+from medssl.data.findings import FARTHEST, Facts, Finding, Report
+from medssl.data.looks import PERCENTILES
+from medssl.data.nifti import by
+from medssl.figures import class_colour, histograms, level_plot
+from medssl.files import whole_file
+from medssl.report.page import Figure, environment, policy, script
+from medssl.report.tables import Cell, Column, Table
+
+MOST_CASES = 200
+"""Cases that are shown with a picture."""
+MOST_LINES = 1000
+"""Findings in the table."""
+
+_AXES = ("left-right", "front-back", "head-foot")
+
+
+@dataclass(frozen=True)
+class Card:
+    """One case on the page."""
+
+    case: Case
+    facts: Facts
+    uri: str
+    """Its picture; empty when it cannot be read."""
+    findings: tuple[Finding, ...]
+
+    @property
+    def level(self) -> str:
+        """What is worst about it: error, warning or nothing."""
+        return min((finding.severity for finding in self.findings), default="")
+
+    @property
+    def size(self) -> str:
+        """Voxels and spacing as stored."""
+        if self.facts.shape is None or self.facts.spacing is None:
+            return "cannot be read"
+        return f"{by(self.facts.shape)} voxels of {by(round(mm, 3) for mm in self.facts.spacing)} mm"
+
+
+def write_dataset_page(report: Report, path: Path) -> Path:
+    """Write a page that holds all it shows; pictures are those that `check` drew."""
+    cards = _cards(report)
+    scripts = [script("sort.js")]
+    page = environment().get_template("dataset.html").render(
+        title=report.source.resolve().name if report.source else "Dataset",
+        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+        version=__version__,
+        scripts=scripts,
+        policy=policy(scripts, has_viewer=False),
+        source=report.source,
+        summary=report.summary,
+        unusable=len(report.unusable),
+        errors=len(report.errors),
+        warnings=len(report.findings) - len(report.errors),
+        tables=[table for table in (_findings(report), _classes(report), _distances(report)) if table],
+        left_out=max(0, len(report.findings) - MOST_LINES),
+        figures=_figures(report),
+        colours=[(name, class_colour(value)) for value, name in enumerate(report.classes or ()) if value],
+        cards=cards[:MOST_CASES],
+        unseen=max(0, len(cards) - MOST_CASES),
+    )  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as partial:
+        # A file name that is not UTF-8 has no place in a page; question marks stand for such bytes.
+        partial.write_text(page, encoding="utf-8", errors="replace")
+    return path
+
+
+def _cards(report: Report) -> list[Card]:
+    """All cases, those with errors first, then those with warnings."""
+    by_case: dict[str | None, list[Finding]] = {}
+    for finding in report.findings:
+        by_case.setdefault(finding.case, []).append(finding)
+    cards = []
+    for case, facts in zip(report.cases, report.facts, strict=True):
+        picture = facts.picture
+        uri = "data:image/webp;base64," + base64.b64encode(picture).decode() if picture else ""
+        cards.append(Card(case, facts, uri, tuple(by_case.get(case.id, ()))))
+    return sorted(cards, key=lambda card: ("error", "warning", "").index(card.level))
+
+
+# ---- tables
+
+
+def _findings(report: Report) -> Table:
+    columns = [Column(head, kind="text") for head in ("Case", "Severity", "What")]
+    columns += [Column(head, kind="long") for head in ("Found", "What to do", "File")]
+    found = sorted(report.findings, key=lambda finding: finding.severity)[:MOST_LINES]
+    lines = [
+        [
+            Cell(finding.case or "all"),
+            Cell(finding.severity, colour="#c0392b" if finding.severity == "error" else "#e69f00"),
+            Cell(finding.code),
+            Cell(_short(report, "; ".join(finding.found.split("\n")))),
+            Cell(finding.fix),
+            Cell(_short(report, str(finding.file))),
+        ]
+        for finding in found
+    ]
+    words = "What was found, the cases that cannot be used first. Errors stop `medssl prepare`, warnings do not."
+    return Table("findings", words, columns, [("", lines)])
+
+
+def _classes(report: Report) -> Table:
+    columns = [Column("Class", kind="text"), Column("Value"), Column("Share of voxels", "%"), Column("In labels")]
+    lines = [
+        [
+            Cell(known["name"] or "not declared", colour=class_colour(known["value"]) if known["value"] > 0 else ""),
+            Cell(str(known["value"])),
+            Cell(f"{100 * known['share']:.3f}", order=known["share"]),
+            Cell(str(known["cases"])),
+        ]
+        for known in report.summary["classes"]
+    ]
+    return Table("classes", "What the labels hold.", columns, [("", lines)])
+
+
+def _distances(report: Report) -> Table:
+    columns = [Column("Unlabelled case", kind="text"), Column("Distance", "1 is the oddest labelled case")]
+    lines = [[Cell(case), Cell(f"{score:.2f}", order=score)] for case, score in report.distances[: 4 * FARTHEST]]
+    words = (
+        "Unlabelled cases that are least like the labelled ones, by spacing, size and grey levels of the image. Far "
+        "ones can do harm: a network is asked to agree with itself where nobody taught it."
+    )
+    return Table("distances", words, columns, [("", lines)])
+
+
+def _short(report: Report, text: str) -> str:
+    return text if report.source is None else text.replace(f"{report.source}/", "")
+
+
+# ---- plots
+
+
+def _figures(report: Report) -> list[Figure]:
+    looks = [(fact.case, fact.look) for fact in report.facts if fact.look is not None]
+    if not looks:
+        return []
+    figures = [
+        Figure(histograms(_by_axis([look.spacing for _, look in looks]), "spacing, mm"), "Spacing of the images."),
+        Figure(histograms(_by_axis([look.shape for _, look in looks]), "voxels"), "Voxels of the images."),
+    ]
+    odd = {finding.case for finding in report.findings if finding.code == "intensity_outlier"}
+    grey = [(case in odd, look.levels) for case, look in looks if look.levels]
+    if grey:
+        picked = [PERCENTILES.index(percent) for percent in (0.5, 25.0, 50.0, 75.0, 99.5)]
+        levels = [[each[i] for i in picked] for _, each in grey]
+        words = "Grey levels of each image: all but 1 % of the voxels, the middle half darker, a dot for the middle."
+        words += " Orange ones are unlike the others." if odd else ""
+        figures.append(Figure(level_plot(levels, [is_odd for is_odd, _ in grey], "grey level"), words))
+    return figures
+
+
+def _by_axis(rows: Sequence[tuple[float, ...]]) -> list[tuple[str, list[float]]]:
+    return [(name, [row[axis] for row in rows]) for axis, name in enumerate(_AXES)]
