@@ -266,6 +266,9 @@ def level_plot(levels: Sequence[Sequence[float]], is_odd: Sequence[bool], axis: 
         axes.vlines(places, table[order, 0], table[order, 4], colors=colours, linewidth=width, alpha=0.3)
         axes.vlines(places, table[order, 1], table[order, 3], colors=colours, linewidth=width, alpha=0.75)
         axes.scatter(places, table[order, 2], s=max(3.0, min(24.0, 3 * width)), color="#20272d", linewidths=0, zorder=3)
+        heights = np.abs(table[:, 4])
+        if heights.max() > 20 * np.median(heights) > 0:
+            axes.set_yscale("symlog", linthresh=float(np.median(heights)))
         axes.set_xlabel("case, by its middle grey level")
         axes.set_ylabel(axis)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

@@ -32,7 +32,8 @@ UNIT_SHIFT = 300.0
 UNIT_LOW = -200.0
 """Grey levels that reach so low have a unit, or else they would start at 0."""
 FAR = 2.0
-"""An unlabelled case is far off from this many times the largest distance that a labelled one has to the others."""
+"""An unlabelled case is far off from this many times the largest distance that a labelled one has to the others; from
+more where labelled cases are few, `FAR * (1 + FEWEST / labelled)`."""
 RARE = 0.02
 """A class that no more than this share of the labelled cases lacks is missed in them."""
 
@@ -327,8 +328,10 @@ def _sides(facts: Sequence[Facts]) -> NDArray[np.float64]:
 
 def _far(pairs: Pairs) -> Iterator[Finding]:
     by_id = {case.id: case for case, _ in pairs}
+    labelled = sum(case.label is not None and fact.look is not None for case, fact in pairs)
+    limit = FAR * (1 + FEWEST / max(1, labelled))
     for id, score in distances([case for case, _ in pairs], [fact for _, fact in pairs]):
-        if score > FAR:
+        if score > limit:
             case = by_id[id]
             found = f"unlike every labelled case: {score:.1f} times as far off as the oddest of these is from the rest"
             fix = "look at it; an unlabelled case of another kind can do harm, leave it out if it is one"

@@ -95,21 +95,20 @@ def _cards(report: Report) -> list[Card]:
 
 
 def _findings(report: Report) -> Table:
-    columns = [Column(head, kind="text") for head in ("Case", "Severity", "What")]
+    columns = [Column(head, kind="text") for head in ("Case", "What")]
     columns += [Column(head, kind="long") for head in ("Found", "What to do", "File")]
     found = sorted(report.findings, key=lambda finding: finding.severity)[:MOST_LINES]
     lines = [
         [
             Cell(finding.case or "all"),
-            Cell(finding.severity, colour="#c0392b" if finding.severity == "error" else "#e69f00"),
-            Cell(finding.code),
+            Cell(f"{finding.severity} {finding.code}", colour="#c0392b" if finding.severity == "error" else "#e69f00"),
             Cell(_short(report, "; ".join(finding.found.split("\n")))),
             Cell(finding.fix),
             Cell(_short(report, str(finding.file))),
         ]
         for finding in found
     ]
-    words = "What was found, the cases that cannot be used first. Errors stop `medssl prepare`, warnings do not."
+    words = "What was found, the cases that cannot be used first. Errors stop medssl prepare, warnings do not."
     return Table("findings", words, columns, [("", lines)])
 
 
