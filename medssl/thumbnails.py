@@ -18,7 +18,7 @@ _SAMPLED = 64
 
 
 def draw_case(image: Volume, label: Volume | None) -> bytes:
-    """A WebP strip of an axial, a coronal and a sagittal slice, with the outlines of the classes.
+    """A JPEG strip of an axial, a coronal and a sagittal slice, with the outlines of the classes.
 
     Slices go through the middle, or where the label is largest. They stand upright, the patient's right (or front) on
     the left, all at one scale in millimetres.
@@ -42,7 +42,7 @@ def draw_case(image: Volume, label: Volume | None) -> bytes:
                       (size[0], size[1]), window)  # fmt: skip
         strip.paste(drawn, (place * SIDE + (SIDE - size[0]) // 2, (SIDE - size[1]) // 2))
     buffer = io.BytesIO()
-    strip.save(buffer, format="webp", quality=72)
+    strip.save(buffer, format="jpeg", quality=75, subsampling=0)  # whole colours, for lines of one pixel
     return buffer.getvalue()
 
 

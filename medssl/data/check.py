@@ -33,6 +33,8 @@ FAR_ORIGIN = 10_000.0
 """Millimetres from the world's origin; no scanner is so long, and float32 coordinates get coarse."""
 SHEAR = 1e-3
 """Cosine between two voxel axes; more is no rounding, and ITK's geometry cannot hold it."""
+STRAIGHTENED = 0.02
+"""Cosine up to which `fix` straightens axes: more is no small slip, and voxels would move."""
 LISTED = 10
 """Label values named in one finding."""
 
@@ -254,8 +256,10 @@ def _check_geometry(volume: Volume, notes: _Notes) -> None:
         found = f"the first voxel lies at {by(volume.affine[:3, 3])} mm"
         notes.warning("far_origin", found, "correct the origin: coordinates so large lose precision")
     if volume.shear > SHEAR:
-        found = "the voxel axes are not at right angles"
-        notes.warning("sheared", found, "resample the volume: ITK-based tools refuse or straighten it")
+        found = f"the voxel axes are not at right angles: the cosine between two of them is {volume.shear:.2g}"
+        small = volume.shear <= STRAIGHTENED
+        fix = "`medssl check --fix` straightens so little" if small else "resample the volume on straight axes"
+        notes.warning("sheared", found, f"{fix}: ITK-based tools refuse it or place it elsewhere")
 
 
 def _check_values(label: Volume, voxels: dict[int, int], expected: _Expected, notes: _Notes) -> None:
@@ -275,7 +279,8 @@ def _check_declared(label: Volume, voxels: dict[int, int], places: dict[int, int
     unknown = {value: count for value, count in voxels.items() if value >= 0 and value not in places}
     if unknown:
         found = f"the label holds {_list(unknown)}; the dataset names {_spans(places)}"
-        notes.error("unknown_value", found, "map the values to the declared classes, or declare them")
+        fix = "correct the label, declare a class for them, or map them with data.values, such as `NAME: [1, 85]`"
+        notes.error("unknown_value", found, fix)
     slope, inter = label.scaling
     stored = {round((value - inter) / slope, 3) for value in voxels}
     if not unknown and stored != set(voxels) and stored <= places.keys():

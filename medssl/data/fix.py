@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from medssl.config import dump
 from medssl.data.cases import IGNORED, DatasetConfig
+from medssl.data.check import SHEAR, STRAIGHTENED
 from medssl.data.findings import Report
 from medssl.data.labels import as_classes
 from medssl.data.nifti import (
@@ -45,8 +46,6 @@ if TYPE_CHECKING:
 LOG = "fixes.csv"
 SETTINGS = "data.yaml"
 """The configuration of a copy whose label values were remapped."""
-SHEAR = (1e-3, 0.02)
-"""Cosines between two voxel axes: below is rounding, above is no small slip, and straightening it would move voxels."""
 
 _UNITS = {1: 1000.0, 3: 0.001}
 _SPOILT_VALUES = ("unreadable", "label_axes", "not_integer", "negative", "unknown_value", "scaled_label")
@@ -253,7 +252,7 @@ def _mend_header(header: Any, volume: Volume, odd: dict[str, str]) -> Iterator[C
         yield "sform", f"spacing {by(spacing_of(affine))} mm", f"spacing {by(spacing_of(true))} mm, {_origin(header)}"
         affine = true
     shear = replace(volume, affine=affine).shear
-    if SHEAR[0] < shear <= SHEAR[1]:
+    if SHEAR < shear <= STRAIGHTENED:
         yield _straighten(header, affine, volume.shape, shear)
 
 

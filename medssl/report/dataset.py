@@ -86,7 +86,7 @@ def _cards(report: Report) -> list[Card]:
     cards = []
     for case, facts in zip(report.cases, report.facts, strict=True):
         picture = facts.picture
-        uri = "data:image/webp;base64," + base64.b64encode(picture).decode() if picture else ""
+        uri = "data:image/jpeg;base64," + base64.b64encode(picture).decode() if picture else ""
         cards.append(Card(case, facts, uri, tuple(by_case.get(case.id, ()))))
     return sorted(cards, key=lambda card: ("error", "warning", "").index(card.level))
 

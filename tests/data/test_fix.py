@@ -4,6 +4,7 @@ import csv
 import gzip
 import hashlib
 import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -16,6 +17,9 @@ from medssl.data.fix import apply_fixes
 from medssl.data.nifti import corners_apart, read_image, read_label, read_volume
 from medssl.errors import ConfigError, DataError
 from medssl.prepare import prepare
+
+ODD = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "odd"
+real = pytest.mark.skipif(not ODD.is_dir(), reason=f"the odd volumes are not at {ODD}")
 
 SHAPE = (5, 6, 7)
 AFFINE = np.array([[-1.5, 0, 0, 20.0], [0, 1.5, 0, -30.0], [0, 0, 3.0, 5.0], [0, 0, 0, 1.0]])
@@ -247,6 +251,46 @@ class TestLabels:
         made = apply_fixes(check(raw, dataset, workers=0), out, dataset, workers=0, overwrite=True)
         assert [path.name for path in made.unmapped] == ["b.nii.gz"]
         assert made.dataset == dataset
+
+
+@real
+class TestReal:
+    """The odd files that have a safe fix, as a dataset of one case with the reference pair."""
+
+    @pytest.mark.parametrize(
+        ("name", "change"),
+        [
+            ("image/sform_unit_scale.nii.gz", "sform"),
+            ("image/microns.nii.gz", "unit"),
+            ("image/metres.nii.gz", "unit"),
+            ("image/compressed.nii", "suffix"),
+            ("image/not_compressed.nii.gz", "suffix"),
+            ("image/wrong_sizeof_hdr.nii.gz", "header_size"),
+            ("label/float32_integers.nii.gz", "float_label"),
+            ("label/float32_nearly.nii.gz", "float_label"),
+        ],
+    )
+    def test_after_the_fix_there_is_nothing_to_find(self, tmp_path, name, change):
+        kind, suffix = name.split("/")[0], name.partition(".")[2]
+        for folder in ("images", "labels"):
+            (tmp_path / "raw" / folder).mkdir(parents=True)
+        put = tmp_path / "raw" / f"{kind}s" / f"case.{suffix}"
+        shutil.copyfile(ODD / name, put)
+        if kind == "label":
+            shutil.copyfile(ODD / "image" / "reference.nii.gz", tmp_path / "raw" / "images" / "case.nii.gz")
+        out, codes = mend(tmp_path / "raw", str(put.relative_to(tmp_path / "raw")), fixes=[change])
+        assert codes <= {"class_absent"}
+        new, reference = (read_volume(path) for path in (out / f"{kind}s" / put.name, ODD / kind / "reference.nii.gz"))
+        assert np.array_equal(new.array, reference.array)
+        if change != "sform":
+            assert new.affine == pytest.approx(read_volume(put).affine)
+
+    @pytest.mark.parametrize("name", ["sheared_sform", "sform_qform_flip", "no_form_codes", "zero_pixdim", "nan"])
+    def test_what_takes_a_guess_is_left(self, tmp_path, name):
+        (tmp_path / "raw" / "images").mkdir(parents=True)
+        shutil.copyfile(ODD / "image" / f"{name}.nii.gz", tmp_path / "raw" / "images" / "case.nii.gz")
+        before = {finding.code for finding in check(tmp_path / "raw", DATASET, workers=0).findings}
+        assert mend(tmp_path / "raw", fixes=[])[1] == before != set()
 
 
 class TestPlaces:
