@@ -76,11 +76,12 @@ def check(
     from medssl.data.check import check as check_dataset
     from medssl.errors import ConfigError
 
-    draw = None
+    draw: Any = None
     if html is not None:
         from medssl.report.dataset import write_dataset_page
-        from medssl.thumbnails import draw_case as draw
+        from medssl.thumbnails import draw_case
 
+        draw = draw_case
         if html.exists() and not overwrite:
             raise ConfigError(f"{html}: exists; choose another name, or replace it with --overwrite")
     dataset, fixed = None if config is None else _dataset_config([config]), None

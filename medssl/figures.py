@@ -237,7 +237,7 @@ def confusion_matrix(shares: NDArray[np.float64], names: Sequence[str], colour: 
 def histograms(groups: Sequence[tuple[str, Sequence[float]]], axis: str) -> str:
     """How many cases have which number, of each `(label, values)` from top to bottom on one scale."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(5.4, 0.6 + 1.0 * len(groups)), layout="constrained")
+        figure = Figure(figsize=(5.4, 0.6 + 1.1 * len(groups)), layout="constrained")
         every = np.concatenate([np.asarray(values, float) for _, values in groups])
         low, high = float(every.min()), float(every.max())
         margin = max(0.05 * (high - low), 0.02 * abs(high), 1e-6)
@@ -247,7 +247,7 @@ def histograms(groups: Sequence[tuple[str, Sequence[float]]], axis: str) -> str:
         ):
             plot.hist(values, bins=edges, color=colour, alpha=0.85)
             plot.yaxis.set_major_locator(MaxNLocator(2, integer=True))
-            plot.annotate(label, (0.01, 0.86), xycoords="axes fraction", va="top", color="#20272d")
+            plot.set_title(label, loc="left", fontsize=10, color="#20272d", pad=3)
         plot.set_xlabel(axis)
         figure.supylabel("cases", fontsize=10.5, color="#4a535b")
         return _svg(figure)
@@ -269,6 +269,7 @@ def level_plot(levels: Sequence[Sequence[float]], is_odd: Sequence[bool], axis: 
         heights = np.abs(table[:, 4])
         if heights.max() > 20 * np.median(heights) > 0:
             axes.set_yscale("symlog", linthresh=float(np.median(heights)))
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_xlabel("case, by its middle grey level")
         axes.set_ylabel(axis)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,14 +52,15 @@ def _slice_of(shape: tuple[int, ...], classes: NDArray[np.int32] | None, axis: i
     return int(areas.argmax()) if areas is not None and areas.any() else shape[axis] // 2
 
 
-def _upright(array: NDArray[np.generic], axis: int, index: int) -> NDArray[np.generic]:
+def _upright(array: NDArray[Any], axis: int, index: int) -> NDArray[Any]:
     """A slice as rows from top to bottom, the patient's right or front first in each."""
-    return array.take(index, axis).T[::-1, ::-1]
+    upright: NDArray[Any] = array.take(index, axis).T[::-1, ::-1]
+    return upright
 
 
 def _draw(
-    grey: NDArray[np.generic],
-    classes: NDArray[np.generic] | None,
+    grey: NDArray[Any],
+    classes: NDArray[Any] | None,
     size: tuple[int, int],
     window: tuple[float, float],
 ) -> Image.Image:
@@ -73,7 +75,7 @@ def _draw(
     return Image.fromarray(pixels)
 
 
-def _outline(pixels: NDArray[np.uint8], classes: NDArray[np.generic]) -> None:
+def _outline(pixels: NDArray[np.uint8], classes: NDArray[Any]) -> None:
     """Colour the pixels of a class that have a neighbour of another."""
     padded = np.pad(classes, 1)
     beside = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])

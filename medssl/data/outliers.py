@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.data.cases import Case
+from medssl.data.cases import IGNORED, Case
 from medssl.data.findings import Distance, Facts, Finding
 from medssl.data.looks import Look
 from medssl.data.nifti import by
@@ -37,6 +37,7 @@ more where labelled cases are few, `FAR * (1 + FEWEST / labelled)`."""
 RARE = 0.02
 """A class that no more than this share of the labelled cases lacks is missed in them."""
 
+_NO_CLASS = {0, IGNORED}
 _AXES = ("left-right", "front-back", "head-foot")
 
 
@@ -107,7 +108,7 @@ def _same_volumes(pairs: Pairs) -> Iterator[Finding]:
                 found = f"voxel for voxel the image of {first.id}" + _says_of_labels(case, first, same)
                 fix = "keep one of them; in two parts of a split, a score would be of what was trained on"
                 yield _finding(case, source.path, "same_image", found, fix)
-        if case.label is None or not fact.label_digest or set(fact.voxels) <= {0}:
+        if case.label is None or not fact.label_digest or fact.voxels.keys() <= _NO_CLASS:
             continue
         first = labels.setdefault(fact.label_digest, case)
         if first.id != case.id and first.subject != case.subject and first.id not in twins:
@@ -272,13 +273,13 @@ def _identity(pairs: Pairs) -> Iterator[Finding]:
 
 
 def _missed_classes(pairs: Pairs, classes: Sequence[str] | None) -> Iterator[Finding]:
-    labelled = [(case, fact) for case, fact in pairs if case.label is not None and fact.voxels.keys() - {0}]
+    labelled = [(case, fact) for case, fact in pairs if case.label is not None and fact.voxels.keys() - _NO_CLASS]
     if len(labelled) < 2 * FEWEST:
         return
     names = dict(enumerate(classes or ()))
-    for value in sorted({value for _, fact in labelled for value in fact.voxels}):
+    for value in sorted({value for _, fact in labelled for value in fact.voxels} - _NO_CLASS):
         lacking = [case for case, fact in labelled if value not in fact.voxels]
-        if value == 0 or len(lacking) > max(1, RARE * len(labelled)):
+        if len(lacking) > max(1, RARE * len(labelled)):
             continue
         name = f"class {value}" + (f", {names[value]}" if value in names else "")
         for case in lacking:
@@ -294,32 +295,43 @@ def _flips(pairs: Pairs) -> Iterator[Finding]:
     Where a class lies, and how classes lie to each other, is compared along the left-right axis. Only what lies on
     one side in nearly all cases tells anything, so organs in the middle and sets of left and right ones stay silent.
     """
-    labelled = [(case, fact) for case, fact in pairs if case.label is not None and fact.sides.keys() - {0}]
+    labelled = [(case, fact) for case, fact in pairs if case.label is not None and fact.sides.keys() - _NO_CLASS]
     if len(labelled) < FEWEST_SIDES:
         return
     table = _sides([fact for _, fact in labelled])
     for index, (case, _) in enumerate(labelled):
         assert case.label is not None
-        others = np.ma.masked_invalid(np.delete(table, index, 0))
-        middle = np.ma.median(others, axis=0).filled(0.0)
-        spread = np.maximum(1.4826 * np.ma.median(abs(others - middle), axis=0).filled(1.0), 0.01)
-        one_sided = (np.sign(others) == np.sign(middle)).mean(axis=0).filled(0.0) > 0.9
-        told = (np.abs(middle) > 4 * spread) & one_sided & np.isfinite(table[index])
-        if not told.any():
-            continue
-        here, there = (float((np.abs(sign * table[index] - middle) / spread)[told].mean()) for sign in (1, -1))
-        if here > 6 and there < 3 and here > 4 * there:
+        as_is, mirrored = _misfit(table, index)
+        if as_is > 6 and mirrored < 3 and as_is > 4 * mirrored:
             found = (
                 "left and right look swapped: mirrored, its classes would lie "
-                f"{here / max(there, 0.1):.0f} times nearer to where they lie in the others"
+                f"{as_is / max(mirrored, 0.1):.0f} times nearer to where they lie in the others"
             )
             fix = "look at the case; if so, mirror what is wrong, the label or both, and correct the header"
             yield _finding(case, case.label.path, "flip_suspected", found, fix)
 
 
+def _misfit(table: NDArray[np.float64], index: int) -> tuple[float, float]:
+    """Distance of a case from the median of the others, in their spreads, as it is and mirrored; 0 if nothing tells."""
+    known = np.isfinite(table[index])
+    own, others = table[index, known], np.delete(table, index, 0)[:, known]
+    shared = np.isfinite(others).sum(0) >= FEWEST_SIDES - 1
+    own, others = own[shared], others[:, shared]
+    if not own.size:
+        return 0.0, 0.0
+    middle = np.nanmedian(others, axis=0)
+    spread = np.maximum(1.4826 * np.nanmedian(np.abs(others - middle), axis=0), 0.01)
+    one_sided = (np.sign(others) == np.sign(middle)).sum(0) > 0.9 * np.isfinite(others).sum(0)
+    told = (np.abs(middle) > 4 * spread) & one_sided
+    if not told.any():
+        return 0.0, 0.0
+    as_is, mirrored = (float((np.abs(sign * own - middle) / spread)[told].mean()) for sign in (1, -1))
+    return as_is, mirrored
+
+
 def _sides(facts: Sequence[Facts]) -> NDArray[np.float64]:
     """`(cases, features)`: each class's place from left to right, then beside the mean of all; NaN where absent."""
-    values = sorted({value for fact in facts for value in fact.sides if value != 0})
+    values = sorted({value for fact in facts for value in fact.sides} - _NO_CLASS)
     places = np.array([[fact.sides.get(value, np.nan) for value in values] for fact in facts])
     if len(values) < 2:
         return places
