@@ -107,7 +107,7 @@ def test_the_lowest_modules_import_only_each_other(module):
     [
         ("monai", {"medssl.networks", "medssl.predictor", "medssl.data.patches"}),
         ("nibabel", {"medssl.data.nifti"}),
-        ("SimpleITK", {"medssl.data.nifti"}),
+        ("SimpleITK", {"medssl.data.nifti", "medssl.data.dicom"}),
         ("typer", {"medssl.cli"}),
         ("tensorboard", {"medssl.boards"}),
         ("mlflow", {"medssl.boards"}),
