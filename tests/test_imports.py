@@ -113,6 +113,7 @@ def test_the_lowest_modules_import_only_each_other(module):
         ("mlflow", {"medssl.boards"}),
         ("wandb", {"medssl.boards"}),
         ("sam2", {"medssl.methods.promptable"}),
+        ("h5py", {"medssl.data.hdf5"}),
     ],
 )
 def test_a_library_has_few_doors(package, allowed):
