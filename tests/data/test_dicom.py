@@ -288,9 +288,13 @@ class TestSeries:
         (two / "._000.dcm").write_bytes(bytes(200))
         (two / "deeper").mkdir()
         save_slice(two / "deeper" / "c.dcm", ramp()[..., 0], ORIGIN, uid="1.2.3.6")
-        for name, kind in (("DICOMDIR", "1.2.840.10008.1.3.10"), ("report", "1.2.840.10008.5.1.4.1.1.88.22")):
-            (two / name).write_bytes(begun(kind))
+        (two / "DICOMDIR").write_bytes(begun("1.2.840.10008.1.3.10"))
+        for kind in ("88.22", "66", "66.1", "481.3", "11.1"):  # report, raw data, registration, structures, states
+            (two / f"other{kind}.dcm").write_bytes(begun(f"1.2.840.10008.5.1.4.1.1.{kind}"))
         assert list(series_of(two)) == ["1.2.3.4", "1.2.3.5"]
+        for kind in ("66.4", "481.2"):  # segmentation and dose are images
+            (two / "image.dcm").write_bytes(begun(f"1.2.840.10008.5.1.4.1.1.{kind}"))
+            assert "image.dcm" in refused(two)
 
     def test_a_folder_is_told_by_its_files(self, two, tmp_path):
         assert is_series_folder(two)
