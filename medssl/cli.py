@@ -41,6 +41,8 @@ app = typer.Typer(
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Workers = Annotated[int, typer.Option("--workers", help="Processes.")]
+Raw = Annotated[Path, typer.Argument(help="Dataset folder, or a datalist (CSV, JSON) that names the files.")]
+LayoutName = Annotated[str | None, typer.Option("--layout", help="How the files lie; by default the first that fits.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="key=value over the files; repeatable.")]
 
@@ -62,15 +64,17 @@ def _root(
 
 @app.command()
 def check(
-    source: Annotated[Path, typer.Argument(help="Dataset folder: images/ and labels/, or MSD.")],
+    source: Raw,
     config: Annotated[Path | None, typer.Option("--config", help="Its configs/data/NAME.yaml.")] = None,
+    layout: LayoutName = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
     workers: Workers = 2,
 ) -> None:
     """List everything wrong with a dataset; nothing is written. Exit code 3 when a case is unusable."""
     from medssl.data.check import check as check_dataset
 
-    report = check_dataset(source, None if config is None else _dataset_config([config]), workers=workers)
+    dataset = None if config is None else _dataset_config([config])
+    report = check_dataset(source, dataset, layout=layout, workers=workers)
     if as_json:
         print(json.dumps(report.to_json(), indent=1, ensure_ascii=False))
     else:
@@ -83,18 +87,20 @@ def check(
 
 @app.command()
 def prepare(
-    source: Annotated[Path, typer.Argument(help="Dataset folder: images/ and labels/, or MSD.")],
+    source: Raw,
     out: Annotated[Path, typer.Argument(help="Folder for the prepared dataset.")],
     config: Annotated[
         list[Path], typer.Option("--config", help="configs/data/NAME.yaml; repeatable, merged left to right.")
     ],
     sets: Sets = None,
+    layout: LayoutName = None,
     workers: Workers = 2,
     overwrite: Overwrite = False,
 ) -> None:
     """Orient, crop, normalise and resample a dataset into a store to train from; resumable."""
     from medssl.prepare import prepare as prepare_dataset
 
+    sets = [*(sets or []), *([f"data.layout={layout}"] if layout else [])]
     dataset = prepare_dataset(source, out, _dataset_config(config, sets), workers=workers, overwrite=overwrite)
     labelled = sum(case.labelled for case in dataset.cases.values())
     print(f"{len(dataset.cases)} cases ({labelled} with labels) in {out}")

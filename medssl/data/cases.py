@@ -64,6 +64,8 @@ class DatasetConfig(Settings):
     """The `data` section: what the dataset holds and how it is prepared."""
 
     name: str
+    layout: str | None = None
+    """How the raw data lie, one of `medssl.data.layouts.LAYOUTS`; by default the first that fits."""
     channels: tuple[str, ...] = ("MRI",)
     """The modalities of a case, in the order of the image's channels."""
     classes: tuple[str, ...] = Field(min_length=2)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from medssl.data.cases import IGNORED, Case, DatasetConfig
 from medssl.data.findings import Facts, Finding, Report
-from medssl.data.layouts import Layout, declared_channels, declared_classes, read_layout
+from medssl.data.layouts import Layout, declared, read_layout
 from medssl.data.nifti import Source, Volume, as_label, by, case_id, corners_of, read_image, read_volume
 from medssl.errors import DataError
 from medssl.progress import mapper, tracked
@@ -36,28 +36,32 @@ LISTED = 10
 """Label values named in one finding."""
 
 
-def check(source: Path, dataset: DatasetConfig | None = None, *, workers: int = 2) -> Report:
+def check(source: Path, dataset: DatasetConfig | None = None, *, layout: str | None = None, workers: int = 2) -> Report:
     """Read a dataset in any layout and list every finding. Nothing is written.
 
-    Without `dataset`, classes and channels are those that `dataset.json` declares.
+    Without `dataset`, classes and channels are those that the dataset declares itself.
 
     Args:
+        layout: a name of `LAYOUTS`; otherwise that of `dataset`, otherwise the first that fits.
         workers: processes; below 2 all is read in this one.
 
     Raises:
         DataError: no known layout, no case in it, or a `dataset.json` that does not fit.
     """
     source = Path(source)
-    layout = read_layout(source, dataset)
-    if not layout.cases:
+    found = read_layout(source, dataset, layout)
+    if not found.cases:
         raise DataError(
-            f"{source}: no volume found among the images; known formats are .nii, .nii.gz, .nrrd, .mha, .mhd"
+            f"{source}: layout {found.name}: no volume found among the images; known formats are .nii, .nii.gz, "
+            ".nrrd, .mha, .mhd"
         )
     if dataset is None:
-        expected = _Expected.plain(declared_classes(source), len(declared_channels(source) or ("",)))
+        said = declared(source, found.name)
+        dataset = said.config(source.name)
+        expected = _Expected.of(dataset) if dataset else _Expected.plain(None, len(said.channels or ("",)))
     else:
         expected = _Expected.of(dataset)
-    return _report(source, layout, expected, workers)
+    return _report(source, found, expected, workers)
 
 
 def check_cases(cases: Sequence[Case], dataset: DatasetConfig | None = None, *, workers: int = 1) -> Report:
@@ -93,7 +97,7 @@ def _report(source: Path | None, layout: Layout, expected: _Expected, workers: i
         *_duplicates(cases),
         *_dataset_findings(source or Path(), facts, expected),
     ]
-    return Report(source, cases, tuple(findings), facts, expected.classes)
+    return Report(source, cases, tuple(findings), facts, expected.classes, layout=layout.name or None)
 
 
 def _check_case(case: Case, expected: _Expected) -> tuple[Facts, list[Finding]]:

@@ -56,6 +56,8 @@ class Report:
     """One for each case, in the same order."""
     classes: tuple[str, ...] | None
     """Names by label value; None when nobody declared them."""
+    layout: str | None = None
+    """The layout in which the source was read."""
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -97,6 +99,7 @@ class Report:
         """Everything in plain values."""
         return {
             "source": None if self.source is None else str(self.source),
+            "layout": self.layout,
             "summary": self.summary,
             "unusable": list(self.unusable),
             "findings": [asdict(finding) | {"file": str(finding.file)} for finding in self.findings],
@@ -125,6 +128,8 @@ class Report:
 
     def _summary_lines(self) -> Iterator[str]:
         facts = self.summary
+        if self.layout:
+            yield f"layout {self.layout}"
         yield (
             f"{facts['cases']} cases: {facts['labelled']} labelled, {facts['unlabelled']} unlabelled, "
             f"{facts['subjects']} subjects; {len(self.unusable)} unusable, {len(self.findings)} findings"

@@ -109,7 +109,7 @@ def read_prepared(root: Path) -> PreparedDataset:
 
 def write_dataset(root: Path, config: DatasetConfig, ids: Sequence[str]) -> None:
     """Declare the folder complete."""
-    data = config.model_dump(mode="json", exclude={"root", "splits"})
+    data = config.model_dump(mode="json", exclude={"root", "splits", "layout"})
     write_json(root / "dataset.json", {"format": FORMAT, "data": data, "cases": sorted(ids)})
 
 
