@@ -107,12 +107,13 @@ def test_the_lowest_modules_import_only_each_other(module):
     [
         ("monai", {"medssl.networks", "medssl.predictor", "medssl.data.patches"}),
         ("nibabel", {"medssl.data.nifti"}),
-        ("SimpleITK", {"medssl.data.nifti"}),
+        ("SimpleITK", {"medssl.data.nifti", "medssl.data.dicom"}),
         ("typer", {"medssl.cli"}),
         ("tensorboard", {"medssl.boards"}),
         ("mlflow", {"medssl.boards"}),
         ("wandb", {"medssl.boards"}),
         ("sam2", {"medssl.methods.promptable"}),
+        ("h5py", {"medssl.data.hdf5"}),
     ],
 )
 def test_a_library_has_few_doors(package, allowed):
