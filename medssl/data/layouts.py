@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from medssl.data.cases import Case, DatasetConfig, subjects_of
-from medssl.data.nifti import Source, case_id, is_volume, list_volumes
+from medssl.data.nifti import case_id, is_volume, list_volumes
+from medssl.data.volume import Source
 from medssl.errors import DataError
 
 DESCRIPTION = "dataset.json"
