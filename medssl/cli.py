@@ -202,7 +202,7 @@ def train(
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(help="Folder that `medssl train` wrote.")],
-    images: Annotated[list[Path] | None, typer.Argument(help="Volume files or folders to segment.")] = None,
+    images: Annotated[list[Path] | None, typer.Argument(help="Volumes, DICOM folders, or folders of them.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for <case>.nii.gz.")] = Path("predictions"),
     part: Annotated[str | None, typer.Option("--part", help="Instead: a part of the run's split, as test.")] = None,
     also: Annotated[

@@ -13,7 +13,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from medssl.data.nifti import Volume, read_image, write_image, write_shares
+from medssl.data.nifti import read_image, write_image, write_shares
+from medssl.data.volume import Volume
 from medssl.errors import ConfigError, DataError
 from medssl.evaluate import evaluate_folders
 from medssl.figures import overlay

@@ -11,8 +11,8 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from medssl.config import Settings
-from medssl.data.nifti import Source
 from medssl.data.recipe import Recipe
+from medssl.data.volume import Source
 from medssl.errors import ConfigError, DataError
 
 IGNORED = 255

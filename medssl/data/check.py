@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from medssl.data.cases import IGNORED, Case, DatasetConfig
 from medssl.data.findings import Facts, Finding, Report
 from medssl.data.layouts import Layout, declared, read_layout
-from medssl.data.nifti import Source, Volume, as_label, by, case_id, corners_of, read_image, read_volume
+from medssl.data.nifti import as_label, case_id, read_image, read_volume
+from medssl.data.volume import Source, Volume, by, corners_of
 from medssl.errors import DataError
 from medssl.progress import mapper, tracked
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.data.nifti import Affine, Oddity, Volume, by
+from medssl.data.volume import Affine, Oddity, Volume, by
 from medssl.errors import DataError
 
 SUFFIXES = (".dcm", ".dicom", ".ima")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from medssl.data.cases import Case
-from medssl.data.nifti import by
+from medssl.data.volume import by
 from medssl.errors import DataError
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.data.nifti import Affine, Oddity, Volume, by
+from medssl.data.volume import Affine, Oddity, Volume, by
 from medssl.errors import ConfigError, DataError, DeviceError
 
 SUFFIXES = (".h5", ".hdf5")

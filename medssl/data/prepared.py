@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from medssl.config import parse
 from medssl.data.cases import IGNORED, Case, DatasetConfig
-from medssl.data.nifti import Source
 from medssl.data.recipe import Grid, Prepared
+from medssl.data.volume import Source
 from medssl.errors import DataError
 from medssl.files import write_json
 

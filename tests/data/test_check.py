@@ -11,7 +11,8 @@ from rich.console import Console
 from medssl.data.cases import Case, DatasetConfig
 from medssl.data.check import check, check_cases
 from medssl.data.findings import Finding, require_usable
-from medssl.data.nifti import Source, write_image
+from medssl.data.nifti import write_image
+from medssl.data.volume import Source
 from medssl.errors import DataError
 
 SHAPE = (5, 6, 7)

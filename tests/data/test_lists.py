@@ -7,10 +7,10 @@ import pytest
 from medssl.config import bundled
 from medssl.data.cases import DatasetConfig
 from medssl.data.lists import read_published_split
-from medssl.data.nifti import Source
 from medssl.data.prepared import PreparedCase, PreparedDataset
 from medssl.data.recipe import Grid
 from medssl.data.splits import make_split
+from medssl.data.volume import Source
 from medssl.errors import ConfigError
 
 SIZES = {"acdc": (70, 10, 20), "la": (80, 0, 20)}

@@ -5,16 +5,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from medssl.data.nifti import (
-    Volume,
-    case_id,
-    list_volumes,
-    read_image,
-    read_label,
-    read_volume,
-    write_image,
-    write_label,
-)
+from medssl.data.nifti import case_id, list_volumes, read_image, read_label, read_volume, write_image, write_label
+from medssl.data.volume import Volume
 from medssl.errors import DataError
 
 SHAPE = (5, 6, 7)
@@ -102,7 +94,7 @@ class TestRefusal:
     def test_missing_file_folder_and_unknown_format(self, tmp_path):
         assert "no such file" in self.refused(tmp_path / "a.nii.gz")
         (tmp_path / "series").mkdir()
-        assert "dcm2niix" in self.refused(tmp_path / "series")
+        assert "no DICOM" in self.refused(tmp_path / "series")
         (tmp_path / "a.img").write_bytes(b"1234")
         assert "known are" in self.refused(tmp_path / "a.img")
 

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from medssl.data.cases import Case, DatasetConfig
-from medssl.data.nifti import Source
 from medssl.data.prepared import PreparedCase, PreparedDataset
 from medssl.data.recipe import Grid
 from medssl.data.splits import PARTS, Split, make_split, read_split, write_split
+from medssl.data.volume import Source
 from medssl.errors import ConfigError, DataError
 
 GRID = Grid(

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from medssl.data.cases import Case
 from medssl.data.layouts.base import Declared, Layout, Reader, case, volumes
-from medssl.data.nifti import Source, case_id
+from medssl.data.nifti import case_id
+from medssl.data.volume import Source
 from medssl.errors import DataError
 
 INFO = "Info.cfg"

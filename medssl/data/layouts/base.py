@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medssl.data.cases import Case, DatasetConfig
-from medssl.data.nifti import Source, case_id, is_volume, list_volumes
+from medssl.data.nifti import case_id, is_volume, list_volumes
+from medssl.data.volume import Source
 from medssl.errors import DataError
 
 VOXEL_FILES = (".raw", ".zraw")

@@ -19,7 +19,8 @@ from typing import Any
 from medssl.data.cases import Case
 from medssl.data.layouts.base import Declared, Layout, Reader, case
 from medssl.data.layouts.description import declared_in
-from medssl.data.nifti import Source, case_id
+from medssl.data.nifti import case_id
+from medssl.data.volume import Source
 from medssl.errors import DataError
 from medssl.files import whole_file
 

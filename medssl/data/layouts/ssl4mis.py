@@ -1,8 +1,9 @@
 """The HDF5 files of UA-MT and SSL4MIS, and of the many repositories after them, with their lists of names.
 
 A file holds data sets `image` and, where annotated, `label`; see `medssl.data.hdf5`. Its name is the case's, or its
-folder's where all files have one name (`CASE/mri_norm2.h5`). `train.list`, `val.list`, `test.list` and the like say
+folder's in UA-MT's left atrium (`CASE/mri_norm2.h5`). `train.list`, `val.list`, `test.list` and the like say
 which part a case is in; slices (`..._slice_1.h5`) and their lists are left out, since the volumes hold them too.
+Nothing in a file tells the order of its axes: they are x, y, z in UA-MT's `mri_norm2.h5` and z, y, x in all others.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from medssl.data.cases import Case
 from medssl.data.hdf5 import SUFFIXES, has_label
 from medssl.data.layouts.base import Layout, Reader, case
-from medssl.data.nifti import Source
+from medssl.data.volume import Source
 from medssl.errors import DataError
 
 PARTS = {
@@ -26,6 +27,8 @@ PARTS = {
 }
 """Names of lists without their suffix, and the part that they list."""
 LISTS = (".list", ".txt")
+UAMT = "mri_norm2"
+"""Name of UA-MT's files, one in the folder of each case."""
 FRAME = re.compile(r"(patient\d+)_frame\d+")
 """ACDC in this form: whose a case is stands in its id."""
 
@@ -44,9 +47,10 @@ def read(source: Path) -> Layout:
 
 def _case(id: str, path: Path, part: str | None) -> Case:
     """A listed file that is absent stays a case, for `check` to name."""
-    label = Source(path, "label") if path.is_file() and has_label(path) else None
-    subject = FRAME.fullmatch(id)
-    return case(id, [Source(path, "image")], label, subject[1] if subject else "", part)
+    axes = "" if path.stem == UAMT else "@zyx"
+    label = Source(path, f"label{axes}") if path.is_file() and has_label(path) else None
+    patient = FRAME.fullmatch(id)
+    return case(id, [Source(path, f"image{axes}")], label, patient[1] if patient else "", part)
 
 
 def _files(source: Path) -> Iterator[Path]:
@@ -58,7 +62,7 @@ def _files(source: Path) -> Iterator[Path]:
 
 
 def _id(path: Path) -> str:
-    return path.parent.name if path.stem in ("mri_norm2", "data", "image") else path.stem
+    return path.parent.name if path.stem == UAMT else path.stem
 
 
 def _parts(source: Path) -> dict[str, str]:
