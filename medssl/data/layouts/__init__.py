@@ -11,7 +11,8 @@ from pathlib import Path
 
 from medssl.data.cases import Case, DatasetConfig, subjects_of
 from medssl.data.layouts import acdc, datalist, dicom, folders, la, msd, nnunet, pairs, ssl4mis
-from medssl.data.layouts.base import Declared, Layout, Reader
+from medssl.data.layouts.base import Declared, Reader
+from medssl.data.layouts.base import Layout as Layout
 from medssl.errors import ConfigError, DataError
 
 LAYOUTS: dict[str, Reader] = {
