@@ -18,7 +18,7 @@ from medssl.errors import ConfigError, DataError, InputError
 
 
 def run(cases_of: Callable[[Path], Iterable[Case]], description: str | None) -> None:
-    """Parse the arguments of a script, list the cases of its source, and write them."""
+    """Parse the arguments of a script, list the cases of its source, and write them; with notes where it has them."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="the dataset's folder")
     parser.add_argument("-o", "--out", type=Path, required=True, help="the datalist (.csv) to write")
@@ -27,8 +27,9 @@ def run(cases_of: Callable[[Path], Iterable[Case]], description: str | None) -> 
     try:
         if arguments.out.exists() and not arguments.overwrite:
             raise ConfigError(f"{arguments.out}: exists; choose another name, or replace it with --overwrite")
-        cases = list(cases_of(arguments.source))
-        write_datalist(arguments.out, cases)
+        found = cases_of(arguments.source)
+        cases = list(found)
+        write_datalist(arguments.out, cases, found if isinstance(found, Mapping) else None)
     except InputError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

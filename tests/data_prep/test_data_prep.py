@@ -9,7 +9,7 @@ import pytest
 
 from medssl.data.check import check
 from medssl.data.layouts import read_cases
-from medssl.data.nifti import write_image
+from medssl.data.nifti import read_image, write_image
 from medssl.errors import DataError
 
 FOLDER = Path(__file__).parents[2] / "data_prep"
@@ -184,10 +184,10 @@ def test_check_takes_what_a_script_wrote(tmp_path, monkeypatch):
     assert report.layout == "datalist"
 
 
-def test_series_lists_each_of_a_folder_with_several(real_data, tmp_path, monkeypatch):
-    run(monkeypatch, "series", real_data / "odd" / "dicom" / "two_series", "-o", tmp_path / "list.csv")
-    cases = read_cases(tmp_path / "list.csv")
-    assert len(cases) == 2
-    assert len({(case.id, case.images) for case in cases}) == 2
-    assert all(case.images[0].part for case in cases)
-    assert check(tmp_path / "list.csv", workers=0).errors == ()
+def test_series_lists_each_of_a_folder_with_several(real_data, tmp_path, monkeypatch, capsys):
+    run(monkeypatch, "series", real_data / "odd" / "dicom", "-o", tmp_path / "list.csv")
+    assert "truncated_file/015.dcm" in capsys.readouterr().err
+    assert "hippocampus crop" in (tmp_path / "list.csv").read_text()
+    cases = [case for case in read_cases(tmp_path / "list.csv") if case.subject == "two_series"]
+    assert len({(case.id, case.images) for case in cases}) == len(cases) == 2
+    assert [read_image(*case.images).shape[2] for case in cases] == [8, 8]

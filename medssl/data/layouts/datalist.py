@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,11 @@ def declared(source: Path) -> Declared:
     return declared_in(source) if source.suffix.lower() == ".json" and _is_object(source) else Declared()
 
 
-def write_datalist(path: Path, cases: Sequence[Case]) -> None:
+def write_datalist(path: Path, cases: Sequence[Case], notes: Mapping[Case, str] | None = None) -> None:
     """Write cases as a CSV that this layout reads; files below its folder by relative paths, others by absolute ones.
+
+    Args:
+        notes: what a person should know of a case, for a last column that nobody reads back.
 
     Raises:
         DataError: there is no case.
@@ -74,11 +77,13 @@ def write_datalist(path: Path, cases: Sequence[Case]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as partial, Path(partial).open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(["id", *images, "label", "patient", "split"])
+        table.writerow(["id", *images, "label", "patient", "split", *["note"] * bool(notes)])
         for case in cases:
             files = [_written(source, path) for source in case.images]
             label = _written(case.label, path) if case.label else ""
-            table.writerow([case.id, *files, *[""] * (channels - len(files)), label, case.subject, case.part or ""])
+            files += [""] * (channels - len(files))
+            note = [notes[case]] if notes else []
+            table.writerow([case.id, *files, label, case.subject, case.part or "", *note])
 
 
 def _written(source: Source, path: Path) -> str:
