@@ -26,7 +26,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from medssl.data.dicom import read_series
-from medssl.data.hdf5 import read_h5
+from medssl.data.hdf5 import Axes, read_h5
 from medssl.data.volume import Affine, Oddity, Source, Volume, by, corners_apart, spacing_of
 from medssl.errors import DataError
 from medssl.files import whole_file
@@ -90,11 +90,22 @@ def _read(source: Source) -> Volume:
     if path.is_dir():
         return read_series(path, source.part or None)
     if name.endswith(H5_SUFFIXES):
-        dataset, _, axes = source.part.partition("@")
-        return read_h5(path, dataset or "image", axes="zyx" if axes == "zyx" else "xyz")
+        return _read_h5(source)
     _check_file(path)
     volume = _read_nifti(path) if name.endswith(NIFTI_SUFFIXES) else _read_itk(path)
     return _frame(volume, source) if source.part else volume
+
+
+def _read_h5(source: Source) -> Volume:
+    """A data set by name, then what its file does not say: the order of its axes and its spacing."""
+    match = re.fullmatch(r"([^@]*)(?:@(xyz|zyx))?(?:@([\d.]+(?:x[\d.]+x[\d.]+)?))?", source.part)
+    if match is None:
+        raise DataError(
+            f"{source}: after the # a data set is wanted, such as image, image@zyx or image@xyz@0.6x0.6x1.2"
+        )
+    numbers = [float(number) for number in match[3].split("x")] if match[3] else []
+    axes: Axes = "zyx" if match[2] == "zyx" else "xyz"
+    return read_h5(source.path, match[1] or "image", axes=axes, spacing=(numbers * 3)[:3] or None)
 
 
 def _frame(volume: Volume, source: Source) -> Volume:

@@ -32,7 +32,7 @@ class Source:
     path: Path
     part: str = ""
     """A frame of a 4D file, counted from 0; a series of a DICOM folder, by its UID; a data set of an HDF5 file, such as
-    `image`, or `image@zyx` where its first axis runs along the slices. Empty for all that there is."""
+    `image`, or `image@zyx@1.5x1.5x10` with the order of its axes and millimetres along x, y, z. Empty for all."""
 
     def __str__(self) -> str:
         return f"{self.path}#{self.part}" if self.part else str(self.path)

@@ -19,6 +19,7 @@ from medssl.data.layouts.base import Declared
 from medssl.data.layouts.datalist import write_datalist
 from medssl.data.nifti import read_image, write_image
 from medssl.data.prepared import read_prepared
+from medssl.data.volume import Source
 from medssl.errors import ConfigError, DataError
 
 
@@ -302,9 +303,10 @@ class TestSsl4mis:
         (tmp_path / "train.list").write_text("B\nA\n")
         (tmp_path / "test.list").write_text("C\n")
         assert pairs(read_cases(tmp_path), tmp_path) == [
-            (id, f"2018LA/{id}/mri_norm2.h5#image", f"2018LA/{id}/mri_norm2.h5#label") for id in "BAC"
+            (id, *(f"2018LA/{id}/mri_norm2.h5#{part}@xyz@0.625" for part in ("image", "label"))) for id in "BAC"
         ]
         assert {case.id: case.part for case in read_cases(tmp_path)} == {"A": "train", "B": "train", "C": "test"}
+        assert read_image(*read_cases(tmp_path)[0].images).spacing == (0.625, 0.625, 0.625)
 
     def test_ssl4mis_volumes_have_other_axes_patients_and_no_slices(self, tmp_path):
         make_h5(tmp_path, "data/patient001_frame01.h5", "data/slices/patient001_frame01_slice_1.h5")
@@ -316,6 +318,15 @@ class TestSsl4mis:
         ]
         assert {case.subject for case in read_cases(tmp_path)} == {"patient001"}
         assert read_image(*read_cases(tmp_path)[0].images).shape == (7, 6, 5)
+
+    def test_a_datalist_says_what_a_file_does_not(self, tmp_path):
+        make_h5(tmp_path, "a.h5")
+        (tmp_path / "x.csv").write_text("image\na.h5#image@zyx@1.5x1.25x10\n")
+        image = read_image(*read_cases(tmp_path / "x.csv")[0].images)
+        assert (image.shape, image.spacing) == ((7, 6, 5), (1.5, 1.25, 10.0))
+        for part in ("image@yxz", "image@xyz@", "image@xyz@1x2", "image@xyz@0"):
+            with pytest.raises((DataError, ConfigError), match=r"image@zyx|spacing"):
+                read_image(Source(tmp_path / "a.h5", part))
 
     def test_labelled_and_unlabelled_lists_refine_that_of_training(self, tmp_path):
         make_h5(tmp_path, "a.h5", "b.h5", "c.h5")

@@ -16,7 +16,7 @@ from medssl.data.layouts.base import Layout as Layout
 from medssl.errors import ConfigError, DataError
 
 LAYOUTS: dict[str, Reader] = {
-    layout.READER.name: layout.READER for layout in (datalist, nnunet, msd, acdc, la, ssl4mis, folders, dicom, pairs)
+    layout.READER.name: layout.READER for layout in (datalist, nnunet, msd, acdc, la, folders, ssl4mis, dicom, pairs)
 }
 """In the order of detection: what only one layout has comes before what many have."""
 

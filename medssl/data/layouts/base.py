@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from medssl.config import parse
 from medssl.data.cases import Case, DatasetConfig
 from medssl.data.nifti import case_id, is_volume, list_volumes
 from medssl.data.volume import Source
@@ -50,17 +51,15 @@ class Declared:
     regions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def config(self, name: str) -> DatasetConfig | None:
-        """The same as a `data` section; None where no classes are named."""
+        """The same as a `data` section; None where no classes are named.
+
+        Raises:
+            ConfigError: a `data` section cannot be so.
+        """
         if self.classes is None:
             return None
-        return DatasetConfig(
-            name=name,
-            channels=self.channels or ("image",),
-            classes=self.classes,
-            values=dict(self.values),
-            ignore=self.ignore,
-            regions=dict(self.regions),
-        )
+        section = asdict(self) | {"name": name, "channels": self.channels or ("image",)}
+        return parse(DatasetConfig, section, where=name)
 
 
 def nothing_declared(source: Path) -> Declared:

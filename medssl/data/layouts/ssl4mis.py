@@ -3,7 +3,8 @@
 A file holds data sets `image` and, where annotated, `label`; see `medssl.data.hdf5`. Its name is the case's, or its
 folder's in UA-MT's left atrium (`CASE/mri_norm2.h5`). `train.list`, `val.list`, `test.list` and the like say
 which part a case is in; slices (`..._slice_1.h5`) and their lists are left out, since the volumes hold them too.
-Nothing in a file tells the order of its axes: they are x, y, z in UA-MT's `mri_norm2.h5` and z, y, x in all others.
+Nothing in a file tells the order of its axes: they are x, y, z in UA-MT's `mri_norm2.h5`, whose voxels are 0.625 mm
+wide as the challenge published them, and z, y, x in all others.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ def read(source: Path) -> Layout:
 
 def _case(id: str, path: Path, part: str | None) -> Case:
     """A listed file that is absent stays a case, for `check` to name."""
-    axes = "" if path.stem == UAMT else "@zyx"
-    label = Source(path, f"label{axes}") if path.is_file() and has_label(path) else None
+    grid = "xyz@0.625" if path.stem == UAMT else "zyx"
+    label = Source(path, f"label@{grid}") if path.is_file() and has_label(path) else None
     patient = FRAME.fullmatch(id)
-    return case(id, [Source(path, f"image{axes}")], label, patient[1] if patient else "", part)
+    return case(id, [Source(path, f"image@{grid}")], label, patient[1] if patient else "", part)
 
 
 def _files(source: Path) -> Iterator[Path]:
