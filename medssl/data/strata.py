@@ -18,7 +18,7 @@ from medssl.progress import mapper, tracked
 
 LEVELS = 3
 """A class is absent, or its volume is among the small, middle or large ones of those who have it."""
-TRIED = 5
+TRIED = 8
 """Patients that are compared for the next place, the first ones of the shuffled order: more would spread volumes
 better, and make the draws of different seeds more alike."""
 SLAB = 32
