@@ -124,11 +124,10 @@ def make_split(
         raise ConfigError(
             "the validation cases cannot be the test cases and others too; leave out --val and --val-list"
         )
-    patients = by_patient(dataset, annotated=False)
     annotated = by_patient(dataset, annotated=True)
     chosen = resolve_names(dataset, given or {}, renamed_frames=renamed_frames)
-    taken = {dataset.cases[id].subject for ids in chosen.values() for id in ids}
-    free = [patient for patient in shuffled(patients, seed) if patient not in taken and annotated[patient]]
+    taken = _subjects(dataset, *chosen.values())
+    free = [patient for patient in shuffled(annotated, seed) if patient not in taken and annotated[patient]]
     is_drawn = False
     wanted: dict[Part, Amount] = {"test": test, "val": val, "labelled": labelled}
     for part, amount in wanted.items():
@@ -136,23 +135,23 @@ def make_split(
             chosen["val"] = chosen["test"]
         elif part not in chosen:
             if isinstance(amount, Fraction):
-                held = {dataset.cases[id].subject for id in (*chosen["val"], *chosen["test"])}
-                total = sum(1 if unit == "patients" else len(patients[p]) for p in patients if p not in held)
+                held = _subjects(dataset, chosen["val"], chosen["test"])
+                training = [id for id, case in dataset.cases.items() if case.subject not in held]
+                total = len(training if unit == "cases" else _subjects(dataset, training))
                 amount = number_of(amount, total, f"training {unit}")
-            drawn = free if amount == "all" else _draw(free, annotated, int(amount), unit, part, strata)
+            drawn = free if amount == "all" else _draw(free, annotated, amount, unit, part, strata)
             free = [patient for patient in free if patient not in drawn]
             chosen[part] = [id for patient in drawn for id in annotated[patient]]
             is_drawn |= bool(drawn)
 
-    held = {dataset.cases[id].subject for part in ("val", "test") for id in chosen[part]}
+    held = _subjects(dataset, chosen["val"], chosen["test"])
     used = {id for ids in chosen.values() for id in ids}
     rest = [id for id in dataset.cases if id not in used]
     chosen.setdefault("unlabelled", [id for id in rest if dataset.cases[id].subject not in held])
-    out_of_use = set(rest) - set(chosen["unlabelled"])
     has_seen = strata is not None and any(dataset.cases[id].labelled for id in chosen["unlabelled"])
     split = Split(
         **{part: tuple(sorted(chosen[part])) for part in PARTS},
-        left_out=tuple(sorted(out_of_use)),
+        left_out=tuple(sorted(set(rest) - set(chosen["unlabelled"]))),
         seed=seed if is_drawn else None,
         sha256=dataset.sha256,
         patients=_patients(dataset, dataset.cases),
@@ -191,7 +190,7 @@ def make_folds(
     base = make_split(dataset, labelled="all", val=0, test=test, seed=seed, unit=unit, given=given,
                       renamed_frames=renamed_frames, strata=strata)  # fmt: skip
     kept: dict[Part, Sequence[str]] = {part: getattr(base, part) for part in {**(given or {}), "test": ()}}
-    taken = {dataset.cases[id].subject for ids in kept.values() for id in ids}
+    taken = _subjects(dataset, *kept.values())
     annotated = by_patient(dataset, annotated=True)
     free = [patient for patient in shuffled(annotated, seed) if patient not in taken and annotated[patient]]
     if folds > len(free):
@@ -347,6 +346,10 @@ def shuffled(patients: Collection[str], seed: int) -> list[str]:
 
 def _words(amount: Amount) -> str:
     return f"{float(amount * 100):g}%" if isinstance(amount, Fraction) else str(amount)
+
+
+def _subjects(dataset: PreparedDataset, *parts: Collection[str]) -> set[str]:
+    return {dataset.cases[id].subject for ids in parts for id in ids}
 
 
 def _patients(dataset: PreparedDataset, ids: Collection[str]) -> dict[str, str]:

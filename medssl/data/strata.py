@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medssl.data.prepared import PreparedCase, PreparedDataset
-from medssl.progress import mapper, tracked
+from medssl.progress import tracked
 
 LEVELS = 3
 """A class is absent, or its volume is among the small, middle or large ones of those who have it."""
@@ -76,12 +76,11 @@ class Strata:
         return found.reshape(len(self.patients), -1)
 
 
-def read_strata(dataset: PreparedDataset, *, workers: int = 0) -> Strata:
+def read_strata(dataset: PreparedDataset) -> Strata:
     """Count the voxels of every label of a prepared dataset; cases without a label are not touched."""
     cases = [case for _, case in sorted(dataset.cases.items()) if case.labelled]
-    with mapper(workers) as each:
-        counted = each(partial(_volumes, classes=len(dataset.config.classes)), cases)
-        volumes = tracked("labels", [case.id for case in cases], counted)
+    counted = (_volumes(case, len(dataset.config.classes)) for case in cases)
+    volumes = tracked("labels", [case.id for case in cases], counted)
     by_patient: dict[str, list[NDArray[np.float64]]] = {}
     for case, found in zip(cases, volumes, strict=True):
         by_patient.setdefault(case.subject, []).append(found)

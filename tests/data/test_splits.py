@@ -5,6 +5,8 @@ from fractions import Fraction
 
 import pytest
 
+from medssl.bench import Bench, BenchConfig, write_splits
+from medssl.config import bundled
 from medssl.data.cases import Case, DatasetConfig
 from medssl.data.prepared import PreparedCase, PreparedDataset
 from medssl.data.recipe import Grid
@@ -334,6 +336,20 @@ def test_draws_differ_in_their_labelled_cases_only(tmp_path, val_is_test):
     assert len({split.labelled for split in made}) > 1
     assert len({split.quirks for split in made}) == 1
     assert all(len(subjects(split, dataset)["labelled"]) == 2 for split in made)
+
+
+def test_draws_are_those_of_a_bench(tmp_path):
+    dataset = make_dataset(tmp_path)
+    configs = (bundled("data/phantom_cbct.yaml"),)
+    config = BenchConfig(
+        configs=configs, methods={"supervised": {}}, labelled=(2,), all_labels=(), draws=(3, 4, 5), val=2, test=3
+    )
+    matrix = Bench(config, tmp_path / "bench")
+    write_splits(matrix, dataset)
+    made = make_draws(dataset, 3, labelled=2, val=2, test=3, seed=3)
+    for cell in matrix.cells:
+        theirs, ours = read_split(matrix.split(cell), dataset), made[cell.draw - 3]
+        assert [getattr(theirs, part) for part in PARTS] == [getattr(ours, part) for part in PARTS]
 
 
 @pytest.mark.parametrize(("draws", "given"), [(0, {}), (2, {"labelled": ["p01"]})])
