@@ -260,7 +260,7 @@ def _read_nifti(path: Path) -> Volume:
         repaired.check_fix(_QUIET)
         voxels = ArrayProxy(io.BytesIO(raw), repaired)
         array = np.asanyarray(voxels)
-        affine = np.array(repaired.get_best_affine(), np.float64)
+        affine = np.array(repaired.get_qform() if _is_unit_scale(repaired) else repaired.get_best_affine(), np.float64)
     except _NIBABEL_ERRORS as error:
         raise DataError(f"{path}: cannot be read as NIfTI ({' '.join(str(error).split())})") from None
     except MemoryError:
@@ -338,6 +338,15 @@ def _header_oddities(header: nib.Nifti1Header, repaired: nib.Nifti1Header, affin
     return (*found, *_form_oddities(repaired, affine, np.abs(pixdim)))
 
 
+def _is_unit_scale(header: nib.Nifti1Header) -> bool:
+    """Whether a tool wrote directions without lengths into the sform, as in ACDC, beside a qform that has them."""
+    if int(header["sform_code"]) <= 0 or int(header["qform_code"]) <= 0:
+        return False
+    pixdim = np.abs(np.asarray(header["pixdim"][1:4], np.float64))
+    is_unit = np.allclose(spacing_of(header.get_sform()), 1, atol=1e-3)
+    return bool(is_unit and (np.abs(pixdim - 1) > SPACING_TOLERANCE * np.maximum(pixdim, 1)).any())
+
+
 def _form_oddities(header: nib.Nifti1Header, affine: Affine, pixdim: NDArray[np.float64]) -> tuple[Oddity, ...]:
     """Disagreement between the two affines and the spacing of a header; the sform is the one in use."""
     sform, qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
@@ -346,6 +355,9 @@ def _form_oddities(header: nib.Nifti1Header, affine: Affine, pixdim: NDArray[np.
         return (Oddity("no_orientation", text, "convert again from the source; left and right cannot be told apart"),)
     if not sform:
         return ()
+    if _is_unit_scale(header):
+        text = f"the sform gives a spacing of 1 x 1 x 1 mm, pixdim and qform {by(pixdim)} mm; the qform is used"
+        return (Oddity("unit_sform", text, "rewrite the header (`--fix` does); some tools take the sform"),)
     spacing = np.array(spacing_of(affine))
     if (np.abs(spacing - pixdim) > SPACING_TOLERANCE * np.maximum(spacing, pixdim)).any():
         text = f"the sform gives a spacing of {by(spacing)} mm, pixdim {by(pixdim)} mm; the sform is used"
