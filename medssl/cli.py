@@ -155,7 +155,7 @@ def split(
     from medssl.data.lists import read_published_split
     from medssl.data.names import read_id_list
     from medssl.data.prepared import read_prepared
-    from medssl.data.splits import PARTS, make_draws, make_folds, make_split, number_of, parse_amount
+    from medssl.data.splits import PARTS, declared_parts, make_draws, make_folds, make_split, number_of, parse_amount
     from medssl.data.strata import read_strata
     from medssl.errors import ConfigError
 
@@ -182,6 +182,12 @@ def split(
             parts.pop("val", None)
         given = {**parts, **given}
     dataset = read_prepared(prepared)
+    if published is None:
+        counted = {"test": test, "val": val or folds or val_is_test, "labelled": labelled != "0"}
+        taken = {part: ids for part, ids in declared_parts(dataset).items() if not counted.get(part)}
+        given = {**taken, **given}
+        for part in taken:
+            print(f"medssl: {len(taken[part])} {part} cases as the dataset itself declares them", file=sys.stderr)
     wishes: dict[str, Any] = {
         "labelled": amount, "test": test, "seed": seed, "given": given, "unit": count,
         "renamed_frames": renamed_frames, "strata": read_strata(dataset) if stratify else None,

@@ -104,7 +104,8 @@ def make_split(
 
     Patients are shuffled once by `seed`; test takes the first, then val, then labelled, and the rest
     is unlabelled. So val and test do not depend on the number of labelled ones and, when patients are
-    counted, a larger labelled part contains the smaller one.
+    counted, a larger labelled part contains the smaller one. Patients whom the dataset itself declares to validate or
+    test are drawn for nothing else, and train only where a given list names them.
 
     Args:
         labelled: a share counts all who are neither in val nor in test, with labels or without.
@@ -128,6 +129,7 @@ def make_split(
     chosen = resolve_names(dataset, given or {}, renamed_frames=renamed_frames)
     taken = _subjects(dataset, *chosen.values())
     free = [patient for patient in shuffled(annotated, seed) if patient not in taken and annotated[patient]]
+    apart = declared_apart(dataset)
     is_drawn = False
     wanted: dict[Part, Amount] = {"test": test, "val": val, "labelled": labelled}
     for part, amount in wanted.items():
@@ -135,16 +137,17 @@ def make_split(
             chosen["val"] = chosen["test"]
         elif part not in chosen:
             if isinstance(amount, Fraction):
-                held = _subjects(dataset, chosen["val"], chosen["test"])
+                held = _subjects(dataset, chosen["val"], chosen["test"]) | apart.keys()
                 training = [id for id, case in dataset.cases.items() if case.subject not in held]
                 total = len(training if unit == "cases" else _subjects(dataset, training))
                 amount = number_of(amount, total, f"training {unit}")
-            drawn = free if amount == "all" else _draw(free, annotated, amount, unit, part, strata)
+            able = [patient for patient in free if apart.get(patient, part) == part]
+            drawn = able if amount == "all" else _draw(able, annotated, amount, unit, part, strata)
             free = [patient for patient in free if patient not in drawn]
             chosen[part] = [id for patient in drawn for id in annotated[patient]]
             is_drawn |= bool(drawn)
 
-    held = _subjects(dataset, chosen["val"], chosen["test"])
+    held = _subjects(dataset, chosen["val"], chosen["test"]) | apart.keys()
     used = {id for ids in chosen.values() for id in ids}
     rest = [id for id in dataset.cases if id not in used]
     chosen.setdefault("unlabelled", [id for id in rest if dataset.cases[id].subject not in held])
@@ -162,6 +165,35 @@ def make_split(
     )  # fmt: skip
     check_split(split, dataset, where)
     return split
+
+
+def declared_apart(dataset: PreparedDataset) -> dict[str, Part]:
+    """Patients of whom the dataset says that they validate or test.
+
+    Raises:
+        DataError: it says two things of one patient.
+    """
+    said: dict[str, set[str]] = {}
+    for case in dataset.cases.values():
+        if case.part:
+            said.setdefault(case.subject, set()).add(case.part if case.part in ("val", "test") else "train")
+    divided = [f"  {patient}: {' and '.join(sorted(parts))}" for patient, parts in said.items() if len(parts) > 1]
+    if divided:
+        raise DataError(f"{dataset.root}: the dataset divides patients\n" + "\n".join(divided[:20]))
+    found: dict[str, Part] = {}
+    for patient, parts in said.items():
+        if "val" in parts or "test" in parts:
+            found[patient] = "val" if "val" in parts else "test"
+    return found
+
+
+def declared_parts(dataset: PreparedDataset) -> dict[Part, list[str]]:
+    """The parts that the dataset itself declares, of the cases that can be in them; a part of nobody is left out."""
+    found: dict[Part, list[str]] = {}
+    for part in PARTS:
+        ids = [id for id, case in dataset.cases.items() if case.part == part]
+        found[part] = [id for id in ids if part == "unlabelled" or dataset.cases[id].labelled]
+    return {part: ids for part, ids in found.items() if ids}
 
 
 def make_folds(

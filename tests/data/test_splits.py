@@ -1,6 +1,7 @@
 """Splits: by patient, nested, checked against the dataset, given lists first."""
 
 import json
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -13,6 +14,7 @@ from medssl.data.recipe import Grid
 from medssl.data.splits import (
     PARTS,
     Split,
+    declared_parts,
     make_draws,
     make_folds,
     make_split,
@@ -405,3 +407,37 @@ def test_all_divided_patients_are_told_with_what_to_do(tmp_path):
     ) as told:
         make_split(make_dataset(tmp_path, 26, ()), labelled=0, val=0, test=0, seed=0, given=given)
     assert str(told.value).count("is in test and train") == 20
+
+
+def declare(dataset, **parts):
+    """The dataset with parts declared of patients."""
+    of = {patient: part for part, patients in parts.items() for patient in patients}
+    cases = {id: replace(case, part=of.get(case.subject)) for id, case in dataset.cases.items()}
+    return replace(dataset, cases=cases)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whom_the_dataset_holds_back_is_drawn_for_nothing_else(tmp_path, seed):
+    dataset = declare(make_dataset(tmp_path), test=("p01", "p03"), val=("p05",))
+    split = make_split(dataset, labelled="all", val=0, test=0, seed=seed)
+    held = {"p01", "p03", "p05"}
+    of = subjects(split, dataset)
+    assert of["labelled"] | of["unlabelled"] == {f"p{n:02}" for n in range(12)} - held
+    assert {id[:3] for id in split.left_out} == held
+    assert not subjects(make_split(dataset, labelled=2, val=2, test=3, seed=seed), dataset)["val"] & {"p01", "p03"}
+
+
+def test_declared_parts_are_those_that_can_be(tmp_path):
+    dataset = declare(make_dataset(tmp_path), test=("p03",), train=("p00",))
+    assert declared_parts(dataset) == {"test": ["p03_a"]}  # p03_b has no label to be tested with
+    split = make_split(dataset, labelled=2, val=1, test=0, seed=0, given=declared_parts(dataset))
+    assert split.test == ("p03_a",)
+    assert "p03_b" in split.left_out
+
+
+def test_a_dataset_that_divides_a_patient_is_refused(tmp_path):
+    dataset = make_dataset(tmp_path)
+    cases = {**dataset.cases, "p00_a": replace(dataset.cases["p00_a"], part="test"),
+             "p00_b": replace(dataset.cases["p00_b"], part="train")}  # fmt: skip
+    with pytest.raises(DataError, match="p00: test and train"):
+        make_split(replace(dataset, cases=cases), labelled=2, val=1, test=1, seed=0)
