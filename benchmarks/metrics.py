@@ -36,7 +36,7 @@ import torch
 from machine import facts
 from numpy.typing import NDArray
 
-from medssl.data.nifti import Volume
+from medssl.data.volume import Volume
 from medssl.metrics import CONVENTIONS, Plan, score_case
 
 try:

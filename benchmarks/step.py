@@ -29,11 +29,11 @@ from machine import facts
 import medssl.trainer as trainer_module
 from medssl.config import merge, parse
 from medssl.data.cases import Case
-from medssl.data.nifti import Source
 from medssl.data.patches import AHEAD
 from medssl.data.prepared import read_prepared, write_case, write_dataset
 from medssl.data.recipe import Grid, Prepared
 from medssl.data.splits import make_split, write_split
+from medssl.data.volume import Source
 from medssl.device import autocast, choose_device, wait_for
 from medssl.logs import RunLog
 from medssl.run import RunConfig

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
@@ -16,16 +17,19 @@ import typer.core
 from medssl import __version__
 from medssl.errors import InputError
 
-EXPLAIN = "evaluate explain"
+if TYPE_CHECKING:
+    from medssl.data.splits import Split
+
+EXPLAIN, IMPORT, EXPORT = "evaluate explain", "split import", "split export"
 
 
 class Commands(typer.core.TyperGroup):
-    """Commands of one word, and `evaluate explain`, which stands beside an `evaluate` with arguments of its own."""
+    """Commands of one word, and those of two that stand beside a command of one word with arguments of its own."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that the words begin with, and the words after it."""
-        if " ".join(args[:2]) == EXPLAIN:
-            args = [EXPLAIN, *args[2:]]
+        if (words := " ".join(args[:2])) in (EXPLAIN, IMPORT, EXPORT):
+            args = [words, *args[2:]]
         return super().resolve_command(ctx, args)
 
 
@@ -41,7 +45,15 @@ app = typer.Typer(
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Workers = Annotated[int, typer.Option("--workers", help="Processes.")]
+Raw = Annotated[Path, typer.Argument(help="Dataset folder, or a datalist (CSV, JSON) that names the files.")]
+LayoutName = Annotated[str | None, typer.Option("--layout", help="How the files lie; by default the first that fits.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]
+Labelled = Annotated[
+    str, typer.Option("--labelled", help="How many train with their label: 8, 10% of those who train, or all.")
+]
+RenamedFrames = Annotated[
+    bool, typer.Option("--renamed-frames", help="The lists count frames: frame02 is a patient's second.")
+]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="key=value over the files; repeatable.")]
 
 
@@ -62,8 +74,9 @@ def _root(
 
 @app.command()
 def check(
-    source: Annotated[Path, typer.Argument(help="Dataset folder: images/ and labels/, or MSD.")],
+    source: Raw,
     config: Annotated[Path | None, typer.Option("--config", help="Its configs/data/NAME.yaml.")] = None,
+    layout: LayoutName = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
     html: Annotated[Path | None, typer.Option("--html", help="Page to write, with pictures of the cases.")] = None,
     fix: Annotated[
@@ -85,12 +98,12 @@ def check(
         if html.exists() and not overwrite:
             raise ConfigError(f"{html}: exists; choose another name, or replace it with --overwrite")
     dataset, fixed = None if config is None else _dataset_config([config]), None
-    report = check_dataset(source, dataset, workers=workers, draw=None if fix else draw)
+    report = check_dataset(source, dataset, layout=layout, workers=workers, draw=None if fix else draw)
     if fix is not None:
         from medssl.data.fix import apply_fixes
 
         fixed = apply_fixes(report, fix, dataset, workers=workers, overwrite=overwrite)
-        report = check_dataset(fixed.folder, fixed.dataset, workers=workers, draw=draw)
+        report = check_dataset(fixed.folder, fixed.dataset, layout=layout, workers=workers, draw=draw)
     if html is not None:
         write_dataset_page(report, html)
     if as_json:
@@ -108,18 +121,20 @@ def check(
 
 @app.command()
 def prepare(
-    source: Annotated[Path, typer.Argument(help="Dataset folder: images/ and labels/, or MSD.")],
+    source: Raw,
     out: Annotated[Path, typer.Argument(help="Folder for the prepared dataset.")],
     config: Annotated[
         list[Path], typer.Option("--config", help="configs/data/NAME.yaml; repeatable, merged left to right.")
     ],
     sets: Sets = None,
+    layout: LayoutName = None,
     workers: Workers = 2,
     overwrite: Overwrite = False,
 ) -> None:
     """Orient, crop, normalise and resample a dataset into a store to train from; resumable."""
     from medssl.prepare import prepare as prepare_dataset
 
+    sets = [*(sets or []), *([f"data.layout={layout}"] if layout else [])]
     dataset = prepare_dataset(source, out, _dataset_config(config, sets), workers=workers, overwrite=overwrite)
     labelled = sum(case.labelled for case in dataset.cases.values())
     print(f"{len(dataset.cases)} cases ({labelled} with labels) in {out}")
@@ -128,12 +143,23 @@ def prepare(
 @app.command()
 def split(
     prepared: Annotated[Path, typer.Argument(help="Folder that `medssl prepare` wrote.")],
-    labelled: Annotated[int, typer.Option("--labelled", help="How many train with their label.")] = 0,
-    val: Annotated[int, typer.Option("--val", help="How many choose the best weights.")] = 0,
-    test: Annotated[int, typer.Option("--test", help="How many nobody may train on.")] = 0,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the draw.")] = 0,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The splits.json to write.")] = Path("splits.json"),
+    labelled: Labelled = "0",
+    val: Annotated[int, typer.Option("--val", min=0, help="How many choose the best weights.")] = 0,
+    test: Annotated[int, typer.Option("--test", min=0, help="How many nobody may train on.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the draw.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The splits.json to write, or a folder (splits) for a series.")
+    ] = None,
     count: Annotated[str, typer.Option("--count", help="What the numbers count: patients or cases.")] = "patients",
+    folds: Annotated[
+        int | None, typer.Option("--folds", help="A series in which each patient but the test ones validates once.")
+    ] = None,
+    draws: Annotated[
+        int | None, typer.Option("--draws", help="A series with other labelled patients, by --seed and those after it.")
+    ] = None,
+    stratify: Annotated[
+        bool, typer.Option("--stratify", help="Spread classes and volumes by looking at labels; reports say so.")
+    ] = False,
     labelled_list: Annotated[
         Path | None, typer.Option(help="File of case or patient ids; wins over --labelled.")
     ] = None,
@@ -141,43 +167,113 @@ def split(
     test_list: Annotated[Path | None, typer.Option(help="File of ids; wins over --test.")] = None,
     unlabelled_list: Annotated[Path | None, typer.Option(help="File of ids; otherwise all that are left.")] = None,
     published: Annotated[
-        Path | None, typer.Option("--published", help="configs/split/NAME.yaml: published lists; files of ids win.")
+        Path | None, typer.Option("--published", help="acdc, la, or a file of published lists; files of ids win.")
     ] = None,
-    renamed_frames: Annotated[
-        bool, typer.Option("--renamed-frames", help="The lists count frames: frame02 is a patient's second.")
-    ] = False,
+    renamed_frames: RenamedFrames = False,
     val_is_test: Annotated[
         bool, typer.Option("--val-is-test", help="Select on the test cases as some papers do; reports say so.")
     ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Divide the patients of a prepared dataset into labelled, unlabelled, validation and test."""
-    from medssl.config import found
     from medssl.data.lists import read_published_split
+    from medssl.data.names import read_id_list
     from medssl.data.prepared import read_prepared
-    from medssl.data.splits import PARTS, make_split, read_id_list, write_split
+    from medssl.data.splits import PARTS, declared_parts, make_draws, make_folds, make_split, number_of, parse_amount
+    from medssl.data.strata import read_strata
     from medssl.errors import ConfigError
 
     if count not in ("patients", "cases"):
         raise ConfigError(f"--count {count}: expected patients or cases")
-    if out.exists() and not overwrite:
-        raise ConfigError(f"{out}: exists; choose another name, or replace it with --overwrite")
+    if folds is not None and (draws is not None or val or val_is_test):
+        raise ConfigError("--folds: every patient validates once, so leave out --draws, --val and --val-is-test")
+    if published is not None and (folds or draws or stratify):
+        raise ConfigError("--published: the lists name everybody, so leave out --folds, --draws and --stratify")
+    series = "fold" if folds is not None else "draw" if draws is not None else ""
+    out = out or Path("splits" if series else "splits.json")
+    _refuse_existing(out, overwrite or bool(series))
     lists = zip(PARTS, (labelled_list, unlabelled_list, val_list, test_list), strict=True)
     given = {part: read_id_list(path) for part, path in lists if path is not None}
+    amount = parse_amount(labelled)
     if published is not None:
-        ours = {id for ids in given.values() for id in ids}
-        theirs = read_published_split(found(published)).parts(labelled, without=ours)
+        theirs = read_published_split(published)
+        amount = number_of(amount, len(theirs.train), f"training patients of {theirs.name}")
+        parts = theirs.parts(amount, without={id for ids in given.values() for id in ids})
+        if amount not in theirs.labelled:
+            print(f"medssl: {amount} labelled of {theirs.name} were not published; "
+                  f"{', '.join(map(str, theirs.labelled))} were", file=sys.stderr)  # fmt: skip
         if val_is_test:
-            theirs.pop("val", None)
-        given = {**theirs, **given}
-    made = make_split(
-        read_prepared(prepared), labelled=labelled, val=val, test=test, seed=seed, given=given,
-        unit="cases" if count == "cases" else "patients", renamed_frames=renamed_frames, val_is_test=val_is_test,
-    )  # fmt: skip
-    write_split(out, made)
-    print(f"{out}: " + ", ".join(f"{len(getattr(made, part))} {part}" for part in PARTS) + " cases")
-    for quirk in made.quirks:
-        print(f"{out}: {quirk.upper()}, as asked; reports will say so")
+            parts.pop("val", None)
+        given = {**parts, **given}
+    dataset = read_prepared(prepared)
+    if published is None:
+        counted = {"test": test, "val": val or folds or val_is_test, "labelled": labelled != "0"}
+        taken = {part: ids for part, ids in declared_parts(dataset).items() if not counted.get(part)}
+        given = {**taken, **given}
+        for part in taken:
+            print(f"medssl: {len(taken[part])} {part} cases as the dataset itself declares them", file=sys.stderr)
+    wishes: dict[str, Any] = {
+        "labelled": amount, "test": test, "seed": seed, "given": given, "unit": count,
+        "renamed_frames": renamed_frames, "strata": read_strata(dataset) if stratify else None,
+    }  # fmt: skip
+    if folds is not None:
+        _keep_splits(out, make_folds(dataset, folds, **wishes), series, overwrite)
+        return
+    wishes |= {"val": val, "val_is_test": val_is_test}
+    made = [make_split(dataset, **wishes)] if draws is None else make_draws(dataset, draws, **wishes)
+    _keep_splits(out, made, series, overwrite)
+
+
+@app.command(IMPORT)
+def split_import(
+    prepared: Annotated[Path, typer.Argument(help="Folder that `medssl prepare` wrote.")],
+    source: Annotated[Path, typer.Argument(help="nnU-Net's splits_final.json, or a folder of train.list and others.")],
+    fold: Annotated[int | None, typer.Option("--fold", help="Which fold of splits_final.json.")] = None,
+    labelled: Labelled = "all",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the draw of --labelled.")] = 0,
+    rest_unlabelled: Annotated[
+        bool, typer.Option("--rest-unlabelled", help="What no list names is unlabelled, not left out.")
+    ] = False,
+    renamed_frames: RenamedFrames = False,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The splits.json to write.")] = Path("splits.json"),
+    overwrite: Overwrite = False,
+) -> None:
+    """Take over the split of nnU-Net or of `*.list` files, by patient."""
+    from medssl.data.lists import import_split
+    from medssl.data.prepared import read_prepared
+    from medssl.data.splits import parse_amount
+
+    _refuse_existing(out, overwrite)
+    made = import_split(read_prepared(prepared), source, fold=fold, labelled=parse_amount(labelled), seed=seed,
+                        renamed_frames=renamed_frames, rest_unlabelled=rest_unlabelled)  # fmt: skip
+    _keep_splits(out, [made], "", overwrite)
+
+
+@app.command(EXPORT)
+def split_export(
+    splits: Annotated[list[Path], typer.Argument(help="splits.json of medssl; several are the folds of nnU-Net.")],
+    to: Annotated[str, typer.Option("--to", help="nnunet, or lists: one id a line, as SSL4MIS and UA-MT read.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="splits_final.json, or a folder (lists).")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a split as nnU-Net's splits_final.json or as `*.list` files."""
+    from medssl.data.lists import FILES, export_lists, export_nnunet
+    from medssl.data.splits import load_split
+    from medssl.errors import ConfigError
+
+    if to not in ("nnunet", "lists"):
+        raise ConfigError(f"--to {to}: expected nnunet or lists")
+    if to == "lists" and len(splits) > 1:
+        raise ConfigError(f"--to lists: a folder holds one split, {len(splits)} are given; export them one by one")
+    found = [load_split(path) for path in splits]
+    out = out or Path("splits_final.json" if to == "nnunet" else "lists")
+    for path in [out] if to == "nnunet" else [out / f"{name}.list" for name in FILES]:
+        _refuse_existing(path, overwrite)
+    if to == "nnunet":
+        export_nnunet(found, out)
+    else:
+        export_lists(found[0], out)
+    print(f"{len(found)} split{'s' if len(found) > 1 else ''} in {out}")
 
 
 @app.command()
@@ -221,7 +317,7 @@ def train(
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(help="Folder that `medssl train` wrote.")],
-    images: Annotated[list[Path] | None, typer.Argument(help="Volume files or folders to segment.")] = None,
+    images: Annotated[list[Path] | None, typer.Argument(help="Volumes, DICOM folders, or folders of them.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for <case>.nii.gz.")] = Path("predictions"),
     part: Annotated[str | None, typer.Option("--part", help="Instead: a part of the run's split, as test.")] = None,
     also: Annotated[
@@ -401,6 +497,32 @@ def _is_out_of_memory(error: Exception) -> bool:
     return (
         isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in said
     )
+
+
+def _refuse_existing(path: Path, overwrite: bool) -> None:
+    from medssl.errors import ConfigError
+
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{path}: exists; choose another name, or replace it with --overwrite")
+
+
+def _keep_splits(out: Path, splits: Sequence[Split], series: str, overwrite: bool) -> None:
+    """Write one split, or a series into a folder, and say whom each holds."""
+    from medssl.data.splits import PARTS, write_series, write_split
+
+    if series:
+        paths = write_series(out, series, splits, overwrite=overwrite)
+    else:
+        write_split(out, splits[0])
+        paths = [out]
+    for path, made in zip(paths, splits, strict=True):
+        print(f"{path}: " + ", ".join(f"{len(getattr(made, part))} {part}" for part in PARTS) + " cases"
+              + f", {len(made.left_out)} left out" * bool(made.left_out))  # fmt: skip
+        who = {made.patients[id] for id in made.labelled}
+        everyone = who | {made.patients[id] for id in made.unlabelled}
+        print(f"{path}: {len(who)} of {len(everyone)} training patients have labels that train")
+    for quirk in dict.fromkeys(quirk for made in splits for quirk in made.quirks):
+        print(f"{out}: {quirk.upper()}, as asked; reports will say so")
 
 
 def _dataset_config(paths: list[Path], sets: list[str] | None = None) -> Any:

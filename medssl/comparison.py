@@ -679,6 +679,13 @@ def _notes_of_protocol(run: Run) -> list[str]:
         )
     if "renamed frames" in run.quirks:
         found.append(f"{name}: its split was read from lists that count a patient's frames (renamed frames).")
+    if "unlabelled labels seen" in run.quirks:
+        found.append(
+            f"{name}: its patients were drawn by what labels hold, among them labels of cases that count as unlabelled "
+            "(stratified by labels): a choice that scans without labels would not allow."
+        )
+    elif "stratified by labels" in run.quirks:
+        found.append(f"{name}: its patients were drawn so that classes and volumes are spread (stratified by labels).")
     if run.settings.get("data.recipe.resize"):
         side = " x ".join(map(str, run.settings["data.recipe.resize"]))
         found.append(

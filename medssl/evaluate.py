@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.data.nifti import SUFFIXES, Volume, by, case_id, corners_apart, is_volume, list_volumes, read_label
+from medssl.data.nifti import SUFFIXES, case_id, is_volume, list_volumes, read_label
+from medssl.data.volume import Volume, by, corners_apart
 from medssl.errors import ConfigError, DataError
 from medssl.logs import log_test_scores
 from medssl.metrics import CONVENTIONS, METRICS, ClassScore, Plan, score_case

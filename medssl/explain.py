@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from medssl.data.nifti import Volume, by, read_label
+from medssl.data.nifti import read_label
+from medssl.data.volume import Volume, by
 from medssl.errors import DataError
 from medssl.foreign import Table, read_table
 from medssl.metrics import CONVENTIONS, METRICS, Status, masks

@@ -20,8 +20,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from medssl.data.nifti import Volume
 from medssl.data.recipe import Turn
+from medssl.data.volume import Volume
 from medssl.statistics import Ranking
 
 BASELINE_COLOUR = "#5c6670"

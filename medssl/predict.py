@@ -13,9 +13,11 @@ import torch
 
 from medssl.checkpoint import load_checkpoint
 from medssl.config import load_yaml, parse
-from medssl.data.nifti import Source, case_id, is_volume, list_volumes, read_image, write_label, write_shares
+from medssl.data.dicom import is_series_folder
+from medssl.data.nifti import case_id, is_volume, list_volumes, read_image, write_label, write_shares
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import PARTS, read_split
+from medssl.data.volume import Source
 from medssl.device import choose_device
 from medssl.errors import ConfigError, DataError
 from medssl.files import write_json
@@ -44,7 +46,8 @@ def predict(
     """Write a class map `<case>.nii.gz` per image, and predictions.json that says how they were made.
 
     Args:
-        images: volume files, or folders of them.
+        images: volume files and folders of a DICOM series, or folders of them; `FOLDER#UID` picks of several series.
+            Names that end in `_0000`, `_0001` and so on are the channels of one case.
         also: other runs, whose class probabilities are averaged with the first one's.
         part: instead of naming images, the raw images of a part of the run's own split, such as `test`.
         uncertainty: also write `uncertainty/<case>.nii.gz`, 1 minus the probability of each voxel's class.
@@ -154,13 +157,14 @@ def _earlier_images(record: Path, facts: dict[str, Any], overwrite: bool) -> dic
     raise ConfigError(f"{record}: tells of predictions made in another way; choose another folder or --overwrite")
 
 
-def _expand(paths: Iterable[Path]) -> list[Path]:
-    found: list[Path] = []
-    for path in paths:
+def _expand(paths: Iterable[Path]) -> list[Source]:
+    found: list[Source] = []
+    for source in (Source.parse(str(path)) for path in paths):
+        path = source.path
         if path.is_dir():
-            found += list_volumes(path)
+            found += [source] if is_series_folder(path) else _inside(path)
         elif path.exists() and is_volume(path):
-            found.append(path)
+            found.append(source)
         else:
             raise DataError(f"{path}: neither a folder nor a volume file")
     if not found:
@@ -168,26 +172,27 @@ def _expand(paths: Iterable[Path]) -> list[Path]:
     return found
 
 
-def _by_id(paths: Sequence[Path], channels: int) -> dict[str, tuple[Source, ...]]:
+def _inside(folder: Path) -> list[Source]:
+    """The volume files of a folder, and its subfolders that hold a DICOM series."""
+    series = sorted(path for path in folder.iterdir() if path.is_dir() and is_series_folder(path))
+    return [Source(path) for path in (*list_volumes(folder), *series)]
+
+
+def _by_id(sources: Sequence[Source], channels: int) -> dict[str, tuple[Source, ...]]:
     """The files of each case; names that all end like `_0000`, one for each channel, belong together."""
-    names = [_CHANNEL.fullmatch(case_id(path)) for path in paths]
-    numbers = {match.group(2) for match in names if match is not None}
-    if None not in names and numbers == {f"{number:04}" for number in range(channels)}:
-        grouped: dict[str, list[Path]] = {}
-        for match, path in sorted(zip(names, paths, strict=True), key=lambda pair: pair[1]):
-            grouped.setdefault(match.group(1), []).append(path)  # type: ignore[union-attr]
-        short = [id for id, files in grouped.items() if len(files) != channels]
-        if short:
-            raise DataError(
-                f"{grouped[short[0]][0]}: case {short[0]} has {len(grouped[short[0]])} of {channels} channels"
-            )
-        return {id: tuple(Source(path) for path in files) for id, files in grouped.items()}
+    names = [source.path.name if source.path.is_dir() else case_id(source.path) for source in sources]
+    matches = [_CHANNEL.fullmatch(name) for name in names]
+    numbers = {match.group(2) for match in matches if match is not None}
+    is_numbered = None not in matches and numbers == {f"{number:04}" for number in range(channels)}
     found: dict[str, tuple[Source, ...]] = {}
-    for path in paths:
-        if case_id(path) in found:
-            other = found[case_id(path)][0]
-            raise DataError(f"{path} and {other} would both be written as {case_id(path)}.nii.gz")
-        found[case_id(path)] = (Source(path),)
+    for name, source in sorted(zip(names, sources, strict=True)):
+        id = name.rpartition("_")[0] if is_numbered else name
+        if id in found and not is_numbered:
+            raise DataError(f"{source} and {found[id][0]} would both be written as {id}.nii.gz")
+        found[id] = (*found.get(id, ()), source)
+    for id, files in found.items():
+        if is_numbered and len(files) != channels:
+            raise DataError(f"{files[0]}: case {id} has {len(files)} of {channels} channels")
     return found
 
 

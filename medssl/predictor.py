@@ -13,8 +13,8 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from medssl.config import Settings
-from medssl.data.nifti import Volume
 from medssl.data.recipe import Prepared, Recipe
+from medssl.data.volume import Volume
 from medssl.device import autocast
 from medssl.errors import ConfigError, DataError
 from medssl.methods.base import Method

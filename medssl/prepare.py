@@ -75,7 +75,7 @@ def _refuse_foreign(out: Path, config: DatasetConfig, overwrite: bool) -> None:
         found = read_prepared(out).config
     except DataError:
         return  # an unfinished folder: go on with it
-    wanted = config.model_copy(update={"root": None, "splits": None})
+    wanted = config.model_copy(update={"root": None, "splits": None, "layout": None})
     if found != wanted and not overwrite:
         there, now = found.model_dump(mode="json"), wanted.model_dump(mode="json")
         lines = [f"  data.{key}: there {there[key]}, now {now[key]}" for key in now if there[key] != now[key]]

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
-from medssl.data.nifti import Volume
 from medssl.data.recipe import Turn
+from medssl.data.volume import Volume
 from medssl.figures import class_colour, grey_window
 
 SIDE = 144

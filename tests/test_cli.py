@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from medssl.cli import app
 from medssl.config import dump
 from medssl.data.nifti import write_image
+from medssl.errors import ConfigError
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -104,6 +105,63 @@ def test_published_lists_split_by_command_and_files_of_ids_win(balls, tmp_path):
     ]  # fmt: skip
     assert found["on-test"]["val"] == found["on-test"]["test"] == plain["test"]
     assert (found["mine"]["unlabelled"], found["mine"]["test"]) == (["ball_01", "ball_09"], ["ball_02"])
+
+
+def test_a_series_of_splits_goes_out_to_nnunet_and_comes_back(balls, tmp_path):
+    steps = [
+        ("split", balls[1], "--labelled", "50%", "--test", 2, "--folds", 3, "--stratify", "-o", tmp_path / "splits"),
+        ("split", "export", *(tmp_path / "splits" / f"fold_{n}.json" for n in range(3)), "--to", "nnunet",
+         "-o", tmp_path / "splits_final.json"),
+        ("split", "import", balls[1], tmp_path / "splits_final.json", "--fold", 1, "-o", tmp_path / "one.json"),
+        ("split", "export", tmp_path / "one.json", "--to", "lists", "-o", tmp_path / "lists"),
+    ]  # fmt: skip
+    said = []
+    for step in steps:
+        done = CliRunner().invoke(app, [str(word) for word in step])
+        assert done.exception is None, done.exception
+        said.append(done.stdout)
+    assert "fold_1.json: 4 of 8 training patients have labels that train" in said[0]
+    assert "STRATIFIED BY LABELS" in said[0]
+    assert "UNLABELLED LABELS SEEN" not in said[0]
+    parts = ("labelled", "unlabelled", "val", "test", "left_out")
+    fold, back = (json.loads((tmp_path / name).read_text()) for name in ("splits/fold_1.json", "one.json"))
+    assert [fold[part] for part in parts] == [back[part] for part in parts]
+    assert (tmp_path / "lists" / "val.list").read_text().split() == back["val"]
+    for step in steps:
+        assert isinstance(CliRunner().invoke(app, [str(word) for word in step]).exception, ConfigError)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--folds", 2, "--draws", 2], "--folds"),
+        (["--folds", 2, "--val", 1], "--folds"),
+        (["--published", "acdc", "--draws", 2], "--published"),
+        (["--published", "ACDC"], "there are acdc, la"),
+        (["--labelled", "1%", "--test", 2], "less than one"),
+        (["--labelled", "few"], "10%"),
+        (["--folds", 20, "--labelled", 1], "only 8 patients"),
+    ],
+)
+def test_wishes_that_do_not_go_together_are_refused(balls, tmp_path, options, said):
+    words = ["split", balls[1], "-o", tmp_path / "out", *options]
+    failure = CliRunner().invoke(app, [str(word) for word in words]).exception
+    assert isinstance(failure, ConfigError)
+    assert said in str(failure)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_number_that_was_not_published_is_taken_and_told(balls, tmp_path):
+    lists = {"name": "toy", "source": "drawn", "labelled": [2], "train": [f"ball_{i:02}" for i in (5, 3, 4)],
+             "test": ["ball_01"]}  # fmt: skip
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(lists))
+    for number, out in ((2, "two.json"), (3, "three.json")):
+        done = medssl(
+            "split", balls[1], "--published", tmp_path / "toy.yaml", "--labelled", number, "-o", tmp_path / out
+        )
+        assert done.returncode == 0, done.stderr
+        assert ("3 labelled of toy were not published; 2 were" in done.stderr) == (number == 3)
+        assert len(json.loads((tmp_path / out).read_text())["labelled"]) == number
 
 
 def test_dry_run_prints_yaml_and_writes_nothing(balls, settings):

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from medssl.cli import app
 from medssl.data.cases import DatasetConfig
 from medssl.data.check import check
-from medssl.data.nifti import Volume, write_image
+from medssl.data.nifti import write_image
+from medssl.data.volume import Volume
 from medssl.figures import class_colour
 from medssl.report.dataset import MOST_CASES, write_dataset_page
 from medssl.thumbnails import SIDE, draw_case

@@ -2,16 +2,18 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from torch import nn
 
 from medssl.checkpoint import load_checkpoint, save_checkpoint
 from medssl.config import merge, parse
-from medssl.data.nifti import read_image, read_label, write_label
+from medssl.data.nifti import read_image, read_label, write_image, write_label
 from medssl.data.prepared import read_prepared
 from medssl.data.recipe import Intensity, Recipe
 from medssl.data.splits import make_split, write_split
@@ -95,7 +97,7 @@ def test_an_identity_network_gives_the_label_back_on_its_own_grid(tmp_path, code
 def test_volumes_smaller_than_the_window_and_odd_ones_come_back_whole(shape):
     rng = np.random.default_rng(0)
     classes = rng.integers(0, 3, shape)
-    from medssl.data.nifti import Volume
+    from medssl.data.volume import Volume
 
     out = identity_predictor().segment(Volume(classes.astype(np.float32), np.eye(4)))
     assert np.array_equal(out, classes)
@@ -163,7 +165,7 @@ def test_slices_of_one_size_come_back_on_the_image_grid(tmp_path, codes):
 
 
 def test_largest_component_is_kept_only_of_the_classes_asked_for():
-    from medssl.data.nifti import Volume
+    from medssl.data.volume import Volume
 
     array = np.zeros((20, 20, 20), np.float32)
     array[2:8, 2:8, 2:8] = array[15:17, 15:17, 15:17] = 1
@@ -350,7 +352,7 @@ def test_the_record_keeps_all_images_of_a_folder_and_refuses_another_making(trai
 
 
 def test_uncertainty_is_one_minus_the_probability_of_the_class():
-    from medssl.data.nifti import Volume
+    from medssl.data.volume import Volume
 
     shares = np.random.default_rng(0).uniform(0, 1, (5, 6, 7)).astype(np.float32)  # between the greys of two classes
     classes, uncertainty = identity_predictor().segment_with_uncertainty(Volume(shares, np.eye(4)))
@@ -361,7 +363,7 @@ def test_uncertainty_is_one_minus_the_probability_of_the_class():
 
 
 def test_a_voxel_that_was_cleaned_away_is_uncertain():
-    from medssl.data.nifti import Volume
+    from medssl.data.volume import Volume
 
     array = np.zeros((20, 20, 20), np.float32)
     array[2:8, 2:8, 2:8] = array[15:17, 15:17, 15:17] = 1
@@ -370,3 +372,59 @@ def test_a_voxel_that_was_cleaned_away_is_uncertain():
     _, uncertainty = predictor.segment_with_uncertainty(Volume(array, np.eye(4)))
     assert uncertainty[16, 16, 16] > 0.99
     assert uncertainty[4, 4, 4] < 0.01
+
+
+def untrained(trained, folder, channels):
+    """A run like `trained`, of a network that takes several channels."""
+    values = load_checkpoint(trained[0] / "last.pt")
+    values["config"]["data"]["channels"] = channels
+    values["method"] = build_method(parse(RunConfig, values["config"])).state_dict()
+    save_checkpoint(folder / "last.pt", values)
+    return folder
+
+
+def test_channels_in_files_of_their_own_are_one_case(trained, tmp_path):
+    run = untrained(trained, tmp_path, ["T1", "T2"])
+    image = trained[1] / "images" / "ball_00.nii.gz"
+    (tmp_path / "two").mkdir()
+    for name in ("a_0001", "b_0001", "b_0000", "a_0000"):
+        shutil.copy(image, tmp_path / "two" / f"{name}.nii.gz")
+    written = predict(run, [tmp_path / "two"], tmp_path / "out", device="cpu")
+    assert [path.name for path in written] == ["a.nii.gz", "b.nii.gz"]
+    images = json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]["a"]
+    assert [Path(image).name for image in images] == ["a_0000.nii.gz", "a_0001.nii.gz"]
+    (tmp_path / "two" / "b_0001.nii.gz").unlink()
+    with pytest.raises(DataError, match="case b has 1 of 2 channels"):
+        predict(run, [tmp_path / "two"], tmp_path / "again", device="cpu")
+
+
+def test_a_dicom_series_is_a_case_named_by_its_folder(trained, tmp_path):
+    run, raw = trained
+    voxels = np.rint(1000 * read_image(raw / "images" / "ball_03.nii.gz").array).astype(np.int16)
+    write_series(tmp_path / "scans" / "patient.7", voxels)
+    write_series(tmp_path / "scans" / "patient.8", voxels)
+    write_image(tmp_path / "same.nii.gz", voxels, np.diag([-1.0, -1.0, 1.0, 1.0]))  # the world of DICOM is LPS
+    written = predict(run, [tmp_path / "scans", tmp_path / "same.nii.gz"], tmp_path / "out", device="cpu")
+    assert [path.name for path in written] == ["patient.7.nii.gz", "patient.8.nii.gz", "same.nii.gz"]
+    found, _, expected = (read_label(path) for path in written)
+    assert np.array_equal(found.array, expected.array)
+    assert np.allclose(found.affine, expected.affine)
+    assert len(np.unique(found.array)) > 1
+
+
+def write_series(folder, voxels):
+    """A DICOM series of 1 mm voxels."""
+    folder.mkdir(parents=True)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for z in range(voxels.shape[2]):
+        image = sitk.GetImageFromArray(voxels[..., z].T[None])
+        for tag, value in {
+            "0008|0060": "MR",
+            "0020|000e": "1.2.3",
+            "0020|0032": f"0\\0\\{z}",
+            "0020|0037": "1\\0\\0\\0\\1\\0",
+        }.items():
+            image.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"{z:03}.dcm"))
+        writer.Execute(image)

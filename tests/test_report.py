@@ -13,7 +13,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from medssl.data.nifti import Volume, read_image, write_image, write_shares
+from medssl.data.nifti import read_image, write_image, write_shares
+from medssl.data.volume import Volume
 from medssl.errors import ConfigError, DataError
 from medssl.evaluate import evaluate_folders
 from medssl.figures import overlay
@@ -343,6 +344,11 @@ def test_rows_of_other_augmentation_or_steps_stay_apart(factory):
 QUIRKS = [
     ({"splits": {"val": ["a", "b"], "quirks": ["selection on test"]}}, "SELECTION ON TEST. Its validation cases are"),
     ({"splits": {"quirks": ["renamed frames"]}}, "(renamed frames)"),
+    ({"splits": {"quirks": ["stratified by labels"]}}, "volumes are spread (stratified by labels)"),
+    (
+        {"splits": {"quirks": ["stratified by labels", "unlabelled labels seen"]}},
+        "labels of cases that count as unlabelled",
+    ),
     ({"settings": {"data.recipe": {"resize": [8, 9]}}}, "slices resized to 8 x 9"),
     ({"settings": {"window.protocol": 0, "data.recipe": {"resize": None}}}, ""),
 ]

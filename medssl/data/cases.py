@@ -11,8 +11,8 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from medssl.config import Settings
-from medssl.data.nifti import Source
 from medssl.data.recipe import Recipe
+from medssl.data.volume import Source
 from medssl.errors import ConfigError, DataError
 
 IGNORED = 255
@@ -64,6 +64,8 @@ class DatasetConfig(Settings):
     """The `data` section: what the dataset holds and how it is prepared."""
 
     name: str
+    layout: str | None = None
+    """How the raw data lie, one of `medssl.data.layouts.LAYOUTS`; by default the first that fits."""
     channels: tuple[str, ...] = ("MRI",)
     """The modalities of a case, in the order of the image's channels."""
     classes: tuple[str, ...] = Field(min_length=2)

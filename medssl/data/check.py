@@ -16,10 +16,11 @@ import numpy as np
 
 from medssl.data.cases import IGNORED, Case, DatasetConfig
 from medssl.data.findings import Facts, Finding, Report
-from medssl.data.layouts import Layout, declared_channels, declared_classes, read_layout
+from medssl.data.layouts import Layout, declared, read_layout
 from medssl.data.looks import Counts, Look, count_voxels, digest, look_at
-from medssl.data.nifti import Source, Volume, as_label, by, case_id, corners_of, read_image, read_volume
+from medssl.data.nifti import as_label, case_id, read_image, read_volume
 from medssl.data.outliers import compare, distances, out_of_family
+from medssl.data.volume import Source, Volume, by, corners_of
 from medssl.errors import DataError
 from medssl.progress import mapper, tracked
 
@@ -42,12 +43,20 @@ Draw = Callable[[Volume, Volume | None], Any]
 """Makes a picture of a readable image and its label, in a worker process; `Facts.picture` holds it."""
 
 
-def check(source: Path, dataset: DatasetConfig | None = None, *, workers: int = 2, draw: Draw | None = None) -> Report:
+def check(
+    source: Path,
+    dataset: DatasetConfig | None = None,
+    *,
+    layout: str | None = None,
+    workers: int = 2,
+    draw: Draw | None = None,
+) -> Report:
     """Read a dataset in any layout and list every finding. Nothing is written.
 
-    Without `dataset`, classes and channels are those that `dataset.json` declares.
+    Without `dataset`, classes and channels are those that the dataset declares itself.
 
     Args:
+        layout: a name of `LAYOUTS`; otherwise that of `dataset`, otherwise the first that fits.
         workers: processes; below 2 all is read in this one.
         draw: a function of a module, called with each image and its label while they are in memory.
 
@@ -55,16 +64,19 @@ def check(source: Path, dataset: DatasetConfig | None = None, *, workers: int = 
         DataError: no known layout, no case in it, or a `dataset.json` that does not fit.
     """
     source = Path(source)
-    layout = read_layout(source, dataset)
-    if not layout.cases:
+    found = read_layout(source, dataset, layout)
+    if not found.cases:
         raise DataError(
-            f"{source}: no volume found among the images; known formats are .nii, .nii.gz, .nrrd, .mha, .mhd"
+            f"{source}: layout {found.name}: no volume found among the images; known formats are .nii, .nii.gz, "
+            ".nrrd, .mha, .mhd"
         )
     if dataset is None:
-        expected = _Expected.plain(declared_classes(source), len(declared_channels(source) or ("",)))
+        said = declared(source, found.name)
+        dataset = said.config(source.name)
+        expected = _Expected.of(dataset) if dataset else _Expected.plain(None, len(said.channels or ("",)))
     else:
         expected = _Expected.of(dataset)
-    return _report(source, layout, expected, workers, draw)
+    return _report(source, found, expected, workers, draw)
 
 
 def check_cases(cases: Sequence[Case], dataset: DatasetConfig | None = None, *, workers: int = 1) -> Report:
@@ -107,7 +119,7 @@ def _report(source: Path | None, layout: Layout, expected: _Expected, workers: i
         *_dataset_findings(source or Path(), facts, expected),
         *compare(cases, facts, expected.classes),
     ]  # fmt: skip
-    return Report(source, cases, tuple(findings), facts, expected.classes, distances(cases, facts))
+    return Report(source, cases, tuple(findings), facts, expected.classes, distances(cases, facts), layout.name or None)
 
 
 def _check_case(case: Case, expected: _Expected, draw: Draw | None = None) -> tuple[Facts, list[Finding]]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from medssl.data.cases import Case
 from medssl.data.looks import Look
-from medssl.data.nifti import by
+from medssl.data.volume import by
 from medssl.errors import DataError
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ class Report:
     """Names by label value; None when nobody declared them."""
     distances: tuple[Distance, ...] = ()
     """Unlabelled cases, the farthest from the labelled ones first; empty where nothing could be compared."""
+    layout: str | None = None
+    """The layout in which the source was read."""
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -119,6 +121,7 @@ class Report:
         """Everything in plain values."""
         return {
             "source": None if self.source is None else str(self.source),
+            "layout": self.layout,
             "summary": self.summary,
             "unusable": list(self.unusable),
             "distances": [distance._asdict() for distance in self.distances],
@@ -148,6 +151,8 @@ class Report:
 
     def _summary_lines(self) -> Iterator[str]:
         facts = self.summary
+        if self.layout:
+            yield f"layout {self.layout}"
         yield (
             f"{facts['cases']} cases: {facts['labelled']} labelled, {facts['unlabelled']} unlabelled, "
             f"{facts['subjects']} subjects; {len(self.unusable)} unusable, {len(self.findings)} findings"

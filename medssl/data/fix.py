@@ -24,19 +24,8 @@ from medssl.data.cases import IGNORED, DatasetConfig
 from medssl.data.check import SHEAR, STRAIGHTENED
 from medssl.data.findings import Report
 from medssl.data.labels import as_classes
-from medssl.data.nifti import (
-    FORM_TOLERANCE,
-    SPACING_TOLERANCE,
-    Affine,
-    Volume,
-    as_label,
-    by,
-    corners_apart,
-    is_volume,
-    read_volume,
-    rewrite,
-    spacing_of,
-)
+from medssl.data.nifti import FORM_TOLERANCE, SPACING_TOLERANCE, as_label, is_volume, read_volume, rewrite
+from medssl.data.volume import Affine, Volume, by, corners_apart, spacing_of
 from medssl.errors import ConfigError, DataError
 from medssl.progress import mapper, tracked
 
@@ -247,9 +236,10 @@ def _mend_header(header: Any, volume: Volume, odd: dict[str, str]) -> Iterator[C
         _scale(header, _UNITS[unit])
         yield "unit", "metres" if unit == 1 else "micrometres", "millimetres"
     affine = volume.affine
-    if "spacing_disagrees" in odd and (true := _behind_unit_sform(header)) is not None:
+    if odd.keys() & {"unit_sform", "spacing_disagrees"} and (true := _behind_unit_sform(header)) is not None:
+        before = by(spacing_of(header.get_sform()))
         header.set_sform(true, int(header["sform_code"]))
-        yield "sform", f"spacing {by(spacing_of(affine))} mm", f"spacing {by(spacing_of(true))} mm, {_origin(header)}"
+        yield "sform", f"spacing {before} mm", f"spacing {by(spacing_of(true))} mm, {_origin(header)}"
         affine = true
     shear = replace(volume, affine=affine).shear
     if SHEAR < shear <= STRAIGHTENED:

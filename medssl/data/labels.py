@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from medssl.data.cases import DatasetConfig
-from medssl.data.nifti import Volume
+from medssl.data.volume import Volume
 from medssl.errors import DataError
 
 

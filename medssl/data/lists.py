@@ -1,15 +1,25 @@
-"""Published lists of patients, as the files of `configs/split/` hold them."""
+"""Lists that others made or read: published ones, as the files of `configs/split/` hold them, nnU-Net's
+splits_final.json, and folders of `*.list`, one id a line."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import PositiveInt
 
-from medssl.config import Settings, merge, parse
-from medssl.data.splits import Part
-from medssl.errors import ConfigError
+from medssl.config import Settings, bundled, found, merge, parse
+from medssl.data.names import read_id_list, resolve_names
+from medssl.data.prepared import PreparedDataset
+from medssl.data.splits import PARTS, Amount, Part, Split, make_split, number_of, refuse_file, shuffled
+from medssl.errors import ConfigError, DataError
+from medssl.files import whole_file, write_json
+
+TRAIN = "train"
+"""A list of patients who train, with their labels or without."""
+FILES = (TRAIN, *PARTS)
 
 
 class PublishedSplit(Settings):
@@ -51,9 +61,159 @@ class PublishedSplit(Settings):
 
 
 def read_published_split(path: Path) -> PublishedSplit:
-    """Read a file of `configs/split/`.
+    """Read a file of `configs/split/`; a word alone, such as `acdc`, names one that the package brings.
 
     Raises:
         ConfigError: it cannot be read, or a key of it is wrong.
     """
-    return parse(PublishedSplit, merge([path]))
+    if path.parent == Path() and not path.suffix:
+        named = bundled(f"split/{path}.yaml")
+        if named is None and not path.is_file():
+            known = bundled("split/acdc.yaml")
+            names = sorted(file.stem for file in known.parent.glob("*.yaml")) if known else []
+            raise ConfigError(f"--published {path}: no such lists; there are {', '.join(names)}, or name a file")
+        path = named or path
+    return parse(PublishedSplit, merge([found(path)]))
+
+
+def import_split(
+    dataset: PreparedDataset,
+    source: Path,
+    *,
+    fold: int | None = None,
+    labelled: Amount = "all",
+    seed: int = 0,
+    renamed_frames: bool = False,
+    rest_unlabelled: bool = False,
+) -> Split:
+    """The split that nnU-Net's splits_final.json or a folder of lists holds.
+
+    Of a training list, cases with a label are labelled and the others unlabelled. The folder holds `train`, or
+    `labelled` and `unlabelled`, and `val` and `test`, each as `.list` or `.txt`; with `labelled` there, `train` is not
+    read. What no list names is left out.
+
+    Args:
+        fold: which entry of splits_final.json; not needed where it has one.
+        labelled: how many patients of the training list keep their labels, a share being one of all its patients: the
+            first of a `train.list`, whose order is a published one, and by `seed` of other lists.
+        renamed_frames: see `make_split`.
+        rest_unlabelled: cases of nobody who validates or tests, and which no list names, are unlabelled.
+
+    Raises:
+        ConfigError: no list is there, the fold does not exist, or a name is unknown.
+        DataError: the file cannot be read, or the lists divide a patient or name a case twice.
+    """
+    if source.is_dir():
+        if fold is not None:
+            raise ConfigError(f"--fold {fold}: {source} holds lists, and these have no folds; leave it out")
+        lists = _read_lists(source)
+    else:
+        lists = _read_nnunet(source, fold)
+    pool = "labelled" if "labelled" in lists else TRAIN
+    ids = resolve_names(dataset, lists, renamed_frames=renamed_frames)
+    order = None if source.is_dir() and pool == TRAIN else seed
+    keep, others = _keep_labels(dataset, ids.pop(pool), labelled, order, f"training patients of {source}")
+    given: dict[Part, Sequence[str]] = {part: ids.get(part, []) for part in PARTS}
+    given |= {"labelled": keep, "unlabelled": [*others, *given["unlabelled"]]}
+    if rest_unlabelled:
+        del given["unlabelled"]
+    split = make_split(dataset, labelled=0, val=0, test=0, seed=seed, given=given, where=str(source))
+    is_drawn = labelled != "all" and order is not None
+    quirks = ("renamed frames", *split.quirks) if renamed_frames else split.quirks
+    return split.model_copy(update={"seed": seed if is_drawn else None, "quirks": quirks})
+
+
+def export_nnunet(splits: Sequence[Split], path: Path) -> None:
+    """Write splits_final.json, each split a fold: `train` holds the labelled cases alone.
+
+    So nnU-Net learns from the labels that medssl learns from. It passes over `unlabelled` and `test`, by which
+    `import_split` finds the whole split again.
+
+    Raises:
+        ConfigError: a split selects on its test cases.
+    """
+    for split in splits:
+        _refuse_test_as_val(split)
+    names = {TRAIN: "labelled", "val": "val", "unlabelled": "unlabelled", "test": "test"}
+    folds = [{name: list(getattr(split, part)) for name, part in names.items()} for split in splits]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, folds)
+
+
+def export_lists(split: Split, folder: Path) -> list[Path]:
+    """Write a `.list` for each part, and train.list: the labelled cases, then the unlabelled ones.
+
+    Raises:
+        ConfigError: the split selects on its test cases.
+    """
+    _refuse_test_as_val(split)
+    refuse_file(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lists: dict[str, tuple[str, ...]] = {part: getattr(split, part) for part in PARTS}
+    lists[TRAIN] = (*split.labelled, *split.unlabelled)
+    for name, ids in lists.items():
+        with whole_file(folder / f"{name}.list") as partial:
+            partial.write_text("".join(f"{id}\n" for id in ids), encoding="utf-8")
+    return [folder / f"{name}.list" for name in lists]
+
+
+def _refuse_test_as_val(split: Split) -> None:
+    if "selection on test" in split.quirks:
+        raise ConfigError("the split validates on its test cases, which other tools' files cannot say; "
+                          "export one that was made without --val-is-test")  # fmt: skip
+
+
+def _read_lists(folder: Path) -> dict[str, list[str]]:
+    files: dict[str, Path] = {}
+    for name in FILES:
+        paths = [path for end in ("list", "txt") if (path := folder / f"{name}.{end}").is_file()]
+        if len(paths) > 1:
+            raise ConfigError(f"{folder}: has {paths[0].name} and {paths[1].name}; keep one")
+        if paths:
+            files[name] = paths[0]
+    if "labelled" in files:
+        files.pop(TRAIN, None)
+    elif TRAIN not in files:
+        files[TRAIN] = folder / f"{TRAIN}_slices.list"
+        if not files[TRAIN].is_file():
+            raise ConfigError(f"{folder}: has neither {TRAIN}.list nor labelled.list (or .txt), so nobody would train")
+    return {name: read_id_list(path) for name, path in files.items()}
+
+
+def _read_nnunet(path: Path, fold: int | None) -> dict[str, list[str]]:
+    try:
+        folds: Any = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a splits_final.json: {error}") from None
+    if not (isinstance(folds, list) and folds and all(map(_is_fold, folds))):
+        raise DataError(f"{path}: expected a list of folds, each {{\"train\": [...], \"val\": [...]}}, as nnU-Net "
+                        "writes it; a splits.json of medssl is used as it is")  # fmt: skip
+    if fold is None and len(folds) > 1:
+        raise ConfigError(f"{path}: has {len(folds)} folds; choose one with --fold, 0 to {len(folds) - 1}")
+    if not 0 <= (fold or 0) < len(folds):
+        raise ConfigError(f"--fold {fold}: {path} has the folds 0 to {len(folds) - 1}")
+    return {name: names for name, names in folds[fold or 0].items() if name in FILES}
+
+
+def _is_fold(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and {TRAIN, "val"} <= value.keys()
+        and all(isinstance(value[name], list) and all(isinstance(id, str) for id in value[name])
+                for name in FILES if name in value)
+    )  # fmt: skip
+
+
+def _keep_labels(
+    dataset: PreparedDataset, ids: Sequence[str], amount: Amount, seed: int | None, of: str
+) -> tuple[list[str], list[str]]:
+    """Cases that train with their label, and those that do not: by patient, in their order or shuffled by `seed`."""
+    patients: Mapping[str, None] = dict.fromkeys(dataset.cases[id].subject for id in ids)
+    annotated = {dataset.cases[id].subject for id in ids if dataset.cases[id].labelled}
+    able = [patient for patient in (patients if seed is None else shuffled(patients, seed)) if patient in annotated]
+    number = len(able) if amount == "all" else number_of(amount, len(patients), of)
+    if number > len(able):
+        raise ConfigError(f"--labelled: {number} patients wanted, only {len(able)} {of} have labels")
+    chosen = set(able[:number])
+    keep = [id for id in ids if dataset.cases[id].labelled and dataset.cases[id].subject in chosen]
+    return keep, [id for id in ids if id not in set(keep)]

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.data.nifti import Volume
 from medssl.data.recipe import Turn
+from medssl.data.volume import Volume
 
 PERCENTILES = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)
 """Of the grey levels in `Look.levels`."""

@@ -1,4 +1,4 @@
-"""Read and write volumes; the only file that touches nibabel and SimpleITK.
+"""Read and write volumes: NIfTI by nibabel, other formats by SimpleITK, DICOM series and HDF5 files by their readers.
 
 An array is indexed `[x, y, z]` as stored in the file, and `affine` takes such an index to RAS
 millimetres (the NIfTI world). Files of other formats come in through SimpleITK, whose LPS world is
@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import gzip
 import io
-import itertools
 import logging
 import math
 import re
 import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +25,14 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
+from medssl.data.dicom import read_series
+from medssl.data.hdf5 import Axes, read_h5
+from medssl.data.volume import Affine, Oddity, Source, Volume, by, corners_apart, spacing_of
 from medssl.errors import DataError
 from medssl.files import whole_file
 
-Affine = NDArray[np.float64]
-"""`(4, 4)`, voxel index to RAS millimetres."""
-
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
+H5_SUFFIXES = (".h5", ".hdf5")
 SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".mha", ".mhd")
 
 INTEGER_TOLERANCE = 1e-3
@@ -47,98 +46,6 @@ _MILLIMETRES = {1: 1000.0, 3: 0.001}  # unit codes of the NIfTI header: metre, m
 _INT32 = np.iinfo(np.int32)
 _NIBABEL_ERRORS = (OSError, ValueError, TypeError, KeyError, ImageFileError, HeaderDataError)
 _QUIET = logging.Logger("quiet", logging.CRITICAL + 1)  # `oddities` tells of repairs, with the file's name
-
-
-@dataclass(frozen=True)
-class Oddity:
-    """Something about a readable file that its owner should know."""
-
-    code: str
-    found: str
-    fix: str
-
-
-@dataclass(frozen=True, order=True)
-class Source:
-    """Where a volume lies: a file or DICOM folder, or a part of one that holds several."""
-
-    path: Path
-    part: str = ""
-    """A frame of a 4D file, counted from 0; a series of a DICOM folder, by its UID; a dataset of an HDF5 file. Empty
-    for all that there is."""
-
-    def __str__(self) -> str:
-        return f"{self.path}#{self.part}" if self.part else str(self.path)
-
-    @classmethod
-    def parse(cls, text: str, base: Path | None = None) -> Source:
-        """What `str` gave, or a path; relative ones start at `base`. A `#` in a file's own name is no mark."""
-        whole = (base or Path()) / text
-        path, mark, part = text.rpartition("#")
-        return cls(whole) if not mark or whole.exists() else cls((base or Path()) / path, part)
-
-    def resolve(self) -> Source:
-        """The same with an absolute path."""
-        return Source(self.path.resolve(), self.part)
-
-
-@dataclass(frozen=True)
-class Volume:
-    """A volume in memory with its place in the world."""
-
-    array: NDArray[Any]
-    """`(X, Y, Z)`, or `(X, Y, Z, M)` for several modalities or time points in one file."""
-    affine: Affine
-    header: nib.Nifti1Header | None = None
-    """The file's own header, kept so that an output can carry it; None when not from NIfTI."""
-    path: Path | None = None
-    scaling: tuple[float, float] = (1.0, 0.0)
-    """Slope and intercept that took the stored voxels to `array`."""
-    oddities: tuple[Oddity, ...] = ()
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Voxels along the three axes of space."""
-        x, y, z = self.array.shape[:3]
-        return x, y, z
-
-    @property
-    def spacing(self) -> tuple[float, float, float]:
-        """Millimetres between neighbouring voxels along each axis."""
-        return spacing_of(self.affine)
-
-    @property
-    def orientation(self) -> str:
-        """Directions in which the stored axes grow, such as RAS."""
-        return "".join(nib.aff2axcodes(self.affine))
-
-    @property
-    def shear(self) -> float:
-        """The largest cosine between two voxel axes; 0 when all are perpendicular."""
-        axes = self.affine[:3, :3] / np.array(self.spacing)
-        return float(np.abs(axes.T @ axes - np.eye(3)).max())
-
-
-def spacing_of(affine: Affine) -> tuple[float, float, float]:
-    """Lengths in millimetres of the three voxel axes of an affine."""
-    x, y, z = np.sqrt((affine[:3, :3] ** 2).sum(0))
-    return float(x), float(y), float(z)
-
-
-def corners_of(shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """`(8, 4)`: the homogeneous indices of a grid's eight corner voxels."""
-    return np.array([(*corner, 1) for corner in itertools.product(*((0, n - 1) for n in shape[:3]))], np.float64)
-
-
-def corners_apart(shape: tuple[int, ...], affine: Affine, other: Affine) -> float:
-    """The largest distance in millimetres between where two affines put a corner voxel of a grid."""
-    steps = corners_of(shape) @ (other - affine).T
-    return float(np.linalg.norm(steps[:, :3], axis=1).max())
-
-
-def by(numbers: Iterable[float]) -> str:
-    """Numbers along the axes, such as 5 x 6 x 7."""
-    return " x ".join(f"{n:.6g}" if isinstance(n, float) else str(n) for n in numbers)
 
 
 def is_volume(path: Path) -> bool:
@@ -180,9 +87,25 @@ def read_volume(source: Path | Source) -> Volume:
 
 def _read(source: Source) -> Volume:
     path, name = source.path, source.path.name.lower()
+    if path.is_dir():
+        return read_series(path, source.part or None)
+    if name.endswith(H5_SUFFIXES):
+        return _read_h5(source)
     _check_file(path)
     volume = _read_nifti(path) if name.endswith(NIFTI_SUFFIXES) else _read_itk(path)
     return _frame(volume, source) if source.part else volume
+
+
+def _read_h5(source: Source) -> Volume:
+    """A data set by name, then what its file does not say: the order of its axes and its spacing."""
+    match = re.fullmatch(r"([^@]*)(?:@(xyz|zyx))?(?:@([\d.]+(?:x[\d.]+x[\d.]+)?))?", source.part)
+    if match is None:
+        raise DataError(
+            f"{source}: after the # a data set is wanted, such as image, image@zyx or image@xyz@0.6x0.6x1.2"
+        )
+    numbers = [float(number) for number in match[3].split("x")] if match[3] else []
+    axes: Axes = "zyx" if match[2] == "zyx" else "xyz"
+    return read_h5(source.path, match[1] or "image", axes=axes, spacing=(numbers * 3)[:3] or None)
 
 
 def _frame(volume: Volume, source: Source) -> Volume:
@@ -324,8 +247,6 @@ def _write(
 
 
 def _check_file(path: Path) -> None:
-    if path.is_dir():
-        raise DataError(f"{path}: a folder, not a volume; convert a DICOM series first, for example with dcm2niix")
     if not path.exists():
         raise DataError(f"{path}: no such file")
     if not is_volume(path):
@@ -345,7 +266,7 @@ def _foreign(head: bytes) -> str | None:
     if head.lstrip().lower().startswith((b"<!doctype html", b"<html", b"<?xml")):
         return "a web page, not a volume; was the download refused?"
     if head[128:132] == b"DICM":
-        return "one DICOM slice; convert the series to NIfTI, for example with dcm2niix"
+        return "one DICOM slice; name the folder of its series"
     if head.startswith(b"PK\x03\x04"):
         return "a zip archive, not a volume; unpack it"
     return None
@@ -371,7 +292,7 @@ def _read_nifti(path: Path) -> Volume:
         repaired.check_fix(_QUIET)
         voxels = ArrayProxy(io.BytesIO(raw), repaired)
         array = np.asanyarray(voxels)
-        affine = np.array(repaired.get_best_affine(), np.float64)
+        affine = np.array(repaired.get_qform() if _is_unit_scale(repaired) else repaired.get_best_affine(), np.float64)
     except _NIBABEL_ERRORS as error:
         raise DataError(f"{path}: cannot be read as NIfTI ({' '.join(str(error).split())})") from None
     except MemoryError:
@@ -449,6 +370,15 @@ def _header_oddities(header: nib.Nifti1Header, repaired: nib.Nifti1Header, affin
     return (*found, *_form_oddities(repaired, affine, np.abs(pixdim)))
 
 
+def _is_unit_scale(header: nib.Nifti1Header) -> bool:
+    """Whether a tool wrote directions without lengths into the sform, as in ACDC, beside a qform that has them."""
+    if int(header["sform_code"]) <= 0 or int(header["qform_code"]) <= 0:
+        return False
+    pixdim = np.abs(np.asarray(header["pixdim"][1:4], np.float64))
+    is_unit = np.allclose(spacing_of(header.get_sform()), 1, atol=1e-3)
+    return bool(is_unit and (np.abs(pixdim - 1) > SPACING_TOLERANCE * np.maximum(pixdim, 1)).any())
+
+
 def _form_oddities(header: nib.Nifti1Header, affine: Affine, pixdim: NDArray[np.float64]) -> tuple[Oddity, ...]:
     """Disagreement between the two affines and the spacing of a header; the sform is the one in use."""
     sform, qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
@@ -457,6 +387,9 @@ def _form_oddities(header: nib.Nifti1Header, affine: Affine, pixdim: NDArray[np.
         return (Oddity("no_orientation", text, "convert again from the source; left and right cannot be told apart"),)
     if not sform:
         return ()
+    if _is_unit_scale(header):
+        text = f"the sform gives a spacing of 1 x 1 x 1 mm, pixdim and qform {by(pixdim)} mm; the qform is used"
+        return (Oddity("unit_sform", text, "rewrite the header (`--fix` does); some tools take the sform"),)
     spacing = np.array(spacing_of(affine))
     if (np.abs(spacing - pixdim) > SPACING_TOLERANCE * np.maximum(spacing, pixdim)).any():
         text = f"the sform gives a spacing of {by(spacing)} mm, pixdim {by(pixdim)} mm; the sform is used"

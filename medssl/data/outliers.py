@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from medssl.data.cases import IGNORED, Case
 from medssl.data.findings import Distance, Facts, Finding
 from medssl.data.looks import Look
-from medssl.data.nifti import by
+from medssl.data.volume import by
 
 FEWEST = 5
 """Cases to compare with; below, nothing is unusual."""

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from medssl.config import parse
 from medssl.data.cases import IGNORED, Case, DatasetConfig
-from medssl.data.nifti import Source
 from medssl.data.recipe import Grid, Prepared
+from medssl.data.volume import Source
 from medssl.errors import DataError
 from medssl.files import write_json
 
@@ -109,7 +109,7 @@ def read_prepared(root: Path) -> PreparedDataset:
 
 def write_dataset(root: Path, config: DatasetConfig, ids: Sequence[str]) -> None:
     """Declare the folder complete."""
-    data = config.model_dump(mode="json", exclude={"root", "splits"})
+    data = config.model_dump(mode="json", exclude={"root", "splits", "layout"})
     write_json(root / "dataset.json", {"format": FORMAT, "data": data, "cases": sorted(ids)})
 
 

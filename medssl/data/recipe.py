@@ -20,7 +20,7 @@ from pydantic import Field, PositiveFloat, model_validator
 from scipy import ndimage
 
 from medssl.config import Settings
-from medssl.data.nifti import Volume, spacing_of
+from medssl.data.volume import Volume, spacing_of
 from medssl.errors import DataError
 
 Triple = tuple[int, int, int]

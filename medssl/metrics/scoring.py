@@ -19,7 +19,7 @@ from medssl.metrics.surfaces import Distances, Mask, between, surface
 from medssl.metrics.table import ClassScore, names, status_of
 
 if TYPE_CHECKING:
-    from medssl.data.nifti import Volume
+    from medssl.data.volume import Volume
 
 LARGEST_LABEL = 2**16 - 1
 """Of a label map; FreeSurfer's go up to some 14,000."""

@@ -12,7 +12,7 @@ from medssl import __version__
 from medssl.data.cases import Case
 from medssl.data.findings import FARTHEST, Facts, Finding, Report
 from medssl.data.looks import PERCENTILES
-from medssl.data.nifti import by
+from medssl.data.volume import by
 from medssl.figures import class_colour, histograms, level_plot
 from medssl.files import whole_file
 from medssl.report.page import Figure, environment, policy, script

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medssl.comparison import Row, Run
-from medssl.data.nifti import Source, Volume, read_image, read_label
+from medssl.data.nifti import read_image, read_label
+from medssl.data.volume import Source, Volume
 from medssl.errors import DataError
 from medssl.figures import View, overlay
 from medssl.metrics import ClassScore

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.data.nifti import Affine, Source, Volume, read_volume, write_image
+from medssl.data.nifti import read_volume, write_image
+from medssl.data.volume import Affine, Source, Volume
 from medssl.errors import ConfigError, DataError
 from medssl.figures import grey_window
 from medssl.files import whole_file

@@ -11,7 +11,8 @@ from rich.console import Console
 from medssl.data.cases import Case, DatasetConfig
 from medssl.data.check import check, check_cases
 from medssl.data.findings import Finding, require_usable
-from medssl.data.nifti import Source, read_label, write_image
+from medssl.data.nifti import read_label, write_image
+from medssl.data.volume import Source
 from medssl.errors import DataError
 
 SHAPE = (5, 6, 7)
@@ -364,7 +365,7 @@ TOLD = {
     "image/rgb.nii.gz": ("unreadable", "colours"),
     "image/complex.nii.gz": ("unreadable", "complex"),
     "image/sheared_sform.nii.gz": ("sheared", "right angles"),
-    "image/sform_unit_scale.nii.gz": ("spacing_disagrees", "1 x 1 x 1", "1.5625 x 1.5625 x 10"),
+    "image/sform_unit_scale.nii.gz": ("unit_sform", "1 x 1 x 1", "1.5625 x 1.5625 x 10"),
     "image/sform_qform_shift.nii.gz": ("forms_disagree", "30 mm", "the sform is used"),
     "image/sform_qform_flip.nii.gz": ("forms_disagree", "RAS and LAS", "the sform is used"),
     "image/no_form_codes.nii.gz": ("no_orientation", "unknown"),

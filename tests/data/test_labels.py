@@ -7,9 +7,10 @@ from pydantic import ValidationError
 from medssl.data.cases import IGNORED, Case, DatasetConfig
 from medssl.data.check import check_cases
 from medssl.data.labels import as_classes
-from medssl.data.nifti import Source, Volume, read_image, read_volume, write_image
+from medssl.data.nifti import read_image, read_volume, write_image
 from medssl.data.prepared import case_digest, read_prepared, write_dataset
 from medssl.data.recipe import Recipe
+from medssl.data.volume import Source, Volume
 from medssl.errors import DataError
 from medssl.prepare import prepare_case
 

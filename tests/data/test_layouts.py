@@ -1,11 +1,25 @@
+import io
 import json
+import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
+from rich.console import Console
+from typer.testing import CliRunner
 
-from medssl.data.cases import DatasetConfig, SubjectRule, subjects_of
-from medssl.data.layouts import declared_channels, declared_classes, read_cases, read_layout
-from medssl.data.nifti import write_image
+from medssl.cli import app
+from medssl.config import dump
+from medssl.data.cases import IGNORED, DatasetConfig, SubjectRule, subjects_of
+from medssl.data.check import check
+from medssl.data.layouts import LAYOUTS, declared, find_reader, read_cases, read_layout
+from medssl.data.layouts.base import Declared
+from medssl.data.layouts.datalist import write_datalist
+from medssl.data.nifti import read_image, write_image
+from medssl.data.prepared import read_prepared
+from medssl.data.volume import Source
 from medssl.errors import ConfigError, DataError
 
 
@@ -14,15 +28,47 @@ def make(root, *names):
         write_image(root / name, np.zeros((5, 6, 7), np.uint8), np.eye(4))
 
 
+def make_nrrd(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        sitk.WriteImage(sitk.GetImageFromArray(np.zeros((7, 6, 5), np.uint8)), str(root / name))
+
+
 def describe(root, **keys):
     (root / "dataset.json").write_text(json.dumps(keys))
 
 
 def pairs(cases, root):
+    """Id, images and label of each case, as they lie below a folder."""
     return [
-        (case.id, *(source and source.path.relative_to(root).as_posix() for source in (*case.images, case.label)))
+        (case.id, *(source and str(source).removeprefix(f"{root}/") for source in (*case.images, case.label)))
         for case in cases
     ]
+
+
+def make_series(folder, uid="1.2.3", slices=3):
+    """A DICOM series of a few slices."""
+    folder.mkdir(parents=True)
+    for number in range(slices):
+        image = sitk.GetImageFromArray(np.full((1, 6, 5), number, np.int16))
+        image.SetOrigin((0, 0, float(number)))
+        tags = {"0020|000e": uid, "0020|0037": "1\\0\\0\\0\\1\\0", "0020|0032": f"0\\0\\{number}", "0028|0030": "1\\1"}
+        for tag, value in tags.items():
+            image.SetMetaData(tag, value)
+        writer = sitk.ImageFileWriter()
+        writer.KeepOriginalImageUIDOn()
+        writer.SetFileName(str(folder / f"{uid}_{number}.dcm"))
+        writer.Execute(image)
+
+
+def make_h5(root, *names, label=True):
+    h5py = pytest.importorskip("h5py")
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(root / name, "w") as file:
+            file["image"] = np.zeros((5, 6, 7), np.float32)
+            if label:
+                file["label"] = np.zeros((5, 6, 7), np.uint8)
 
 
 class TestFolders:
@@ -91,77 +137,553 @@ class TestMsd:
         describe(tmp_path, training=[{"image": f"imagesTr/{name}.nii"} for name in "aab"])
         assert [case.id for case in read_cases(tmp_path)] == ["a", "a", "b"]
 
-    @pytest.mark.parametrize("entry", [{"label": "a.nii"}, {"image": ["a.nii", "b.nii"]}, 3, {"image": 3}])
+    @pytest.mark.parametrize("entry", [{"label": "a.nii"}, {"image": ["a.nii", 3]}, 3, {"image": 3}])
     def test_an_entry_that_does_not_fit_is_shown(self, tmp_path, entry):
         make(tmp_path, "imagesTr/a.nii")
         describe(tmp_path, training=[{"image": "imagesTr/a.nii"}, entry])
         with pytest.raises(DataError, match=r"dataset\.json: entry 1"):
             read_cases(tmp_path)
 
-    def test_without_a_list_files_pair_by_name_and_channel_numbers_go(self, tmp_path):
-        make(tmp_path, "imagesTr/a_0000.nii", "imagesTr/b_0000.nii", "labelsTr/a.nii")
-        describe(tmp_path, channel_names={"0": "MRI"}, labels={"background": 0, "organ": 1})
-        assert pairs(read_cases(tmp_path), tmp_path) == [
-            ("a", "imagesTr/a_0000.nii", "labelsTr/a.nii"),
-            ("b", "imagesTr/b_0000.nii", None),
+    def test_an_entry_may_list_a_file_for_each_modality(self, tmp_path):
+        make(tmp_path, "imagesTr/a_t1.nii", "imagesTr/a_t2.nii", "labelsTr/a.nii")
+        images = ["imagesTr/a_t1.nii", "imagesTr/a_t2.nii"]
+        describe(tmp_path, training=[{"image": images, "label": "labelsTr/a.nii"}])
+        assert pairs(read_cases(tmp_path), tmp_path) == [("a_t1", *images, "labelsTr/a.nii")]
+
+
+class TestChannels:
+    """Files of one channel each, in the folders of two layouts."""
+
+    @pytest.fixture(params=[("folders", "images", "labels"), ("nnunet", "imagesTr", "labelsTr")], ids=lambda p: p[0])
+    def layout(self, request, tmp_path):
+        name, images, labels = request.param
+
+        def build(*names):
+            make(tmp_path, *(name.replace("images", images).replace("labels", labels) for name in names))
+            return [(id, *(Path(f).name for f in files if f)) for id, *files in pairs(read_cases(tmp_path), tmp_path)]
+
+        yield build
+        if (tmp_path / images).is_dir():
+            assert find_reader(tmp_path).name == name
+
+    def test_are_one_case_in_the_order_of_their_numbers(self, layout):
+        found = layout(
+            "images/a_0001.nii", "images/a_0000.nii", "images/b_0000.nii", "images/b_0001.nii", "labels/a.nii"
+        )
+        assert found == [("a", "a_0000.nii", "a_0001.nii", "a.nii"), ("b", "b_0000.nii", "b_0001.nii")]
+
+    def test_one_channel_loses_its_number(self, layout):
+        assert layout("images/a_0000.nii", "images/b_0000.nii", "labels/a.nii") == [
+            ("a", "a_0000.nii", "a.nii"),
+            ("b", "b_0000.nii"),
         ]
 
-    def test_a_file_for_each_channel_is_refused(self, tmp_path):
-        make(tmp_path, "imagesTr/a_0000.nii", "imagesTr/a_0001.nii")
-        describe(tmp_path, channel_names={"0": "T1", "1": "T2"})
-        with pytest.raises(DataError, match="4D"):
+    def test_every_case_that_lacks_one_is_named(self, layout):
+        with pytest.raises(DataError, match=r"(?s)numbered _0000.*  b  b_0001.nii.*  c  c_0000.nii, c_0002.nii"):
+            layout(*(f"images/{n}.nii" for n in ("a_0000", "a_0001", "b_0001", "c_0000", "c_0002")), "labels/a.nii")
+
+    def test_numbers_of_cases_are_no_channels(self, tmp_path):
+        make(tmp_path, *(f"{folder}/scan_{n:04}.nii" for n in range(3) for folder in ("images", "labels")))
+        assert [case.id for case in read_cases(tmp_path)] == ["scan_0000", "scan_0001", "scan_0002"]
+
+    def test_without_labels_a_single_row_of_numbers_counts_cases(self, tmp_path):
+        make(tmp_path, *(f"images/scan_{n:04}.nii" for n in range(3)))
+        assert len(read_cases(tmp_path)) == 3
+
+
+class TestNnunet:
+    def test_pairs_go_by_name_and_unlabelled_images_by_folder_or_by_a_missing_label(self, tmp_path):
+        root = tmp_path / "Dataset001_X"
+        names = ("imagesTr/a", "imagesTr/b", "imagesUn/c", "imagesTs/d")
+        make(root, *(f"{name}_0000.nii" for name in names), "labelsTr/a.nii", "labelsTs/d.nii")
+        describe(root, channel_names={"0": "CT"}, labels={"background": 0, "tooth": 1}, numTraining=2)
+        assert read_layout(root).name == "nnunet"
+        assert pairs(read_cases(root), root) == [
+            ("a", "imagesTr/a_0000.nii", "labelsTr/a.nii"),
+            ("b", "imagesTr/b_0000.nii", None),
+            ("c", "imagesUn/c_0000.nii", None),
+        ]
+
+    def test_the_first_version_lists_names_without_channels(self, tmp_path):
+        make(tmp_path, "imagesTr/a_0000.nii", "labelsTr/a.nii")
+        describe(tmp_path, training=[{"image": "imagesTr/a.nii", "label": "labelsTr/a.nii"}])
+        assert pairs(read_cases(tmp_path), tmp_path) == [("a", "imagesTr/a_0000.nii", "labelsTr/a.nii")]
+
+    def test_a_dataset_that_lists_its_files_wins_over_the_folders(self, tmp_path):
+        make(tmp_path, "imagesTr/no_0000.nii")
+        describe(
+            tmp_path, dataset={"a": {"images": ["x/1.nii", "x/2.nii"], "label": "y.nii"}, "b": {"images": ["z.nii"]}}
+        )
+        assert pairs(read_cases(tmp_path), tmp_path) == [("a", "x/1.nii", "x/2.nii", "y.nii"), ("b", "z.nii", None)]
+
+    @pytest.mark.parametrize("entry", [{}, {"images": []}, {"images": "a"}, {"images": ["a"], "label": 1}, 3])
+    def test_a_listed_case_that_does_not_fit_is_shown(self, tmp_path, entry):
+        describe(tmp_path, dataset={"a": entry})
+        with pytest.raises(DataError, match="case a of `dataset`"):
             read_cases(tmp_path)
 
+    def test_a_label_without_image_and_a_stranger(self, tmp_path):
+        make(tmp_path, "imagesTr/a_0000.nii", "labelsTr/b.nii")
+        (tmp_path / "imagesTr" / "notes.txt").touch()
+        layout = read_layout(tmp_path)
+        assert [path.name for path in (*layout.labels_without_image, *layout.others)] == ["b.nii", "notes.txt"]
 
-class TestNoLayout:
+
+class TestAcdc:
+    def patient(self, root, name, frames=4, annotated=(1, 3), cine=True, gt=True):
+        stem = f"{name}/{Path(name).name}"
+        make(root, *(f"{stem}_frame{n:02}.nii.gz" for n in annotated))
+        make(root, *(f"{stem}_frame{n:02}_gt.nii.gz" for n in annotated if gt))
+        make(root, *([f"{stem}_4d.nii.gz"] if cine else []))
+        (root / name).mkdir(parents=True, exist_ok=True)
+        (root / name / "Info.cfg").write_text(f"ED: 1\nES: 3\nGroup: DCM\nNbFrame: {frames}\n")
+
+    def test_all_frames_are_cases_and_none_is_there_twice(self, tmp_path):
+        self.patient(tmp_path, "patient001")
+        stem = "patient001/patient001"
+        assert pairs(read_cases(tmp_path), tmp_path) == [
+            ("patient001_frame01", f"{stem}_frame01.nii.gz", f"{stem}_frame01_gt.nii.gz"),
+            ("patient001_frame03", f"{stem}_frame03.nii.gz", f"{stem}_frame03_gt.nii.gz"),
+            ("patient001_frame02", f"{stem}_4d.nii.gz#1", None),
+            ("patient001_frame04", f"{stem}_4d.nii.gz#3", None),
+        ]
+        assert {case.subject for case in read_cases(tmp_path)} == {"patient001"}
+
+    @pytest.mark.parametrize("parent", ["", "database/"])
+    def test_the_published_halves_and_the_part_they_stand_for(self, tmp_path, parent):
+        self.patient(tmp_path, f"{parent}training/patient001", cine=False)
+        self.patient(tmp_path, f"{parent}testing/patient101", gt=False)
+        cases = read_cases(tmp_path)
+        assert {(case.subject, case.part) for case in cases} == {("patient001", None), ("patient101", "test")}
+        assert {case.subject for case in cases if case.label} == {"patient001"}
+        assert len(cases) == 2 + 4
+
+    def test_a_frame_of_the_cine_is_the_one_of_that_number(self, tmp_path):
+        self.patient(tmp_path, "patient001", cine=False, annotated=())
+        voxels = np.arange(5 * 6 * 7 * 4, dtype=np.int16).reshape(5, 6, 7, 4)
+        write_image(tmp_path / "patient001/patient001_4d.nii.gz", voxels, np.eye(4))
+        case = next(case for case in read_cases(tmp_path) if case.id == "patient001_frame03")
+        np.testing.assert_array_equal(read_image(*case.images).array, voxels[..., 2])
+
+    def test_a_rule_for_patients_is_not_needed(self, tmp_path):
+        self.patient(tmp_path, "patient001", cine=False)
+        config = DatasetConfig(name="x", classes=("a", "b"), subject=SubjectRule(pattern="(nobody)"))
+        assert {case.subject for case in read_cases(tmp_path, config)} == {"patient001"}
+
+    def test_information_without_frames_is_refused(self, tmp_path):
+        self.patient(tmp_path, "patient001")
+        (tmp_path / "patient001/Info.cfg").write_text("ED: 1\n")
+        with pytest.raises(DataError, match=r"Info\.cfg.*NbFrame"):
+            read_cases(tmp_path)
+
+    def test_its_classes_are_known(self, tmp_path):
+        self.patient(tmp_path, "patient001", annotated=(1,))
+        assert declared(tmp_path).classes == ("background", "right ventricle", "myocardium", "left ventricle")
+
+
+class TestLa:
+    def test_a_case_is_named_by_its_folder(self, tmp_path):
+        make_nrrd(tmp_path, "Training Set/A/lgemri.nrrd", "Training Set/A/laendo.nrrd", "Testing Set/B/lgemri.nrrd")
+        (tmp_path / "Training Set/A/desktop.ini").touch()
+        assert pairs(read_cases(tmp_path), tmp_path) == [
+            ("B", "Testing Set/B/lgemri.nrrd", None),
+            ("A", "Training Set/A/lgemri.nrrd", "Training Set/A/laendo.nrrd"),
+        ]
+        assert [case.part for case in read_cases(tmp_path)] == ["test", None]
+
+    def test_the_atrium_is_255(self, tmp_path):
+        make_nrrd(tmp_path, "A/lgemri.nrrd", "B/laendo.nrrd")
+        assert declared(tmp_path).config("la").places == {0: 0, 255: 1}
+        assert read_layout(tmp_path).labels_without_image == (tmp_path / "B/laendo.nrrd",)
+
+
+class TestSsl4mis:
+    def test_uamt_names_cases_by_folder_and_the_lists_say_the_part(self, tmp_path):
+        make_h5(tmp_path, *(f"2018LA/{name}/mri_norm2.h5" for name in "ABC"))
+        (tmp_path / "train.list").write_text("B\nA\n")
+        (tmp_path / "test.list").write_text("C\n")
+        assert pairs(read_cases(tmp_path), tmp_path) == [
+            (id, *(f"2018LA/{id}/mri_norm2.h5#{part}@xyz@0.625" for part in ("image", "label"))) for id in "BAC"
+        ]
+        assert {case.id: case.part for case in read_cases(tmp_path)} == {"A": "train", "B": "train", "C": "test"}
+        assert read_image(*read_cases(tmp_path)[0].images).spacing == (0.625, 0.625, 0.625)
+
+    def test_ssl4mis_volumes_have_other_axes_patients_and_no_slices(self, tmp_path):
+        make_h5(tmp_path, "data/patient001_frame01.h5", "data/slices/patient001_frame01_slice_1.h5")
+        make_h5(tmp_path, "data/patient001_frame02.h5", label=False)
+        (tmp_path / "train_slices.list").write_text("patient001_frame01_slice_1\n")
+        assert pairs(read_cases(tmp_path), tmp_path) == [
+            ("patient001_frame01", *(f"data/patient001_frame01.h5#{part}@zyx" for part in ("image", "label"))),
+            ("patient001_frame02", "data/patient001_frame02.h5#image@zyx", None),
+        ]
+        assert {case.subject for case in read_cases(tmp_path)} == {"patient001"}
+        assert read_image(*read_cases(tmp_path)[0].images).shape == (7, 6, 5)
+
+    def test_a_datalist_says_what_a_file_does_not(self, tmp_path):
+        make_h5(tmp_path, "a.h5")
+        (tmp_path / "x.csv").write_text("image\na.h5#image@zyx@1.5x1.25x10\n")
+        image = read_image(*read_cases(tmp_path / "x.csv")[0].images)
+        assert (image.shape, image.spacing) == ((7, 6, 5), (1.5, 1.25, 10.0))
+        for part in ("image@yxz", "image@xyz@", "image@xyz@1x2", "image@xyz@0"):
+            with pytest.raises((DataError, ConfigError), match=r"image@zyx|spacing"):
+                read_image(Source(tmp_path / "a.h5", part))
+
+    def test_labelled_and_unlabelled_lists_refine_that_of_training(self, tmp_path):
+        make_h5(tmp_path, "a.h5", "b.h5", "c.h5")
+        for name, ids in {"train": "a b c", "train_lab": "a", "train_unlab": "b.h5 c"}.items():
+            (tmp_path / f"{name}.txt").write_text("\n".join(ids.split()))
+        parts = {case.id: case.part for case in read_cases(tmp_path)}
+        assert parts == {"a": "labelled", "b": "unlabelled", "c": "unlabelled"}
+
+    def test_a_case_in_two_parts_is_refused(self, tmp_path):
+        make_h5(tmp_path, "a.h5")
+        for name in ("train", "test"):
+            (tmp_path / f"{name}.list").write_text("a\n")
+        with pytest.raises(DataError, match=r"test\.list: lists a for test, and .*train\.list lists it for train"):
+            read_cases(tmp_path)
+
+    def test_a_listed_case_without_a_file_is_left_for_check_to_name(self, tmp_path):
+        make_h5(tmp_path, "a.h5")
+        (tmp_path / "train.list").write_text("a\nb\n")
+        (fault,) = check(tmp_path, workers=0).errors
+        assert (fault.case, fault.code) == ("b", "unreadable")
+
+
+class TestDicom:
+    def test_a_case_is_named_by_its_patient_and_by_the_way_to_it_where_there_are_several(self, tmp_path):
+        for folder in ("anna/study/one", "bert/pre", "bert/post"):
+            make_series(tmp_path / folder)
+        make(tmp_path, "labels/anna.nii.gz", "labels/bert_pre.nii.gz", "labels/carl.nii.gz")
+        layout = read_layout(tmp_path)
+        assert layout.name == "dicom"
+        assert pairs(layout.cases, tmp_path) == [
+            ("anna", "anna/study/one", "labels/anna.nii.gz"),
+            ("bert_post", "bert/post", None),
+            ("bert_pre", "bert/pre", "labels/bert_pre.nii.gz"),
+        ]
+        assert [case.subject for case in layout.cases] == ["anna", "bert", "bert"]
+        assert [path.name for path in layout.labels_without_image] == ["carl.nii.gz"]
+        assert read_image(*layout.cases[0].images).shape == (5, 6, 3)
+
+    def test_the_source_may_be_the_series(self, tmp_path):
+        make_series(tmp_path / "scan")
+        assert pairs(read_cases(tmp_path / "scan"), tmp_path) == [("scan", "scan", None)]
+
+    def test_series_among_the_images_of_folders(self, tmp_path):
+        make_series(tmp_path / "images" / "a")
+        make(tmp_path, "images/b.nii", "labels/a.nii")
+        layout = read_layout(tmp_path)
+        assert pairs(layout.cases, tmp_path) == [("b", "images/b.nii", None), ("a", "images/a", "labels/a.nii")]
+        assert layout.others == ()
+
+    def test_of_several_series_in_a_folder_a_datalist_picks_one(self, tmp_path):
+        make_series(tmp_path / "more", uid="1.2.3")
+        make_series(tmp_path / "scan", uid="1.2.4", slices=4)
+        for path in (tmp_path / "more").iterdir():
+            path.rename(tmp_path / "scan" / path.name)
+        (fault,) = check(tmp_path, layout="dicom", workers=0).errors
+        assert "1.2.3" in fault.found
+        assert "1.2.4" in fault.found
+        (tmp_path / "list.csv").write_text("id,image\na,scan#1.2.4\n")
+        assert read_image(*read_cases(tmp_path / "list.csv")[0].images).shape == (5, 6, 4)
+
+
+class TestPairs:
+    def test_in_one_folder_by_the_last_word_of_the_name(self, tmp_path):
+        make(tmp_path, "a.nii", "a_label.nii.gz", "b-x.nii", "b-x.seg.nii", "c.nii", "d_gt.nii", "glabel.nii")
+        layout = read_layout(tmp_path)
+        assert layout.name == "pairs"
+        assert pairs(layout.cases, tmp_path) == [
+            ("a", "a.nii", "a_label.nii.gz"),
+            ("b-x", "b-x.nii", "b-x.seg.nii"),
+            ("c", "c.nii", None),
+            ("glabel", "glabel.nii", None),
+        ]
+        assert [path.name for path in layout.labels_without_image] == ["d_gt.nii"]
+
+    def test_in_a_folder_for_each_case(self, tmp_path):
+        make(tmp_path, "p1/image.nii", "p1/label.nii", "p2/ct.nii", "p3/x.nii", "p3/y.nii", "p3/y_mask.nii")
+        cases = read_cases(tmp_path)
+        assert pairs(cases, tmp_path) == [
+            ("p1", "p1/image.nii", "p1/label.nii"),
+            ("p2", "p2/ct.nii", None),
+            ("p3_x", "p3/x.nii", None),
+            ("p3_y", "p3/y.nii", "p3/y_mask.nii"),
+        ]
+        assert [case.subject for case in cases] == ["p1", "p2", "p3", "p3"]
+
+
+class TestDatalist:
+    def read(self, path, text, **options):
+        path.write_text(text, **options)
+        return read_cases(path)
+
+    def test_csv_names_everything(self, tmp_path):
+        cases = self.read(
+            tmp_path / "x.csv",
+            "id,image,label,patient,split,age\na,s/1.nii,s/1_gt.nii,anna,train,7\n\nb,/abs/2.nii,,anna,Test,8\n",
+            encoding="utf-8-sig",
+        )
+        assert pairs(cases, tmp_path) == [("a", "s/1.nii", "s/1_gt.nii"), ("b", "/abs/2.nii", None)]
+        assert [(case.subject, case.part) for case in cases] == [("anna", "train"), ("anna", "test")]
+
+    @pytest.mark.parametrize(
+        "text",
+        ["image_0,image_1\na_0000.nii,b.nii\n", "images\na_0000.nii; b.nii\n", "image_1;image_0\nb.nii;a_0000.nii\n"],
+    )
+    def test_csv_names_several_images(self, tmp_path, text):
+        assert pairs(self.read(tmp_path / "x.csv", text), tmp_path) == [("a", "a_0000.nii", "b.nii", None)]
+
+    def test_json_of_monai(self, tmp_path):
+        lists = {
+            "name": "x",
+            "numTraining": 1,
+            "training": [{"image": ["a.nii", "b.nii"], "label": "l.nii", "fold": 0}],
+            "validation": [{"image": "c.nii", "label": "m.nii"}],
+            "test": ["d.nii"],
+        }
+        cases = self.read(tmp_path / "x.json", json.dumps(lists))
+        assert pairs(cases, tmp_path) == [
+            ("a", "a.nii", "b.nii", "l.nii"),
+            ("c", "c.nii", "m.nii"),
+            ("d", "d.nii", None),
+        ]
+        assert [case.part for case in cases] == ["train", "val", "test"]
+
+    def test_json_as_a_list(self, tmp_path):
+        entries = [{"id": 7, "image": "cine.nii.gz#3", "patient": "p", "split": "unlabeled"}]
+        (case,) = self.read(tmp_path / "x.json", json.dumps(entries))
+        assert (case.id, case.images[0].part, case.subject, case.part) == ("7", "3", "p", "unlabelled")
+
+    def test_its_patients_win_over_a_rule_which_is_asked_without_them(self, tmp_path):
+        config = DatasetConfig(name="x", classes=("a", "b"), subject=SubjectRule(pattern=r"(p\d)"))
+        for header, subject in (("image,patient\np1_x.nii,anna\n", "anna"), ("image\np1_x.nii\n", "p1")):
+            (tmp_path / "x.csv").write_text(header)
+            assert [case.subject for case in read_cases(tmp_path / "x.csv", config)] == [subject]
+
+    @pytest.mark.parametrize(
+        ("name", "text", "words"),
+        [
+            ("x.csv", "id,lable,image\n", "'lable'; did you mean 'label'"),
+            ("x.csv", "id,file\n", "no column `image`.*it has id, file"),
+            ("x.csv", "", "it has none"),
+            ("x.csv", "image,split\na.nii,maybe\n", "line 2: split 'maybe'; known are train"),
+            ("x.csv", "image,split\na.nii,train,x\n", "line 2 has more cells than the 2 columns"),
+            ("x.csv", "id,image\na,\n", "line 2 must name an image"),
+            ("x.csv", "image_0,image_1\n,b.nii\n", "line 2 must name an image"),
+            ("x.json", "{", "cannot be read as JSON"),
+            ("x.json", "3", "expected a list"),
+            ("x.json", '{"training": [3]}', "entry 0 of `training`"),
+            ("x.json", '{"trainings": [{"image": "a"}]}', "a list of cases under 'trainings'"),
+            ("x.json", '[{"image": ["a", 3.5]}]', "entry 0 must name an image"),
+        ],
+    )
+    def test_what_does_not_fit_is_said(self, tmp_path, name, text, words):
+        with pytest.raises(DataError, match=rf"{re.escape(name)}.*{words}"):
+            self.read(tmp_path / name, text)
+
+    def test_what_is_written_reads_the_same(self, tmp_path):
+        make(tmp_path / "data", "images/a_0000.nii", "images/a_0001.nii", "images/b_0000.nii", "images/b_0001.nii")
+        make(tmp_path / "data", "labels/a.nii")
+        cases = read_cases(tmp_path / "data")
+        cases[0] = replace(cases[0], part="val", subject="é")
+        for path in (tmp_path / "list.csv", tmp_path / "far" / "off" / "list.csv"):
+            write_datalist(path, cases)
+            assert read_cases(path) == cases
+
+    def test_of_nothing_nothing_is_written(self, tmp_path):
+        with pytest.raises(DataError, match="no case"):
+            write_datalist(tmp_path / "x.csv", [])
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestDetection:
     def test_the_message_says_what_was_looked_for_and_found(self, tmp_path):
         (tmp_path / "scans").mkdir()
-        with pytest.raises(DataError, match=r"(?s)images/ .*imagesTr/.*found scans/"):
+        with pytest.raises(DataError, match=r"(?s)in this order.*imagesTr/.*images/ .*found scans/") as caught:
             read_cases(tmp_path)
+        for name in LAYOUTS:
+            assert re.search(rf"^    {name} ", str(caught.value), re.MULTILINE)
 
-    def test_a_folder_that_is_absent_or_a_file(self, tmp_path):
-        with pytest.raises(DataError, match="no such folder"):
+    def test_a_source_that_is_absent_or_a_file(self, tmp_path):
+        with pytest.raises(DataError, match="no such file or folder"):
             read_cases(tmp_path / "absent")
-        (tmp_path / "file").touch()
-        with pytest.raises(DataError, match="not a folder"):
-            read_cases(tmp_path / "file")
+        (tmp_path / "file.txt").touch()
+        with pytest.raises(DataError, match=r"(?s)no dataset found.*a file named \*\.txt"):
+            read_cases(tmp_path / "file.txt")
+
+    def test_the_order_decides_where_several_fit_and_a_name_overrules_it(self, tmp_path):
+        make(tmp_path, "images/a.nii", "imagesTr/b_0000.nii", "imagesTr/c.nii", "labelsTr/c.nii")
+        describe(tmp_path, training=[{"image": "imagesTr/c.nii", "label": "labelsTr/c.nii"}])
+        fitting = [name for name, reader in LAYOUTS.items() if name != "datalist" and reader.fits(tmp_path)]
+        assert fitting == ["nnunet", "msd", "folders", "pairs"]
+        assert read_layout(tmp_path).name == "nnunet"
+        assert [case.id for case in read_cases(tmp_path, layout="folders")] == ["a"]
+        config = DatasetConfig(name="x", classes=("a", "b"), layout="msd")
+        assert read_layout(tmp_path, config).name == "msd"
+        assert read_layout(tmp_path, config, "folders").name == "folders"
+
+    def test_an_unknown_name_and_one_that_cannot_be(self, tmp_path):
+        with pytest.raises(ConfigError, match=r"layout 'nonsense'.*known are datalist, nnunet"):
+            read_cases(tmp_path, layout="nonsense")
+        with pytest.raises(DataError, match="no dataset found"):
+            read_cases(tmp_path, layout="datalist")
+        with pytest.raises(DataError, match="layout la: no volume found"):
+            check(tmp_path, layout="la")
+
+    def test_check_names_the_layout(self, tmp_path):
+        make(tmp_path, "images/a.nii")
+        report = check(tmp_path, workers=0)
+        assert report.to_json()["layout"] == "folders"
+        console = Console(file=io.StringIO())
+        report.print(console)
+        assert "layout folders" in console.file.getvalue()
+
+    def test_docs_show_every_layout_in_the_order_of_detection(self):
+        page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+        names = re.findall(r"^\| `(\w+)` \|.*`medssl check .*` \|$", page, re.MULTILINE)
+        assert names == list(LAYOUTS)
+
+
+class TestCommands:
+    """`medssl check` and `medssl prepare` take a datalist, and a layout by name."""
+
+    @pytest.fixture
+    def run(self, balls, tmp_path):
+        config = {"data": {"name": "balls", "classes": ["background", "shell", "core"], "recipe": {"crop": False}}}
+        dump(config, tmp_path / "balls.yaml")
+
+        def run(command, *words):
+            words = [command, *map(str, words), "--config", str(tmp_path / "balls.yaml"), "--workers", "0"]
+            return CliRunner().invoke(app, words, catch_exceptions=False)
+
+        return run
+
+    def test_check_prints_the_layout(self, run, balls):
+        assert "layout folders" in run("check", balls[0]).output
+        assert json.loads(run("check", balls[0], "--layout", "folders", "--json").stdout)["layout"] == "folders"
+
+    def test_a_name_that_does_not_fit_finds_nothing(self, run, balls):
+        with pytest.raises(DataError, match="layout msd"):
+            run("check", balls[0], "--layout", "msd")
+
+    def test_a_datalist_gives_the_same_store_and_keeps_part_and_patient(self, run, balls, tmp_path):
+        cases = read_cases(balls[0])
+        write_datalist(tmp_path / "list.csv", [replace(case, part="test", subject="one") for case in cases])
+        before = sorted((path, path.stat().st_mtime_ns) for path in balls[0].rglob("*"))
+        assert run("prepare", tmp_path / "list.csv", tmp_path / "prepared").exit_code == 0
+        assert sorted((path, path.stat().st_mtime_ns) for path in balls[0].rglob("*")) == before
+        found = read_prepared(tmp_path / "prepared").cases
+        assert {(case.subject, case.part) for case in found.values()} == {("one", "test")}
+        for id, case in read_prepared(balls[1]).cases.items():
+            np.testing.assert_array_equal(found[id].open_image()[...], case.open_image()[...])
+            assert found[id].labelled == case.labelled
+
+    def test_naming_the_layout_does_not_prepare_anew(self, run, balls, tmp_path):
+        assert run("prepare", balls[0], tmp_path / "prepared").exit_code == 0
+        times = {path: path.stat().st_mtime_ns for path in (tmp_path / "prepared").rglob("*.b2nd")}
+        assert run("prepare", balls[0], tmp_path / "prepared", "--layout", "folders").exit_code == 0
+        assert {path: path.stat().st_mtime_ns for path in (tmp_path / "prepared").rglob("*.b2nd")} == times
 
 
 class TestDeclarations:
+    @pytest.fixture
+    def said(self, tmp_path):
+        make(tmp_path, "images/a.nii")
+
+        def say(**keys):
+            describe(tmp_path, **keys)
+            return declared(tmp_path)
+
+        return say
+
     @pytest.mark.parametrize(
         "labels",
         [
             {"0": "background", "1": "a", "2": "b"},
             {"b": 2, "background": 0, "a": 1},
             {"2": "b", "0": "background", "1": "a"},
+            ["background", "a", "b"],
         ],
     )
-    def test_both_spellings_of_classes(self, tmp_path, labels):
-        describe(tmp_path, labels=labels)
-        assert declared_classes(tmp_path) == ("background", "a", "b")
+    def test_both_spellings_of_classes(self, said, labels):
+        assert said(labels=labels) == Declared(classes=("background", "a", "b"))
 
     @pytest.mark.parametrize("key", ["modality", "channel_names"])
-    def test_both_spellings_of_channels(self, tmp_path, key):
-        describe(tmp_path, **{key: {"1": "T2", "0": "T1"}})
-        assert declared_channels(tmp_path) == ("T1", "T2")
+    def test_both_spellings_of_channels(self, said, key):
+        assert said(**{key: {"1": "T2", "0": "T1"}}).channels == ("T1", "T2")
 
-    def test_nothing_declared(self, tmp_path):
-        assert declared_classes(tmp_path) is None
-        describe(tmp_path, name="x")
-        assert declared_classes(tmp_path) is None
-        assert declared_channels(tmp_path) is None
+    def test_channels_have_no_gaps(self, said):
+        with pytest.raises(DataError, match="numbered 0, 1"):
+            said(modality={"0": "T1", "2": "T2"})
 
-    @pytest.mark.parametrize("labels", [{"0": "background", "2": "a"}, {"background": 0, "a": [1, 2]}, {"a": 1}, "a"])
-    def test_values_with_gaps_or_regions_are_refused(self, tmp_path, labels):
-        describe(tmp_path, labels=labels)
+    def test_nothing_declared(self, tmp_path, said):
+        assert declared(tmp_path) == said(name="x") == Declared()
+
+    @pytest.mark.parametrize("labels", [{"0": "background", "3": "a", "9": "b"}, {"background": 0, "a": 3, "b": 9}])
+    def test_gaps_between_values(self, said, labels):
+        found = said(labels=labels)
+        assert found.classes == ("background", "a", "b")
+        assert found.config("x").places == {0: 0, 3: 1, 9: 2}
+
+    @pytest.mark.parametrize(
+        "labels", [{"background": 0, "a": 1, "ignore": 2}, {"0": "background", "1": "a", "2": "ignore"}]
+    )
+    def test_both_spellings_of_ignore(self, said, labels):
+        found = said(labels=labels)
+        assert (found.classes, found.ignore) == (("background", "a"), (2,))
+
+    def test_overlapping_lists_are_regions_over_what_they_tell_apart(self, said):
+        labels = {"background": 0, "whole tumour": [1, 2, 3], "core": [2, 3], "enhancing": 3, "ignore": 4}
+        found = said(labels=labels)
+        assert found.classes == ("background", "rest of whole tumour", "rest of core", "enhancing")
+        assert found.regions == {
+            "whole tumour": ("rest of whole tumour", "rest of core", "enhancing"),
+            "core": ("rest of core", "enhancing"),
+        }
+        assert found.config("x").places == {0: 0, 1: 1, 2: 2, 3: 3, 4: IGNORED}
+
+    @pytest.mark.parametrize(
+        "labels",
+        [
+            {"background": 0, "tooth": [11, 12], "jaw": [1]},
+            {"0": "background", "11": "tooth", "12": "tooth", "1": "jaw"},
+        ],
+    )
+    def test_a_list_that_overlaps_no_other_is_a_class(self, said, labels):
+        found = said(labels=labels)
+        assert found.classes == ("background", "jaw", "tooth")
+        assert found.values == {"tooth": (11, 12)}
+        assert found.regions == {}
+
+    def test_crossing_regions_get_names_that_differ(self, said):
+        found = said(labels={"background": 0, "a": [1, 2, 4], "b": [2, 3, 4]})
+        assert len(set(found.classes)) == 4
+        assert found.config("x").places == {0: 0, 1: 1, 2: 2, 4: 2, 3: 3}
+        assert {name: len(classes) for name, classes in found.regions.items()} == {"a": 2, "b": 2}
+
+    @pytest.mark.parametrize(
+        "labels", [{"a": 1}, "a", {"background": 0}, {"0": "background", "a": "x"}, {"background": 0, "a": -1}]
+    )
+    def test_labels_that_do_not_fit(self, said, labels):
         with pytest.raises(DataError, match=r"dataset\.json: `labels`"):
-            declared_classes(tmp_path)
+            said(labels=labels)
 
     @pytest.mark.parametrize("text", ["{", "[1]", ""])
     def test_a_broken_description_is_named(self, tmp_path, text):
+        (tmp_path / "images").mkdir()
         (tmp_path / "dataset.json").write_text(text)
         with pytest.raises(DataError, match=r"dataset\.json"):
-            declared_classes(tmp_path)
+            declared(tmp_path)
+
+    def test_check_without_a_configuration_knows_them(self, tmp_path):
+        make(tmp_path, "imagesTr/a_0000.nii")
+        write_image(tmp_path / "labelsTr/a.nii", np.arange(210).reshape(5, 6, 7).astype(np.uint8) % 5, np.eye(4))
+        labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "ignore": 4}
+        describe(tmp_path, channel_names={"0": "CT"}, labels=labels)
+        report = check(tmp_path, workers=0)
+        assert report.errors == ()
+        assert report.classes == ("background", "rest of whole", "core")
 
 
 class TestSubjects:

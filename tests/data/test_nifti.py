@@ -5,16 +5,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from medssl.data.nifti import (
-    Volume,
-    case_id,
-    list_volumes,
-    read_image,
-    read_label,
-    read_volume,
-    write_image,
-    write_label,
-)
+from medssl.data.nifti import case_id, list_volumes, read_image, read_label, read_volume, write_image, write_label
+from medssl.data.volume import Volume
 from medssl.errors import DataError
 
 SHAPE = (5, 6, 7)
@@ -102,7 +94,7 @@ class TestRefusal:
     def test_missing_file_folder_and_unknown_format(self, tmp_path):
         assert "no such file" in self.refused(tmp_path / "a.nii.gz")
         (tmp_path / "series").mkdir()
-        assert "dcm2niix" in self.refused(tmp_path / "series")
+        assert "no DICOM" in self.refused(tmp_path / "series")
         (tmp_path / "a.img").write_bytes(b"1234")
         assert "known are" in self.refused(tmp_path / "a.img")
 
@@ -185,6 +177,16 @@ class TestOddities:
         path = save(tmp_path / "a.nii", ramp())
         x, y, z = read_image(path).spacing
         assert codes(patch(path, qform_code=0, pixdim=(1, x, y, z * factor, 1, 1, 1, 1))) == expected
+
+    @pytest.mark.parametrize(("qform_code", "used"), [(1, (1.5, 1.5, 10.0)), (0, (1.0, 1.0, 1.0))])
+    def test_a_sform_without_lengths_gives_way_to_a_qform_that_has_them(self, tmp_path, qform_code, used):
+        path = save(tmp_path / "a.nii", ramp(), affine=np.diag([1.5, 1.5, 10.0, 1.0]))
+        rows = {f"srow_{axis}": row for axis, row in zip("xyz", np.eye(4), strict=False)}
+        patch(path, qform_code=qform_code, **rows)
+        assert read_image(path).spacing == used
+        assert codes(path) == ["unit_sform" if qform_code else "spacing_disagrees"]
+        write_label(tmp_path / "label.nii.gz", np.zeros(SHAPE, np.uint8), like=read_image(path))
+        assert read_label(tmp_path / "label.nii.gz").spacing == used
 
     def test_forms_that_place_the_volume_differently(self, tmp_path):
         path = patch(save(tmp_path / "a.nii", ramp()), qoffset_x=OBLIQUE[0, 3] + 30)

@@ -8,8 +8,8 @@ import pytest
 from pydantic import ValidationError
 from scipy import ndimage
 
-from medssl.data.nifti import Volume
 from medssl.data.recipe import Grid, Intensity, Recipe, Turn
+from medssl.data.volume import Volume
 from medssl.errors import DataError
 
 ORIENTATIONS = ["RAS", "LPS", "LAS", "PIR", "SLA", "IAR", "ALS", "RSP"]

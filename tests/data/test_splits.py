@@ -1,14 +1,29 @@
 """Splits: by patient, nested, checked against the dataset, given lists first."""
 
 import json
+from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 
+from medssl.bench import Bench, BenchConfig, write_splits
+from medssl.config import bundled
 from medssl.data.cases import Case, DatasetConfig
-from medssl.data.nifti import Source
 from medssl.data.prepared import PreparedCase, PreparedDataset
 from medssl.data.recipe import Grid
-from medssl.data.splits import PARTS, Split, make_split, read_split, write_split
+from medssl.data.splits import (
+    PARTS,
+    Split,
+    declared_parts,
+    make_draws,
+    make_folds,
+    make_split,
+    parse_amount,
+    read_split,
+    write_series,
+    write_split,
+)
+from medssl.data.volume import Source
 from medssl.errors import ConfigError, DataError
 
 GRID = Grid(
@@ -223,3 +238,206 @@ def test_frames_that_are_not_there_are_named(tmp_path, names, said):
     with pytest.raises(ConfigError, match=said):
         make_split(make_frames(tmp_path, RAW), labelled=0, val=0, test=0, seed=0, given={"labelled": names},
                    renamed_frames=True)  # fmt: skip
+
+
+# ---- shares, folds and draws
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"),
+    [("8", 8), ("0", 0), ("10%", Fraction(1, 10)), ("2.5 %", Fraction(1, 40)), ("100%", Fraction(1)), ("all", "all")],
+)
+def test_an_amount_is_a_number_a_share_or_all(text, amount):
+    assert parse_amount(text) == amount
+
+
+@pytest.mark.parametrize("text", ["-1", "ten", "0%", "101%", "1.5", "%", ""])
+def test_other_amounts_are_refused(text):
+    with pytest.raises(ConfigError, match="expected a number such as 8, a percentage such as 10%, or all"):
+        parse_amount(text)
+
+
+@pytest.mark.parametrize(
+    ("share", "unit", "number"),
+    [("5%", "patients", 3), ("10%", "patients", 7), ("20%", "patients", 14), ("29%", "patients", 20),
+     ("10%", "cases", 14), ("100%", "patients", 70)],
+)  # fmt: skip
+def test_a_share_counts_those_who_train_and_is_rounded_down(tmp_path, share, unit, number):
+    dataset = make_dataset(tmp_path, patients=100, unlabelled=())
+    held = {"val": 10, "test": 20} if unit == "patients" else {"val": 20, "test": 40}
+    split = make_split(dataset, labelled=parse_amount(share), seed=0, unit=unit, **held)
+    assert len(split.labelled if unit == "cases" else subjects(split, dataset)["labelled"]) == number
+
+
+def test_a_share_counts_patients_without_labels_too(tmp_path):
+    bare = {f"p{n:02}_{scan}" for n in range(10) for scan in "ab"}
+    dataset = make_dataset(tmp_path, patients=20, unlabelled=bare)
+    few = make_split(dataset, labelled=Fraction(1, 4), val=0, test=4, seed=0)
+    assert len(subjects(few, dataset)["labelled"]) == 4
+    every = make_split(dataset, labelled="all", val=2, test=4, seed=0)
+    assert len(subjects(every, dataset)["labelled"]) == 4
+    assert set(every.unlabelled) == bare
+    with pytest.raises(ConfigError, match="16 patients wanted, only 6"):
+        make_split(dataset, labelled=Fraction(1), val=0, test=4, seed=0)
+
+
+def test_a_share_of_less_than_one_patient_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"--labelled 10%: of 7 training patients that is less than one"):
+        make_split(make_dataset(tmp_path), labelled=Fraction(1, 10), val=2, test=3, seed=0)
+
+
+def test_a_split_of_lists_alone_has_no_seed(tmp_path):
+    given = {"labelled": ["p00"], "val": ["p01"], "test": ["p02"]}
+    assert make_split(make_dataset(tmp_path), labelled=0, val=0, test=0, seed=3, given=given).seed is None
+    assert make_split(make_dataset(tmp_path), labelled=0, val=1, test=0, seed=3, given={"labelled": ["p00"]}).seed == 3
+
+
+@pytest.mark.parametrize("folds", [2, 4, 9])
+def test_each_patient_validates_once_and_the_test_cases_stay(tmp_path, folds):
+    dataset = make_dataset(tmp_path)
+    made = make_folds(dataset, folds, labelled=1, test=3, seed=4)
+    assert len(made) == folds
+    assert {split.test for split in made} == {make_split(dataset, labelled=1, val=0, test=3, seed=4).test}
+    vals = [subjects(split, dataset)["val"] for split in made]
+    everyone = set().union(*vals)
+    assert sum(map(len, vals)) == len(everyone) == 9
+    assert not everyone & subjects(made[0], dataset)["test"]
+    assert max(map(len, vals)) - min(map(len, vals)) <= 1
+    assert all(len(subjects(split, dataset)["labelled"]) == 1 for split in made)
+
+
+def test_folds_may_train_on_all_labels_and_on_a_given_list(tmp_path):
+    dataset = make_dataset(tmp_path)
+    for split in make_folds(dataset, 3, labelled="all", test=3, seed=0):
+        assert len(subjects(split, dataset)["labelled"]) == 6
+    for split in make_folds(dataset, 3, labelled=0, test=3, seed=0, given={"labelled": ["p05"]}):
+        assert split.labelled == ("p05_a", "p05_b")
+        assert "p05" not in subjects(split, dataset)["val"]
+
+
+@pytest.mark.parametrize(
+    ("folds", "given", "said"),
+    [
+        (10, {}, "--folds 10: only 9 patients with labels are left"),
+        (1, {}, "two or more"),
+        (3, {"val": ["p01"]}, "every patient validates once"),
+    ],
+)
+def test_impossible_folds_are_refused(tmp_path, folds, given, said):
+    with pytest.raises(ConfigError, match=said):
+        make_folds(make_dataset(tmp_path), folds, labelled=1, test=3, seed=0, given=given)
+
+
+@pytest.mark.parametrize("val_is_test", [False, True])
+def test_draws_differ_in_their_labelled_cases_only(tmp_path, val_is_test):
+    dataset = make_dataset(tmp_path)
+    wishes = {"labelled": 2, "val": 0 if val_is_test else 2, "test": 3, "val_is_test": val_is_test}
+    made = make_draws(dataset, 4, seed=6, **wishes)
+    assert made[0] == make_split(dataset, seed=6, **wishes)
+    assert [split.seed for split in made] == [6, 7, 8, 9]
+    assert len({(split.val, split.test) for split in made}) == 1
+    assert len({split.labelled for split in made}) > 1
+    assert len({split.quirks for split in made}) == 1
+    assert all(len(subjects(split, dataset)["labelled"]) == 2 for split in made)
+
+
+def test_draws_are_those_of_a_bench(tmp_path):
+    dataset = make_dataset(tmp_path)
+    configs = (bundled("data/phantom_cbct.yaml"),)
+    config = BenchConfig(
+        configs=configs, methods={"supervised": {}}, labelled=(2,), all_labels=(), draws=(3, 4, 5), val=2, test=3
+    )
+    matrix = Bench(config, tmp_path / "bench")
+    write_splits(matrix, dataset)
+    made = make_draws(dataset, 3, labelled=2, val=2, test=3, seed=3)
+    for cell in matrix.cells:
+        theirs, ours = read_split(matrix.split(cell), dataset), made[cell.draw - 3]
+        assert [getattr(theirs, part) for part in PARTS] == [getattr(ours, part) for part in PARTS]
+
+
+@pytest.mark.parametrize(("draws", "given"), [(0, {}), (2, {"labelled": ["p01"]})])
+def test_draws_of_nothing_are_refused(tmp_path, draws, given):
+    with pytest.raises(ConfigError, match="--draws"):
+        make_draws(make_dataset(tmp_path), draws, labelled=2, val=1, test=1, seed=0, given=given)
+
+
+def test_series_of_lists_that_count_frames_read_them_once_and_say_so(tmp_path):
+    dataset = make_frames(tmp_path, [f"patient{p:03}_frame{n:02}" for p in range(6) for n in (1, 2 + p)])
+    given = {"test": ["patient004_frame02"]}
+    for series in (
+        make_folds(dataset, 2, labelled=1, test=0, seed=0, given=given, renamed_frames=True),
+        make_draws(dataset, 2, labelled=1, val=1, test=0, seed=0, given=given, renamed_frames=True),
+    ):
+        for split in series:
+            assert split.test == ("patient004_frame06",)
+            assert split.quirks == ("renamed frames",)
+
+
+def test_a_series_replaces_a_longer_one_only_when_told(tmp_path):
+    dataset, folder = make_dataset(tmp_path), tmp_path / "splits"
+    write_series(folder, "fold", make_folds(dataset, 4, labelled=1, test=3, seed=0))
+    (folder / "fold_notes.json").write_text("mine")
+    three = make_folds(dataset, 3, labelled=1, test=3, seed=0)
+    with pytest.raises(ConfigError, match="--overwrite"):
+        write_series(folder, "fold", three)
+    assert len(list(folder.iterdir())) == 5
+    paths = write_series(folder, "fold", three, overwrite=True)
+    assert {path.name for path in folder.iterdir()} == {"fold_0.json", "fold_1.json", "fold_2.json", "fold_notes.json"}
+    assert [read_split(path, dataset) for path in paths] == three
+
+
+def test_slices_of_a_case_stand_for_the_case(tmp_path):
+    names = [f"{id}_slice_{n}" for n in (3, 1, 2) for id in ("p05_a", "p06_b")]
+    split = make_split(make_dataset(tmp_path), labelled=0, val=1, test=1, seed=0, given={"labelled": names})
+    assert split.labelled == ("p05_a", "p06_b")
+    with pytest.raises(DataError, match="p05_a is listed twice"):
+        make_split(make_dataset(tmp_path), labelled=0, val=0, test=0, seed=0,
+                   given={"labelled": ["p05_a_slice_1"], "unlabelled": ["p05_a_slice_2"]})  # fmt: skip
+
+
+def test_a_case_without_a_label_cannot_be_listed_where_one_is_needed(tmp_path):
+    with pytest.raises(ConfigError, match="the test list names a case without a label: p03_b"):
+        make_split(make_dataset(tmp_path), labelled=1, val=1, test=0, seed=0, given={"test": ["p03_b"]})
+
+
+def test_all_divided_patients_are_told_with_what_to_do(tmp_path):
+    given = {"labelled": [f"p{n:02}_a" for n in range(25)], "test": [f"p{n:02}_b" for n in range(25)]}
+    with pytest.raises(
+        DataError, match=r"(?s)p00 is in test and train.*and 5 more\nAll scans of a patient belong"
+    ) as told:
+        make_split(make_dataset(tmp_path, 26, ()), labelled=0, val=0, test=0, seed=0, given=given)
+    assert str(told.value).count("is in test and train") == 20
+
+
+def declare(dataset, **parts):
+    """The dataset with parts declared of patients."""
+    of = {patient: part for part, patients in parts.items() for patient in patients}
+    cases = {id: replace(case, part=of.get(case.subject)) for id, case in dataset.cases.items()}
+    return replace(dataset, cases=cases)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whom_the_dataset_holds_back_is_drawn_for_nothing_else(tmp_path, seed):
+    dataset = declare(make_dataset(tmp_path), test=("p01", "p03"), val=("p05",))
+    split = make_split(dataset, labelled="all", val=0, test=0, seed=seed)
+    held = {"p01", "p03", "p05"}
+    of = subjects(split, dataset)
+    assert of["labelled"] | of["unlabelled"] == {f"p{n:02}" for n in range(12)} - held
+    assert {id[:3] for id in split.left_out} == held
+    assert not subjects(make_split(dataset, labelled=2, val=2, test=3, seed=seed), dataset)["val"] & {"p01", "p03"}
+
+
+def test_declared_parts_are_those_that_can_be(tmp_path):
+    dataset = declare(make_dataset(tmp_path), test=("p03",), train=("p00",))
+    assert declared_parts(dataset) == {"test": ["p03_a"]}  # p03_b has no label to be tested with
+    split = make_split(dataset, labelled=2, val=1, test=0, seed=0, given=declared_parts(dataset))
+    assert split.test == ("p03_a",)
+    assert "p03_b" in split.left_out
+
+
+def test_a_dataset_that_divides_a_patient_is_refused(tmp_path):
+    dataset = make_dataset(tmp_path)
+    cases = {**dataset.cases, "p00_a": replace(dataset.cases["p00_a"], part="test"),
+             "p00_b": replace(dataset.cases["p00_b"], part="train")}  # fmt: skip
+    with pytest.raises(DataError, match="p00: test and train"):
+        make_split(replace(dataset, cases=cases), labelled=2, val=1, test=1, seed=0)

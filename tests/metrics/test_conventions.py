@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 
-from medssl.data.nifti import Volume
+from medssl.data.volume import Volume
 from medssl.errors import ConfigError
 from medssl.metrics import CONVENTIONS, METRICS, Plan, score_case
 

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from medssl.data.nifti import Volume
+from medssl.data.volume import Volume
 from medssl.metrics import asd, dice, hd95, iou, score_case, surface_distances
 
 SHAPE = (5, 6, 7)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from medssl.data.nifti import Volume
+from medssl.data.volume import Volume
 from medssl.metrics import Plan, asd, dice, hd95, iou, score_case
 
 SPACING = (0.5, 2.0, 3.0)

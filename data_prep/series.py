@@ -1,0 +1,40 @@
+"""Any export of DICOM: a row for each series below a folder, for you to keep the ones that are cases.
+
+Expected are folders with slices directly inside, several series in one folder allowed. The column `note` says what each
+series is: delete the rows of scouts and reconstructions that you do not want, fill in `label` and `patient`, and give
+the table to `medssl check`. A folder that cannot be read is named and left out.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from command import run
+
+from medssl.data.cases import Case
+from medssl.data.dicom import series_of
+from medssl.data.layouts.base import case
+from medssl.data.layouts.dicom import series_folders
+from medssl.data.volume import Source
+from medssl.errors import DataError
+
+
+def cases_of(source: Path) -> dict[Case, str]:
+    """Every series and what it is, named by its folders and, where a folder has several, by the end of its uid."""
+    cases = {}
+    for folder in series_folders(source):
+        names = folder.relative_to(source).parts or (source.name,)
+        try:
+            found = series_of(folder)
+        except DataError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        for uid, series in found.items():
+            id = "_".join(names) + (f"_{uid.rpartition('.')[2]}" if len(found) > 1 else "")
+            cases[case(id, [Source(folder, uid)], None, names[0])] = str(series)
+    return cases
+
+
+if __name__ == "__main__":
+    run(cases_of, __doc__)

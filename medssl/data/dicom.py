@@ -1,0 +1,459 @@
+"""Read a DICOM series as one volume: slices ordered and spaced by where they lie, never by file name.
+
+A folder may hold several series; its subfolders are not searched. Headers are read through
+SimpleITK one file at a time, because its own series reader drops what it cannot read and spaces
+what is left evenly. Positions are millimetres in DICOM's LPS world until the affine is made. Here
+a *slice* is a file, or a frame of a multi-frame file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medssl.data.volume import Affine, Oddity, Volume, by
+from medssl.errors import DataError
+
+SUFFIXES = (".dcm", ".dicom", ".ima")
+"""A file named so is taken for DICOM even where its magic is lost; others need the magic."""
+FEW = 8
+"""Files that `is_series_folder` looks into."""
+SAME = 1e-3
+"""Cosines, and shares of a spacing, that differ by less are one and the same, rounded."""
+OFF_GRID = 0.1
+"""A slice farther than this share of a step from where an even stack has it cannot be used."""
+ROUNDING = (0.02, 0.01)
+"""Within this share of a step, or so many millimetres, a slice lies where it should."""
+LISTED = 5
+"""Faults of one kind named in an error."""
+
+_NO_IMAGES = re.compile(
+    # The media directory, and under 1.2.840.10008.5.1.4.1.1: waveforms, presentation states, raw data, registrations
+    # and surfaces, reports, documents, and structures, plans and records of radiotherapy.
+    r"1\.2\.840\.10008\.(1\.3\.10|5\.1\.4\.1\.1\.((9|11|88|104)(\.\d+)*|66(\.[12356])?|67|481\.[3-9]))$"
+)
+_LPS_TO_RAS = np.diag([-1.0, -1, 1, 1])
+_Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Series:
+    """What the headers say of one series."""
+
+    uid: str
+    description: str
+    """Empty when the scanner gave none."""
+    modality: str
+    size: tuple[int, int, int]
+    """Columns, rows and frames of the first file; a file of one slice has one frame."""
+    paths: tuple[Path, ...]
+    """Sorted by name, which says nothing of the order of slices."""
+
+    @property
+    def files(self) -> int:
+        """Number of files."""
+        return len(self.paths)
+
+    def __str__(self) -> str:
+        files = "1 file" if self.files == 1 else f"{self.files} files"
+        frames = "" if self.size[2] == 1 else f" of {self.size[2]} frames"
+        text = f"{self.uid}  {self.modality or '?'}  {files}{frames}, {by(self.size[:2])} pixels"
+        return f"{text}  {self.description}".rstrip()
+
+
+def is_series_folder(folder: Path) -> bool:
+    """Whether one of the first files directly in a folder is a DICOM image, by their first bytes."""
+    folder = Path(folder)
+    return folder.is_dir() and any(_is_image(path) for path in islice(_visible_files(folder), FEW))
+
+
+def series_of(folder: Path) -> dict[str, Series]:
+    """The series directly in a folder, by their uid.
+
+    Other files are passed over, and so are DICOM objects that are no images.
+
+    Raises:
+        DataError: a DICOM file cannot be read, or the folder cannot.
+    """
+    return {uid: _summary(headers) for uid, headers in _grouped(Path(folder)).items()}
+
+
+def read_series(folder: Path, series: str | None = None) -> Volume:
+    """Read one series as a volume, the rescaling of each slice applied.
+
+    Slices are ordered along their normal. The third axis of the affine runs from slice to slice: where these shift
+    in their plane, as under a tilted gantry, it is sheared, and `oddities` tell. A series of one slice is a volume of
+    one slice.
+
+    Args:
+        series: uid; needed where the folder holds several.
+
+    Raises:
+        DataError: no such series, or several and none named; a file cannot be read; slices are missing, share a
+            position, lie unevenly, or differ in direction, size or spacing; colours.
+    """
+    folder = Path(folder)
+    grouped = _grouped(folder)
+    headers = grouped[_pick(folder, {uid: _summary(each) for uid, each in grouped.items()}, series)]
+    for header in headers:
+        if header.components > 1:
+            raise DataError(f"{header.path}: one number per voxel is wanted, found colours")
+    if any(header.size[2] > 1 for header in headers):
+        return _read_frames(folder, headers)
+    if any(header.slice is None for header in headers):
+        return _read_unplaced(folder, headers)
+    slices = [header.slice for header in headers if header.slice is not None]
+    order, affine, oddities = _stack(folder, slices, depth=headers[0].depth)
+    unspaced = [header.path.name for header in headers if not header.spaced]
+    if unspaced:
+        found = f"no PixelSpacing in {_some(unspaced)}: pixels are taken as 1 x 1 mm"
+        oddities = (*oddities, Oddity("no_spacing", found, "export the series again with its geometry"))
+    return Volume(_read_slices([headers[i].path for i in order]), affine, None, folder, oddities=oddities)
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """Where a slice lies, in LPS millimetres."""
+
+    name: str
+    size: tuple[int, int]
+    spacing: _Vector
+    """`(2,)`: from column to column, from row to row."""
+    axes: _Vector
+    """`(2, 3)`: unit vectors along which columns and rows are counted."""
+    position: _Vector
+    """`(3,)`: of the first pixel."""
+
+    @property
+    def normal(self) -> _Vector:
+        normal = np.cross(*self.axes)
+        return np.asarray(normal / np.linalg.norm(normal), np.float64)
+
+
+@dataclass(frozen=True)
+class _Header:
+    path: Path
+    uid: str
+    description: str
+    modality: str
+    size: tuple[int, int, int]
+    components: int
+    depth: float
+    """Millimetres from slice to slice as the header has it: where there is but one slice, nothing says better."""
+    spaced: bool
+    """Whether the header tells how far pixels lie apart."""
+    slice: _Slice | None
+    """None when the header does not say where it lies."""
+
+
+def _visible_files(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read: {error.strerror or error}") from None
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a file is, or by its name should be, a DICOM image; the kind of object stands near its beginning."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(1024)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if start[128:132] != b"DICM":
+        return path.name.lower().endswith(SUFFIXES)
+    kind = re.search(rb"\x02\x00\x02\x00UI..([0-9.]+)", start, re.DOTALL)
+    return kind is None or _NO_IMAGES.match(kind[1].decode()) is None
+
+
+def _grouped(folder: Path) -> dict[str, list[_Header]]:
+    """Headers of all images by series, each in the order of file names."""
+    grouped: dict[str, list[_Header]] = {}
+    for path in _visible_files(folder):
+        if _is_image(path):
+            header = _read_header(path)
+            grouped.setdefault(header.uid, []).append(header)
+    return grouped
+
+
+def _reader(path: Path, read: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """A reader of a file after `read`, and what that returned."""
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(path))
+    try:
+        return reader, read(reader)
+    except RuntimeError:
+        raise DataError(
+            f"{path}: not a whole DICOM image ({path.stat().st_size} bytes); copy the file again, or move it elsewhere "
+            f"if it is none"
+        ) from None
+
+
+def _read_header(path: Path) -> _Header:
+    reader, _ = _reader(path, lambda reader: reader.ReadImageInformation())
+
+    def text(tag: str) -> str:
+        found = reader.GetMetaData(tag) if reader.HasMetaDataKey(tag) else ""
+        return str(found).encode(errors="surrogateescape").decode(errors="replace").strip(" \0")
+
+    size = (*reader.GetSize(), 1)[:3]
+    spacing = (*reader.GetSpacing(), 1.0)[:3]
+    depth = _numbers(text("0018|0088"), 1)  # SpacingBetweenSlices, which counts gaps where SliceThickness does not
+    if depth is None:
+        depth = _numbers(text("0018|0050"), 1)
+    between = text("0028|0030")
+    plane = between or f"{spacing[1]}\\{spacing[0]}"  # ImagerPixelSpacing where SimpleITK finds that
+    return _Header(
+        path=path,
+        uid=text("0020|000e"),
+        description=text("0008|103e"),
+        modality=text("0008|0060"),
+        size=size,
+        components=reader.GetNumberOfComponents(),
+        depth=spacing[2] if depth is None or depth[0] <= 0 else float(depth[0]),
+        spaced=bool(between) or spacing[:2] != (1, 1),
+        slice=_placed(path.name, size[:2], text("0020|0032"), text("0020|0037"), plane),
+    )
+
+
+def _placed(name: str, size: tuple[int, int], position: str, axes: str, between: str) -> _Slice | None:
+    """A slice from the texts of its header, whose spacing is of rows, then of columns; None when one is no good."""
+    place, directions, spacing = _numbers(position, 3), _numbers(axes, 6), _numbers(between, 2)
+    if place is None or directions is None or spacing is None or spacing.min() <= 0:
+        return None
+    directions = directions.reshape(2, 3)
+    if np.abs(directions @ directions.T - np.eye(2)).max() > 10 * SAME:
+        return None
+    return _Slice(name, size, spacing[::-1], directions, place)
+
+
+def _numbers(text: str, count: int) -> _Vector | None:
+    """Numbers of a header's text; None when they are not as many as they should be."""
+    try:
+        numbers = np.array([float(word) for word in text.split("\\")])
+    except ValueError:
+        return None
+    return numbers if len(numbers) == count and np.isfinite(numbers).all() else None
+
+
+def _summary(headers: Sequence[_Header]) -> Series:
+    first = headers[0]
+    return Series(first.uid, first.description, first.modality, first.size, tuple(header.path for header in headers))
+
+
+def _pick(folder: Path, found: dict[str, Series], wanted: str | None) -> str:
+    if not found:
+        raise DataError(f"{folder}: no DICOM image in this folder; subfolders are not searched")
+    if wanted is None and len(found) == 1:
+        return next(iter(found))
+    if wanted is not None and wanted in found:
+        return wanted
+    title = f"{len(found)} series in one folder" if wanted is None else f"no series {wanted} in this folder, but"
+    lines = (f"  {series}" for series in found.values())
+    advice = "name one by its uid, or move the others to folders of their own"
+    raise DataError("\n".join([f"{folder}: {title}", *lines, advice]))
+
+
+def _read_slices(paths: Sequence[Path]) -> NDArray[Any]:
+    """`(X, Y, Z)`, in a type that holds every slice: with slopes of their own these may differ in it."""
+    array: NDArray[Any] | None = None
+    for number, path in enumerate(paths):
+        pixels = _pixels(path)[..., 0]
+        if array is None:
+            array = np.empty((*pixels.shape, len(paths)), pixels.dtype, order="F")
+        array = array.astype(np.result_type(array, pixels), copy=False)
+        array[..., number] = pixels
+    assert array is not None
+    return array
+
+
+def _pixels(path: Path) -> NDArray[Any]:
+    """`(X, Y, Z)`, rescaled."""
+    import SimpleITK as sitk
+
+    _, image = _reader(path, lambda reader: reader.Execute())
+    array = sitk.GetArrayFromImage(image)  # (Z, Y, X), or (Y, X)
+    return np.asarray(array.T if array.ndim == 3 else array.T[..., None])
+
+
+def _read_unplaced(folder: Path, headers: Sequence[_Header]) -> Volume:
+    lost = [header.path.name for header in headers if header.slice is None]
+    what = "ImagePositionPatient, ImageOrientationPatient or PixelSpacing is missing or no good"
+    advice = "export the series again with its geometry"
+    if len(headers) > 1:
+        files = f"in {len(lost)} of {len(headers)} files ({_some(lost)})"
+        raise DataError(f"{folder}: {what} {files}: the order of slices is unknown; {advice}")
+    odd = Oddity("no_orientation", f"{what}: orientation and position are unknown", advice)
+    return replace(_as_simpleitk_has_it(folder, headers[0].path), oddities=(odd,))
+
+
+def _as_simpleitk_has_it(folder: Path, path: Path) -> Volume:
+    reader, _ = _reader(path, lambda reader: reader.ReadImageInformation())
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(reader.GetDirection(), (3, 3)) * np.array(reader.GetSpacing())
+    affine[:3, 3] = reader.GetOrigin()
+    return Volume(_pixels(path), _LPS_TO_RAS @ affine, None, folder)
+
+
+def _read_frames(folder: Path, headers: Sequence[_Header]) -> Volume:
+    """A series of one multi-frame file."""
+    if len(headers) > 1:
+        most = max(headers, key=lambda header: header.size[2])
+        raise DataError(
+            f"{folder}: {len(headers)} files in a series where {most.path.name} alone holds {most.size[2]} frames; "
+            "keep one volume per series, or convert the folder with dcm2niix"
+        )
+    path, (columns, rows, count) = headers[0].path, headers[0].size
+    raw = path.read_bytes()
+    slopes = {tuple(pair) for pair in zip(_elements(raw, 0x0028, 0x1053), _elements(raw, 0x0028, 0x1052), strict=False)}
+    if len(slopes) > 1:
+        raise DataError(f"{path}: frames with slopes or intercepts of their own are not read; convert with dcm2niix")
+    placed = _frames(raw, (columns, rows), count)
+    if placed is None:
+        volume = _as_simpleitk_has_it(folder, path)
+        found = (
+            f"positions of the {count} frames are not found: order and spacing, {by(volume.spacing)} mm, "
+            "are as SimpleITK has them"
+        )
+        odd = Oddity("multi_frame", found, "compare with what dcm2niix makes of the file")
+        return replace(volume, oddities=(odd,))
+    order, affine, oddities = _stack(path, placed, depth=headers[0].depth)
+    return Volume(_pixels(path)[..., order], affine, None, folder, oddities=oddities)
+
+
+def _frames(raw: bytes, size: tuple[int, int], count: int) -> list[_Slice] | None:
+    """Where the frames of an enhanced image lie; None when the file does not say so plainly.
+
+    SimpleITK keeps the sequences that hold this to itself, and where frames are unordered it makes every spacing 1.
+    """
+    found = [_elements(raw, 0x0020, 0x0032), _elements(raw, 0x0020, 0x0037), _elements(raw, 0x0028, 0x0030)]
+    if len(found[0]) != count or any(len(values) not in (1, count) for values in found[1:]):
+        return None
+    slices = []
+    for number in range(count):
+        position, axes, between = (values[number % len(values)] for values in found)
+        placed = _placed(f"frame {number + 1}", size, position, axes, between)
+        if placed is None:
+            return None
+        slices.append(placed)
+    return slices
+
+
+def _elements(raw: bytes, group: int, element: int) -> list[str]:
+    """Values of a decimal element wherever it stands in a little-endian file, in the order of the file."""
+    implicit = b"1.2.840.10008.1.2\0" in raw[:1024]  # the transfer syntax whose elements do not name their type
+    mark = re.escape(group.to_bytes(2, "little") + element.to_bytes(2, "little"))
+    return [
+        raw[match.end() : match.end() + int.from_bytes(match[1], "little")].decode("ascii", "replace").strip(" \0")
+        for match in re.finditer(mark + (b"(....)" if implicit else b"DS(..)"), raw, re.DOTALL)
+    ]
+
+
+def _stack(place: Path, slices: Sequence[_Slice], depth: float) -> tuple[list[int], Affine, tuple[Oddity, ...]]:
+    """The order of slices along their normal, the affine to RAS of the stack, and what is odd about it.
+
+    Args:
+        place: the folder or file that errors name.
+        depth: millimetres from slice to slice where there is but one.
+    """
+    _require_same(place, slices, "direction", lambda one: one.axes, "is a localizer among them?")
+    _require_same(place, slices, "size in pixels", lambda one: np.array(one.size, np.float64), share=0)
+    _require_same(place, slices, "spacing in mm", lambda one: one.spacing)
+    first = slices[0]
+    heights = np.array([one.position @ first.normal for one in slices])
+    order = [int(i) for i in np.argsort(heights, kind="stable")]
+    _require_steps(place, [slices[i].name for i in order], heights[order])
+    positions = np.array([slices[i].position for i in order])
+    step = first.normal * depth if len(slices) == 1 else (positions[-1] - positions[0]) / (len(slices) - 1)
+    oddities = (*_uneven(place, [slices[i].name for i in order], positions, step), *_tilt(step, first.normal))
+    affine = np.eye(4)
+    affine[:3, :3] = np.column_stack([*(first.axes * first.spacing[:, None]), step])
+    affine[:3, 3] = positions[0]
+    return order, _LPS_TO_RAS @ affine, oddities
+
+
+def _require_same(
+    place: Path,
+    slices: Sequence[_Slice],
+    what: str,
+    value: Callable[[_Slice], _Vector],
+    hint: str = "",
+    share: float = SAME,
+) -> None:
+    groups: list[tuple[_Vector, list[str]]] = []
+    for one in slices:
+        mine = value(one)
+        for known, names in groups:
+            if np.abs(mine - known).max() <= share * np.abs(known).max():
+                names.append(one.name)
+                break
+        else:
+            groups.append((mine, [one.name]))
+    if len(groups) == 1:
+        return
+    groups.sort(key=lambda group: -len(group[1]))
+    lines = [f"  {by(known.ravel())}: {_some(names)}" for known, names in groups[:LISTED]]
+    advice = "move those that do not belong into another folder" + (f"; {hint}" if hint else "")
+    raise DataError("\n".join([f"{place}: one {what} is wanted in a series, found {len(groups)}", *lines, advice]))
+
+
+def _require_steps(place: Path, names: Sequence[str], heights: _Vector) -> None:
+    """Neither two slices in one place nor a place without one; `heights` ascend along the normal."""
+    steps = np.diff(heights)
+    if not len(steps):
+        return
+    usual = float(np.sort(steps)[(len(steps) - 1) // 2])
+    doubled = np.flatnonzero(steps <= SAME * max(usual, SAME)).tolist()
+    if doubled:
+        pairs = [f"{names[i]} and {names[i + 1]}" for i in doubled]
+        raise DataError(
+            f"{place}: two slices at one position: {_some(pairs)}; keep one of each, or, if they are echoes or time "
+            "points, make a series of each"
+        )
+    gaps = np.flatnonzero(steps > 1.5 * usual).tolist()
+    if gaps:
+        found = [f"a gap of {steps[i]:.4g} mm between {names[i]} and {names[i + 1]}" for i in gaps]
+        raise DataError(
+            f"{place}: {_some(found)}, where slices lie {usual:.4g} mm apart; add the missing slices, or export "
+            "the series again"
+        )
+
+
+def _uneven(place: Path, names: Sequence[str], positions: _Vector, step: _Vector) -> tuple[Oddity, ...]:
+    """How far slices lie from where an even stack between the first and the last has them."""
+    off = np.linalg.norm(positions - positions[0] - np.arange(len(names))[:, None] * step, axis=1)
+    worst, length = int(off.argmax()), float(np.linalg.norm(step))
+    found = f"slices {length:.4g} mm apart would have {names[worst]} lie {off[worst]:.3g} mm from where it is"
+    if off[worst] > OFF_GRID * length:
+        raise DataError(f"{place}: uneven slices: {found}; resample the series with a tool that knows of it (dcm2niix)")
+    share, millimetres = ROUNDING
+    if off[worst] <= max(share * length, millimetres):
+        return ()
+    return (Oddity("uneven_slices", found, "harmless if so little does not matter; slices are taken as even"),)
+
+
+def _tilt(step: _Vector, normal: _Vector) -> tuple[Oddity, ...]:
+    """Whether slices shift in their own plane from one to the next."""
+    aside = float(np.linalg.norm(np.cross(step, normal)))
+    if aside <= SAME * np.linalg.norm(step):
+        return ()
+    degrees = np.degrees(np.arctan2(aside, step @ normal))
+    found = f"slices shift in their plane: the stack leans by {degrees:.3g} degrees, as under a tilted gantry"
+    fix = "resample to a straight grid, as dcm2niix does: many tools, ITK among them, cannot hold a sheared one"
+    return (Oddity("gantry_tilt", found, fix),)
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few, and how many more."""
+    rest = len(names) - LISTED
+    return ", ".join(names[:LISTED]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,87 @@
+"""Datasets as they come, read unchanged: a folder or a datalist to a list of cases.
+
+A layout is a file of this folder with a `READER`, and a line in `LAYOUTS`. When several fit, the first one there is
+taken; `--layout` or `data.layout` names another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from medssl.data.cases import Case, DatasetConfig, subjects_of
+from medssl.data.layouts import acdc, datalist, dicom, folders, la, msd, nnunet, pairs, ssl4mis
+from medssl.data.layouts.base import Declared, Reader
+from medssl.data.layouts.base import Layout as Layout
+from medssl.errors import ConfigError, DataError
+
+LAYOUTS: dict[str, Reader] = {
+    layout.READER.name: layout.READER for layout in (datalist, nnunet, msd, acdc, la, folders, ssl4mis, dicom, pairs)
+}
+"""In the order of detection: what only one layout has comes before what many have."""
+
+
+def read_cases(source: Path, dataset: DatasetConfig | None = None, layout: str | None = None) -> list[Case]:
+    """The cases of a dataset, in the order of its list or of the file names; see `read_layout`."""
+    return list(read_layout(source, dataset, layout).cases)
+
+
+def read_layout(source: Path, dataset: DatasetConfig | None = None, layout: str | None = None) -> Layout:
+    """The cases of a dataset, together with what did not become a case.
+
+    `dataset` brings the rule by which patients are found. Without it, or where the layout itself names patients, they
+    are as the layout has them; most have each case as its own patient.
+
+    Args:
+        source: a folder, or the file of a datalist.
+        layout: a name of `LAYOUTS`; otherwise that of `dataset`, otherwise the first that fits.
+
+    Raises:
+        DataError: no layout is there, a list in it does not fit, or a case has no patient.
+        ConfigError: no layout has this name.
+    """
+    source = Path(source)
+    reader = find_reader(source, layout or (dataset.layout if dataset else None))
+    found = replace(reader.read(source), name=reader.name)
+    rule = dataset.subject if dataset else None
+    if rule is None or found.names_patients:
+        return found
+    folder = source.parent if source.is_file() else source
+    subjects = subjects_of([case.id for case in found.cases], rule, folder)
+    return replace(found, cases=tuple(replace(case, subject=subjects[case.id]) for case in found.cases))
+
+
+def declared(source: Path, layout: str | None = None) -> Declared:
+    """Channels, classes and regions that a dataset declares itself.
+
+    Raises:
+        DataError: as `read_layout`, or a declaration that does not fit.
+    """
+    return find_reader(Path(source), layout).declared(Path(source))
+
+
+def find_reader(source: Path, name: str | None = None) -> Reader:
+    """The layout of this name, or the first that fits."""
+    if name is not None and name not in LAYOUTS:
+        raise ConfigError(f"layout {name!r}: known are {', '.join(LAYOUTS)}")
+    if not source.exists():
+        raise DataError(f"{source}: no such file or folder")
+    wanted = [LAYOUTS[name]] if name else list(LAYOUTS.values())
+    possible = [reader for reader in wanted if source.is_file() == (reader is datalist.READER)]
+    reader = next((reader for reader in possible if name or reader.fits(source)), None)
+    if reader is None:
+        raise DataError(_no_layout(source, wanted))
+    return reader
+
+
+def _no_layout(source: Path, readers: list[Reader]) -> str:
+    width = max(len(reader.name) for reader in readers)
+    wanted = "\n".join(f"    {reader.name:{width}}  {reader.looks_for}" for reader in readers)
+    return f"{source}: no dataset found\n  looked for, in this order\n{wanted}\n  found {_content(source)}"
+
+
+def _content(source: Path) -> str:
+    if source.is_file():
+        return f"a file named *{source.suffix}"
+    names = sorted(path.name + "/" * path.is_dir() for path in source.iterdir() if not path.name.startswith("."))
+    return (", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")) or "nothing"

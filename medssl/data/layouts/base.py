@@ -1,0 +1,186 @@
+"""What every layout is made of: how it is recognised, how its cases are listed, and what it declares.
+
+Nothing of a volume is read here; names of files and folders say it all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from medssl.config import parse
+from medssl.data.cases import Case, DatasetConfig
+from medssl.data.nifti import case_id, is_volume, list_volumes
+from medssl.data.volume import Source
+from medssl.errors import DataError
+
+VOXEL_FILES = (".raw", ".zraw")
+"""Voxels that a `.mhd` header beside them names."""
+
+_CHANNEL = re.compile(r"(.+)_(\d{4})$")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the folders hold, faults included: an id may occur twice, a label may lack its image."""
+
+    cases: tuple[Case, ...]
+    labels_without_image: tuple[Path, ...] = ()
+    unlisted_labels: tuple[Path, ...] = ()
+    """Labels of existing images that `dataset.json` does not list; their cases count as unlabelled."""
+    absent_labels: tuple[tuple[str, Path], ...] = ()
+    """Case ids and label files that `dataset.json` lists and that do not exist; likewise."""
+    others: tuple[Path, ...] = ()
+    """Files and folders among the images and labels that are not volumes of a known format."""
+    names_patients: bool = False
+    """Whether it says itself whose each case is; the rule of a configuration is then not asked."""
+    name: str = ""
+    """Which of `LAYOUTS` it is."""
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a dataset says of itself; the fields are those of `DatasetConfig`."""
+
+    channels: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    values: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    ignore: tuple[int, ...] = ()
+    regions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def config(self, name: str) -> DatasetConfig | None:
+        """The same as a `data` section; None where no classes are named.
+
+        Raises:
+            ConfigError: a `data` section cannot be so.
+        """
+        if self.classes is None:
+            return None
+        section = asdict(self) | {"name": name, "channels": self.channels or ("image",)}
+        return parse(DatasetConfig, section, where=name)
+
+
+def nothing_declared(source: Path) -> Declared:
+    """For layouts in which no file names the classes."""
+    return Declared()
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One layout: an entry of `LAYOUTS`."""
+
+    name: str
+    looks_for: str
+    """What makes it that layout, in a few words, for errors and `docs/data.md`."""
+    fits: Callable[[Path], bool]
+    """Whether a file or folder that exists looks like it; quick, also where it does not."""
+    read: Callable[[Path], Layout]
+    """The cases; none where it does not fit."""
+    declared: Callable[[Path], Declared] = nothing_declared
+
+
+def volumes(folder: Path) -> list[Path]:
+    """Volume files directly inside a folder; none where there is no such folder."""
+    return list_volumes(folder) if folder.is_dir() else []
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Folders inside a folder by name, without hidden ones; none where there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def others(folders: Iterable[Path], used: Iterable[Path] = ()) -> tuple[Path, ...]:
+    """What lies in the folders beside volumes and `used`, and is neither hidden nor the voxels of a header."""
+    used = set(used)
+    return tuple(
+        path
+        for folder in folders
+        if folder.is_dir()
+        for path in sorted(folder.iterdir())
+        if not is_volume(path)
+        and path not in used
+        and not path.name.startswith(".")
+        and path.suffix.lower() not in VOXEL_FILES
+    )
+
+
+def single_files(images: Iterable[Path]) -> list[tuple[str, tuple[Path, ...]]]:
+    """Each file as a case of its own, by its name."""
+    return [(case_id(image), (image,)) for image in images]
+
+
+def channel_files(images: Iterable[Path]) -> list[tuple[str, tuple[Path, ...]]]:
+    """Cases from files of one channel each, `_0000`, `_0001` and so on at the end of their names.
+
+    Files without such a number are cases of their own.
+
+    Raises:
+        DataError: cases without a file for each number from `_0000` on, all of them listed.
+    """
+    cases: dict[str, list[Path]] = {}
+    faults = []
+    for image in sorted(images, key=case_id):
+        cases.setdefault(_stem(image), []).append(image)
+    for id, files in cases.items():
+        numbers = [int(match[2]) for file in files if (match := _CHANNEL.match(case_id(file)))]
+        if numbers and numbers != list(range(len(files))):
+            faults.append(f"  {id}  {', '.join(file.name for file in files)}")
+    if faults:
+        where = next(iter(cases.values()))[0].parent
+        raise DataError(
+            f"{where}: a case needs one file for each channel, numbered _0000, _0001 and so on; these have not\n"
+            + "\n".join(faults)
+        )
+    return [(id, tuple(files)) for id, files in cases.items()]
+
+
+def are_channels(images: Sequence[Path], labels: Sequence[Path]) -> bool:
+    """Whether numbers such as `_0001` at the end of names count channels rather than cases.
+
+    They do when labels go without them. Without labels, they do when each case would have the same ones, from `_0000`
+    on, and there is more than one case.
+    """
+    if not images or not all(_CHANNEL.match(case_id(image)) for image in images):
+        return False
+    stems = {_stem(image) for image in images}
+    if labels:
+        named = {case_id(label) for label in labels}
+        return bool(named & stems) and not named & {case_id(image) for image in images}
+    found = {stem: [case_id(image)[-4:] for image in images if _stem(image) == stem] for stem in stems}
+    each = {tuple(sorted(numbers)) for numbers in found.values()}
+    return len(stems) > 1 and each == {tuple(f"{n:04}" for n in range(len(images) // len(stems)))}
+
+
+def paired(images: Iterable[tuple[str, tuple[Path, ...]]], labels: Sequence[Path]) -> Layout:
+    """Match by id; an id with two files becomes two cases, for `check` to find."""
+    images = list(images)
+    by_id: dict[str, list[Path | None]] = {}
+    for label in labels:
+        by_id.setdefault(case_id(label), []).append(label)
+    ids = {id for id, _ in images}
+    return Layout(
+        cases=tuple(case(id, files, label) for id, files in images for label in by_id.get(id) or [None]),
+        labels_without_image=tuple(label for label in labels if case_id(label) not in ids),
+    )
+
+
+def case(
+    id: str, images: Iterable[Path | Source], label: Path | Source | None, subject: str = "", part: str | None = None
+) -> Case:
+    """A case of files or of parts of files; without `subject` its own patient."""
+    return Case(
+        id, subject or id, tuple(_source(image) for image in images), None if label is None else _source(label), part
+    )
+
+
+def _source(place: Path | Source) -> Source:
+    return place if isinstance(place, Source) else Source(place)
+
+
+def _stem(image: Path) -> str:
+    match = _CHANNEL.match(case_id(image))
+    return match[1] if match else case_id(image)

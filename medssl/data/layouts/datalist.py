@@ -1,0 +1,184 @@
+"""A CSV or JSON file that names the files of each case, its patient and its part; the source is that file itself.
+
+CSV has a row for each case and the columns `image` (or `image_0`, `image_1` and so on, or `images` with `;` between
+them), and where known `id`, `label`, `patient` and `split`; other columns are left alone. JSON has the same as a list
+of entries, or as MONAI's lists `training`, `validation` and `test`. Paths start at the file's folder. A part of a file
+follows a `#`: a frame of a 4D volume, a series of a DICOM folder, a data set of HDF5.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from medssl.data.cases import Case
+from medssl.data.layouts.base import Declared, Layout, Reader, case
+from medssl.data.layouts.description import declared_in
+from medssl.data.nifti import case_id
+from medssl.data.volume import Source
+from medssl.errors import DataError
+from medssl.files import whole_file
+
+SUFFIXES = (".csv", ".tsv", ".json")
+COLUMNS = ("id", "image", "images", "label", "patient", "split")
+PARTS = {
+    name: part
+    for part, names in {
+        "train": ("train", "training"),
+        "labelled": ("labelled", "labeled"),
+        "unlabelled": ("unlabelled", "unlabeled"),
+        "val": ("val", "valid", "validation"),
+        "test": ("test", "testing"),
+    }.items()
+    for name in names
+}
+"""What may stand under `split`, or over a list of JSON."""
+
+_NUMBERED = re.compile(r"image_(\d+)")
+
+Row = dict[str, Any]
+
+
+def fits(source: Path) -> bool:
+    return source.is_file() and source.suffix.lower() in SUFFIXES
+
+
+def read(source: Path) -> Layout:
+    if not fits(source):
+        return Layout(())
+    rows = _json_rows(source) if source.suffix.lower() == ".json" else _csv_rows(source)
+    found = list(rows)
+    cases = [_case(source, where, row) for where, row in found]
+    return Layout(tuple(cases), names_patients=any(row.get("patient") for _, row in found))
+
+
+def declared(source: Path) -> Declared:
+    return declared_in(source) if source.suffix.lower() == ".json" and _is_object(source) else Declared()
+
+
+def write_datalist(path: Path, cases: Sequence[Case], notes: Mapping[Case, str] | None = None) -> None:
+    """Write cases as a CSV that this layout reads; files below its folder by relative paths, others by absolute ones.
+
+    Args:
+        notes: what a person should know of a case, for a last column that nobody reads back.
+
+    Raises:
+        DataError: there is no case.
+    """
+    if not cases:
+        raise DataError(f"{path}: not written, since no case was found")
+    channels = max(len(case.images) for case in cases)
+    images = ["image"] if channels == 1 else [f"image_{number}" for number in range(channels)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as partial, Path(partial).open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["id", *images, "label", "patient", "split", *["note"] * bool(notes)])
+        for case in cases:
+            files = [_written(source, path) for source in case.images]
+            label = _written(case.label, path) if case.label else ""
+            files += [""] * (channels - len(files))
+            note = [notes[case]] if notes else []
+            table.writerow([case.id, *files, label, case.subject, case.part or "", *note])
+
+
+def _written(source: Source, path: Path) -> str:
+    whole, base = source.resolve(), path.resolve().parent
+    inside = whole.path.is_relative_to(base)
+    return str(Source(whole.path.relative_to(base), whole.part) if inside else whole)
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            header = file.readline()
+            file.seek(0)
+            table = csv.DictReader(file, delimiter=max(",;\t", key=header.count), skipinitialspace=True)
+            columns, rows = [name.strip() for name in table.fieldnames or []], list(table)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: the datalist cannot be read: {error}") from None
+    if not {"image", "images", "image_0"} & set(columns):
+        raise DataError(f"{path}: no column `image`, `images` or `image_0`; it has {', '.join(columns) or 'none'}")
+    _check_names(str(path), columns)
+    for number, row in enumerate(rows, start=2):
+        cells = [(value or "").strip() for key, value in row.items() if key is not None]
+        if None in row:
+            raise DataError(f"{path}: line {number} has more cells than the {len(columns)} columns of the first line")
+        if any(cells):
+            yield f"line {number}", dict(zip(columns, cells, strict=True))
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    content = _read_json(path)
+    lists = {"": content} if isinstance(content, list) else content
+    if not isinstance(lists, dict):
+        raise DataError(f"{path}: expected a list of cases, or lists under `training`, `validation` and `test`")
+    for name, entries in lists.items():
+        if not isinstance(entries, list) or (name and name not in PARTS):
+            if isinstance(entries, list) and any(isinstance(entry, dict) and "image" in entry for entry in entries):
+                raise DataError(f"{path}: a list of cases under {name!r}; known are {', '.join(PARTS)}")
+            continue
+        for number, entry in enumerate(entries):
+            row = {"image": entry} if isinstance(entry, str) else entry
+            where = f"entry {number}" + f" of `{name}`" * bool(name)
+            if not isinstance(row, dict):
+                raise DataError(f"{path}: {where} must name an `image`, found {entry!r}")
+            _check_names(f"{path}: {where}", row)
+            yield where, {"split": name, **row}
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON: {error}") from None
+
+
+def _is_object(path: Path) -> bool:
+    return isinstance(_read_json(path), dict)
+
+
+def _check_names(where: str, names: Iterable[str]) -> None:
+    """Refuse what is nearly a known name: a column `lable` would make every case unlabelled."""
+    for name in names:
+        close = get_close_matches(name.lower(), COLUMNS, 1, 0.8)
+        if name not in COLUMNS and close and not _NUMBERED.fullmatch(name):
+            raise DataError(f"{where}: no column is called {name!r}; did you mean {close[0]!r}?")
+
+
+def _case(path: Path, where: str, row: Row) -> Case:
+    images = _images(row)
+    names = [*images, *(row.get(key) or "" for key in ("id", "label", "patient", "split"))]
+    if not images or not all(isinstance(name, str | int) for name in names):
+        raise DataError(f"{path}: {where} must name an image, and text for the rest, found {row}")
+    split = str(row.get("split") or "").lower()
+    if split and split not in PARTS:
+        raise DataError(f"{path}: {where}: split {split!r}; known are {', '.join(PARTS)}")
+    sources = [Source.parse(str(image), path.parent) for image in images]
+    label = Source.parse(str(row["label"]), path.parent) if row.get("label") else None
+    id = str(row.get("id") or "") or _id(sources)
+    return case(id, sources, label, str(row.get("patient") or ""), PARTS.get(split))
+
+
+def _images(row: Row) -> list[Any]:
+    """From `image`, from `images`, or from `image_0` on until an empty cell."""
+    found = row.get("image") or row.get("images")
+    if isinstance(found, list):
+        return found
+    if found:
+        return [name.strip() for name in str(found).split(";")]
+    numbers = sorted(int(match[1]) for key in row if (match := _NUMBERED.fullmatch(key)) and row[key])
+    return [row[f"image_{number}"] for number in numbers] if numbers == list(range(len(numbers))) else []
+
+
+def _id(sources: Sequence[Source]) -> str:
+    path = sources[0].path
+    name = path.name if path.is_dir() else case_id(path)
+    return re.sub(r"_0000$", "", name) if len(sources) > 1 else name
+
+
+READER = Reader("datalist", "a CSV or JSON file with a row for each case", fits, read, declared)

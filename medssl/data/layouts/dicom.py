@@ -1,0 +1,47 @@
+"""DICOM as an archive exports it: series in folders, a patient's under one folder, perhaps by study and series.
+
+A folder with slices directly inside is a case, named after the patient's folder, or after all folders on the way
+where that patient has several. One with several series cannot be read as it is: name the wanted one in a datalist, as
+`folder#uid`. Labels may lie in `labels/`, as volumes that are named as their cases.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from medssl.data.dicom import is_series_folder
+from medssl.data.layouts.base import Layout, Reader, paired, volumes
+from medssl.data.layouts.description import declared
+
+LABELS = "labels"
+
+
+def fits(source: Path) -> bool:
+    return next(series_folders(source), None) is not None
+
+
+def read(source: Path) -> Layout:
+    folders = [folder.relative_to(source).parts for folder in series_folders(source)]
+    patients = Counter(parts[0] for parts in folders if parts)
+    ids = [source.name if not parts else parts[0] if patients[parts[0]] == 1 else "_".join(parts) for parts in folders]
+    images = [(id, (source.joinpath(*parts),)) for id, parts in zip(ids, folders, strict=True)]
+    subjects = {id: parts[0] for id, parts in zip(ids, folders, strict=True) if parts}
+    layout = paired(images, volumes(source / LABELS))
+    return replace(layout, cases=tuple(replace(c, subject=subjects.get(c.id, c.id)) for c in layout.cases))
+
+
+def series_folders(source: Path) -> Iterator[Path]:
+    """All folders with DICOM slices directly inside, the source itself included, by name."""
+    if not source.is_dir():
+        return
+    for folder, inside, files in os.walk(source):
+        inside[:] = sorted(name for name in inside if not name.startswith(".") and name != LABELS)
+        if files and is_series_folder(Path(folder)):
+            yield Path(folder)
+
+
+READER = Reader("dicom", "folders with DICOM slices (.dcm, or without a suffix)", fits, read, declared)

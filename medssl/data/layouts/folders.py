@@ -1,0 +1,39 @@
+"""`images/` and, where there are labels, `labels/`, paired by name up to the suffix.
+
+Images are volumes, files of one channel each (`_0000`, `_0001` and so on), or folders with a DICOM series.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from medssl.data.dicom import is_series_folder
+from medssl.data.layouts.base import (
+    Layout,
+    Reader,
+    are_channels,
+    channel_files,
+    others,
+    paired,
+    single_files,
+    subfolders,
+    volumes,
+)
+from medssl.data.layouts.description import declared
+
+
+def fits(source: Path) -> bool:
+    return (source / "images").is_dir()
+
+
+def read(source: Path) -> Layout:
+    images, labels = volumes(source / "images"), volumes(source / "labels")
+    series = [folder for folder in subfolders(source / "images") if is_series_folder(folder)]
+    cases = channel_files(images) if are_channels(images, labels) else single_files(images)
+    cases += [(folder.name, (folder,)) for folder in series]
+    found = others((source / "images", source / "labels"), used=series)
+    return replace(paired(cases, labels), others=found)
+
+
+READER = Reader("folders", "images/ with labels/ beside it", fits, read, declared)

@@ -1,0 +1,52 @@
+"""nnU-Net's raw data: `imagesTr/CASE_0000.nii.gz`, a file for each channel, and `labelsTr/CASE.nii.gz`.
+
+Files pair by name. A case without a label is unlabelled, and so is all of `imagesUn/`. `imagesTs/` is not taken for
+training. A `dataset` in `dataset.json`, which tells where the files of each case lie, wins over the folders.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from medssl.data.layouts.base import Layout, Reader, case, channel_files, others, paired, volumes
+from medssl.data.layouts.description import NAME, declared, read_description
+from medssl.data.nifti import case_id
+from medssl.errors import DataError
+
+FOLDERS = ("imagesTr", "imagesUn", "labelsTr")
+
+
+def fits(source: Path) -> bool:
+    description = read_description(source / NAME)
+    if "dataset" in description:
+        return True
+    if description and "training" not in description and (source / "imagesTr").is_dir():
+        return True
+    return any(case_id(image).endswith("_0000") for image in volumes(source / "imagesTr"))
+
+
+def read(source: Path) -> Layout:
+    listed = read_description(source / NAME).get("dataset")
+    if listed is not None:
+        return _listed(source, listed)
+    images = channel_files([*volumes(source / "imagesTr"), *volumes(source / "imagesUn")])
+    found = others(source / folder for folder in FOLDERS)
+    return replace(paired(images, volumes(source / "labelsTr")), others=found)
+
+
+def _listed(source: Path, listed: Any) -> Layout:
+    cases = []
+    for id, entry in listed.items() if isinstance(listed, dict) else ():
+        images, label = (entry.get("images"), entry.get("label")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(images, list) or not images or not isinstance(label, str | None):
+            raise DataError(
+                f"{source / NAME}: case {id} of `dataset` must have a list of `images` and at most one `label`, "
+                f"found {entry!r}"
+            )
+        cases.append(case(id, [source / image for image in images], source / label if label else None))
+    return Layout(tuple(cases))
+
+
+READER = Reader("nnunet", "imagesTr/ with a file CASE_0000 for each channel, and labelsTr/", fits, read, declared)

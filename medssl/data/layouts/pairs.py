@@ -1,0 +1,45 @@
+"""Images and labels side by side: `a.nii.gz` with `a_label.nii.gz`, or `a/image.nrrd` with `a/label.nrrd`.
+
+A label is what the last word of its name calls one; the image is what is left of the name, or the only other volume in
+the folder. Volumes lie in the source itself or in a folder for each case.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from medssl.data.layouts.base import Layout, Reader, case, subfolders, volumes
+from medssl.data.layouts.description import declared
+from medssl.data.nifti import case_id
+
+_LABEL = re.compile(r"(?:(.*)[-_. ])?(?:labels?|labelmap|gt|seg|segmentation|mask)", re.IGNORECASE)
+
+
+def fits(source: Path) -> bool:
+    return bool(volumes(source)) or any(volumes(folder) for folder in subfolders(source))
+
+
+def read(source: Path) -> Layout:
+    found = [_read(source, alone=False), *(_read(folder, alone=True) for folder in subfolders(source))]
+    return Layout(
+        cases=tuple(case for layout in found for case in layout.cases),
+        labels_without_image=tuple(label for layout in found for label in layout.labels_without_image),
+    )
+
+
+def _read(folder: Path, alone: bool) -> Layout:
+    """The cases of one folder; `alone`: it is the folder of a patient, and perhaps of one case."""
+    files = [(path, _LABEL.fullmatch(case_id(path))) for path in volumes(folder)]
+    images = [path for path, match in files if not match]
+    labels = {match[1] or "": path for path, match in files if match}
+    if alone and len(images) == 1 and len(labels) <= 1:
+        return Layout((case(folder.name, images, next(iter(labels.values()), None)),))
+    cases = []
+    for image in images:
+        id = f"{folder.name}_{case_id(image)}" if alone else case_id(image)
+        cases.append(case(id, [image], labels.pop(case_id(image), None), folder.name if alone else ""))
+    return Layout(tuple(cases), labels_without_image=tuple(labels.values()))
+
+
+READER = Reader("pairs", "volumes with labels beside them, such as a.nii.gz and a_label.nii.gz", fits, read, declared)

@@ -1,0 +1,102 @@
+"""The HDF5 files of UA-MT and SSL4MIS, and of the many repositories after them, with their lists of names.
+
+A file holds data sets `image` and, where annotated, `label`; see `medssl.data.hdf5`. Its name is the case's, or its
+folder's in UA-MT's left atrium (`CASE/mri_norm2.h5`). `train.list`, `val.list`, `test.list` and the like say
+which part a case is in; slices (`..._slice_1.h5`) and their lists are left out, since the volumes hold them too.
+Nothing in a file tells the order of its axes: they are x, y, z in UA-MT's `mri_norm2.h5`, whose voxels are 0.625 mm
+wide as the challenge published them, and z, y, x in all others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from medssl.data.cases import Case
+from medssl.data.hdf5 import SUFFIXES, has_label
+from medssl.data.layouts.base import Layout, Reader, case
+from medssl.data.volume import Source
+from medssl.errors import DataError
+
+PARTS = {
+    r"train": "train",
+    r"(train[-_]?)?(lab|labeled|labelled)([-_]?\d.*)?": "labelled",
+    r"(train[-_]?)?un(lab|labeled|labelled)([-_]?\d.*)?": "unlabelled",
+    r"val|eval|validation": "val",
+    r"test": "test",
+}
+"""Names of lists without their suffix, and the part that they list."""
+LISTS = (".list", ".txt")
+UAMT = "mri_norm2"
+"""Name of UA-MT's files, one in the folder of each case."""
+FRAME = re.compile(r"(patient\d+)_frame\d+")
+"""ACDC in this form: whose a case is stands in its id."""
+
+
+def fits(source: Path) -> bool:
+    return next(_files(source), None) is not None
+
+
+def read(source: Path) -> Layout:
+    files = {_id(path): path for path in _files(source)}
+    parts = _parts(source)
+    cases = [_case(id, files.get(id, source / f"{id}.h5"), part) for id, part in parts.items()]
+    cases += [_case(id, path, None) for id, path in files.items() if id not in parts]
+    return Layout(tuple(cases))
+
+
+def _case(id: str, path: Path, part: str | None) -> Case:
+    """A listed file that is absent stays a case, for `check` to name."""
+    grid = "xyz@0.625" if path.stem == UAMT else "zyx"
+    label = Source(path, f"label@{grid}") if path.is_file() and has_label(path) else None
+    patient = FRAME.fullmatch(id)
+    return case(id, [Source(path, f"image@{grid}")], label, patient[1] if patient else "", part)
+
+
+def _files(source: Path) -> Iterator[Path]:
+    """Volumes in the source or up to two folders below."""
+    for depth in ("*", "*/*", "*/*/*"):
+        for path in sorted(source.glob(depth)):
+            if path.suffix.lower() in SUFFIXES and "slice" not in path.stem and path.parent.name != "slices":
+                yield path
+
+
+def _id(path: Path) -> str:
+    return path.parent.name if path.stem == UAMT else path.stem
+
+
+def _parts(source: Path) -> dict[str, str]:
+    """Part of each listed case, in the order of the lists.
+
+    Raises:
+        DataError: lists that cannot be read, or that put a case into two parts.
+    """
+    found: dict[str, tuple[str, Path]] = {}
+    for path in _lists(source):
+        part = next(part for name, part in PARTS.items() if re.fullmatch(name, path.stem.lower()))
+        for id in _names(path):
+            before, other = found.get(id, (part, path))
+            if before != part and (before, part) not in (("train", "labelled"), ("train", "unlabelled")):
+                raise DataError(f"{path}: lists {id} for {part}, and {other} lists it for {before}; keep one of them")
+            found[id] = (part, path)
+    return {id: part for id, (part, _) in found.items()}
+
+
+def _lists(source: Path) -> list[Path]:
+    """Lists in the source or one folder below; that of all training cases first, which the others refine."""
+    paths = [path for depth in ("*", "*/*") for path in sorted(source.glob(depth)) if path.suffix.lower() in LISTS]
+    known = [path for path in paths if any(re.fullmatch(name, path.stem.lower()) for name in PARTS)]
+    return sorted(known, key=lambda path: path.stem.lower() != "train")
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: the list cannot be read: {error}") from None
+    names = [line.strip() for line in lines if line.strip()]
+    return [Path(name).stem if name.lower().endswith(SUFFIXES) else name for name in names]
+
+
+READER = Reader("ssl4mis", "HDF5 volumes (.h5), with train.list and test.list", fits, read)

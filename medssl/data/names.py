@@ -1,0 +1,110 @@
+"""Who is meant: names in lists of cases, of patients, of frames by their order, or of slices, as ids of cases."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from medssl.data.prepared import PreparedDataset
+from medssl.errors import ConfigError
+
+FRAME = re.compile(r"(.+)_frame(\d+)")
+"""A patient and the number of a frame, as in `patient001_frame12`."""
+SLICE = re.compile(r"(.+)_slice_?\d+")
+"""A case and the number of a slice, as in `patient001_frame12_slice_3`."""
+ENDING = re.compile(r"\.(h5|nii|nii\.gz|npy|npz)$")
+"""What lists may write behind an id."""
+PartT = TypeVar("PartT", bound=str)
+
+
+def read_id_list(path: Path) -> list[str]:
+    """Ids of cases, patients or slices from a text file, one a line; an ending such as .h5 is dropped."""
+    try:
+        return [ENDING.sub("", line.strip()) for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: the list cannot be read: {error}") from None
+
+
+def resolve_names(
+    dataset: PreparedDataset, given: Mapping[PartT, Sequence[str]], *, renamed_frames: bool = False
+) -> dict[PartT, list[str]]:
+    """Case ids of each part from names of cases, of patients, or of slices of cases.
+
+    A patient stands for its annotated scans, in a list of unlabelled or training cases for all of them.
+
+    Raises:
+        ConfigError: a name that is not known, or that has no label where it needs one.
+    """
+    every, annotated = by_patient(dataset, annotated=False), by_patient(dataset, annotated=True)
+    plain = {part: _without_slices(names, dataset, every) for part, names in given.items()}
+    if renamed_frames:
+        if not any(FRAME.fullmatch(name) for names in plain.values() for name in names):
+            raise ConfigError("--renamed-frames: no given list names a frame such as patient001_frame02; leave it out")
+        plain = {part: _frames_by_order(names, dataset) for part, names in plain.items()}
+    return {part: _resolve(names, every if part in ("unlabelled", "train") else annotated, part, dataset)
+            for part, names in plain.items()}  # fmt: skip
+
+
+def by_patient(dataset: PreparedDataset, *, annotated: bool) -> dict[str, list[str]]:
+    """Sorted case ids of each patient; with `annotated` those with a label, which may be none."""
+    found: dict[str, list[str]] = {}
+    for id, case in sorted(dataset.cases.items()):
+        found.setdefault(case.subject, []).extend([id] if case.labelled or not annotated else [])
+    return found
+
+
+def _without_slices(names: Sequence[str], dataset: PreparedDataset, patients: Collection[str]) -> list[str]:
+    """Names of slices as the cases that these are of, each once; other names as they are."""
+    found, seen = [], set()
+    for name in names:
+        match = None if name in dataset.cases or name in patients else SLICE.fullmatch(name)
+        if match is None:
+            found.append(name)
+        elif match.group(1) not in seen:
+            seen.add(match.group(1))
+            found.append(match.group(1))
+    return found
+
+
+def _resolve(names: Sequence[str], patients: dict[str, list[str]], part: str, dataset: PreparedDataset) -> list[str]:
+    """Case ids from names of cases or of patients, whose usable cases `patients` holds."""
+    ids = {id for members in patients.values() for id in members}
+    unknown = [name for name in names if name not in ids and not patients.get(name)]
+    if unknown:
+        bare = [name for name in unknown if name in dataset.cases or name in patients]
+        frames = [match for name in unknown if (match := FRAME.fullmatch(name))]
+        known = any(id.startswith(f"{match.group(1)}_frame") for match in frames for id in ids)
+        fault = "a case without a label" if bare else "neither a usable case nor a patient"
+        raise ConfigError(
+            f"the {part} list names {fault}: {', '.join((bare or unknown)[:10])}"
+            + ("; if the list counts frames, frame02 being a patient's second one whatever its number, as the lists of "
+               "SSL4MIS do, add --renamed-frames" if known else "")
+        )  # fmt: skip
+    return [id for name in names for id in ([name] if name in ids else patients[name])]
+
+
+def _frames_by_order(names: Sequence[str], dataset: PreparedDataset) -> list[str]:
+    """Names that count a patient's frames to the ids of those frames; other names as they are.
+
+    Counted are the annotated frames, in the order of their numbers; all of a patient where none is annotated.
+    """
+    frames: dict[str, list[tuple[bool, int, str]]] = {}
+    for id, case in dataset.cases.items():
+        if match := FRAME.fullmatch(id):
+            frames.setdefault(match.group(1), []).append((case.labelled, int(match.group(2)), id))
+    found = []
+    for name in names:
+        match = FRAME.fullmatch(name)
+        if match is None or match.group(1) not in frames:
+            found.append(name)
+            continue
+        of_patient = frames[match.group(1)]
+        kind = any(labelled for labelled, _, _ in of_patient)
+        counted = [id for labelled, _, id in sorted(of_patient) if labelled == kind]
+        place = int(match.group(2))
+        if not 1 <= place <= len(counted):
+            raise ConfigError(f"{name}: {match.group(1)} has {len(counted)} frames to count: {', '.join(counted)}")
+        found.append(counted[place - 1])
+    return found

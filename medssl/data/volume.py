@@ -1,0 +1,108 @@
+"""A volume in memory with its place in the world, and where volumes lie; nothing here reads a file."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+Affine = NDArray[np.float64]
+"""`(4, 4)`, voxel index to RAS millimetres."""
+
+
+@dataclass(frozen=True)
+class Oddity:
+    """Something about a readable file that its owner should know."""
+
+    code: str
+    found: str
+    fix: str
+
+
+@dataclass(frozen=True, order=True)
+class Source:
+    """Where a volume lies: a file or DICOM folder, or a part of one that holds several."""
+
+    path: Path
+    part: str = ""
+    """A frame of a 4D file, counted from 0; a series of a DICOM folder, by its UID; a data set of an HDF5 file, such as
+    `image`, or `image@zyx@1.5x1.5x10` with the order of its axes and millimetres along x, y, z. Empty for all."""
+
+    def __str__(self) -> str:
+        return f"{self.path}#{self.part}" if self.part else str(self.path)
+
+    @classmethod
+    def parse(cls, text: str, base: Path | None = None) -> Source:
+        """What `str` gave, or a path; relative ones start at `base`. A `#` in a file's own name is no mark."""
+        whole = (base or Path()) / text
+        path, mark, part = text.rpartition("#")
+        return cls(whole) if not mark or whole.exists() else cls((base or Path()) / path, part)
+
+    def resolve(self) -> Source:
+        """The same with an absolute path."""
+        return Source(self.path.resolve(), self.part)
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A volume in memory with its place in the world."""
+
+    array: NDArray[Any]
+    """`(X, Y, Z)`, or `(X, Y, Z, M)` for several modalities or time points in one file."""
+    affine: Affine
+    header: nib.Nifti1Header | None = None
+    """The file's own header, kept so that an output can carry it; None when not from NIfTI."""
+    path: Path | None = None
+    scaling: tuple[float, float] = (1.0, 0.0)
+    """Slope and intercept that took the stored voxels to `array`."""
+    oddities: tuple[Oddity, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along the three axes of space."""
+        x, y, z = self.array.shape[:3]
+        return x, y, z
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Millimetres between neighbouring voxels along each axis."""
+        return spacing_of(self.affine)
+
+    @property
+    def orientation(self) -> str:
+        """Directions in which the stored axes grow, such as RAS."""
+        return "".join(nib.aff2axcodes(self.affine))
+
+    @property
+    def shear(self) -> float:
+        """The largest cosine between two voxel axes; 0 when all are perpendicular."""
+        axes = self.affine[:3, :3] / np.array(self.spacing)
+        return float(np.abs(axes.T @ axes - np.eye(3)).max())
+
+
+def spacing_of(affine: Affine) -> tuple[float, float, float]:
+    """Lengths in millimetres of the three voxel axes of an affine."""
+    x, y, z = np.sqrt((affine[:3, :3] ** 2).sum(0))
+    return float(x), float(y), float(z)
+
+
+def corners_of(shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """`(8, 4)`: the homogeneous indices of a grid's eight corner voxels."""
+    return np.array([(*corner, 1) for corner in itertools.product(*((0, n - 1) for n in shape[:3]))], np.float64)
+
+
+def corners_apart(shape: tuple[int, ...], affine: Affine, other: Affine) -> float:
+    """The largest distance in millimetres between where two affines put a corner voxel of a grid."""
+    steps = corners_of(shape) @ (other - affine).T
+    return float(np.linalg.norm(steps[:, :3], axis=1).max())
+
+
+def by(numbers: Iterable[float]) -> str:
+    """Numbers along the axes, such as 5 x 6 x 7."""
+    return " x ".join(f"{n:.6g}" if isinstance(n, float) else str(n) for n in numbers)
