@@ -154,6 +154,25 @@ def read_volume(path: Path) -> Volume:
     return replace(volume, array=volume.array.reshape(shape), path=path)
 
 
+def read_grid(path: Path) -> tuple[tuple[int, ...], Affine]:
+    """Voxels along all axes, and the affine, from the header alone; nothing is judged.
+
+    Raises:
+        DataError: the header cannot be read.
+    """
+    try:
+        if not path.name.lower().endswith(NIFTI_SUFFIXES):
+            return _read_itk_grid(path)
+        with path.open("rb") as file:
+            is_packed = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if is_packed else path.open("rb") as file:
+            raw = file.read(nib.Nifti2Header.sizeof_hdr)
+        header = _header_class(path, raw).from_fileobj(io.BytesIO(raw), check=False)
+        return tuple(int(n) for n in header.get_data_shape()), header.get_best_affine()
+    except (EOFError, zlib.error, RuntimeError, *_NIBABEL_ERRORS) as error:
+        raise DataError(f"{path}: its header cannot be read ({' '.join(str(error).split())})") from None
+
+
 def read_image(path: Path) -> Volume:
     """Read an intensity volume as float32; values too large for it become infinite.
 
@@ -406,10 +425,23 @@ def _read_itk(path: Path) -> Volume:
     array = sitk.GetArrayFromImage(image)  # (Z, Y, X[, M])
     _check_type(path, array.dtype)
     array = np.moveaxis(array, (0, 1, 2), (2, 1, 0))
+    return Volume(array, _itk_affine(image), None, path)
+
+
+def _read_itk_grid(path: Path) -> tuple[tuple[int, ...], Affine]:
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    return (*reader.GetSize(), reader.GetNumberOfComponents()), _itk_affine(reader)
+
+
+def _itk_affine(image: Any) -> Affine:
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.array(image.GetSpacing())
     affine[:3, 3] = image.GetOrigin()
-    return Volume(array, np.diag([-1.0, -1, 1, 1]) @ affine, None, path)  # LPS to RAS
+    return np.diag([-1.0, -1, 1, 1]) @ affine  # LPS to RAS
 
 
 def _check_parts(path: Path) -> None:
