@@ -91,7 +91,7 @@ def measure(root: Path, name: str, recipe: Recipe, options: argparse.Namespace) 
     jobs = [Bare(case, root / "bare") for case in dataset.cases.values()]
     times: dict[str, list[Times]] = {"bare": [], "prepare": []}
     for _ in range(options.rounds):
-        times["bare"].append(timed(lambda: list(as_finished(bare, jobs, options.workers))))
+        times["bare"].append(timed(lambda: list(as_finished(bare, jobs, min(options.workers, len(jobs))))))
         shutil.rmtree(out)
         times["prepare"].append(timed(lambda: prepare(root / "raw", out, config, workers=options.workers)))
     again = timed(lambda: prepare(root / "raw", out, config)).wall
