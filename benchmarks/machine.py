@@ -8,11 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 
 def facts() -> dict[str, Any]:
     """Command, processor, threads, GPU and versions."""
+    import torch
+
     gpu = torch.cuda.is_available()
     return {
         "command": " ".join(["python", *sys.argv]),

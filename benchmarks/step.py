@@ -30,7 +30,7 @@ import medssl.trainer as trainer_module
 from medssl.config import merge, parse
 from medssl.data.cases import Case
 from medssl.data.patches import AHEAD
-from medssl.data.prepared import read_prepared, write_case, write_dataset
+from medssl.data.prepared import Sources, read_prepared, write_case, write_dataset
 from medssl.data.recipe import Grid, Prepared
 from medssl.data.splits import make_split, write_split
 from medssl.data.volume import Source
@@ -127,16 +127,15 @@ def make_dataset(folder: Path, shape: str) -> None:
     spacing = tuple(1.0 if s is None else s for s in config.data.recipe.spacing)
     grid = Grid(size, np.eye(4).tolist(), (0, 1, 2), (False,) * 3, (0, 0, 0), size, spacing, size, spacing)  # type: ignore[arg-type]
     ids = [f"case{i}" for i in range(8)]
-    for id in ids:
+    cases = [Case(id, id, (Source(Path(id)),), Source(Path(id))) for id in ids]
+    for case in cases:
         image = rng.normal(size=(len(config.data.channels), *size)).astype(np.float32)
         label = np.zeros(size, np.uint8)
         for value in range(1, len(config.data.classes)):
             start = [int(rng.integers(side // 2)) for side in size]
             label[tuple(slice(s, s + side // 3) for s, side in zip(start, size, strict=True))] = value
-        write_case(
-            folder / "prepared", Case(id, id, (Source(Path(id)),), Source(Path(id))), Prepared(image, label, grid), ""
-        )
-    write_dataset(folder / "prepared", config.data, ids)
+        write_case(folder / "prepared", case, Prepared(image, label, grid), Sources.of(case, config.data))
+    write_dataset(folder / "prepared", config.data, cases)
     write_split(
         folder / "splits.json", make_split(read_prepared(folder / "prepared"), labelled=4, val=0, test=0, seed=0)
     )

@@ -39,6 +39,7 @@ from medssl.engines import Engine, Job, run_locally, run_on_ray
 from medssl.errors import ConfigError, DataError, Interrupted, RunsFailed
 from medssl.files import whole_file
 from medssl.logs import read_metrics, training_seconds
+from medssl.machine import available_cpus
 from medssl.predictor import Which
 from medssl.prepare import prepare
 from medssl.progress import stop_requested, track
@@ -514,8 +515,6 @@ def visible_gpus() -> list[str]:
 
 def threads_of(config: BenchConfig, at_a_time: int) -> int:
     """CPU threads of each run."""
-    from medssl.device import available_cpus
-
     return config.threads or max(1, available_cpus() // at_a_time)
 
 

@@ -128,14 +128,24 @@ def prepare(
     ],
     sets: Sets = None,
     layout: LayoutName = None,
-    workers: Workers = 2,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=0, help="Processes; all cores if memory allows.")
+    ] = None,
+    engine: Annotated[str, typer.Option("--engine", help="local, or ray for a cluster.")] = "local",
+    address: Annotated[
+        str | None, typer.Option("--address", help="With ray: the cluster, such as auto or HEAD:6379.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Orient, crop, normalise and resample a dataset into a store to train from; resumable."""
+    from medssl.errors import ConfigError
     from medssl.prepare import prepare as prepare_dataset
 
     sets = [*(sets or []), *([f"data.layout={layout}"] if layout else [])]
-    dataset = prepare_dataset(source, out, _dataset_config(config, sets), workers=workers, overwrite=overwrite)
+    if engine not in ("local", "ray"):
+        raise ConfigError(f"--engine {engine}: expected local or ray")
+    dataset = prepare_dataset(source, out, _dataset_config(config, sets), workers=workers, overwrite=overwrite,
+                              engine=engine, address=address)  # type: ignore[arg-type]  # fmt: skip
     labelled = sum(case.labelled for case in dataset.cases.values())
     print(f"{len(dataset.cases)} cases ({labelled} with labels) in {out}")
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import os
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from medssl.errors import DeviceError
+from medssl.machine import available_cpus
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -80,13 +79,3 @@ class Readback:
         if self._ready is not None:
             self._ready.synchronize()
         return cast(list[float], self._values.tolist())
-
-
-def available_cpus() -> int:
-    """Cores that this process may use: fewer than the machine has in a container or a batch job."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, math.ceil(int(quota) / int(period))))

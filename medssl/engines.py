@@ -1,4 +1,4 @@
-"""Where the runs of a bench work: on this machine, one per GPU, or on a Ray cluster.
+"""Where long work is done: the runs of a bench on this machine, one per GPU, or on a Ray cluster, and functions there.
 
 A job is a list of `medssl` commands, each in a process of its own, so that a run that fails, or fills the memory,
 takes nothing with it. An engine yields jobs with their exit codes as they end.
@@ -6,28 +6,28 @@ takes nothing with it. An engine yields jobs with their exit codes as they end.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import queue
-import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
-from medssl.errors import DeviceError, Interrupted
+from medssl.errors import DeviceError, Interrupted, OutOfMemoryError
+from medssl.progress import die_with_parent
 
+T = TypeVar("T")
+R = TypeVar("R")
 Engine = Literal["local", "ray"]
 
 LOST = 1
 """The exit code of a run whose machine went away too often."""
 RETRIES = 5
 """How often Ray starts a run again whose machine or process was lost."""
-_KILL_WITH_PARENT = 1  # Linux: PR_SET_PDEATHSIG
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,7 @@ def run_on_ray(jobs: Sequence[Job], stop: threading.Event) -> Iterator[tuple[Job
     Raises:
         DeviceError: Ray is not installed, or its cluster cannot be reached.
     """
-    try:
-        import ray
-    except ImportError:
-        raise DeviceError("--engine ray: the package ray is missing; pip install 'medssl[ray]'") from None
-    try:
-        ray.init(ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise DeviceError(f"--engine ray: no cluster at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {error}") from None
+    ray = _connect(None)
     gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
     # A worker serves one run: what it held is freed, and its process group is its own.
     task = ray.remote(num_gpus=gpus, max_retries=RETRIES, max_calls=1)(_execute_remotely)
@@ -105,6 +98,53 @@ def run_on_ray(jobs: Sequence[Job], stop: threading.Event) -> Iterator[tuple[Job
                 yield job, Interrupted.exit_code if asked else LOST
 
 
+def as_finished_on_ray(
+    work: Callable[[T], R], items: Sequence[T], *, address: str | None, memory: int
+) -> Generator[tuple[T, R], None, None]:
+    """As `progress.as_finished`, on a Ray cluster; an item whose machine is lost is worked on again elsewhere.
+
+    All machines must see the files that `work` touches at the same place. Closing the iterator stops the rest.
+
+    Args:
+        address: of the cluster; None takes RAY_ADDRESS, or begins one on this machine.
+        memory: bytes that an item needs, for Ray to place no more of them on a machine than fit.
+
+    Raises:
+        DeviceError: Ray is not installed, or its cluster cannot be reached.
+        OutOfMemoryError: an item ended its process again and again.
+    """
+    ray = _connect(address)
+    largest = max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])
+    task = ray.remote(num_cpus=1, memory=int(min(memory, largest)), max_retries=RETRIES)(work)
+    waiting = {task.remote(item): item for item in items}
+    try:
+        while waiting:
+            for reference in ray.wait(list(waiting))[0]:
+                yield waiting[reference], ray.get(reference)
+                del waiting[reference]
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except ray.exceptions.RayError as error:
+        raise OutOfMemoryError(f"a process on the cluster was lost {RETRIES + 1} times: {error}") from None
+    finally:
+        for reference in waiting:
+            ray.cancel(reference, force=True)
+
+
+def _connect(address: str | None) -> Any:
+    """The package ray, connected to a cluster."""
+    try:
+        import ray
+    except ImportError:
+        raise DeviceError("--engine ray: the package ray is missing; pip install 'medssl[ray]'") from None
+    try:
+        ray.init(address, ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        place = address or f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}"
+        raise DeviceError(f"--engine ray: no cluster at {place}: {error}") from None
+    return ray
+
+
 def execute(job: Job, *, gpu: str | None = None, stop: threading.Event | None = None) -> int:
     """Run the commands of a job; the exit code of the one that failed, or 0."""
     job.log.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +158,7 @@ def execute(job: Job, *, gpu: str | None = None, stop: threading.Event | None = 
         with job.log.open("a") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "medssl", *words], stdin=subprocess.DEVNULL, stdout=log,
-                stderr=subprocess.STDOUT, env=environment, start_new_session=True, preexec_fn=_die_with_parent,
+                stderr=subprocess.STDOUT, env=environment, start_new_session=True, preexec_fn=die_with_parent,
             )  # fmt: skip
             code = _wait(process, stop)
         if code:
@@ -144,12 +184,6 @@ def _wait(process: subprocess.Popen[bytes], stop: threading.Event | None) -> int
             process.terminate()
             process.wait()
             raise
-
-
-def _die_with_parent() -> None:
-    """On Linux, end a command whose bench was killed: nobody would know that it still writes into its run."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_KILL_WITH_PARENT, signal.SIGKILL)
 
 
 def _note(job: Job, text: str) -> None:

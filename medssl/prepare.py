@@ -1,26 +1,48 @@
-"""The job behind `medssl prepare`: raw volumes to a prepared folder, in processes, resumable."""
+"""The job behind `medssl prepare`: raw volumes to a prepared folder, in processes, resumable.
+
+Each case is read once: a worker checks it and, where nothing is wrong, prepares it into `unfinished/`. The cases move
+to their places when all of them are there, so that a fault in any leaves the folder as it was.
+"""
 
 from __future__ import annotations
 
+import math
+import shutil
 import sys
-from itertools import repeat
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from medssl.data.cases import Case, DatasetConfig
-from medssl.data.check import check
-from medssl.data.findings import require_usable
+from medssl.data.check import Expected, check_case, report_of, survey
+from medssl.data.findings import Facts, Finding, require_usable
 from medssl.data.labels import as_classes
-from medssl.data.nifti import read_image, read_label
+from medssl.data.nifti import read_grid, stacked
 from medssl.data.prepared import (
+    UNFINISHED,
     PreparedDataset,
-    case_digest,
+    Sources,
+    is_begun,
+    is_current,
     read_prepared,
-    stored_digest,
+    refresh,
+    settings_digest,
+    stored_sources,
     write_case,
     write_dataset,
 )
-from medssl.errors import ConfigError, DataError
-from medssl.progress import mapper, tracked
+from medssl.engines import Engine, as_finished_on_ray
+from medssl.errors import ConfigError, DataError, Interrupted
+from medssl.machine import available_cpus, available_memory
+from medssl.progress import as_finished, stop_requested, track
+
+BYTES_PER_VOXEL = 40
+"""What a worker needs at most for each voxel, before or after resampling; benchmarks/prepare.py measures it."""
+BYTES_PER_WORKER = 200 * 2**20
+"""What a worker needs besides."""
+FEW_VOXELS = 4_000_000
+"""So many are prepared before processes would have started."""
 
 
 def prepare(
@@ -28,48 +50,167 @@ def prepare(
     out: Path,
     config: DatasetConfig,
     *,
-    workers: int = 2,
+    workers: int | None = None,
     overwrite: bool = False,
+    engine: Engine = "local",
+    address: str | None = None,
 ) -> PreparedDataset:
-    """Check a dataset, then write its prepared folder; cases that are stored already are kept.
+    """Check and prepare a dataset; cases that are stored already are kept, and where all are, nothing is done.
 
     Args:
-        workers: processes; 0 works in this one.
+        workers: processes; 0 works in this one, None takes all cores; never more than memory allows.
         overwrite: replace a prepared folder that was made with other settings.
+        engine: `local`, or `ray` for the cluster at `address`, whose machines all see both folders.
 
     Raises:
-        DataError: cases that cannot be used, all listed, before anything is written.
+        DataError: cases that cannot be used, all listed; the folder is as it was.
         ConfigError: `out` holds something else.
+        Interrupted: stopped by Ctrl-C or SIGTERM; finished cases are kept.
     """
+    source, out = Path(source), Path(out)
+    if engine == "ray":
+        source, out = source.resolve(), out.resolve()
     _refuse_foreign(out, config, overwrite)
-    report = check(source, config, workers=workers)
-    require_usable(report)
-    cases = report.cases
+    layout, expected = survey(source, config)
+    settings = settings_digest(config)
+    todo = [Task(case, out, config, expected) for case in layout.cases if not is_current(out, case, settings)]
+    report = report_of(source, layout, expected, [], is_all=False)
+    with _left_as_it_was_if_refused(out):
+        if report.errors:
+            _refuse(out)  # and check the volumes all the same: every fault is told at once
+        outcomes = _run(todo, out, workers, engine, address)
+        found = [(Facts(task.case.id), outcome.found or []) for task, outcome in zip(todo, outcomes, strict=True)]
+        report = report_of(source, layout, expected, found, is_all=False)
+        require_usable(report)
+    for task, outcome in zip(todo, outcomes, strict=True):
+        if outcome.found is None:
+            refresh(out, task.case, outcome.sources)
     if report.findings:
         print(f"{source}: {len(report.findings)} warnings; `medssl check {source}` lists them", file=sys.stderr)
-    (out / "cases").mkdir(parents=True, exist_ok=True)
-    digests = {case.id: case_digest(case, config) for case in cases}
-    todo = [case for case in cases if stored_digest(out, case.id) != digests[case.id]]
-    if todo:
-        (out / "dataset.json").unlink(missing_ok=True)
-    with mapper(workers if len(todo) > 1 else 0) as apply:
-        done = apply(prepare_case, todo, repeat(out), repeat(config), [digests[case.id] for case in todo])
-        tracked("prepare", [case.id for case in todo], done)
-    write_dataset(out, config, [case.id for case in cases])
+    write_dataset(out, config, layout.cases)
     return read_prepared(out)
 
 
-def prepare_case(case: Case, out: Path, config: DatasetConfig, digest: str) -> str:
-    """Read, prepare and store one case; its id comes back."""
-    label = None if case.label is None else as_classes(read_label(case.label), config)
-    write_case(out, case, config.recipe.apply(read_image(*case.images), label), digest)
-    return case.id
+@dataclass(frozen=True)
+class Task:
+    """What a worker needs to know."""
+
+    case: Case
+    out: Path
+    config: DatasetConfig
+    expected: Expected
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a worker did."""
+
+    sources: Sources
+    found: list[Finding] | None
+    """None where the case is stored already, only that its files were moved or touched."""
+
+
+def prepare_case(task: Task) -> Outcome:
+    """Check one case and, unless it or another is faulty, store it among the unfinished ones."""
+    sources = Sources.of(task.case, task.config)
+    stored = stored_sources(task.out, task.case)
+    if stored is not None and stored.makes_the_same(sources):
+        return Outcome(sources, None)
+    checked = check_case(task.case, task.expected)
+    if checked.is_usable and not _refusal(task.out).exists():
+        image = stacked([image for image in checked.images if image is not None])
+        label = None if checked.label is None else as_classes(checked.label, task.config)
+        write_case(task.out, task.case, task.config.recipe.apply(image, label), sources)
+    return Outcome(sources, checked.findings)
+
+
+def _run(todo: Sequence[Task], out: Path, workers: int | None, engine: Engine, address: str | None) -> list[Outcome]:
+    """What became of each task; after the first fault the others are only checked."""
+    if not todo:
+        return []
+    need, largest = max((_bytes_needed(task), task.case.id) for task in todo)
+    finished: Generator[tuple[Task, Outcome], None, None]
+    if engine == "ray":
+        finished = as_finished_on_ray(prepare_case, todo, address=address, memory=need)
+    else:
+        finished = as_finished(prepare_case, todo, _workers(todo, workers, need, largest))
+    (out / UNFINISHED).mkdir(parents=True, exist_ok=True)
+    outcomes: dict[int, Outcome] = {}
+    words = "stopping: the cases under way are finished first; Ctrl-C again stops at once"
+    with stop_requested(words) as stop, closing(finished), track("prepare", len(todo)) as advance:
+        for task, outcome in finished:
+            outcomes[id(task)] = outcome
+            advance(task.case.id)
+            if any(finding.severity == "error" for finding in outcome.found or []):
+                _refuse(out)
+            if stop.is_set() and len(outcomes) < len(todo):
+                raise Interrupted(f"{out}: stopped; finished cases are kept, and the same command goes on from there")
+    return [outcomes[id(task)] for task in todo]
+
+
+def _workers(todo: Sequence[Task], wanted: int | None, need: int, largest: str) -> int:
+    """Processes to use: as many as are wanted, and no more than there are cases, or than memory holds."""
+    if wanted is None and sum(_voxels(task) for task in todo) < FEW_VOXELS:
+        return 0
+    count = min(available_cpus() if wanted is None else wanted, len(todo))
+    free = available_memory()
+    if free is None or count * need <= free:
+        return count
+    fitting = max(1, free // need)
+    print(
+        f"prepare: {min(count, fitting)} of {count} processes: case {largest} may need {need / 2**30:.1f} GiB, and "
+        f"{free / 2**30:.1f} GiB are free",
+        file=sys.stderr,
+    )
+    return min(count, fitting)
+
+
+def _bytes_needed(task: Task) -> int:
+    return BYTES_PER_WORKER + BYTES_PER_VOXEL * _voxels(task)
+
+
+def _voxels(task: Task) -> int:
+    """Of a case as stored, or as prepared where these are more; 0 for an unreadable one: its check will tell."""
+    try:
+        (x, y, z, *more), affine = read_grid(task.case.images[0])
+        more.append(len(task.case.images))
+        prepared = task.config.recipe.uncropped((x, y, z), affine)
+    except (DataError, ValueError, ArithmeticError):
+        return 0
+    return math.prod(more) * max(x * y * z, math.prod(prepared))
+
+
+@contextmanager
+def _left_as_it_was_if_refused(out: Path) -> Iterator[None]:
+    """Remove what was begun when a DataError ends the block; what was there before stays, to be gone on with."""
+    was_there, was_begun = out.exists(), (out / UNFINISHED).exists()
+    for rest in (_refusal(out), *(out / UNFINISHED).glob(".partial-*")):  # of a process that was killed
+        rest.unlink() if rest.is_file() else shutil.rmtree(rest, ignore_errors=True)
+    try:
+        yield
+    except DataError:
+        _refusal(out).unlink(missing_ok=True)
+        if not was_begun:
+            shutil.rmtree(out / UNFINISHED, ignore_errors=True)
+        if not was_there:
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+def _refusal(out: Path) -> Path:
+    """A file that tells workers, wherever they are, that nothing will come of preparing."""
+    return out / UNFINISHED / ".refused"
+
+
+def _refuse(out: Path) -> None:
+    _refusal(out).parent.mkdir(parents=True, exist_ok=True)
+    _refusal(out).touch()
 
 
 def _refuse_foreign(out: Path, config: DatasetConfig, overwrite: bool) -> None:
     if not out.exists() or not any(out.iterdir()):
         return
-    if not (out / "cases").is_dir():
+    if not is_begun(out):
         raise ConfigError(f"{out}: not empty and not a prepared folder; choose another place")
     try:
         found = read_prepared(out).config

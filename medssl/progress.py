@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -16,6 +17,8 @@ from typing import Any, TypeVar
 from medssl.errors import OutOfMemoryError
 
 T = TypeVar("T")
+R = TypeVar("R")
+_KILL_WITH_PARENT = 1  # Linux: PR_SET_PDEATHSIG
 
 
 @contextmanager
@@ -28,17 +31,64 @@ def mapper(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
     if workers < 2:
         yield map
         return
-    # Spawned, not forked: the caller may hold threads, locks or a GPU.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    try:
+    with _processes(workers) as pool:
         yield pool.map
+
+
+def as_finished(work: Callable[[T], R], items: Sequence[T], workers: int) -> Generator[tuple[T, R], None, None]:
+    """Items with what `work` made of them, in the order in which they end; in so many processes, below two in this.
+
+    Closing the iterator waits for the items under way and drops the others.
+
+    Raises:
+        OutOfMemoryError: a process was killed.
+    """
+    if workers < 2:
+        yield from ((item, work(item)) for item in items)
+        return
+    with _processes(workers) as pool:
+        waiting = {pool.submit(work, item): item for item in items}
+        for done in as_completed(waiting):
+            yield waiting.pop(done), done.result()
+
+
+@contextmanager
+def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
+    # Spawned, not forked: the caller may hold threads, locks or a GPU.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)
+    others = multiprocessing.active_children()
+    is_patient = True
+    try:
+        try:
+            yield pool
+        except KeyboardInterrupt:
+            is_patient = False
+            raise
+        finally:
+            pool.shutdown(wait=is_patient, cancel_futures=True)
+    except KeyboardInterrupt:
+        for child in multiprocessing.active_children():
+            if child not in others:
+                child.kill()
+        raise
     except BrokenProcessPool:
         raise OutOfMemoryError(
             "a worker process ended without a word, most often because memory ran out; use fewer workers, or 0 "
             '(in a script of your own, workers need the guard `if __name__ == "__main__":`)'
         ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    """A terminal sends Ctrl-C to every process, and the parent decides what becomes of it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent()
+
+
+def die_with_parent() -> None:
+    """On Linux, end this process when its parent was killed: nobody would know that it still writes."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_KILL_WITH_PARENT, signal.SIGKILL)
 
 
 def tracked(title: str, names: Sequence[str], results: Iterable[T]) -> list[T]:
@@ -55,24 +105,32 @@ def tracked(title: str, names: Sequence[str], results: Iterable[T]) -> list[T]:
 def track(title: str, total: int, *, done: int = 0) -> Iterator[Callable[[str], None]]:
     """Yield a function to call once per finished item with a word about it.
 
-    Off a terminal a line is printed at most every ten seconds, and at the end.
+    Off a terminal a line with the time left is printed at most every ten seconds, and at the end.
     """
     if sys.stderr.isatty():
         with progress_bar() as bar:
             task = bar.add_task(title, total=total, completed=done, note="")
             yield lambda note: bar.update(task, advance=1, note=note)
         return
-    finished, printed = done, time.monotonic()
+    finished, begun = done, time.monotonic()
+    printed = begun
 
     def advance(note: str) -> None:
         nonlocal finished, printed
         finished += 1
-        if time.monotonic() - printed > 10 and finished < total:
-            printed = time.monotonic()
-            print(f"{title}: {finished} of {total} ({note})", file=sys.stderr, flush=True)
+        now = time.monotonic()
+        if now - printed > 10 and finished < total:
+            printed = now
+            left = (now - begun) / (finished - done) * (total - finished)
+            print(f"{title}: {finished} of {total} ({note}), {_duration(left)} left", file=sys.stderr, flush=True)
 
     yield advance
     print(f"{title}: {finished} of {total}", file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds:.0f} s"
 
 
 @contextmanager

@@ -17,11 +17,12 @@ from medssl.augment import Augment, Draw
 from medssl.checkpoint import load_checkpoint, save_checkpoint
 from medssl.config import Settings
 from medssl.data.patches import Patches, PatchStream
-from medssl.device import Precision, Readback, autocast, available_cpus, choose_precision
+from medssl.device import Precision, Readback, autocast, choose_precision
 from medssl.distributed import StopVote, here, is_first, wait_for_all
 from medssl.ema import ema_update, lag
 from medssl.errors import DivergedError, Interrupted
 from medssl.logs import RunLog
+from medssl.machine import available_cpus
 from medssl.methods.base import Method, StepResult
 from medssl.networks import checkpoint_activations
 from medssl.parts import processes

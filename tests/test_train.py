@@ -20,9 +20,10 @@ from medssl.checkpoint import load_checkpoint
 from medssl.config import dump, parse
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import make_split, write_split
-from medssl.device import available_cpus, prepare_device
+from medssl.device import prepare_device
 from medssl.errors import ConfigError, DataError, DivergedError, OutOfMemoryError
 from medssl.logs import read_metrics
+from medssl.machine import available_cpus
 from medssl.methods import METHODS
 from medssl.run import RunConfig
 from medssl.train import (

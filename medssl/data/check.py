@@ -39,6 +39,7 @@ STRAIGHTENED = 0.02
 LISTED = 10
 """Label values named in one finding."""
 
+Result = tuple[Facts, list[Finding]]
 Draw = Callable[[Volume, Volume | None], Any]
 """Makes a picture of a readable image and its label, in a worker process; `Facts.picture` holds it."""
 
@@ -64,6 +65,18 @@ def check(
         DataError: no known layout, no case in it, or a `dataset.json` that does not fit.
     """
     source = Path(source)
+    found, expected = survey(source, dataset, layout)
+    results = _check_all(found.cases, expected, workers, draw)
+    lone = [_check_lone_label(path, expected) for path in found.labels_without_image]
+    return report_of(source, found, expected, results, lone)
+
+
+def survey(source: Path, dataset: DatasetConfig | None = None, layout: str | None = None) -> tuple[Layout, Expected]:
+    """What `check` knows before it reads a volume.
+
+    Raises:
+        DataError: as `check`.
+    """
     found = read_layout(source, dataset, layout)
     if not found.cases:
         raise DataError(
@@ -73,56 +86,110 @@ def check(
     if dataset is None:
         said = declared(source, found.name)
         dataset = said.config(source.name)
-        expected = _Expected.of(dataset) if dataset else _Expected.plain(None, len(said.channels or ("",)))
-    else:
-        expected = _Expected.of(dataset)
-    return _report(source, found, expected, workers, draw)
+        if dataset is None:
+            return found, Expected.plain(None, len(said.channels or ("",)))
+    return found, Expected.of(dataset)
 
 
 def check_cases(cases: Sequence[Case], dataset: DatasetConfig | None = None, *, workers: int = 1) -> Report:
     """As `check`, for cases that are already known; without `dataset` one channel and any classes."""
-    expected = _Expected.of(dataset) if dataset else _Expected.plain(None, 1)
-    return _report(None, Layout(tuple(cases)), expected, workers)
+    expected = Expected.of(dataset) if dataset else Expected.plain(None, 1)
+    return report_of(None, Layout(tuple(cases)), expected, _check_all(cases, expected, workers))
 
 
 @dataclass(frozen=True)
-class _Expected:
+class Expected:
+    """What a dataset says of itself."""
+
     classes: tuple[str, ...] | None
     channels: int
     places: dict[int, int]
     """Class of each value that a label may hold, IGNORED for what nobody annotated."""
 
     @classmethod
-    def of(cls, dataset: DatasetConfig) -> _Expected:
+    def of(cls, dataset: DatasetConfig) -> Expected:
         return cls(dataset.classes, len(dataset.channels), dataset.places)
 
     @classmethod
-    def plain(cls, classes: tuple[str, ...] | None, channels: int) -> _Expected:
+    def plain(cls, classes: tuple[str, ...] | None, channels: int) -> Expected:
         return cls(classes, channels, {place: place for place in range(len(classes or ()))})
 
 
-def _report(source: Path | None, layout: Layout, expected: _Expected, workers: int, draw: Draw | None = None) -> Report:
-    cases, lone = layout.cases, layout.labels_without_image
-    with mapper(min(workers, len(cases))) as apply:
-        results = tracked(
-            "check", [case.id for case in cases], apply(_check_case, cases, repeat(expected), repeat(draw))
-        )
-        others = list(apply(_check_lone_label, lone, repeat(expected)))
+def report_of(
+    source: Path | None,
+    layout: Layout,
+    expected: Expected,
+    results: Sequence[Result],
+    lone: Sequence[Result] = (),
+    *,
+    is_all: bool = True,
+) -> Report:
+    """What is wrong with the cases that were read, with the layout and, where all were read, with cases among others.
+
+    Args:
+        lone: the same of the labels without an image.
+        is_all: whether `results` are those of all cases, and as complete as `check` wants them.
+    """
+    cases = layout.cases
     facts = tuple(fact for fact, _ in results)
     findings = [
         *(finding for _, found in results for finding in found),
         *_layout_findings(layout),
-        *(finding for fact, found in others for finding in found),
-        *(finding for (fact, _), path in zip(others, lone, strict=True) if fact.look
+        *(finding for _, found in lone for finding in found),
+        *(finding for (fact, _), path in zip(lone, layout.labels_without_image, strict=False) if fact.look
           for finding in out_of_family(fact.case, path, fact.look, fact.voxels, facts)),
         *_duplicates(cases),
-        *_dataset_findings(source or Path(), facts, expected),
-        *compare(cases, facts, expected.classes),
+        *(_dataset_findings(source or Path(), facts, expected) if is_all else ()),
+        *(compare(cases, facts, expected.classes) if is_all else ()),
     ]  # fmt: skip
-    return Report(source, cases, tuple(findings), facts, expected.classes, distances(cases, facts), layout.name or None)
+    apart = distances(cases, facts) if is_all else ()
+    return Report(source, cases, tuple(findings), facts, expected.classes, apart, layout.name or None)
 
 
-def _check_case(case: Case, expected: _Expected, draw: Draw | None = None) -> tuple[Facts, list[Finding]]:
+def _check_all(cases: Sequence[Case], expected: Expected, workers: int, draw: Draw | None = None) -> list[Result]:
+    with mapper(min(workers, len(cases))) as apply:
+        return tracked("check", [case.id for case in cases], apply(_check_case, cases, repeat(expected), repeat(draw)))
+
+
+def _check_case(case: Case, expected: Expected, draw: Draw | None) -> Result:
+    """A case as one of many: what there is to compare it by, and its picture."""
+    checked = check_case(case, expected)
+    image, label, counts = checked.image, checked.label, checked.counts
+    if image is None:
+        return Facts(case.id, voxels=counts.voxels, sides=counts.sides), checked.findings
+    facts = Facts(
+        case.id, image.shape, image.spacing, counts.voxels, look_at(image), counts.sides,
+        tuple(_digest(each) for each in checked.images),
+        "" if label is None else digest(label.array),
+        None if draw is None else draw(image, _drawn_label(label, image, expected.places)),
+    )  # fmt: skip
+    return facts, checked.findings
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A case that was read, with everything that is wrong with it."""
+
+    findings: list[Finding]
+    images: list[Volume | None]
+    """A volume of each file, float32; None where it cannot be read."""
+    label: Volume | None
+    """int32, with the values of the file; None where there is none, or it is no label map."""
+    counts: Counts
+    """Of the label."""
+
+    @property
+    def image(self) -> Volume | None:
+        """The first file's volume."""
+        return self.images[0]
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether nothing keeps the case from being used."""
+        return all(finding.severity != "error" for finding in self.findings)
+
+
+def check_case(case: Case, expected: Expected) -> Checked:
     """Read the files of one case; everything that is wrong with them."""
     findings: list[Finding] = []
     channels = expected.channels if len(case.images) == 1 else 1
@@ -141,15 +208,7 @@ def _check_case(case: Case, expected: _Expected, draw: Draw | None = None) -> tu
         label, counts = _read_label(case.label, expected, notes)
         if label is not None and image is not None:
             _check_grids(image, label, notes)
-    if image is None:
-        return Facts(case.id, voxels=counts.voxels, sides=counts.sides), findings
-    facts = Facts(
-        case.id, image.shape, image.spacing, counts.voxels, look_at(image), counts.sides,
-        tuple(_digest(each) for each in images),
-        "" if label is None else digest(label.array),
-        None if draw is None else draw(image, _drawn_label(label, image, expected.places)),
-    )  # fmt: skip
-    return facts, findings
+    return Checked(findings, images, label, counts)
 
 
 def _drawn_label(label: Volume | None, image: Volume, places: dict[int, int]) -> Volume | None:
@@ -168,7 +227,7 @@ def _digest(image: Volume | None) -> str:
     return "" if image is None or image.array.min() == image.array.max() else digest(image.array)
 
 
-def _check_lone_label(path: Path, expected: _Expected) -> tuple[Facts, list[Finding]]:
+def _check_lone_label(path: Path, expected: Expected) -> tuple[Facts, list[Finding]]:
     """A label without an image: what it holds, for whoever wonders where it belongs."""
     id, findings = case_id(path), list[Finding]()
     label, counts = _read_label(Source(path), expected, _Notes(id, path, findings))
@@ -177,7 +236,7 @@ def _check_lone_label(path: Path, expected: _Expected) -> tuple[Facts, list[Find
     return Facts(id, label.shape, label.spacing, counts.voxels, Look.of_grid(label)), findings
 
 
-def _read_label(source: Source, expected: _Expected, notes: _Notes) -> tuple[Volume | None, Counts]:
+def _read_label(source: Source, expected: Expected, notes: _Notes) -> tuple[Volume | None, Counts]:
     """The label map and what it holds, by class where a value is one's; what is wrong with it is taken down."""
     label = _check_label(notes, source)
     if label is None:
@@ -274,7 +333,7 @@ def _check_geometry(volume: Volume, notes: _Notes) -> None:
         notes.warning("sheared", found, f"{fix}: ITK-based tools refuse it or place it elsewhere")
 
 
-def _check_values(label: Volume, voxels: dict[int, int], expected: _Expected, notes: _Notes) -> None:
+def _check_values(label: Volume, voxels: dict[int, int], expected: Expected, notes: _Notes) -> None:
     negative = {value: count for value, count in voxels.items() if value < 0 and value not in expected.places}
     if negative:
         notes.error("negative", f"the label holds {_list(negative)}", "write classes as 0, 1, 2 and so on")
@@ -362,7 +421,7 @@ def _duplicates(cases: Iterable[Case]) -> Iterator[Finding]:
             yield Finding(id, same[-1].images[0].path, "error", "duplicate", found, fix)
 
 
-def _dataset_findings(place: Path, facts: Sequence[Facts], expected: _Expected) -> Iterator[Finding]:
+def _dataset_findings(place: Path, facts: Sequence[Facts], expected: Expected) -> Iterator[Finding]:
     present = {value for fact in facts for value in fact.voxels}
     if not present:
         return

@@ -14,6 +14,7 @@ import logging
 import math
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from medssl.data.dicom import read_series
+from medssl.data.dicom import read_series, series_of
 from medssl.data.hdf5 import Axes, read_h5
 from medssl.data.volume import Affine, Oddity, Source, Volume, by, corners_apart, spacing_of
 from medssl.errors import DataError
@@ -117,6 +118,35 @@ def _frame(volume: Volume, source: Source) -> Volume:
     return replace(volume, array=np.ascontiguousarray(array[..., int(source.part), :]))
 
 
+def read_grid(source: Source) -> tuple[tuple[int, ...], Affine]:
+    """Voxels along all axes, and the affine, from headers alone; nothing is judged, and a DICOM series is guessed.
+
+    Raises:
+        DataError: the header cannot be read.
+    """
+    path, name = source.path, source.path.name.lower()
+    if name.endswith(H5_SUFFIXES):
+        volume = read_volume(source)
+        return volume.array.shape, volume.affine
+    try:
+        if path.is_dir():
+            series = series_of(path)
+            found = series[source.part] if source.part else next(iter(series.values()))
+            (columns, rows, frames), (_, affine) = found.size, _read_itk_grid(found.paths[0])
+            return (columns, rows, frames * found.files), affine
+        if not name.endswith(NIFTI_SUFFIXES):
+            return _read_itk_grid(path)
+        with path.open("rb") as file:
+            is_packed = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if is_packed else path.open("rb") as file:
+            raw = file.read(nib.Nifti2Header.sizeof_hdr)
+        header = _header_class(path, raw).from_fileobj(io.BytesIO(raw), check=False)
+        shape = tuple(int(n) for n in header.get_data_shape())
+        return shape[:3] if source.part else shape, _affine_of(header)
+    except (EOFError, zlib.error, RuntimeError, StopIteration, *_NIBABEL_ERRORS) as error:
+        raise DataError(f"{path}: its header cannot be read ({' '.join(str(error).split())})") from None
+
+
 def read_image(*sources: Path | Source) -> Volume:
     """Read an intensity volume as float32; values too large for it become infinite.
 
@@ -125,18 +155,29 @@ def read_image(*sources: Path | Source) -> Volume:
     Raises:
         DataError: as `read_volume`, or the files have different shapes.
     """
-    volumes = [read_volume(source) for source in sources]
+    return stacked([_as_image(read_volume(source)) for source in sources])
+
+
+def stacked(volumes: Sequence[Volume]) -> Volume:
+    """Volumes of one shape as the channels of one, in the place of the first.
+
+    Raises:
+        DataError: their shapes differ.
+    """
     first = volumes[0]
     for other in volumes[1:]:
         if other.shape != first.shape:
             raise DataError(
                 f"{other.path}: shape {by(other.shape)}, where {first.path} of the same case has {by(first.shape)}"
             )
+    if len(volumes) == 1:
+        return first
+    return replace(first, array=np.concatenate([one.array.reshape(*first.shape, -1) for one in volumes], axis=3))
+
+
+def _as_image(volume: Volume) -> Volume:
     with np.errstate(over="ignore"):
-        arrays = [np.asarray(volume.array, np.float32) for volume in volumes]
-    if len(arrays) == 1:
-        return replace(first, array=arrays[0])
-    return replace(first, array=np.concatenate([array.reshape(*first.shape, -1) for array in arrays], axis=3))
+        return replace(volume, array=np.asarray(volume.array, np.float32))
 
 
 def read_label(path: Path | Source) -> Volume:
@@ -292,7 +333,7 @@ def _read_nifti(path: Path) -> Volume:
         repaired.check_fix(_QUIET)
         voxels = ArrayProxy(io.BytesIO(raw), repaired)
         array = np.asanyarray(voxels)
-        affine = np.array(repaired.get_qform() if _is_unit_scale(repaired) else repaired.get_best_affine(), np.float64)
+        affine = _affine_of(repaired)
     except _NIBABEL_ERRORS as error:
         raise DataError(f"{path}: cannot be read as NIfTI ({' '.join(str(error).split())})") from None
     except MemoryError:
@@ -370,6 +411,11 @@ def _header_oddities(header: nib.Nifti1Header, repaired: nib.Nifti1Header, affin
     return (*found, *_form_oddities(repaired, affine, np.abs(pixdim)))
 
 
+def _affine_of(header: nib.Nifti1Header) -> Affine:
+    """The affine that is used of those in a header, in the header's own unit."""
+    return np.array(header.get_qform() if _is_unit_scale(header) else header.get_best_affine(), np.float64)
+
+
 def _is_unit_scale(header: nib.Nifti1Header) -> bool:
     """Whether a tool wrote directions without lengths into the sform, as in ACDC, beside a qform that has them."""
     if int(header["sform_code"]) <= 0 or int(header["qform_code"]) <= 0:
@@ -422,10 +468,23 @@ def _read_itk(path: Path) -> Volume:
     array = sitk.GetArrayFromImage(image)  # (Z, Y, X[, M])
     _check_type(path, array.dtype)
     array = np.moveaxis(array, (0, 1, 2), (2, 1, 0))
+    return Volume(array, _itk_affine(image), None, path)
+
+
+def _read_itk_grid(path: Path) -> tuple[tuple[int, ...], Affine]:
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    return (*reader.GetSize(), reader.GetNumberOfComponents()), _itk_affine(reader)
+
+
+def _itk_affine(image: Any) -> Affine:
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.array(image.GetSpacing())
     affine[:3, 3] = image.GetOrigin()
-    return Volume(array, np.diag([-1.0, -1, 1, 1]) @ affine, None, path)  # LPS to RAS
+    return np.diag([-1.0, -1, 1, 1]) @ affine  # LPS to RAS
 
 
 def _check_parts(path: Path) -> None:

@@ -1,12 +1,14 @@
 """The prepared folder: what `prepare` writes and training reads.
 
     prepared/dataset.json              settings and case list; written last, so its presence means "complete"
-    prepared/cases/<id>/image.b2nd     (M, x, y, z) float32, chunked, read in part
+    prepared/cases/<id>/image.b2nd     (M, x, y, z), chunked, read in part: numbers of grey levels, or float32
+    prepared/cases/<id>/levels.npy     (n,) float32: the grey levels; absent where the image is float32
     prepared/cases/<id>/label.b2nd     (x, y, z) uint8; absent for an unlabelled case
     prepared/cases/<id>/centres.npy    (n, 4) int32: class, x, y, z of foreground voxels; beside the label
-    prepared/cases/<id>/case.json      subject, sources, grid
+    prepared/cases/<id>/case.json      subject, grid, and what it was made from
+    prepared/unfinished/               cases that wait until all are there
 
-A case's folder appears whole or not at all.
+A case's folder appears whole or not at all, and `cases/` changes only when nothing can fail any more.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +35,13 @@ from medssl.errors import DataError
 from medssl.files import write_json
 
 FORMAT = 3
-BLOCK = 32
+CASES, UNFINISHED = "cases", "unfinished"
+BLOCK = 24
 """Side of the cubes that are compressed one by one; a patch reads only those it touches."""
+LEVELS = 2**16
+"""Grey levels that an image is stored in where it has more."""
+VOXELS_PER_LEVEL = 8
+"""An image of fewer voxels is stored as float32: its table of grey levels would be as large as what it saves."""
 CENTRES = 10_000
 """Voxels of a class that a case remembers as centres of patches."""
 
@@ -59,7 +67,8 @@ class PreparedCase:
 
     def open_image(self) -> Any:
         """The image as an array that decompresses what is sliced, `(M, x, y, z)`."""
-        return _open(self.folder / "image.b2nd")
+        codes, levels = _open(self.folder / "image.b2nd"), self.folder / "levels.npy"
+        return GreyLevels(codes, np.load(levels)) if codes.dtype.kind == "u" else codes
 
     def open_label(self) -> Any:
         """The label as an array that decompresses what is sliced, `(x, y, z)`."""
@@ -69,6 +78,28 @@ class PreparedCase:
         """Voxels of each foreground class that the label holds, `(n, 3)` each, thinned out where there are many."""
         found = np.load(self.folder / "centres.npy")
         return [found[found[:, 0] == value, 1:] for value in np.unique(found[:, 0])]
+
+
+@dataclass(frozen=True)
+class GreyLevels:
+    """An image whose voxels are numbers of grey levels; a slice of it comes as float32."""
+
+    codes: Any
+    levels: NDArray[np.float32]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(M, x, y, z)`."""
+        return tuple(self.codes.shape)
+
+    def __getitem__(self, key: Any) -> NDArray[np.float32]:
+        codes = np.asarray(self.codes[key])
+        values = np.empty(codes.shape, np.float32)
+        flat, places = codes.reshape(-1), values.reshape(-1)
+        for start in range(0, flat.size, 2**15):  # a stretch stays in the processor's cache
+            part = slice(start, start + 2**15)
+            np.take(self.levels, flat[part], out=places[part], mode="clip")
+        return values
 
 
 @dataclass(frozen=True)
@@ -96,66 +127,183 @@ def read_prepared(root: Path) -> PreparedDataset:
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:
-        state = "is not finished" if (Path(root) / "cases").exists() else "is not a prepared folder"
+        state = "is not finished" if is_begun(root) else "is not a prepared folder"
         raise DataError(f"{path}: missing, so {root} {state}; run `medssl prepare SOURCE {root}` (again)") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
     if values.get("format") != FORMAT:
         raise DataError(f"{path}: format {values.get('format')}, this version reads {FORMAT}; prepare again")
     config = parse(DatasetConfig, values["data"], where="data")
-    cases = {id: _read_case(Path(root) / "cases" / id) for id in values["cases"]}
+    cases = {id: _read_case(Path(root) / CASES / id) for id in values["cases"]}
     return PreparedDataset(Path(root), config, cases)
 
 
-def write_dataset(root: Path, config: DatasetConfig, ids: Sequence[str]) -> None:
-    """Declare the folder complete."""
+def is_begun(root: Path) -> bool:
+    """Whether a folder holds prepared cases, or such as wait for the others."""
+    return any((Path(root) / name).is_dir() for name in (CASES, UNFINISHED))
+
+
+def write_dataset(root: Path, config: DatasetConfig, cases: Sequence[Case]) -> None:
+    """Take over the unfinished cases and declare the folder complete; what is there already is not touched."""
+    (root / CASES).mkdir(parents=True, exist_ok=True)
+    ready = [case for case in cases if (root / UNFINISHED / case.id).is_dir()]
     data = config.model_dump(mode="json", exclude={"root", "splits", "layout"})
-    write_json(root / "dataset.json", {"format": FORMAT, "data": data, "cases": sorted(ids)})
+    values = {"format": FORMAT, "data": data, "cases": sorted(case.id for case in cases)}
+    if not ready and _read_json(root / "dataset.json") == values:
+        return
+    (root / "dataset.json").unlink(missing_ok=True)
+    for case in ready:
+        shutil.rmtree(root / CASES / case.id, ignore_errors=True)
+        (root / UNFINISHED / case.id).rename(root / CASES / case.id)
+    shutil.rmtree(root / UNFINISHED, ignore_errors=True)
+    write_json(root / "dataset.json", values)
 
 
-def write_case(root: Path, case: Case, prepared: Prepared, digest: str) -> None:
-    """Store one prepared case, replacing an earlier version of it."""
-    folder = root / "cases" / case.id
-    partial = folder.with_name(f".partial-{case.id}")
-    shutil.rmtree(partial, ignore_errors=True)
+def write_case(root: Path, case: Case, prepared: Prepared, sources: Sources) -> None:
+    """Store one prepared case among the unfinished ones, replacing an earlier version of it there."""
+    folder = root / UNFINISHED / case.id
+    partial = folder.with_name(f".partial-{case.id}-{uuid.uuid4().hex}")
     partial.mkdir(parents=True)
-    _save(partial / "image.b2nd", prepared.image, blocks=(1, BLOCK, BLOCK, BLOCK))
+    encoded = _encode(prepared.image)
+    if encoded is not None:
+        np.save(partial / "levels.npy", encoded.levels)
+    image = prepared.image if encoded is None else encoded.codes
+    _save(partial / "image.b2nd", image, blocks=(1, BLOCK, BLOCK, BLOCK))
     if prepared.label is not None:
         _save(partial / "label.b2nd", prepared.label, blocks=(BLOCK, BLOCK, BLOCK))
         np.save(partial / "centres.npy", _centres(prepared.label))
     write_json(
         partial / "case.json",
         {
-            "id": case.id,
-            "subject": case.subject,
-            "images": [str(source.resolve()) for source in case.images],
-            "label": None if case.label is None else str(case.label.resolve()),
-            "part": case.part,
-            "digest": digest,
+            **said_of(case),
+            "sources": sources.to_json(),
             "grid": prepared.grid.to_json(),
         },
     )
-    if folder.exists():
-        shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 
 
-def stored_digest(root: Path, id: str) -> str | None:
-    """What `write_case` was given for this case; None when the case is not stored."""
+@dataclass(frozen=True)
+class Sources:
+    """What a case was made from: enough to tell whether it has to be made again."""
+
+    settings: str
+    """Digest of the settings that shape the arrays."""
+    content: tuple[str, ...]
+    """Digest of each file's bytes."""
+    stamps: tuple[tuple[str, int, int, int], ...]
+    """Path, size, and times of the last change of content and of anything (nanoseconds) of each file."""
+
+    @classmethod
+    def of(cls, case: Case, config: DatasetConfig) -> Sources:
+        """Read a case's files; stamps come first, so that a change meanwhile is seen next time."""
+        stamps = stamps_of(case)
+        parts = tuple(source.part for source in (*case.images, *((case.label,) if case.label else ())))
+        return cls(settings_digest(config), (*(_digest(path) for path in _files(case)), *parts), stamps)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Sources:
+        """What `to_json` gave, after a round trip through a file."""
+        stamps = tuple((str(path), *map(int, numbers)) for path, *numbers in values["stamps"])
+        return cls(values["settings"], tuple(values["content"]), stamps)  # type: ignore[arg-type]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `Sources.from_json` reads them back."""
+        return asdict(self)
+
+    def makes_the_same(self, other: Sources) -> bool:
+        """Whether both give equal arrays, wherever the files lie."""
+        return (self.settings, self.content) == (other.settings, other.content)
+
+
+def stored_sources(root: Path, case: Case) -> Sources | None:
+    """What the stored case was made from, an unfinished one before a finished one; None where there is neither."""
+    values = next((v for v in map(_read_json, _places(root, case)) if v is not None), {})
     try:
-        return str(json.loads((root / "cases" / id / "case.json").read_text())["digest"])
-    except (OSError, ValueError, KeyError):
+        return Sources.from_json(values["sources"])
+    except (KeyError, TypeError, ValueError):
         return None
 
 
-def case_digest(case: Case, config: DatasetConfig) -> str:
-    """Changes when a source file, the case's patient or the recipe changes: then the case is prepared anew."""
-    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in case.files]
-    parts = [source.part for source in case.images] + [case.part]
-    labels = [] if case.label is None else [case.label.part, config.class_values, config.ignore]
-    recipe = config.recipe.model_dump(mode="json")
-    facts = [FORMAT, case.id, case.subject, stats, parts, labels, recipe, list(config.channels)]
+def is_current(root: Path, case: Case, settings: str) -> bool:
+    """Whether the stored case needs no look at its files: they, the settings and what is said of it are as before."""
+    stored = stored_sources(root, case)
+    if stored is None or (stored.settings, stored.stamps) != (settings, stamps_of(case)):
+        return False
+    return any(said_of(case).items() <= (_read_json(place) or {}).items() for place in _places(root, case))
+
+
+def refresh(root: Path, case: Case, sources: Sources) -> None:
+    """Note where the files of a stored case lie now, and whose they are; the arrays stay."""
+    place = next(place for place in _places(root, case) if place.exists())
+    values = _read_json(place) or {}
+    write_json(place, values | said_of(case) | {"sources": sources.to_json()})
+
+
+def said_of(case: Case) -> dict[str, Any]:
+    """What case.json holds of a case in plain values, besides its arrays."""
+    return {
+        "id": case.id,
+        "subject": case.subject,
+        "images": [str(source.resolve()) for source in case.images],
+        "label": None if case.label is None else str(case.label.resolve()),
+        "part": case.part,
+    }
+
+
+def settings_digest(config: DatasetConfig) -> str:
+    """Changes with what shapes the arrays of a case, or what they are checked against."""
+    facts = [FORMAT, config.recipe.model_dump(mode="json"), config.channels, config.class_values, config.ignore]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def stamps_of(case: Case) -> tuple[tuple[str, int, int, int], ...]:
+    """What changes with the files of a case, without reading them; a missing file has zeros."""
+    return tuple(_stamp(path.resolve()) for path in _files(case))
+
+
+def _files(case: Case) -> Iterable[Path]:
+    """All files that hold a case: those in a DICOM folder too, and the voxels beside a `.mhd` header."""
+    for path in case.files:
+        if path.is_dir():
+            yield from sorted(file for file in path.iterdir() if file.is_file())
+            continue
+        yield path
+        if path.suffix.lower() == ".mhd":
+            yield from (beside for s in (".raw", ".zraw") if (beside := path.with_suffix(s)).exists())
+
+
+def _stamp(path: Path) -> tuple[str, int, int, int]:
+    try:
+        stat = path.stat()
+    except OSError:
+        return str(path), 0, 0, 0
+    return str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def _digest(path: Path) -> str:
+    """Of a file's bytes; empty for one that cannot be read, which a check will tell."""
+    digest = hashlib.blake2b(digest_size=32)
+    try:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    except OSError:
+        return ""
+    return digest.hexdigest()
+
+
+def _places(root: Path, case: Case) -> Iterable[Path]:
+    return (root / name / case.id / "case.json" for name in (UNFINISHED, CASES))
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return values if isinstance(values, dict) else None
 
 
 def _read_case(folder: Path) -> PreparedCase:
@@ -177,17 +325,59 @@ def _read_case(folder: Path) -> PreparedCase:
 
 def _centres(label: NDArray[Any]) -> NDArray[np.int32]:
     """Class and position of annotated foreground voxels, at most about CENTRES of a class, spread over all of them."""
-    voxels = np.argwhere((label > 0) & (label != IGNORED))
-    values = label[tuple(voxels.T)]
+    places = np.flatnonzero((label > 0) & (label != IGNORED))
+    values = label.reshape(-1)[places]
     kept = [np.flatnonzero(values == value) for value in np.unique(values)]
     which = np.concatenate([[], *(k[:: 1 + len(k) // CENTRES] for k in kept)]).astype(np.int64)
-    return np.column_stack([values[which], voxels[which]]).astype(np.int32)
+    return np.column_stack([values[which], *np.unravel_index(places[which], label.shape)]).astype(np.int32)
+
+
+def _encode(image: NDArray[np.float32]) -> GreyLevels | None:
+    """Grey levels and which of them each voxel has; None where a table of them would not pay.
+
+    Exact where all grey levels of a channel are evenly spaced and few, as those of a scan that was not resampled.
+    Otherwise off by at most half of 1/65535 of a channel's range, 1/16 of what 12 bits of a scanner resolve.
+    """
+    channels = [_evenly(channel, LEVELS // len(image)) for channel in image]
+    levels = np.concatenate([levels for _, levels in channels])
+    if len(levels) * VOXELS_PER_LEVEL > image.size:
+        return None
+    codes = np.empty(image.shape, np.uint8 if len(levels) <= 256 else np.uint16)
+    first = 0
+    for place, (numbers, own) in zip(codes, channels, strict=True):
+        np.add(numbers, first, out=place, casting="unsafe")
+        first += len(own)
+    return GreyLevels(codes, levels)
+
+
+def _evenly(channel: NDArray[np.float32], most: int) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
+    """Number of each voxel's grey level, and the levels: the channel's own, or `most` over its range."""
+    low, high = float(channel.min()), float(channel.max())
+    some = np.unique(channel.reshape(-1)[:: 1 + channel.size // LEVELS]).astype(np.float64)
+    step = np.diff(some).min(initial=high - low)
+    if high - low <= step * (most - 0.5):
+        numbers = _numbers(channel, low, step)
+        levels = np.zeros(1 + int(numbers.max()), np.float32)
+        levels[numbers] = channel
+        if np.array_equal(GreyLevels(numbers, levels)[:], channel):
+            return numbers, levels
+    step = (high - low) / (most - 1)
+    return _numbers(channel, low, step), (low + step * np.arange(most)).astype(np.float32)
+
+
+def _numbers(channel: NDArray[np.float32], low: float, step: float) -> NDArray[np.uint16]:
+    numbers = np.empty(channel.shape, np.uint16)
+    for slab, place in zip(channel, numbers, strict=True):  # in float64, which would be large as a whole
+        place[...] = np.rint((slab.astype(np.float64) - low) / (step or 1))
+    return numbers
 
 
 def _save(path: Path, array: NDArray[Any], blocks: tuple[int, ...]) -> None:
     blocks = tuple(min(block, n) for block, n in zip(blocks, array.shape, strict=True))
     chunks = tuple(min(4 * block, n) for block, n in zip(blocks, array.shape, strict=True))
-    cparams = blosc2.CParams(codec=blosc2.Codec.ZSTD, clevel=5, nthreads=1)
+    # Twice as fast to read as ZSTD, for a fifth more on disk: docs/performance.md.
+    filters = [blosc2.Filter.BITSHUFFLE]
+    cparams = blosc2.CParams(codec=blosc2.Codec.LZ4, clevel=1, filters=filters, nthreads=1)
     blosc2.asarray(np.ascontiguousarray(array), urlpath=str(path), mode="w", chunks=chunks, blocks=blocks,
                    cparams=cparams)  # fmt: skip
 

@@ -92,7 +92,8 @@ class Recipe(Settings):
         """
         turn = Turn.to(self.orientation, image.affine)
         channels = image.array[None] if image.array.ndim == 3 else np.moveaxis(image.array, -1, 0)
-        oriented = np.stack([turn.apply(channel) for channel in channels])  # (M, x, y, z)
+        # In memory as it is walked through from here on, which files seldom are: (M, x, y, z).
+        oriented = np.ascontiguousarray([turn.apply(channel) for channel in channels])
         foreground = self._foreground(oriented)
         box = _bounding_box(foreground, self.margin) if self.crop else [(0, n) for n in foreground.shape]
         inside = tuple(slice(start, stop) for start, stop in box)
@@ -118,11 +119,21 @@ class Recipe(Settings):
         )
         prepared_label = None
         if label is not None:
-            prepared_label = grid.resample_label(_turn_of(label, image, turn).apply(label.array)[inside])
-        normal = [self._normalise(c[inside], foreground[inside]) for c in oriented]
-        return Prepared(
-            image=np.stack([grid.resample_image(channel) for channel in normal]), label=prepared_label, grid=grid
-        )
+            turned = _turn_of(label, image, turn).apply(label.array)[inside]
+            prepared_label = grid.resample_label(np.ascontiguousarray(turned))
+        prepared = np.empty((len(oriented), *shape), np.float32)
+        for channel, place in zip(oriented, prepared, strict=True):  # one at a time: they may be large
+            place[...] = grid.resample_image(self._normalise(channel[inside], foreground[inside]))
+        return Prepared(image=prepared, label=prepared_label, grid=grid)
+
+    def uncropped(self, shape: Triple, affine: NDArray[np.float64]) -> Triple:
+        """Voxels of a prepared volume from which nothing was cropped: what it takes at most."""
+        turn = Turn.to(self.orientation, affine)
+        turned: Triple = tuple(shape[axis] for axis in turn.axes)  # type: ignore[assignment]
+        if self.resize is not None:
+            return (*self.resize, turned[2])
+        spacing = turn.apply_to_axes(spacing_of(affine))
+        return _resampled_shape(turned, spacing, _target_spacing(spacing, self.spacing))
 
     def undo(self, probs: NDArray[np.floating[Any]], grid: Grid) -> NDArray[np.unsignedinteger[Any]]:
         """The most likely class of each voxel on the image's own grid; background outside the crop.
@@ -154,12 +165,26 @@ class Recipe(Settings):
     def _normalise(self, channel: NDArray[np.float32], foreground: NDArray[np.bool_]) -> NDArray[np.float32]:
         if self.intensity.window is not None and self.intensity.kind == "clip":
             low, high = self.intensity.window
-            return np.asarray((np.clip(channel, low, high) - low) / (high - low), np.float32)
-        low, high = np.percentile(channel[foreground], self.intensity.percentiles)
-        channel = np.clip(channel, low, high)
-        inside = channel[foreground].astype(np.float64)
-        spread = inside.std()
-        return np.asarray((channel - inside.mean()) / (spread if spread > 0 else 1.0), np.float32)
+            scaled: NDArray[np.float32] = np.clip(channel, low, high)
+            scaled -= low
+            scaled /= high - low
+            return scaled
+        inside = channel[foreground]
+        low, high = np.percentile(inside, self.intensity.percentiles)
+        mean, spread = _moments(np.clip(inside, low, high))
+        normal = np.empty(channel.shape, np.float32)
+        for slab, place in zip(channel, normal, strict=True):  # in float64, which would be large as a whole
+            place[...] = (np.clip(slab, low, high) - mean) / spread
+        return normal
+
+
+def _moments(values: NDArray[np.float64]) -> tuple[np.float64, np.float64]:
+    """Mean and standard deviation, or 1 where that is 0; `values` is used up."""
+    mean = values.mean()
+    values -= mean
+    np.multiply(values, values, out=values)
+    spread = np.sqrt(values.mean())
+    return mean, spread if spread > 0 else np.float64(1)
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,14 @@ import pytest
 from pydantic import ValidationError
 
 from medssl.data.cases import IGNORED, Case, DatasetConfig
-from medssl.data.check import check_cases
+from medssl.data.check import Expected, check_cases
 from medssl.data.labels import as_classes
 from medssl.data.nifti import read_image, read_volume, write_image
-from medssl.data.prepared import case_digest, read_prepared, write_dataset
+from medssl.data.prepared import read_prepared, settings_digest, write_dataset
 from medssl.data.recipe import Recipe
 from medssl.data.volume import Source, Volume
 from medssl.errors import DataError
-from medssl.prepare import prepare_case
+from medssl.prepare import Task, prepare_case
 
 SHAPE = (5, 6, 7)
 TEETH = DatasetConfig(
@@ -100,18 +100,17 @@ class TestPreparing:
         config = TEETH.model_copy(update={"channels": ("T1", "T2")})
         case = self.case(tmp_path)
         assert not check_cases([case], config).errors
-        prepare_case(case, tmp_path / "out", config, "digest")
-        write_dataset(tmp_path / "out", config, ["c"])
+        prepare_case(Task(case, tmp_path / "out", config, Expected.of(config)))
+        write_dataset(tmp_path / "out", config, [case])
         stored = read_prepared(tmp_path / "out").cases["c"]
         assert stored.open_image().shape == (2, *SHAPE)
         assert set(np.unique(stored.open_label()[...])) == {0, 1, 2, IGNORED}
         assert len(stored.centres()) == 2
         assert stored.images == tuple(source.resolve() for source in case.images)
 
-    def test_other_values_make_a_labelled_case_anew(self, tmp_path):
-        case = self.case(tmp_path)
+    def test_other_values_make_cases_anew(self):
         other = TEETH.model_copy(update={"ignore": (255, 99, 98)})
-        assert case_digest(case, TEETH) != case_digest(case, other)
+        assert settings_digest(TEETH) != settings_digest(other)
 
     def test_the_check_counts_files_against_channels_and_compares_their_grids(self, tmp_path):
         report = check_cases([self.case(tmp_path, (SHAPE, (5, 6, 8)))], TEETH)

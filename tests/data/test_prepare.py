@@ -1,16 +1,23 @@
 """Preparing: everything checked first, atomic, resumable, nothing overwritten unasked."""
 
 import itertools
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from medssl.config import dump, load_yaml, parse
 from medssl.data.cases import DatasetConfig
-from medssl.data.nifti import write_image
+from medssl.data.nifti import read_image, write_image
 from medssl.data.prepared import read_prepared
 from medssl.data.recipe import Recipe
-from medssl.errors import ConfigError, DataError
+from medssl.errors import ConfigError, DataError, DeviceError
 from medssl.prepare import prepare
 
 CONFIG = DatasetConfig(name="balls", classes=("background", "shell", "core"), recipe=Recipe(crop=False))
@@ -75,6 +82,255 @@ def test_one_unusable_case_stops_everything_before_anything_is_written(balls, tm
     assert "ball_02" in str(failure.value)
     assert "ball_05" in str(failure.value)
     assert not (tmp_path / "out").exists()
+
+
+def stamps(out):
+    return {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+
+
+def test_nothing_is_done_when_nothing_changed(balls, tmp_path, monkeypatch):
+    raw = shutil.copytree(balls[0], tmp_path / "raw")
+    out = tmp_path / "out"
+    prepare(raw, out, CONFIG, workers=0)
+    before = stamps(out)
+    for path in raw.rglob("*.gz"):
+        times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+        path.touch()
+        os.utime(path, ns=times)
+    prepare(raw, out, CONFIG, workers=0)  # the files were touched: they are read, and nothing else is done
+    arrays = {path: time for path, time in before.items() if path.name != "case.json"}
+    assert arrays.items() <= stamps(out).items()
+    before = stamps(out)
+    opened, usual = [], Path.open
+    monkeypatch.setattr(Path, "open", lambda path, *words, **more: opened.append(path) or usual(path, *words, **more))
+    prepare(raw, out, CONFIG, workers=0)
+    assert out / "dataset.json" in opened
+    assert not [path for path in opened if raw in path.parents]
+    assert stamps(out) == before
+
+
+def test_files_are_known_by_their_content(balls, tmp_path):
+    """A dataset that was moved is not prepared again; a file of equal size and time that holds something else is."""
+    raw, out = shutil.copytree(balls[0], tmp_path / "raw"), tmp_path / "out"
+    prepare(raw, out, CONFIG, workers=0)
+    arrays = {path: time for path, time in stamps(out).items() if path.name == "image.b2nd"}
+    moved = raw.rename(tmp_path / "moved")
+    dataset = prepare(moved, out, CONFIG, workers=0)
+    assert arrays.items() <= stamps(out).items()
+    assert dataset.cases["ball_04"].images[0].path == (moved / "images" / "ball_04.nii.gz").resolve()
+
+    image = moved / "images" / "ball_04.nii"
+    plain = read_image(image.with_name("ball_04.nii.gz"))
+    image.with_name("ball_04.nii.gz").unlink()
+    write_image(image, plain.array, plain.affine)
+    prepare(moved, out, CONFIG, workers=0)
+    first, time = dataset.cases["ball_04"].open_image()[...], image.stat().st_mtime_ns
+    write_image(image, plain.array + 1, plain.affine)
+    os.utime(image, ns=(time, time))
+    before = stamps(out)
+    dataset = prepare(moved, out, CONFIG, workers=0)
+    assert {path.parent.name for path, time in stamps(out).items() if before[path] != time} == {"ball_04", "out"}
+    assert not np.array_equal(dataset.cases["ball_04"].open_image()[...], first - 1)
+
+
+def test_a_fault_leaves_a_finished_folder_as_it_was(balls, tmp_path):
+    raw, out = shutil.copytree(balls[0], tmp_path / "raw"), tmp_path / "out"
+    prepare(raw, out, CONFIG, workers=0)
+    before = stamps(out)
+    changed = CONFIG.model_copy(update={"recipe": Recipe(spacing=(2.0, 2.0, 2.0))})
+    (raw / "images" / "ball_11.nii.gz").write_bytes(b"")
+    shutil.copy(raw / "images" / "ball_01.nii.gz", raw / "images" / "ball_01.NII.gz")
+    with pytest.raises(DataError, match=r"ball_01 .* 2 cases have this id(.|\n)*|ball_11 .* is empty") as failure:
+        prepare(raw, out, changed, workers=2, overwrite=True)
+    assert "ball_01" in str(failure.value)
+    assert "ball_11" in str(failure.value)
+    assert stamps(out) == before
+    assert read_prepared(out).config == CONFIG
+
+
+@pytest.fixture
+def slow_cases(tmp_path):
+    """`(raw folder, configuration)` of eight cases that take a while."""
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        image = rng.normal(100, 20, (70, 66, 62)).astype(np.float32)
+        write_image(tmp_path / "raw" / "images" / f"case_{number}.nii.gz", image, np.eye(4))
+    recipe = {"spacing": [0.75, 0.75, 0.75], "crop": False}
+    dump({"data": {"name": "slow", "classes": ["a", "b"], "recipe": recipe}}, tmp_path / "slow.yaml")
+    return tmp_path / "raw", tmp_path / "slow.yaml"
+
+
+def start(slow_cases, out, *words):
+    raw, config = slow_cases
+    command = [sys.executable, "-m", "medssl", "prepare", raw, out, "--config", config, "--workers", "2", *words]
+    return subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def finished(out):
+    return {path: path.stat().st_mtime_ns for path in out.glob("*/case_*/image.b2nd")}
+
+
+def wait_for(happens, process):
+    deadline = time.monotonic() + 120
+    while not happens():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def assert_goes_on(slow_cases, out, done):
+    process = start(slow_cases, out)
+    said = process.communicate(timeout=200)[1]
+    assert process.returncode == 0, said
+    assert f"prepare: {8 - len(done)} of {8 - len(done)}" in said
+    after = finished(out)
+    assert len(after) == len(read_prepared(out).cases) == 8
+    assert {out / "cases" / path.parent.name / path.name: time for path, time in done.items()}.items() <= after.items()
+    assert sorted(path.name for path in out.iterdir()) == ["cases", "dataset.json"]
+    assert len(list((out / "cases").iterdir())) == 8
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="stops by signals")
+class TestStopped:
+    def test_a_killed_job_goes_on_with_what_is_missing(self, slow_cases, tmp_path):
+        out = tmp_path / "out"
+        process = start(slow_cases, out)
+        wait_for(lambda: len(finished(out)) >= 2, process)
+        process.kill()
+        process.communicate()
+        time.sleep(0.5)
+        done = finished(out)
+        assert 2 <= len(done) < 8
+        time.sleep(1.5)
+        assert finished(out) == done, "no worker goes on alone"
+        with pytest.raises(DataError, match="is not finished"):
+            read_prepared(out)
+        (out / "unfinished" / ".partial-case_7-0").mkdir()
+        assert_goes_on(slow_cases, out, done)
+
+    def test_ctrl_c_keeps_what_is_finished(self, slow_cases, tmp_path):
+        out = tmp_path / "out"
+        process = start(slow_cases, out)
+        wait_for(lambda: finished(out), process)
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == 130, said
+        assert "the same command goes on" in said
+        assert "Traceback" not in said
+        done = finished(out)
+        assert 1 <= len(done) < 8
+        assert_goes_on(slow_cases, out, done)
+
+    def test_a_lost_worker_is_told_and_costs_no_finished_case(self, slow_cases, tmp_path):
+        out = tmp_path / "out"
+        process = start(slow_cases, out)
+        wait_for(lambda: finished(out), process)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        if not children.exists():
+            pytest.skip("finds processes in Linux's /proc")
+        workers = [
+            pid for pid in children.read_text().split() if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+        os.kill(int(workers[0]), signal.SIGKILL)
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == 5, said
+        assert "use fewer workers" in said
+        assert_goes_on(slow_cases, out, finished(out))
+
+
+def test_no_more_processes_than_memory_holds(slow_cases, tmp_path, monkeypatch, capsys):
+    raw, config = slow_cases
+    monkeypatch.setattr("medssl.prepare.available_memory", lambda: 300 * 2**20)
+    dataset = prepare(raw, tmp_path / "out", parse(DatasetConfig, load_yaml(config.read_text())["data"]), workers=2)
+    assert len(dataset.cases) == 8
+    assert "prepare: 1 of 2 processes: case case_7 may need" in capsys.readouterr().err
+
+
+class TestGreyLevels:
+    """Images are stored as numbers of grey levels where that saves disk."""
+
+    def stored(self, tmp_path, image, recipe):
+        write_image(tmp_path / "raw" / "images" / "a.nii.gz", image, np.diag([1, 1, 1.5, 1]))
+        config = DatasetConfig(name="levels", classes=("a", "b"), recipe=recipe)
+        case = prepare(tmp_path / "raw", tmp_path / "out", config, workers=0).cases["a"]
+        return case, recipe.apply(read_image(tmp_path / "raw" / "images" / "a.nii.gz")).image
+
+    @pytest.mark.parametrize("most", [200, 3000])
+    @pytest.mark.parametrize("kind", ["zscore", "clip"])
+    def test_those_of_a_scan_come_back_bit_for_bit(self, tmp_path, most, kind):
+        image = np.random.default_rng(0).integers(0, most, (41, 43, 37)).astype(np.int16)
+        intensity = {"kind": kind, "window": (10.3, 0.9 * most) if kind == "clip" else None}
+        case, expected = self.stored(tmp_path, image, Recipe(crop=False, intensity=intensity))
+        stored = case.open_image()
+        assert np.array_equal(stored[...], expected)
+        assert np.array_equal(stored[0, 3:9, :, 5:6], expected[0, 3:9, :, 5:6])
+        assert (stored[...].dtype, stored.shape) == (np.float32, expected.shape)
+        assert stored.codes.dtype == (np.uint8 if most < 256 else np.uint16)
+
+    def test_several_channels_have_levels_of_their_own(self, tmp_path):
+        image = np.random.default_rng(0).integers(0, 200, (31, 33, 27, 2)).astype(np.float32) * [1, 7.3]
+        write_image(tmp_path / "raw" / "images" / "a.nii.gz", image.astype(np.float32), np.eye(4))
+        recipe = Recipe(crop=False)
+        config = DatasetConfig(name="levels", classes=("a", "b"), recipe=recipe, channels=("x", "y"))
+        case = prepare(tmp_path / "raw", tmp_path / "out", config, workers=0).cases["a"]
+        expected = recipe.apply(read_image(tmp_path / "raw" / "images" / "a.nii.gz")).image
+        assert len(case.open_image().levels) <= 400
+        assert np.array_equal(case.open_image()[...], expected)
+
+    def test_those_between_are_off_by_a_part_in_131070_of_the_range(self, tmp_path):
+        image = np.random.default_rng(0).normal(size=(90, 90, 90)).astype(np.float32)
+        case, expected = self.stored(tmp_path, image, Recipe(crop=False, spacing=(1.0, 1.0, 1.6)))
+        assert len(case.open_image().levels) == 65536
+        off = np.abs(case.open_image()[...].astype(np.float64) - expected).max()
+        assert 0 < off <= 1.01 * np.ptp(expected) / 131070
+
+    @pytest.mark.parametrize("image", [np.full((70, 60, 50), 7, np.int16), np.ones((3, 2, 1), np.float32)])
+    def test_one_grey_level_is_enough(self, tmp_path, image):
+        case, expected = self.stored(tmp_path, image, Recipe())
+        assert np.array_equal(case.open_image()[...], expected)
+
+    def test_a_small_volume_stays_float32(self, tmp_path):
+        image = np.random.default_rng(0).normal(size=(20, 18, 14)).astype(np.float32)
+        case, expected = self.stored(tmp_path, image, Recipe(crop=False))
+        assert not (case.folder / "levels.npy").exists()
+        assert np.array_equal(case.open_image()[...], expected)
+
+
+class TestRay:
+    @pytest.mark.slow
+    def test_a_node_lost_halfway_loses_no_case_and_does_none_twice(self, slow_cases, tmp_path):
+        ray = pytest.importorskip("ray", reason="needs the package ray")
+        from ray.cluster_utils import Cluster
+
+        out = tmp_path / "out"
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        nodes = [cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)]
+        try:
+            process = start(slow_cases, out, "--engine", "ray", "--address", cluster.address)
+            wait_for(lambda: len(finished(out)) >= 2, process)
+            cluster.remove_node(nodes[0], allow_graceful=False)
+            done = finished(out)
+            assert len(done) < 8
+            said = process.communicate(timeout=400)[1]
+            assert process.returncode == 0, said
+        finally:
+            cluster.shutdown()
+            ray.shutdown()
+        assert "prepare: 8 of 8" in said
+        assert {out / "cases" / path.parent.name / path.name: t for path, t in done.items()}.items() <= finished(
+            out
+        ).items()
+        assert len(read_prepared(out).cases) == 8
+        assert len(list((out / "cases").iterdir())) == 8
+
+    def test_its_absence_is_told(self, balls, tmp_path):
+        try:
+            import ray  # noqa: F401
+        except ImportError:
+            with pytest.raises(DeviceError, match=r"pip install 'medssl\[ray\]'"):
+                prepare(balls[0], tmp_path / "out", CONFIG, engine="ray")
+        else:
+            pytest.skip("ray is installed")
 
 
 @pytest.mark.parametrize("spacing", [(None, None, None), (1.0, 1.0, 1.0)])

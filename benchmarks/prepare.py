@@ -1,0 +1,214 @@
+"""What preparing costs, and what its store gives: time, memory, disk and patch reads, on CBCT-like phantoms.
+
+    python benchmarks/prepare.py --out benchmarks/results/prepare.json
+    python benchmarks/prepare.py --shape 400 400 300 --cases 2 --rounds 1 --out benchmarks/results/prepare-large.json
+
+The bare cost is reading, resampling and compressing by the same libraries in as many processes, in turns with
+`prepare`, which checks, finds the foreground and normalises besides; CPU seconds of all processes are compared, which
+other work on the machine hardly changes. Phantoms of half the side are mirrored into the
+shape, for drawing takes longer than preparing. Patches are
+read at random places from files in the system's cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from machine import processor
+from numpy.typing import NDArray
+
+from medssl.data.cases import DatasetConfig
+from medssl.data.check import survey
+from medssl.data.nifti import read_image, write_image
+from medssl.data.phantoms import KINDS, draw
+from medssl.data.prepared import BLOCK, PreparedCase, _save
+from medssl.data.recipe import Intensity, Recipe, Turn
+from medssl.machine import available_cpus
+from medssl.prepare import BYTES_PER_VOXEL, BYTES_PER_WORKER, Task, prepare, prepare_case
+from medssl.progress import as_finished
+
+CLIP = Intensity(kind="clip", window=(-1000, 3000))
+COARSER = 1.2
+"""How much the spacing grows in the rows that are resampled."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", nargs=3, type=int, default=[160, 160, 120])
+    parser.add_argument("--cases", type=int, default=4)
+    parser.add_argument("--workers", type=int, default=available_cpus())
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--patches", nargs="+", type=int, default=[64, 96, 128])
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        spacing = draw_dataset(root / "raw", options.shape, options.cases)
+        recipes = {
+            "as scanned": Recipe(intensity=CLIP),
+            "resampled": Recipe(intensity=CLIP, spacing=tuple(COARSER * mm for mm in spacing)),
+        }
+        rows = [measure(root, name, recipe, options) for name, recipe in recipes.items()]
+    for row in rows:
+        print(json.dumps(row, indent=1))
+    if options.out is not None:
+        facts = {"command": " ".join(["python", *sys.argv]), "processor": processor(), "rows": rows}
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def draw_dataset(folder: Path, shape: list[int], cases: int) -> tuple[float, ...]:
+    """Write cases with labels; the spacing of the first."""
+    half = (shape[0] // 2, shape[1] // 2, shape[2] // 2)
+    phantom = draw("cbct", 0, half)
+    for number in range(cases):
+        for kind, array in (("images", phantom.image), ("labels", phantom.label)):
+            mirrored = np.pad(array, [(0, n) for n in half], mode="symmetric")
+            write_image(folder / kind / f"case_{number}.nii.gz", np.roll(mirrored, 7 * number, 0), phantom.affine)
+    return tuple(Turn.to("RAS", phantom.affine).apply_to_axes(read_image(folder / "images/case_0.nii.gz").spacing))
+
+
+def measure(root: Path, name: str, recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
+    """All numbers of one recipe."""
+    config = DatasetConfig(name="cbct", classes=KINDS["cbct"], recipe=recipe)
+    out = root / "prepared"
+    dataset = prepare(root / "raw", out, config, workers=options.workers)
+    layout, expected = survey(root / "raw", config)
+    tasks = [Task(case, root / "peak", config, expected) for case in layout.cases]
+    peak = max(result for _, result in as_finished(peak_of, tasks, 2))
+    jobs = [Bare(case, root / "bare") for case in dataset.cases.values()]
+    times: dict[str, list[Times]] = {"bare": [], "prepare": []}
+    for _ in range(options.rounds):
+        times["bare"].append(timed(lambda: list(as_finished(bare, jobs, min(options.workers, len(jobs))))))
+        shutil.rmtree(out)
+        times["prepare"].append(timed(lambda: prepare(root / "raw", out, config, workers=options.workers)))
+    again = timed(lambda: prepare(root / "raw", out, config)).wall
+    fastest = min(time.wall for time in times["prepare"])
+    cpu = {key: min(time.cpu for time in rounds) for key, rounds in times.items()}
+    voxels = int(np.prod(options.shape))
+    row = {
+        "recipe": name,
+        "shape": "x".join(map(str, options.shape)),
+        "workers": options.workers,
+        "seconds": {key: [[round(t.wall, 2), round(t.cpu, 2)] for t in rounds] for key, rounds in times.items()},
+        "prepare_over_bare": round(cpu["prepare"] / cpu["bare"], 3),
+        "seconds_when_nothing_changed": round(again, 3),
+        "volumes_per_second": round(len(jobs) / fastest, 3),
+        "float32_MB_per_second": round(4 * voxels * len(jobs) / 1e6 / fastest, 1),
+        "peak_MiB_of_a_process": round(peak / 2**20),
+        "stated_MiB_of_a_process": round((BYTES_PER_WORKER + BYTES_PER_VOXEL * voxels) / 2**20),
+        **sizes(root, list(dataset.cases.values())),
+        "patches_per_second": reads(next(iter(dataset.cases.values())), root, options.patches),
+    }
+    shutil.rmtree(out)
+    shutil.rmtree(root / "peak")
+    return row
+
+
+def peak_of(task: Task) -> int:
+    """Prepare a case; bytes that this process has held at most. Linux tells; `ru_maxrss` counts the parent's too."""
+    prepare_case(task)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+
+@dataclass(frozen=True)
+class Bare:
+    """A case that is stored, to be made again with as little as possible."""
+
+    case: PreparedCase
+    out: Path
+
+
+def bare(job: Bare) -> None:
+    """Read, resample and compress one case by the libraries' own functions."""
+    job.out.mkdir(exist_ok=True)
+    grid, turn = job.case.grid, Turn(job.case.grid.axes, job.case.grid.flips)
+    box = tuple(slice(start, start + n) for start, n in zip(grid.start, grid.cropped, strict=True))
+    image: NDArray[Any] = nib.load(job.case.image_source).get_fdata(dtype=np.float32)
+    image = grid.resample_image(np.ascontiguousarray(turn.apply(image)[box]))
+    low, high = image.min(), image.max()
+    codes = ((image - low) * (65535 / (high - low))).astype(np.uint16)
+    _save(job.out / f"{job.case.id}-image.b2nd", codes[None], blocks=(1, BLOCK, BLOCK, BLOCK))
+    label = np.asarray(nib.load(job.case.label_source).dataobj)
+    label = grid.resample_label(np.ascontiguousarray(turn.apply(label)[box]))
+    _save(job.out / f"{job.case.id}-label.b2nd", label, blocks=(BLOCK, BLOCK, BLOCK))
+
+
+def sizes(root: Path, cases: list[PreparedCase]) -> dict[str, float]:
+    """Megabytes on disk of raw files, of plain arrays, and of the store."""
+    raw = sum(path.stat().st_size for path in (root / "raw").rglob("*.nii.gz"))
+    arrays = sum(4 * np.prod(case.open_image().shape) + np.prod(case.open_label().shape) for case in cases)
+    store = sum(path.stat().st_size for case in cases for path in case.folder.iterdir())
+    return {
+        "raw_nii_gz_MB": round(raw / 1e6, 1), "npy_MB": round(arrays / 1e6, 1), "store_MB": round(store / 1e6, 1),
+        "store_over_npy": round(store / arrays, 3),
+    }  # fmt: skip
+
+
+def reads(case: PreparedCase, root: Path, sides: list[int]) -> dict[str, dict[str, float]]:
+    """Patches per second by side and source, and how the store compares."""
+    stored = case.open_image()
+    np.save(root / "image.npy", stored[...])
+    mapped = np.load(root / "image.npy", mmap_mode="r")
+    found = {}
+    for side in sides:
+        patch = tuple(min(side, n) for n in stored.shape[1:])
+        rates = {
+            "store": rate(lambda box: stored[box], stored.shape, patch, 60),
+            "npy memmap": rate(lambda box: np.array(mapped[box]), stored.shape, patch, 60),
+            "nii.gz": rate(lambda box: read_image(case.image_source).array[box[1:]].copy(), stored.shape, patch, 3),
+        }
+        found["x".join(map(str, patch))] = {
+            **{key: round(value, 1) for key, value in rates.items()},
+            "store over nii.gz": round(rates["store"] / rates["nii.gz"], 1),
+            "npy memmap over store": round(rates["npy memmap"] / rates["store"], 1),
+        }
+    return found
+
+
+def rate(read: Callable[[Any], Any], shape: tuple[int, ...], patch: tuple[int, ...], count: int) -> float:
+    """Patches per second at random places, by the median."""
+    rng = np.random.default_rng(0)
+    taken = []
+    for _ in range(count):
+        starts = [int(rng.integers(n - p + 1)) for n, p in zip(shape[1:], patch, strict=True)]
+        box = (0, *(slice(start, start + p) for start, p in zip(starts, patch, strict=True)))
+        taken.append(timed(lambda: read(box)).cpu)  # noqa: B023
+    return 1 / float(np.median(taken))
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds that passed, and those of this process and its ended children."""
+
+    wall: float
+    cpu: float
+
+
+def timed(work: Callable[[], Any]) -> Times:
+    """How long a call takes."""
+    begun, used = time.perf_counter(), cpu_seconds()
+    work()
+    return Times(time.perf_counter() - begun, cpu_seconds() - used)
+
+
+def cpu_seconds() -> float:
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+if __name__ == "__main__":
+    main()
