@@ -58,6 +58,8 @@ class TestAsClasses:
         ({"ignore": (1,)}, "value 1 stands for more than one"),
         ({"regions": {"tooth": ("canal",)}}, "share the name tooth"),
         ({"regions": {"all": ("crown",)}}, "names crown"),
+        ({"regions": {"all": ("background", "tooth")}}, "not the background"),
+        ({"regions": {"all": ()}}, "needs one class or more"),
     ],
 )
 def test_settings_that_contradict_themselves_are_refused(changed, message):
