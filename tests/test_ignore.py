@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 from medssl.cli import app
 from medssl.comparison import load_runs, make_rows
 from medssl.config import dump, parse
-from medssl.data.cases import IGNORED
-from medssl.data.nifti import list_volumes, read_label, write_image, write_label
+from medssl.data.cases import IGNORED, Case
+from medssl.data.nifti import Source, list_volumes, read_label, write_image, write_label
 from medssl.data.patches import TrainingData
-from medssl.data.prepared import read_prepared
+from medssl.data.prepared import read_prepared, write_dataset
 from medssl.data.splits import make_split, write_split
 from medssl.errors import ConfigError, DataError
 from medssl.evaluate import evaluate_folders
@@ -23,7 +23,7 @@ from medssl.explain import explain
 from medssl.logs import NoLog
 from medssl.metrics import hd95
 from medssl.predict import predict
-from medssl.prepare import prepare
+from medssl.prepare import prepare, prepare_case
 from medssl.report import write_report
 from medssl.report.voxels import agreement, agreements
 from medssl.run import RunConfig, make_predictor
@@ -212,6 +212,24 @@ def test_what_references_mean_may_be_said_in_four_ways(folders, tmp_path):
     by_record = evaluated(folders, tmp_path / "d.csv", data=None)
     assert list(scores) == list(by_folder) == list(by_record)
     assert [s.dice for s in read_scores(tmp_path / "b.csv")] == pytest.approx([s.dice for s in scores], rel=1e-5)
+
+
+def test_labels_may_lie_in_several_folders_and_in_frames(folders, tmp_path):
+    reference, prediction = drawn()
+    affine = np.diag([1.0, 2.0, 3.0, 1.0])
+    write_image(tmp_path / "one" / "frames.nii.gz", np.stack([0 * reference, reference], -1), affine)
+    write_image(tmp_path / "two" / "label.nii.gz", reference, affine)
+    expected = [score.dice for score in evaluated(folders, tmp_path / "s.csv")]
+    write_image(folders[0] / "b.nii.gz", prediction, affine)
+    labels = {"a": Source(tmp_path / "one" / "frames.nii.gz", "1"), "b": Source(tmp_path / "two" / "label.nii.gz")}
+    for id, label in labels.items():
+        case = Case(id, id, (Source(tmp_path / "two" / "label.nii.gz"),), label)
+        prepare_case(case, tmp_path / "prepared", CONFIG, "digest")
+    write_dataset(tmp_path / "prepared", CONFIG, list(labels))
+    scores = evaluated((folders[0], tmp_path / "prepared"), tmp_path / "a.csv", data=None)
+    assert [score.dice for score in scores] == 2 * expected
+    evaluated((folders[0], tmp_path / "prepared"), tmp_path / "b.csv", data=None, conventions=["monai"])
+    assert "unexplained" not in "".join(explain(tmp_path / "a.csv", tmp_path / "b.csv"))
 
 
 def test_values_that_stand_for_no_class_are_named(folders, tmp_path):

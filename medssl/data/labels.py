@@ -37,12 +37,11 @@ def as_classes(label: Volume, config: DatasetConfig) -> Volume:
         DataError: it holds a value that stands for no class.
     """
     places = config.places
-    low, high = int(label.array.min()), int(label.array.max())
+    low, high = min(places) - 1, max(places) + 1  # both stand for no class, as everything beyond them
     table = np.full(high - low + 1, -1, np.int32)
     for value, place in places.items():
-        if low <= value <= high:
-            table[value - low] = place
-    mapped = table[label.array - low]
+        table[value - low] = place
+    mapped = table[np.clip(label.array, low, high) - low]
     if mapped.min() < 0:
         unknown = np.unique(label.array[mapped < 0])
         raise DataError(
