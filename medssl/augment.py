@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medssl.config import Settings
+from medssl.data.cases import IGNORED
 from medssl.data.recipe import THICK_SLICE_RATIO
 from medssl.parts.schedules import generator
 
@@ -75,15 +76,23 @@ class Augment:
     """Draws and applies what an `AugmentConfig` allows on a given patch."""
 
     def __init__(
-        self, config: AugmentConfig, patch: Sequence[int], spacing: Sequence[float | None], classes: int
+        self,
+        config: AugmentConfig,
+        patch: Sequence[int],
+        spacing: Sequence[float | None],
+        classes: int,
+        *,
+        ignores: bool = False,
     ) -> None:
         """
         Args:
             patch: `(X, Y, Z)` voxels; where two sides and spacings are equal, quarter turns keep the grid.
             spacing: millimetres per axis, None where it differs by case; those axes count as equally spaced.
             classes: of labels, background included.
+            ignores: whether labels may hold IGNORED beside them.
         """
-        self.config, self.patch, self.classes = config, tuple(patch), classes
+        self.config, self.patch = config, tuple(patch)
+        self.values = [*range(1, classes), *([IGNORED] if ignores else [])]
         self.turnable = [(a, b) for a, b in _PLANES if patch[a] == patch[b] and spacing[a] == spacing[b]]
         known = [s for s in spacing if s is not None]
         self.spacing = np.array([min(known, default=1.0) if s is None else s for s in spacing])
@@ -126,7 +135,7 @@ class Augment:
         Args:
             image: `(B, M, X, Y, Z)` float.
             draws: one per sample.
-            label: `(B, X, Y, Z)` integer classes on the same grid.
+            label: `(B, X, Y, Z)` integer classes on the same grid, IGNORED being one of them if need be.
 
         Returns:
             New tensors, the label as int64; under the preset `none` what came in.
@@ -213,7 +222,7 @@ class Augment:
         Interpolated classes add up to one, so background is what the others leave and needs no plane of its own.
         """
         channels, label = len(rows[0]), torch.stack(labels) if labels else places.new_empty(0)
-        classes = list(range(1, self.classes)) if labels else []
+        classes = self.values if labels else []
         chunks = [classes[start : start + CLASSES_AT_ONCE] for start in range(0, len(classes), CLASSES_AT_ONCE)]
         first, *others = chunks or [[]]
         planes = _empty_planes(places, channels + len(first))

@@ -327,9 +327,8 @@ def bench(config: BenchConfig, out: Path, *, engine: Engine = "local", device: s
     if matrix.untimed():
         matrix = timed(matrix, slots, engine, device)
         write_configs(matrix)
-    references = references_of(matrix, dataset)
     todo = [cell for cell in matrix.cells if not matrix.is_done(cell)]
-    jobs = {cell: make_job(matrix, cell, references, device, threads_of(config, len(slots))) for cell in todo}
+    jobs = {cell: make_job(matrix, cell, dataset.root, device, threads_of(config, len(slots))) for cell in todo}
     codes = work(matrix, {cell: job for cell, job in jobs.items() if not matrix.sources(cell)}, slots, engine)
     if Interrupted.exit_code not in codes.values():
         ready = [cell for cell in jobs if matrix.sources(cell) and all(map(matrix.is_done, matrix.sources(cell)))]
@@ -488,15 +487,6 @@ def _changed_scoring(matrix: Bench) -> list[str]:
     return [f"  {path}: {', '.join(keys)}"] if keys else []
 
 
-def references_of(matrix: Bench, dataset: PreparedDataset) -> Path:
-    """The folder of the raw labels of all test cases."""
-    test = read_split(matrix.split(matrix.cells[0]), dataset).test
-    folders = {label.path.parent for id in test if (label := dataset.cases[id].label)}
-    if len(folders) != 1:
-        raise DataError(f"labels of test cases lie in {len(folders)} folders; they are scored against a single one")
-    return folders.pop()
-
-
 def slots_of(matrix: Bench, device: str) -> list[str | None]:
     """The GPU of each run that works at a time, as CUDA_VISIBLE_DEVICES names it; None stands for no choice."""
     gpus = visible_gpus() if device in ("auto", "cuda") else []
@@ -590,7 +580,7 @@ def read_times(path: Path) -> dict[str, float]:
     raise DataError(f"{path}: expected columns `row` and `seconds_per_step`, with seconds above 0")
 
 
-def make_job(matrix: Bench, cell: Cell, references: Path, device: str, threads: int) -> Job:
+def make_job(matrix: Bench, cell: Cell, prepared: Path, device: str, threads: int) -> Job:
     """Train, predict the test cases, evaluate: as one would by hand. A row of others' runs is not trained."""
     run, config, sources = matrix.run(cell), matrix.config, [matrix.run(source) for source in matrix.sources(cell)]
     protocol = matrix.settings[cell].protocol
@@ -606,7 +596,7 @@ def make_job(matrix: Bench, cell: Cell, references: Path, device: str, threads: 
         *([] if sources else [training]),
         ("predict", first, *also, "--part", "test", "--checkpoint", config.checkpoint, *network, "--device", device,
          "--uncertainty", "-o", run / "test", "--overwrite"),
-        ("evaluate", run / "test", references, "-o", run / "scores.csv", "--overwrite", "--workers", 0, *conventions),
+        ("evaluate", run / "test", prepared, "-o", run / "scores.csv", "--overwrite", "--workers", 0, *conventions),
     )  # fmt: skip
     words = tuple(tuple(map(str, command)) for command in commands)
     return Job(cell.name, words, matrix.log(cell), threads)

@@ -361,8 +361,14 @@ def predict(
 @app.command()
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of predicted label maps, or one file.")],
-    references: Annotated[Path, typer.Argument(help="Folder of reference label maps, or one file.")],
+    references: Annotated[
+        Path, typer.Argument(help="Prepared folder, whose raw labels count; or a folder of label maps, or one file.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The scores.csv to write.")] = Path("scores.csv"),
+    config: Annotated[
+        list[Path] | None,
+        typer.Option("--config", help="The references' configs/data/NAME.yaml: classes, values, ignore, regions."),
+    ] = None,
     conventions: Annotated[
         list[str] | None,
         typer.Option("--convention", help="strict, monai, nnunet, ssl4mis or brats; several stand side by side."),
@@ -390,7 +396,7 @@ def evaluate(
     scores = evaluate_folders(
         predictions, references, out, workers=workers, overwrite=overwrite, conventions=conventions or ["strict"],
         units=units, tolerance=tolerances.pop("", TOLERANCE), tolerances=tolerances, instances=instances or [],
-        centreline=centreline or [], metrics=metrics,
+        centreline=centreline or [], metrics=metrics, data=_dataset_config(config) if config else None,
     )  # fmt: skip
     print_summary(scores)
     print(f"scores in {out}")

@@ -38,11 +38,12 @@ from typing import Any, NamedTuple
 import yaml
 
 from medssl.config import load_yaml
+from medssl.data.volume import Source
 from medssl.errors import ConfigError, DataError
 from medssl.figures import STYLES, method_colours
 from medssl.logs import read_metrics, training_seconds
 from medssl.metrics import METRICS
-from medssl.scores import Scores, Spread, Summary, read_scores, summarise
+from medssl.scores import Scores, Spread, Summary, counted, read_scores, summarise
 from medssl.statistics import (
     MILLIMETRES,
     POINTS,
@@ -97,7 +98,7 @@ class Run:
     environment: dict[str, Any]
     metrics: list[dict[str, float]]
     scores: Scores | None
-    files: dict[str, tuple[Path, Path]]
+    files: dict[str, tuple[Path, Source]]
     """Prediction and reference of each scored case."""
     made: dict[str, Any]
     """predictions.json, empty when there is none."""
@@ -371,7 +372,7 @@ def _load_run(path: Path) -> Run:
     if (path / "scores.csv").exists():
         scores = read_scores(path / "scores.csv")
         files = _read_files(path / "scores.csv")
-        notes = next(iter(files.values()), (Path(), Path()))[0].parent / "predictions.json"
+        notes = next((prediction for prediction, _ in files.values()), Path()).parent / "predictions.json"
         made = _read_json(notes) if notes.is_file() else {}
     splits = _read_json(path / "splits.json")
     try:
@@ -416,11 +417,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _read_files(path: Path) -> dict[str, tuple[Path, Path]]:
+def _read_files(path: Path) -> dict[str, tuple[Path, Source]]:
     """Prediction and reference of each case in a table that `read_scores` has accepted."""
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         table = csv.DictReader(itertools.dropwhile(lambda line: line.startswith("#"), file))
-        return {row["case"]: (Path(row["prediction"]), Path(row["reference"])) for row in table}
+        return {row["case"]: (Path(row["prediction"]), Source.parse(row["reference"])) for row in table}
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -467,7 +468,7 @@ def _name(key: Key, keys: Sequence[Key]) -> str:
 def case_values(run: Run, metric: str) -> dict[str, float]:
     """Each scored case's mean of a metric over the classes where it is defined; cases without any are left out."""
     if metric not in run.case_values:
-        defined = ((score.case, score.value(metric)) for score in run.scores or ())
+        defined = ((score.case, score.value(metric)) for score in counted(run.scores or ()))
         run.case_values[metric] = _gathered((case, value) for case, value in defined if value is not None)
     return run.case_values[metric]
 

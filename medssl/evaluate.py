@@ -1,7 +1,9 @@
 """The job behind `medssl evaluate`: predictions and references in, scores.csv out.
 
-Files are matched by case id. Nothing is resampled: two volumes that do not share a grid are an error,
-and every fault of every case is known before the first is scored.
+Files are matched by case id. Predictions hold the places of classes. What the values of references stand for, where
+nobody annotated them, and which regions are scored beside the classes is said by the dataset's settings. Nothing is
+resampled: two volumes that do not share a grid are an error, and every fault of every case is known before the first
+is scored.
 """
 
 from __future__ import annotations
@@ -16,8 +18,12 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from medssl.config import parse
+from medssl.data.cases import IGNORED, DatasetConfig
+from medssl.data.labels import read_classes, where_annotated
 from medssl.data.nifti import SUFFIXES, case_id, is_volume, list_volumes, read_label
-from medssl.data.volume import Volume, by, corners_apart
+from medssl.data.prepared import PreparedDataset, read_prepared
+from medssl.data.volume import Source, Volume, by, corners_apart
 from medssl.errors import ConfigError, DataError
 from medssl.logs import log_test_scores
 from medssl.metrics import CONVENTIONS, METRICS, ClassScore, Plan, score_case
@@ -53,6 +59,7 @@ def evaluate_folders(
     out: Path,
     *,
     classes: Sequence[str] | None = None,
+    data: DatasetConfig | None = None,
     workers: int = 2,
     overwrite: bool = False,
     conventions: Sequence[str] = ("strict",),
@@ -69,12 +76,14 @@ def evaluate_folders(
 
     Args:
         predictions: folder of label maps, or one file.
-        references: the same; it may hold more cases, which are then counted and named as unpredicted. Two
-            single files are a pair whatever their names, under the id of the prediction.
+        references: the same, or a prepared folder, which stands for the raw labels it was made from. It may hold more
+            cases, which are then counted and named as unpredicted. Two single files are a pair whatever their names,
+            under the id of the prediction.
         out: the CSV file to write. As `scores.csv` in a run folder it holds the run's test scores, and the run's
             TensorBoard shows them too.
-        classes: names by label value, the background first. Without them, `classes` in the
-            `predictions.json` beside the predictions; without that, the label values found.
+        classes: names by label value, the background first, of references without values of their own.
+        data: what the values of the references mean, in place of what a prepared folder says. Without it, `classes`
+            and such a folder, the `predictions.json` beside the predictions; without that, the label values found.
         workers: processes; 0 works in this one, as a handful of cases always does, classes in as many threads.
         overwrite: replace `out` if it exists.
         conventions: whose rules to score by, names of `medssl.metrics.CONVENTIONS`.
@@ -86,7 +95,8 @@ def evaluate_folders(
         metrics: the columns, names of `medssl.metrics.METRICS`; None takes all that there are.
 
     Raises:
-        ConfigError: `out` exists, `classes` are no list of names, or one of the other names is unknown.
+        ConfigError: `out` exists, `classes` are no list of names or stand beside `data` or a prepared folder, or one
+            of the other names is unknown.
         DataError: a prediction has no reference, or cases cannot be scored; all of them are listed.
     """
     predictions, references, out = Path(predictions), Path(references), Path(out)
@@ -95,19 +105,22 @@ def evaluate_folders(
         tuple(conventions), cast("Units | None", units), tolerance, tolerances or {}, tuple(instances),
         tuple(centreline), None if metrics is None else tuple(metrics),
     )  # fmt: skip
-    names = _class_names(classes, predictions)
-    pairs, unpredicted = _match(predictions, references)
-    known = None if names is None else len(names)
+    prepared = read_prepared(references) if is_prepared(references) else None
+    data = _dataset(classes, data or (prepared.config if prepared else None), predictions)
+    pairs, unpredicted = _match(predictions, references, prepared)
     cases = [pair.case for pair in pairs]
     is_alone = workers < 2 or len(pairs) < _FEW
     with mapper(0 if is_alone else workers) as apply:
-        findings = tracked("check", cases, apply(_inspect, pairs, repeat(known)))
-        labels = _labels(pairs, findings, names)
-        plan.check_classes(list(labels.values()))
+        findings = tracked("check", cases, apply(_inspect, pairs, repeat(data)))
+        labels = _labels(pairs, findings, data)
+        plan.check_classes([*labels.values(), *(data.regions if data else ())])
         threads = max(workers, 1) if is_alone else 1
-        scored = tracked("score", cases, apply(_score, pairs, repeat(labels), repeat(plan), repeat(threads)))
+        scored = tracked(
+            "score", cases, apply(_score, pairs, repeat(labels), repeat(data), repeat(plan), repeat(threads))
+        )
+    said = None if data is None or (data.is_plain and not data.regions) else data
     scores, *beside = (
-        Scores((score for case in scored for score in case[name]), unpredicted, convention=name, plan=plan)
+        Scores((score for case in scored for score in case[name]), unpredicted, convention=name, plan=plan, data=said)
         for name in plan.conventions
     )
     scores.beside = tuple(beside)
@@ -118,7 +131,7 @@ def evaluate_folders(
 
 
 def print_summary(scores: Scores, console: Console | None = None) -> None:
-    """Print the summary as a table, a row per class and one for all, and name the references left alone.
+    """Print the summary as a table, a row per class and region and one for all, and name the references left alone.
 
     Several conventions stand one below the other in each class.
     """
@@ -172,7 +185,7 @@ def _show(spread: Spread) -> str:
 class _Pair:
     case: str
     prediction: Path
-    reference: Path
+    reference: Source
 
 
 def _refuse_existing(out: Path, overwrite: bool) -> None:
@@ -182,11 +195,20 @@ def _refuse_existing(out: Path, overwrite: bool) -> None:
         raise ConfigError(f"{out}: exists already; choose another name, or replace it with --overwrite")
 
 
-def _match(predictions: Path, references: Path) -> tuple[list[_Pair], list[str]]:
+def is_prepared(folder: Path) -> bool:
+    """Whether it is a prepared folder; datasets of the MSD have a dataset.json too, but no cases/."""
+    return (folder / "dataset.json").is_file() and (folder / "cases").is_dir()
+
+
+def _match(predictions: Path, references: Path, prepared: PreparedDataset | None) -> tuple[list[_Pair], list[str]]:
     """Pairs sorted by case, and the references that stay alone."""
-    ours, theirs = _volumes(predictions), _volumes(references)
+    ours = _volumes(predictions)
+    if prepared is not None:
+        theirs = {id: case.label for id, case in prepared.cases.items() if case.label is not None}
+    else:
+        theirs = {case: Source(path) for case, path in _volumes(references).items()}
     if predictions.is_file() and references.is_file():
-        return [_Pair(case, path, references) for case, path in ours.items()], []
+        return [_Pair(case, path, Source(references)) for case, path in ours.items()], []
     orphans = [f"  {case}  {ours[case]}" for case in sorted(ours.keys() - theirs.keys())]
     if orphans:
         raise DataError(
@@ -212,13 +234,17 @@ def _volumes(source: Path) -> dict[str, Path]:
     return volumes
 
 
-def _class_names(classes: Sequence[str] | None, predictions: Path) -> list[str] | None:
-    """The given names, those stored beside the predictions, or None."""
+def _dataset(classes: Sequence[str] | None, data: DatasetConfig | None, predictions: Path) -> DatasetConfig | None:
+    """What is known of the labels: what is given, what is stored beside the predictions, or None."""
     if classes is not None:
+        if data is not None:
+            raise ConfigError(f"classes: the settings of dataset {data.name} name them; leave `classes` out")
         fault = _fault_of_names(list(classes))
         if fault:
             raise ConfigError(f"classes: {fault}")
-        return list(classes)
+        return DatasetConfig(name="", classes=tuple(classes))
+    if data is not None:
+        return data
     path = (predictions if predictions.is_dir() else predictions.parent) / "predictions.json"
     if not path.exists():
         return None
@@ -230,7 +256,11 @@ def _class_names(classes: Sequence[str] | None, predictions: Path) -> list[str] 
     fault = _fault_of_names(names)
     if fault:
         raise DataError(f"{path}: classes: {fault}; mend the file, or name the classes")
-    return list(names or ())
+    labels = {key: stored[key] for key in ("classes", "values", "ignore", "regions") if key in stored}
+    try:
+        return parse(DatasetConfig, {"name": "", **labels}, where="")
+    except ConfigError as error:
+        raise DataError(f"{path}: {error}; mend the file, or give the dataset's settings") from None
 
 
 def _fault_of_names(names: object) -> str | None:
@@ -245,19 +275,22 @@ def _fault_of_names(names: object) -> str | None:
 # ---- what the cases hold
 
 
-def _inspect(pair: _Pair, classes: int | None) -> tuple[list[str], set[int]]:
+def _inspect(pair: _Pair, data: DatasetConfig | None) -> tuple[list[str], set[int]]:
     """Everything that keeps a pair from being scored, and the label values of both volumes."""
     faults: list[str] = []
     volumes: list[Volume] = []
     values: set[int] = set()
-    for role, path in (("prediction", pair.prediction), ("reference", pair.reference)):
+    classes = None if data is None else len(data.classes)
+    for role, source in (("prediction", Source(pair.prediction)), ("reference", pair.reference)):
         try:
-            volume = read_label(path)
+            volume = read_classes(source, data if role == "reference" else None)
         except DataError as error:
             faults.append(str(error))
             continue
         found = _values(volume.array)
-        faults += _fault_of_values(role, found, classes, path)
+        if role == "reference" and data is not None and data.ignore:
+            found.discard(IGNORED)
+        faults += _fault_of_values(role, found, classes, source)
         values |= found
         volumes.append(volume)
     if len(volumes) == 2:
@@ -272,14 +305,14 @@ def _values(array: NDArray[Any]) -> set[int]:
     return {int(value) for plane in array for value in np.flatnonzero(np.bincount(plane.ravel()))}
 
 
-def _fault_of_values(role: str, found: set[int], classes: int | None, path: Path) -> list[str]:
+def _fault_of_values(role: str, found: set[int], classes: int | None, source: Source) -> list[str]:
     most = LARGEST_LABEL + 1 if classes is None else classes
     odd = sorted(value for value in found if not 0 <= value < most)
     if not odd:
         return []
     shown = ", ".join(str(value) for value in odd[:10]) + (" ..." if len(odd) > 10 else "")
     known = f"{'labels' if classes is None else 'the classes'} are 0 to {most - 1}"
-    return [f"{role} holds label {shown}; {known}   {path}"]
+    return [f"{role} holds label {shown}; {known}   {source}"]
 
 
 def _faults_of_grids(prediction: Volume, reference: Volume) -> list[str]:
@@ -306,7 +339,7 @@ def _describe(volume: Volume) -> str:
 
 
 def _labels(
-    pairs: Sequence[_Pair], findings: Sequence[tuple[list[str], set[int]]], names: list[str] | None
+    pairs: Sequence[_Pair], findings: Sequence[tuple[list[str], set[int]]], data: DatasetConfig | None
 ) -> dict[int, str]:
     """The foreground classes by label value, once no case has a fault."""
     faulty = [(pair.case, faults) for pair, (faults, _) in zip(pairs, findings, strict=True) if faults]
@@ -316,8 +349,8 @@ def _labels(
             + "\n".join(_indent(case, fault) for case, faults in faulty for fault in faults)
             + "\nNothing is resampled or relabelled here: mend these files, or leave them out."
         )
-    if names is not None:
-        return {label: name for label, name in enumerate(names) if label > 0}
+    if data is not None:
+        return {label: name for label, name in enumerate(data.classes) if label > 0}
     found = sorted({value for _, values in findings for value in values} - {0})
     if not found:
         raise DataError("no volume holds any label but 0, so there is nothing to score; name the classes")
@@ -333,6 +366,9 @@ def _indent(case: str, fault: str) -> str:
 # ---- the work
 
 
-def _score(pair: _Pair, labels: dict[int, str], plan: Plan, threads: int) -> dict[str, list[ClassScore]]:
-    prediction, reference = read_label(pair.prediction), read_label(pair.reference)
-    return score_case(pair.case, prediction, reference, labels, plan, threads=threads)
+def _score(
+    pair: _Pair, labels: dict[int, str], data: DatasetConfig | None, plan: Plan, threads: int
+) -> dict[str, list[ClassScore]]:
+    prediction, reference = where_annotated(read_label(pair.prediction), read_classes(pair.reference, data), data)
+    regions = {} if data is None else data.region_places
+    return score_case(pair.case, prediction, reference, labels, plan, regions=regions, threads=threads)

@@ -16,8 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
+from medssl.data.cases import DatasetConfig
+from medssl.data.labels import read_classes, where_annotated
 from medssl.data.nifti import read_label
-from medssl.data.volume import Volume, by
+from medssl.data.volume import Source, Volume, by
 from medssl.errors import DataError
 from medssl.foreign import Table, read_table
 from medssl.metrics import CONVENTIONS, METRICS, Status, masks
@@ -117,7 +119,7 @@ def _compare_files(one: Table, other: Table, cases: Sequence[str]) -> tuple[list
     return lines, different
 
 
-def _compare_volumes(mine: Path, theirs: Path) -> str | None:
+def _compare_volumes(mine: Source, theirs: Source) -> str | None:
     one, other = _read(mine), _read(theirs)
     if one is None or other is None:
         return "a file is not there any more, so nobody can tell whether they are the same"
@@ -168,15 +170,18 @@ def _likeliest(rules: Sequence[str], counts: Counter[str]) -> str:
 
 def _rules(each: Difference, value: float | None, table: Table, against: Table) -> list[str] | None:
     """The rules that give a table's number from the files, its own or else the other's; None without files."""
-    files = table.files.get(each.case) or against.files.get(each.case)
+    owner = table if each.case in table.files else against
     labels = table.labels if each.class_name in table.labels else against.labels
-    if files is None or each.class_name not in labels:
+    if each.case not in owner.files or each.class_name not in labels:
         return None
-    prediction, reference = (_read(path) for path in files)
-    if prediction is None or reference is None or prediction.shape != reference.shape:
+    data = owner.scores.data if owner.scores else None
+    volumes = _read_pair(owner.files[each.case], "" if data is None else data.model_dump_json())
+    if volumes is None:
         return None
-    label = labels[each.class_name]
-    pair = (prediction.array == label, reference.array == label)
+    reference = volumes[1]
+    regions = {} if data is None else data.region_places
+    places = regions.get(each.class_name, (labels[each.class_name],))
+    pair = (np.isin(volumes[0].array, places), np.isin(volumes[1].array, places))
     status = status_of(bool(pair[0].any()), bool(pair[1].any()))
     if status != "scored" and (said := _rule_of_empty(status, each.metric, value)):
         return [said]
@@ -270,11 +275,22 @@ def _averages(metric: str, one: Table, other: Table) -> Iterator[str]:
 
 
 @lru_cache(maxsize=4)
-def _read(path: Path) -> Volume | None:
+def _read(source: Source) -> Volume | None:
     try:
-        return read_label(path)
+        return read_label(source)
     except DataError:
         return None
+
+
+@lru_cache(maxsize=2)
+def _read_pair(files: tuple[Source, Source], data: str) -> tuple[Volume, Volume] | None:
+    """Prediction and reference as they were compared; `data` is what the table says of labels, as JSON."""
+    config = DatasetConfig.model_validate_json(data) if data else None
+    try:
+        prediction, reference = read_label(files[0]), read_classes(files[1], config)
+    except DataError:
+        return None
+    return None if prediction.shape != reference.shape else where_annotated(prediction, reference, config)
 
 
 def _same(x: float | None, y: float | None, slack: float) -> bool:

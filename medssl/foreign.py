@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medssl.data.nifti import SUFFIXES, case_id
+from medssl.data.volume import Source
 from medssl.errors import DataError
 from medssl.metrics import CONVENTIONS, METRICS
 from medssl.metrics.conventions import TOLERANCE
-from medssl.scores import Scores, read_scores
+from medssl.scores import Scores, counted, read_scores
 
 Averages = Literal["cases", "classes"]
 _CASES = ("case", "case_id", "caseid", "id", "name", "file", "filename", "subject", "patient", "image")
@@ -44,12 +45,14 @@ class Table:
     cells: dict[tuple[str, str], dict[str, float | None]]
     labels: dict[str, int] = field(default_factory=dict)
     """By class."""
-    files: dict[str, tuple[Path, Path]] = field(default_factory=dict)
+    files: dict[str, tuple[Source, Source]] = field(default_factory=dict)
     """Prediction and reference by case."""
     averages: Averages = "cases"
     scores: Scores | None = None
     digits: Mapping[str, int] = field(default_factory=dict)
     """How many decimals another tool wrote, by metric."""
+    left_out: frozenset[str] = frozenset()
+    """Regions, or classes beside them, that its headline mean does not count."""
 
     @property
     def cases(self) -> list[str]:
@@ -80,6 +83,8 @@ class Table:
         """The mean over cases of each one's mean over classes, or the other way round."""
         groups: dict[str, list[float]] = {}
         for key, values in self.cells.items():
+            if key[1] in self.left_out:
+                continue
             found = groups.setdefault(key[0 if averages == "cases" else 1], [])
             if (value := values.get(metric)) is not None:
                 found.append(value)
@@ -107,7 +112,7 @@ def _read_ours(path: Path) -> Table:
     scores = read_scores(path)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         rows = csv.DictReader(itertools.dropwhile(lambda line: line.startswith("#"), file))
-        files = {row["case"]: (Path(row["prediction"]), Path(row["reference"])) for row in rows}
+        files = {row["case"]: (Source(Path(row["prediction"])), Source.parse(row["reference"])) for row in rows}
     rules = CONVENTIONS[scores.convention]
     return Table(
         says=f"medssl, convention {scores.convention} ({rules.source}), {scores.units}, {rules.hd95}, {rules.asd}, "
@@ -119,6 +124,7 @@ def _read_ours(path: Path) -> Table:
         files=files,
         averages=rules.averages,
         scores=scores,
+        left_out=frozenset({score.class_name for score in scores} - {score.class_name for score in counted(scores)}),
     )
 
 
@@ -126,8 +132,8 @@ def _read_nnunet(path: Path) -> Table:
     table = Table(f"nnU-Net's summary; {CONVENTIONS['nnunet'].says}", {}, averages="classes")
     try:
         for entry in json.loads(path.read_text(encoding="utf-8"))["metric_per_case"]:
-            prediction, reference = Path(entry["prediction_file"]), Path(entry["reference_file"])
-            case = case_id(prediction)
+            prediction, reference = Source(Path(entry["prediction_file"])), Source(Path(entry["reference_file"]))
+            case = case_id(prediction.path)
             table.files[case] = (prediction, reference)
             for name, values in entry["metrics"].items():
                 table.cells[case, name] = {"dice": _number(values["Dice"]), "iou": _number(values["IoU"])}

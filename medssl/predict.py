@@ -137,6 +137,8 @@ def _load_one(
         "network": config.window.network,
         "classes": list(config.data.classes),
         "window": config.window.model_dump(mode="json"),
+        # What evaluation needs to read references: predictions hold the places of classes whatever their values are.
+        **config.data.model_dump(mode="json", include={"values", "ignore", "regions"}, exclude_defaults=True),
     }
     return make_predictor(method.to(device), config, device), facts
 

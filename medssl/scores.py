@@ -11,14 +11,16 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from medssl.data.cases import DatasetConfig
+from medssl.data.volume import Source
 from medssl.errors import ConfigError, DataError
 from medssl.files import whole_file
-from medssl.metrics import CONVENTIONS, METRICS, ClassScore, Plan, Status, Units
+from medssl.metrics import CONVENTIONS, METRICS, ClassScore, Convention, Plan, Status, Units
 
 KEYS = ("convention", "case", "class", "label", "status")
 PLACES = ("prediction_voxels", "reference_voxels", "prediction", "reference")
@@ -30,6 +32,8 @@ only); an empty cell is undefined, or not the convention's, and enters no mean
 surface: voxels with a face neighbour outside the class; beyond the border of the volume all is outside
 P, R: prediction, reference; overlaps 0 to 1; distances by the spacing of the reference, or in voxels"""
 _SETTINGS = "settings: "
+_LABELS = "labels: "
+_OF_LABELS = {"name", "classes", "values", "ignore", "regions"}
 _UNPREDICTED = "references without a prediction: "
 _OLD_METRICS = ("dice", "iou", "hd95", "asd")
 _SHOWN = ("dice", "iou", "hd95", "asd", "nsd", "cldice", "instance_f1")
@@ -45,6 +49,7 @@ class Scores(list[ClassScore]):
         *,
         convention: str = "strict",
         plan: Plan | None = None,
+        data: DatasetConfig | None = None,
         beside: Iterable[Scores] = (),
     ) -> None:
         super().__init__(scores)
@@ -53,6 +58,8 @@ class Scores(list[ClassScore]):
         self.convention = convention
         self.plan = plan or Plan()
         """What the whole table was asked for."""
+        self.data = data
+        """What the values of the references mean, where they are more than places of classes; or its regions."""
         self.beside = tuple(beside)
         """The same cases under the other conventions of the table."""
 
@@ -99,6 +106,7 @@ class ClassSummary:
     absent: int
     missed: int
     invented: int
+    is_region: bool = False
     spreads: Mapping[str, Spread] = field(default_factory=dict)
 
     def spread(self, name: str) -> Spread:
@@ -128,7 +136,7 @@ class ClassSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """All classes, and all of them together.
+    """All classes, then all regions; and all classes together, as `counted` has them.
 
     The values behind an `overall` number are cases: each gives the mean over those of its classes where the
     metric is defined, and a case without any is left out. Conventions that average over classes have the means of
@@ -141,19 +149,34 @@ class Summary:
 
 
 def summarise(scores: Sequence[ClassScore]) -> Summary:
-    """Mean, spread and counts of each class, in order of label, and of all classes together."""
+    """Mean, spread and counts of each class and region, in order of label, and of all classes together."""
     by_class: dict[tuple[int, str], list[ClassScore]] = {}
     by_case: dict[str, list[ClassScore]] = {}
     for score in scores:
         by_class.setdefault((score.label, score.class_name), []).append(score)
+    behind_overall = counted(scores)
+    for score in behind_overall:
         by_case.setdefault(score.case, []).append(score)
-    classes = tuple(_summarise(key[1], by_class[key], [[score] for score in by_class[key]]) for key in sorted(by_class))
-    overall = _summarise("overall", scores, list(by_case.values()))
-    convention = CONVENTIONS[scores.convention if isinstance(scores, Scores) else "strict"]
-    if convention.averages == "classes":
-        overall = ClassSummary("overall", overall.scored, overall.absent, overall.missed, overall.invented,
-                               _spreads_of_classes(classes))  # fmt: skip
+    classes = tuple(
+        replace(_summarise(name, found, [[score] for score in found]), is_region=found[0].is_region)
+        for (_, name), found in sorted(by_class.items())
+    )
+    overall = _summarise("overall", behind_overall, list(by_case.values()))
+    if _convention(scores).averages == "classes":
+        names = {score.class_name for score in behind_overall}
+        overall = replace(overall, spreads=_spreads_of_classes([row for row in classes if row.class_name in names]))
     return Summary(cases=len(by_case), classes=classes, overall=overall)
+
+
+def counted(scores: Sequence[ClassScore]) -> list[ClassScore]:
+    """The rows behind the overall number: those of classes; of regions, where there are some, if the convention says
+    so."""
+    are_regions = _convention(scores).has_regions_for_classes and any(score.is_region for score in scores)
+    return [score for score in scores if score.is_region == are_regions]
+
+
+def _convention(scores: Sequence[ClassScore]) -> Convention:
+    return CONVENTIONS[scores.convention if isinstance(scores, Scores) else "strict"]
 
 
 def read_scores(path: Path, convention: str | None = None) -> Scores:
@@ -179,7 +202,7 @@ def read_scores(path: Path, convention: str | None = None) -> Scores:
     return scores
 
 
-def write_scores(out: Path, scores: Scores, files: Mapping[str, tuple[Path, Path]]) -> None:
+def write_scores(out: Path, scores: Scores, files: Mapping[str, tuple[Path, Path | Source]]) -> None:
     """Write the table, and those `beside` it; `files` gives each case's prediction and reference.
 
     It appears whole or not at all.
@@ -243,6 +266,7 @@ def _header(tables: Sequence[Scores]) -> list[str]:
         *_STATUSES.splitlines(),
         *(f"{name}: {METRICS[name].description}" for name in first.metrics),
         f"{_SETTINGS}{json.dumps(_settings(first.plan))}",
+        *([] if first.data is None else [f"{_LABELS}{first.data.model_dump_json(include=_OF_LABELS)}"]),
         f"cases: {summarise(first).cases}",
         f"{_UNPREDICTED}{len(first.unpredicted)} {json.dumps(first.unpredicted)}",
         *(line for scores in tables for line in _lines_of_summary(scores, len(tables) > 1)),
@@ -254,6 +278,8 @@ def _lines_of_convention(scores: Scores) -> list[str]:
     order = "each case's mean over its classes, then mean and n over cases"
     if rules.averages == "classes":
         order = "each class's mean over cases, then their mean, n counting classes"
+    if any(score.is_region for score in scores):
+        order += "; regions in place of classes" if rules.has_regions_for_classes else "; regions left out"
     return [
         f"convention: {scores.convention}",
         f"{scores.convention} is {rules.source}; distances in {scores.units}; hd95 is {rules.hd95}, asd is {rules.asd}",
@@ -279,7 +305,10 @@ def _lines_of_summary(scores: Scores, several: bool) -> list[str]:
     shown = [metric for metric in _SHOWN if metric in CONVENTIONS[scores.convention].metrics and
              metric in scores.metrics]  # fmt: skip
     return [
-        *(f"{mark}class {row.class_name}: {_line(row, shown)}" for row in summary.classes),
+        *(
+            f"{mark}{'region' if row.is_region else 'class'} {row.class_name}: {_line(row, shown)}"
+            for row in summary.classes
+        ),
         f"{mark}overall: {_line(summary.overall, shown)}",
     ]
 
@@ -309,7 +338,7 @@ def _digits(value: float | None) -> str:
 def _parse_table(path: Path, lines: list[str]) -> dict[str, Scores]:
     """The scores of each convention, in the order of the file."""
     start = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    conventions, settings, unpredicted = _parse_comments(path, lines[:start])
+    conventions, settings, unpredicted, data = _parse_comments(path, lines[:start])
     table = csv.reader(lines[start:])
     columns = next(table, [])
     metrics = _parse_columns(columns, f"{path}:{start + 1}")
@@ -317,7 +346,8 @@ def _parse_table(path: Path, lines: list[str]) -> dict[str, Scores]:
         plan = Plan(conventions=tuple(conventions), metrics=metrics, **settings)
     except (ConfigError, TypeError) as error:
         raise DataError(f"{path}: {error}") from None
-    tables = {name: Scores(unpredicted=unpredicted, convention=name, plan=plan) for name in conventions}
+    tables = {name: Scores(unpredicted=unpredicted, convention=name, plan=plan, data=data) for name in conventions}
+    regions = () if data is None else data.regions
     seen: set[tuple[str, str, int]] = set()
     for cells in table:
         where = f"{path}:{start + table.line_num}"
@@ -327,7 +357,7 @@ def _parse_table(path: Path, lines: list[str]) -> dict[str, Scores]:
         convention = row.get("convention", "strict")
         if convention not in tables:
             raise DataError(f"{where}: expected convention {', '.join(tables)}, found {convention!r}")
-        score = _parse_row(row, metrics, convention, where)
+        score = _parse_row(row, metrics, convention, regions, where)
         if (convention, score.case, score.label) in seen:
             raise DataError(f"{where}: case {score.case} has label {score.label} twice")
         seen.add((convention, score.case, score.label))
@@ -335,9 +365,11 @@ def _parse_table(path: Path, lines: list[str]) -> dict[str, Scores]:
     return tables
 
 
-def _parse_comments(path: Path, lines: Sequence[str]) -> tuple[list[str], dict[str, Any], list[str]]:
-    """The conventions, which must be known ones, the settings, and the references without a prediction."""
-    conventions, settings, unpredicted = [], {}, []
+def _parse_comments(
+    path: Path, lines: Sequence[str]
+) -> tuple[list[str], dict[str, Any], list[str], DatasetConfig | None]:
+    """The conventions, which must be known ones, the settings, the references without a prediction, and the labels."""
+    conventions, settings, unpredicted, data = [], {}, [], None
     for number, line in enumerate(lines, 1):
         text, where = line.removeprefix("#").strip(), f"{path}:{number}"
         if text.startswith("convention: "):
@@ -349,7 +381,9 @@ def _parse_comments(path: Path, lines: Sequence[str]) -> tuple[list[str], dict[s
             settings = _parse_settings(text, where)
         if text.startswith(_UNPREDICTED):
             unpredicted = _parse_unpredicted(text, where)
-    return conventions or ["strict"], settings, unpredicted
+        if text.startswith(_LABELS):
+            data = _parse_labels(text, where)
+    return conventions or ["strict"], settings, unpredicted, data
 
 
 def _parse_settings(text: str, where: str) -> dict[str, Any]:
@@ -361,6 +395,13 @@ def _parse_settings(text: str, where: str) -> dict[str, Any]:
         }  # fmt: skip
     except (ValueError, TypeError, KeyError):
         raise DataError(f"{where}: expected settings as medssl writes them, found {text!r}") from None
+
+
+def _parse_labels(text: str, where: str) -> DatasetConfig:
+    try:
+        return DatasetConfig.model_validate_json(text.removeprefix(_LABELS))
+    except ValueError:
+        raise DataError(f"{where}: expected labels as medssl writes them, found {text!r}") from None
 
 
 def _parse_unpredicted(text: str, where: str) -> list[str]:
@@ -380,7 +421,9 @@ def _parse_columns(columns: list[str], where: str) -> tuple[str, ...]:
     return tuple(metrics)
 
 
-def _parse_row(row: Mapping[str, str], metrics: Sequence[str], convention: str, where: str) -> ClassScore:
+def _parse_row(
+    row: Mapping[str, str], metrics: Sequence[str], convention: str, regions: Collection[str], where: str
+) -> ClassScore:
     if row["status"] not in get_args(Status):
         raise DataError(f"{where}: expected a status of {', '.join(get_args(Status))}, found {row['status']!r}")
     try:
@@ -392,6 +435,7 @@ def _parse_row(row: Mapping[str, str], metrics: Sequence[str], convention: str, 
             prediction_voxels=int(row["prediction_voxels"]),
             reference_voxels=int(row["reference_voxels"]),
             values={metric: _parse_number(metric, row[metric]) for metric in metrics},
+            is_region=row["class"] in regions,
         )
     except ValueError as error:
         raise DataError(f"{where}: {error}") from None

@@ -18,6 +18,7 @@ from medssl.augment import Augment
 from medssl.boards import Setting, check_packages
 from medssl.checkpoint import load_checkpoint
 from medssl.config import bundled, dump, merge
+from medssl.data.cases import IGNORED
 from medssl.data.patches import PatchStream, TrainingData
 from medssl.data.prepared import PreparedDataset, read_prepared
 from medssl.data.splits import PARTS, Split, read_split, write_split
@@ -191,7 +192,7 @@ def open_data(config: RunConfig) -> TrainingData:
     """The prepared dataset and split as training may see them.
 
     Raises:
-        ConfigError: no root, or the dataset was prepared with other classes, channels or recipe.
+        ConfigError: no root, or the dataset was prepared with other classes, values, channels or recipe.
     """
     if config.data.root is None:
         raise ConfigError("data.root: the prepared folder is not given; add --set data.root=PREPARED")
@@ -208,7 +209,8 @@ def make_trainer(config: RunConfig, out: Path, device: torch.device) -> Trainer:
     _check_batches(config, method)
     _check_norm(config, device)
     make_predictor(method, config, device)  # validation must not be the first to find its settings wrong
-    augment = Augment(config.augment, config.train.patch, config.data.recipe.spacing, len(config.data.classes))
+    augment = Augment(config.augment, config.train.patch, config.data.recipe.spacing, len(config.data.classes),
+                      ignores=bool(config.data.ignore))  # fmt: skip
     return Trainer(method, config.train, out, device, augment, config.to_plain())
 
 
@@ -264,13 +266,17 @@ def score_cases(
 ) -> dict[str, float]:
     """Mean foreground Dice over labelled or validation cases, and by class; empty where there is no case.
 
-    A class absent in both reference and prediction is left out of a case's mean. Processes share the cases.
+    A class absent in both reference and prediction is left out of a case's mean, as are voxels that nobody annotated.
+    Processes share the cases.
     """
     names = predictor.classes[1:]
     scores: list[tuple[int, list[float | None]]] = []
     for number, id in list(enumerate(ids))[processes.rank() :: processes.count()]:
         image, reference = np.asarray(data.image(id)[...]), np.asarray(data.label(id)[...])
         prediction = predictor.probabilities(image).argmax(0)
+        if data.ignores:
+            known = reference != IGNORED
+            reference, prediction = reference * known, prediction * known
         per_class = [dice(prediction == value, reference == value) for value in range(1, len(names) + 1)]
         scores.append((number, per_class))
         if number == 0:
@@ -291,7 +297,7 @@ def _is_ours(out: Path) -> bool:
 
 
 def _check_prepared(config: RunConfig, dataset: PreparedDataset) -> None:
-    for key in ("classes", "channels", "recipe"):
+    for key in ("classes", "values", "ignore", "channels", "recipe"):
         here, there = getattr(config.data, key), getattr(dataset.config, key)
         if here != there:
             raise ConfigError(

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from medssl.augment import Augment, Draw
 from medssl.checkpoint import load_checkpoint, save_checkpoint
 from medssl.config import Settings
+from medssl.data.cases import IGNORED
 from medssl.data.patches import Patches, PatchStream
 from medssl.device import Precision, Readback, autocast, choose_precision
 from medssl.distributed import StopVote, here, is_first, wait_for_all
@@ -221,12 +222,17 @@ class Trainer:
         for numbers, patches in ours:
             image, label = self.augment.apply(patches[0], self.draws(labelled, numbers), patches[1])
             assert label is not None
+            known = None
+            if labelled.data.ignores:
+                known = label != IGNORED
+                label = label * known
             if theirs is None or unlabelled is None:
-                yield TrainBatch(image, label, image[:0], ())
+                yield TrainBatch(image, label, image[:0], (), known=known)
                 continue
             numbers, patches = next(theirs)
             strong, weak = self.augment.views(patches[0], self.draws(unlabelled, numbers))
-            yield TrainBatch(image, label, strong, tuple(mix(*unlabelled.seed, 4, n) for n in numbers), weak)
+            seeds = tuple(mix(*unlabelled.seed, 4, n) for n in numbers)
+            yield TrainBatch(image, label, strong, seeds, weak, known)
 
     def shares(self, stream: PatchStream, size: int, last: int) -> Generator[tuple[range, Patches], None, None]:
         """Numbers and patches of this process's share of each batch, on the device."""

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from scipy import ndimage
 
 from medssl.augment import CLASSES_AT_ONCE, CONTROL_POINTS, Augment, AugmentConfig, Draw
+from medssl.data.cases import IGNORED
 
 STILL = Draw()
 
@@ -323,6 +324,20 @@ def test_many_classes_go_in_chunks_to_the_same_end(classes):
     best = shares.amax(1)
     torch.testing.assert_close(shares.gather(1, moved[:, None])[:, 0], best)  # ties may fall either way
     assert (shares.argmax(1) == moved).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("preset", ["none", "weak", "strong"])
+def test_what_nobody_annotated_moves_as_a_class_of_its_own(preset):
+    image, label = batch()
+    ordinary = make(preset)
+    moving = Augment(AugmentConfig(preset=preset), (8, 10, 8), (1.0, 1.0, 1.0), 2, ignores=True)
+    draws = [ordinary.draw(0, n) for n in range(3)]
+    if preset == "strong":
+        assert any(draw.matrix is not None or draw.elastic is not None for draw in draws)
+    _, expected = ordinary.apply(image, draws, label)
+    _, found = moving.apply(image, draws, torch.where(label == 2, IGNORED, label).to(torch.uint8))
+    assert torch.equal(found, torch.where(expected == 2, IGNORED, expected))
+    assert (found == IGNORED).any()
 
 
 def test_blur_is_a_gaussian_with_its_edges_continued():

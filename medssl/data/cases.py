@@ -92,6 +92,9 @@ class DatasetConfig(Settings):
                 raise ValueError(f"`{section}` names {', '.join(unknown)}, which `classes` does not list")
         if twice := set(self.regions) & set(self.classes):
             raise ValueError(f"`regions` and `classes` share the name {', '.join(sorted(twice))}")
+        for region, names in self.regions.items():
+            if not names or self.classes[0] in names:
+                raise ValueError(f"`regions.{region}` needs one class or more, and not the background")
         values = [value for found in self.class_values for value in found] + list(self.ignore)
         if repeated := sorted({value for value in values if values.count(value) > 1}):
             raise ValueError(f"the label value {', '.join(map(str, repeated))} stands for more than one class")
@@ -109,6 +112,11 @@ class DatasetConfig(Settings):
         """The class that each value of a label file stands for, IGNORED for what nobody annotated."""
         found = {value: place for place, values in enumerate(self.class_values) for value in values}
         return found | dict.fromkeys(self.ignore, IGNORED)
+
+    @property
+    def region_places(self) -> dict[str, tuple[int, ...]]:
+        """The places of the classes that make up each region."""
+        return {region: tuple(map(self.classes.index, names)) for region, names in self.regions.items()}
 
     @property
     def is_plain(self) -> bool:

@@ -1,14 +1,34 @@
-"""Values of label files to classes: several to one, some to nobody's."""
+"""Values of label files to classes: several to one, some to nobody's; and what to compare of two label maps."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
-from medssl.data.cases import DatasetConfig
-from medssl.data.volume import Volume
+from medssl.data.cases import IGNORED, DatasetConfig
+from medssl.data.nifti import read_label
+from medssl.data.volume import Source, Volume
 from medssl.errors import DataError
+
+
+def read_classes(source: Path | Source, config: DatasetConfig | None) -> Volume:
+    """A label file as `as_classes` gives it; with its own values where nobody says what they mean.
+
+    Raises:
+        DataError: as `read_label` and `as_classes`.
+    """
+    label = read_label(source)
+    return label if config is None or config.is_plain else as_classes(label, config)
+
+
+def where_annotated(prediction: Volume, reference: Volume, config: DatasetConfig | None) -> tuple[Volume, Volume]:
+    """Both label maps, of one shape, with background wherever the reference is IGNORED."""
+    if config is None or not config.ignore:
+        return prediction, reference
+    known = reference.array != IGNORED
+    return replace(prediction, array=prediction.array * known), replace(reference, array=reference.array * known)
 
 
 def as_classes(label: Volume, config: DatasetConfig) -> Volume:
@@ -18,12 +38,11 @@ def as_classes(label: Volume, config: DatasetConfig) -> Volume:
         DataError: it holds a value that stands for no class.
     """
     places = config.places
-    low, high = int(label.array.min()), int(label.array.max())
+    low, high = min(places) - 1, max(places) + 1  # both stand for no class, as everything beyond them
     table = np.full(high - low + 1, -1, np.int32)
     for value, place in places.items():
-        if low <= value <= high:
-            table[value - low] = place
-    mapped = table[label.array - low]
+        table[value - low] = place
+    mapped = table[np.clip(label.array, low, high) - low]
     if mapped.min() < 0:
         unknown = np.unique(label.array[mapped < 0])
         raise DataError(

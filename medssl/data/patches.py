@@ -67,6 +67,11 @@ class TrainingData:
         """
         return self._labelled_case(id).centres()
 
+    @property
+    def ignores(self) -> bool:
+        """Whether labels may hold IGNORED, for voxels that nobody annotated."""
+        return bool(self._dataset.config.ignore)
+
     def subject(self, id: str) -> str:
         """The patient of a training or validation case."""
         return self._case(id).subject

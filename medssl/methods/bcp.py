@@ -63,10 +63,10 @@ class BCP(Method):
         self.pair = Pair(make_net)
 
     def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
-        labelled = Sample.of(batch.image, batch.label)
+        labelled = Sample.of(batch.image, batch.label, known=batch.known)
         box = random_box(batch.image.shape[2:], self.config.box, rng, batch.image.device)
         if self.pretraining(progress):
-            return self.pretrain_step(labelled, box)
+            return self.pretrain_step(labelled, box, partly=batch.known is not None)
 
         pseudo = self.pseudo_label(batch.unlabelled)
         i, j = labelled[: len(labelled) // 2], labelled[len(labelled) // 2 :]
@@ -75,7 +75,7 @@ class BCP(Method):
         outward = paste(inside=i, outside=q, box=box)
         logits = self.pair.student(torch.cat([inward.image, outward.image]))
         logits_in, logits_out = logits.split([len(inward), len(outward)])
-        stats = gauges(batch.label, pseudo.target, logits.shape[1])
+        stats = gauges(batch.label, pseudo.target, logits.shape[1], known=batch.known)
         stats["gap"] = (gap(logits_in, inward.target, box) + gap(logits_out, outward.target, ~box)) / 2
         return StepResult(
             losses={"in": self.mixed_loss(logits_in, inward, box), "out": self.mixed_loss(logits_out, outward, box)},
@@ -86,15 +86,16 @@ class BCP(Method):
         """Whether this step still belongs to stage one."""
         return progress.fraction < self.config.pretrain
 
-    def pretrain_step(self, labelled: Sample, box: Tensor) -> StepResult:
-        """Each half of the labelled batch is pasted into the other."""
+    def pretrain_step(self, labelled: Sample, box: Tensor, *, partly: bool = False) -> StepResult:
+        """Each half of the labelled batch is pasted into the other; `partly`: some voxels are not known."""
         half = len(labelled) // 2
         first, second = labelled[:half], labelled[half:]
         mixed = concat(paste(inside=first, outside=second, box=box), paste(inside=second, outside=first, box=box))
         logits = self.pair.student(mixed.image)
         if self.config.pretrain_loss == "sides":
             return StepResult({"pretrain": self.mixed_loss(logits, mixed, box)})
-        return StepResult({"pretrain": dice_ce(logits, mixed.target, dice=self.config.dice)})
+        weight = mixed.weight if partly else None
+        return StepResult({"pretrain": dice_ce(logits, mixed.target, weight, dice=self.config.dice)})
 
     def pseudo_label(self, image: Tensor) -> Sample:
         """The teacher's classes on unpasted patches, cleaned, each voxel trusted `alpha`."""
@@ -105,13 +106,13 @@ class BCP(Method):
         return Sample.of(image, target, trust=self.config.alpha)
 
     def mixed_loss(self, logits: Tensor, mixed: Sample, box: Tensor) -> Tensor:
-        """Cross-entropy and Dice of a pasted batch, `mixed.weight` being 1 or `alpha` by side."""
+        """Cross-entropy and Dice of a pasted batch, `mixed.weight` being 1 or `alpha` by side, 0 where not known."""
         if self.config.weighting == "voxel":
             ce = cross_entropy(logits, mixed.target, mixed.weight) * mixed.weight.mean()
             return (ce + dice_loss(logits, mixed.target, mixed.weight, self.config.dice)) / 2
-        sides = torch.stack([box, ~box]).unsqueeze(1).to(mixed.weight.dtype)  # (2, 1, X, Y, Z)
+        sides = (torch.stack([box, ~box]).unsqueeze(1) & (mixed.weight > 0)).to(mixed.weight.dtype)  # (2, B, X, Y, Z)
         space = (1, 2, 3, 4)
-        trust = (mixed.weight * sides).sum(space) / (len(mixed) * sides.sum(space)).clamp_min(1)
+        trust = (mixed.weight * sides).sum(space) / sides.sum(space).clamp_min(1)
         return (trust * dice_ce(logits, mixed.target, sides, dice=self.config.dice)).sum()
 
     def students(self) -> Sequence[nn.Module]:

@@ -115,7 +115,7 @@ class CFCMT(Method):
     def losses(self, seen: Seen, batch: TrainBatch, progress: Progress) -> dict[str, Tensor]:
         """The terms of `L`."""
         config, ramp = self.config, ramp_up(progress, self.config.ramp)
-        supervised = [dice_ce(logits, batch.label, dice=config.dice) for logits in seen.labelled]
+        supervised = [dice_ce(logits, batch.label, batch.known, dice=config.dice) for logits in seen.labelled]
         (low, high), teacher = seen.unlabelled, probabilities(seen.teacher)
         cross = consistency(low, probabilities(high)) + consistency(high, probabilities(low))
         full = consistency(low, teacher) + consistency(high, teacher)
@@ -130,7 +130,7 @@ class CFCMT(Method):
         """The gauges of the teacher, whose gap is that to its students on average, and the gap between students."""
         (low, high), taught = seen.unlabelled, likeliest(seen.teacher)
         return {
-            **gauges(batch.label, taught, low.shape[1]),
+            **gauges(batch.label, taught, low.shape[1], known=batch.known),
             "gap": (gap(low, taught) + gap(high, taught)) / 2,
             "dissent": gap(low, likeliest(high)),
         }

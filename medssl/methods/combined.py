@@ -150,11 +150,11 @@ class Combined(Method):
         self.groups = nn.ModuleList(Group(make_net(axes=axes), views, each) for axes in config.axes)
 
     def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
-        labelled = Sample.of(batch.image, batch.label)
+        labelled = Sample.of(batch.image, batch.label, known=batch.known)
         box = random_box(batch.image.shape[2:], self.config.box, rng, batch.image.device)
         views = self.drawn_views(rng)
         if self.pretraining(progress):
-            return self.pretrain_step(self.turn(progress), labelled, box, views)
+            return self.pretrain_step(self.turn(progress), labelled, box, views, partly=batch.known is not None)
 
         weak = batch.weak_view() if self.config.teachers_see == "weak" else batch.unlabelled
         probs = torch.stack([probabilities(at_rest(net, weak)) for net in self.teachers()])
@@ -187,13 +187,16 @@ class Combined(Method):
         turns, step = divmod(progress.iteration, self.config.turn)
         return turns // len(self.groups) * self.config.turn + step
 
-    def pretrain_step(self, turn: Sequence[int], labelled: Sample, box: Tensor, views: Sequence[View]) -> StepResult:
-        """Students on labelled patches, pasted into each other."""
+    def pretrain_step(
+        self, turn: Sequence[int], labelled: Sample, box: Tensor, views: Sequence[View], *, partly: bool = False
+    ) -> StepResult:
+        """Students on labelled patches, pasted into each other; `partly`: some voxels are not known."""
         losses = []
         for number in turn:
             for student, view in zip(self.group(number).students, views, strict=True):
                 parts, logits = self.look(student.net, view, labelled, None, box)
-                losses.append(dice_ce(logits, concat(*parts).target, dice=self.config.dice))
+                seen = concat(*parts)
+                losses.append(dice_ce(logits, seen.target, seen.weight if partly else None, dice=self.config.dice))
         return StepResult({"pretrain": torch.stack(losses).sum()})
 
     def group_step(
@@ -228,7 +231,7 @@ class Combined(Method):
         labelled_side, pseudo_side = torch.stack(sides).sum(0)
         losses = {"labelled": labelled_side, "pseudo": config.alpha * pseudo_side}
         losses |= self.consistencies(unlabelled, told, where, rise)
-        return StepResult(losses, self.stats(labelled.target, unlabelled, told, where, probs))
+        return StepResult(losses, self.stats(labelled, unlabelled, told, where, probs))
 
     def sides(self, logits: Tensor, part: Sample, foreign: Tensor) -> Tensor:
         """The loss on what experts labelled, and on pseudo-labels where `foreign`, `(X, Y, Z)`: `(2,)`."""
@@ -291,11 +294,11 @@ class Combined(Method):
         return losses
 
     def stats(
-        self, label: Tensor, seen: Sequence[Tensor], told: Told, where: Tensor, probs: Tensor
+        self, labelled: Sample, seen: Sequence[Tensor], told: Told, where: Tensor, probs: Tensor
     ) -> dict[str, Tensor]:
         """The gauges of a group's turn, and the share of voxels for which teachers name different classes."""
         pseudo = told.pseudo
-        stats = gauges(label, pseudo.target, probs.shape[2], weight=pseudo.weight)
+        stats = gauges(labelled.target, pseudo.target, probs.shape[2], known=labelled.weight > 0, weight=pseudo.weight)
         stats["gap"] = gap(seen[0], pseudo.target, where)
         if len(seen) > 1:
             stats["dissent"] = gap(seen[1], likeliest(seen[0]), where)

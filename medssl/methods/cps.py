@@ -51,16 +51,16 @@ class CPS(Method):
         weight = self.config.cross_weight * ramp_up(progress, self.config.ramp)
         return StepResult(
             losses={
-                "supervised_1": self.supervised(labelled_1, batch.label),
-                "supervised_2": self.supervised(labelled_2, batch.label),
+                "supervised_1": self.supervised(labelled_1, batch),
+                "supervised_2": self.supervised(labelled_2, batch),
                 "cross_1": weight * cross_entropy(unlabelled_1, pseudo_2),
                 "cross_2": weight * cross_entropy(unlabelled_2, pseudo_1),
             },
-            stats=gauges(batch.label, pseudo_2, unlabelled_1.shape[1], student=unlabelled_1),
+            stats=gauges(batch.label, pseudo_2, unlabelled_1.shape[1], known=batch.known, student=unlabelled_1),
         )
 
-    def supervised(self, logits: Tensor, label: Tensor) -> Tensor:
-        return dice_ce(logits, label, dice=self.config.dice)
+    def supervised(self, logits: Tensor, batch: TrainBatch) -> Tensor:
+        return dice_ce(logits, batch.label, batch.known, dice=self.config.dice)
 
     def students(self) -> Sequence[nn.Module]:
         return [self.first, self.second]

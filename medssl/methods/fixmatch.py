@@ -74,13 +74,13 @@ class FixMatch(Method):
         labelled, *by_view = logits.split([len(batch.image), *map(len, strong)])
         by_loss = [self.unsupervised(z, view) for z, view in zip(by_view, strong, strict=True)]
         losses = {
-            "supervised": dice_ce(labelled, batch.label, dice=self.config.dice),
+            "supervised": dice_ce(labelled, batch.label, batch.known, dice=self.config.dice),
             "strong": self.config.strong_weight * torch.stack(by_loss).mean(),
         }
         if self.config.feature_dropout > 0:
             fewer = with_fewer_channels(self.student, weak.image, self.config.feature_dropout, batch.seeds)
             losses["features"] = self.config.feature_weight * self.unsupervised(fewer, weak)
-        stats = gauges(batch.label, weak.target, logits.shape[1], weight=weak.weight)
+        stats = gauges(batch.label, weak.target, logits.shape[1], known=batch.known, weight=weak.weight)
         return StepResult(losses, {**stats, "gap": gap(by_view[0], strong[0].target)})
 
     @torch.no_grad()

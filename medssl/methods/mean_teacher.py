@@ -51,10 +51,10 @@ class MeanTeacher(Method):
         weight = self.config.consistency_weight * ramp_up(progress, self.config.ramp)
         return StepResult(
             losses={
-                "supervised": dice_ce(labelled, batch.label, dice=self.config.dice),
+                "supervised": dice_ce(labelled, batch.label, batch.known, dice=self.config.dice),
                 "consistency": weight * consistency(unlabelled, taught.float().softmax(1)),
             },
-            stats=gauges(batch.label, likeliest(taught), taught.shape[1], student=unlabelled),
+            stats=gauges(batch.label, likeliest(taught), taught.shape[1], known=batch.known, student=unlabelled),
         )
 
     def noisy(self, image: Tensor, seeds: Sequence[int]) -> Tensor:

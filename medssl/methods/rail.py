@@ -90,15 +90,15 @@ class RAIL(Method):
 
         rise, dice = ramp_up(progress, self.config.ramp), self.config.dice
         target = self.sharpened(taught)
-        supervised = [2 * dice_ce(z, batch.label, dice=dice) for z in labelled[:2]]
+        supervised = [2 * dice_ce(z, batch.label, batch.known, dice=dice) for z in labelled[:2]]
         guided = [self.config.teacher_weight * rise * consistency(z, target) for z in unlabelled[:2]]
         losses = {"supervised": torch.stack(supervised).sum(), "teacher": torch.stack(guided).sum()}
         if turn > 1:
-            best = self.best(labelled, batch.label)
-            losses["disagreement"] = self.disagreement_loss(labelled, batch.label, best)
+            best = self.best(labelled, batch.label, batch.known)
+            losses["disagreement"] = self.disagreement_loss(labelled, batch.label, best, batch.known)
             losses["confidence"] = self.config.confidence_weight * rise * self.confidence_loss(unlabelled, best)
         pseudo, classes = likeliest(taught), taught.shape[1]
-        stats = gauges(batch.label, pseudo, classes, student=unlabelled[0])
+        stats = gauges(batch.label, pseudo, classes, known=batch.known, student=unlabelled[0])
         return StepResult(losses, stats | {"dissent": gap(unlabelled[1], likeliest(unlabelled[0]))})
 
     def group(self, turn: int) -> Group:
@@ -111,24 +111,29 @@ class RAIL(Method):
         turn, step = divmod(progress.iteration, length)
         return turn, turn // 2 * length + step
 
-    def best(self, labelled: Sequence[Tensor], label: Tensor) -> Tensor:
+    def best(self, labelled: Sequence[Tensor], label: Tensor, known: Tensor | None = None) -> Tensor:
         """The number of the student with the lowest Dice loss, `(1,)`; the same in all processes."""
         with torch.no_grad():
-            losses = torch.stack([dice_loss(z, label, form=self.config.dice) for z in labelled])
+            losses = torch.stack([dice_loss(z, label, known, form=self.config.dice) for z in labelled])
         return processes.total(losses).argmin(0, keepdim=True)
 
-    def disagreement_loss(self, labelled: Sequence[Tensor], label: Tensor, best: Tensor) -> Tensor:
+    def disagreement_loss(
+        self, labelled: Sequence[Tensor], label: Tensor, best: Tensor, known: Tensor | None = None
+    ) -> Tensor:
         """The second term, summed over the first two students.
 
         Args:
             labelled: logits of all students, those of the learning group first.
             best: as `best` gives it.
+            known: where the label is one; see `TrainBatch.known`.
         """
         named = torch.stack([likeliest(z) for z in labelled])  # (S, B, X, Y, Z)
         truth = F.one_hot(label, labelled[0].shape[1]).movedim(-1, 1)  # (B, C, X, Y, Z)
         losses = []
         for number, logits in enumerate(labelled[:2]):
             region = (named[number] != named.index_select(0, best)[0]) | (best == number)
+            if known is not None:
+                region = region & known
             wrong = region & (named[number] != label)
             losses.append(
                 self.config.disagreement_weight * consistency(logits, truth, region)

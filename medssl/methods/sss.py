@@ -123,9 +123,9 @@ class SSS(Method):
         trust = torch.where(confidence >= self.config.threshold, confidence, 0)
         labelled, by_view = self.student(batch.image), self.enhanced(batch)
         strong = [dice_ce(z, target, trust, dice=self.config.dice) for z in by_view]
-        losses["supervised"] = dice_ce(labelled, batch.label, dice=self.config.dice)
+        losses["supervised"] = dice_ce(labelled, batch.label, batch.known, dice=self.config.dice)
         losses["strong"] = self.config.strong_weight * torch.stack(strong).mean()
-        stats |= gauges(batch.label, target, probs.shape[1], weight=trust)
+        stats |= gauges(batch.label, target, probs.shape[1], known=batch.known, weight=trust)
         return StepResult(losses, {**stats, "gap": gap(by_view[0], target)})
 
     def enhanced(self, batch: TrainBatch) -> Sequence[Tensor]:
@@ -136,12 +136,18 @@ class SSS(Method):
         return logits.chunk(count)
 
     def lesson(self, backbone: StandIn, batch: TrainBatch, classes: int, rng: torch.Generator) -> Tensor:
-        """The cross-entropy of the stand-in on components of the labels, within their boxes."""
+        """The cross-entropy of the stand-in on components of the labels, within what is known of their boxes."""
         images, labels = self.sliced(batch.image[:, 0]), self.sliced(batch.label)
+        probs = F.one_hot(labels, classes).movedim(-1, 1).float()
+        known = None if batch.known is None else self.sliced(batch.known)
+        if known is not None:
+            probs = probs * known.unsqueeze(1)  # not even background, in which prompts have points
         starts = [first_slice(self.config.prompts.every, rng)] * len(images)
-        prompts = self.prompts(images, F.one_hot(labels, classes).movedim(-1, 1).float(), starts)
+        prompts = self.prompts(images, probs, starts)
         logits = answers(backbone, images, prompts).float()
         boxes, own = (each.to(logits.device) for each in shown(prompts, logits.shape[1:]))
+        if known is not None and prompts:
+            boxes = boxes & torch.stack([known[one.volume, :, :, one.plane] for one in prompts])
         return voxel_mean(F.binary_cross_entropy_with_logits(logits, own.float(), reduction="none"), boxes)
 
     def remember(self, batch: TrainBatch, classes: int) -> None:

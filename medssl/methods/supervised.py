@@ -26,7 +26,8 @@ class Supervised(Method):
         self.student = make_net()
 
     def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
-        return StepResult({"supervised": dice_ce(self.student(batch.image), batch.label, dice=self.config.dice)})
+        logits = self.student(batch.image)
+        return StepResult({"supervised": dice_ce(logits, batch.label, batch.known, dice=self.config.dice)})
 
     def students(self) -> Sequence[nn.Module]:
         return [self.student]

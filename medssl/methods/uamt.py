@@ -58,10 +58,12 @@ class UAMT(MeanTeacher):
         weight = self.config.consistency_weight * ramp_up(progress, self.config.ramp)
         return StepResult(
             losses={
-                "supervised": dice_ce(labelled, batch.label, dice=self.config.dice),
+                "supervised": dice_ce(labelled, batch.label, batch.known, dice=self.config.dice),
                 "consistency": weight * consistency(unlabelled, taught.float().softmax(1), certain),
             },
-            stats=gauges(batch.label, likeliest(taught), taught.shape[1], weight=certain, student=unlabelled),
+            stats=gauges(
+                batch.label, likeliest(taught), taught.shape[1], known=batch.known, weight=certain, student=unlabelled
+            ),
         )
 
     def uncertainty(self, image: Tensor, seeds: Sequence[int]) -> Tensor:

@@ -77,25 +77,24 @@ class UMCT(Method):
 
     def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
         if progress.fraction < self.config.pretrain:
-            return StepResult(
-                {"supervised": self.supervised_loss([net(batch.image) for net in self.nets], batch.label)}
-            )
+            return StepResult({"supervised": self.supervised_loss([net(batch.image) for net in self.nets], batch)})
         targets = self.targets(*self.opinions(batch.unlabelled, batch.seeds))
         image, sizes = torch.cat([batch.image, batch.unlabelled]), [len(batch.image), len(batch.unlabelled)]
         labelled, unlabelled = zip(*(net(image).split(sizes) for net in self.nets), strict=True)
         told = torch.stack([soft_dice_loss(z, q) for z, q in zip(unlabelled, targets, strict=True)])
-        stats = gauges(batch.label, likeliest(targets[0]), targets.shape[2], student=unlabelled[0])
+        pseudo, classes = likeliest(targets[0]), targets.shape[2]
+        stats = gauges(batch.label, pseudo, classes, known=batch.known, student=unlabelled[0])
         return StepResult(
             losses={
-                "supervised": self.supervised_loss(labelled, batch.label),
+                "supervised": self.supervised_loss(labelled, batch),
                 "cotraining": self.config.cotraining_weight * told.sum(),
             },
             stats=stats | {"dissent": gap(unlabelled[1], likeliest(unlabelled[0]))},
         )
 
-    def supervised_loss(self, logits: Sequence[Tensor], label: Tensor) -> Tensor:
-        """Dice summed over views."""
-        return torch.stack([dice_loss(z, label) for z in logits]).sum()
+    def supervised_loss(self, logits: Sequence[Tensor], batch: TrainBatch) -> Tensor:
+        """Dice summed over views, of their logits on the labelled patches."""
+        return torch.stack([dice_loss(z, batch.label, batch.known) for z in logits]).sum()
 
     def opinions(self, image: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
         """What each view says of `(B, M, X, Y, Z)`, `(V, B, C, X, Y, Z)`, and how unsure it is, `(V, B, X, Y, Z)`."""

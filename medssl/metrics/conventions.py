@@ -43,6 +43,8 @@ class Convention:
     averages: Literal["cases", "classes"] = "cases"
     """The overall number: the mean over cases of each case's mean over classes where it is defined, or the mean
     over classes of each class's mean over cases, undefined when a class is."""
+    has_regions_for_classes: bool = False
+    """Whether regions, where there are some, take the place of classes in the overall number."""
 
     def read(
         self, status: Status, numbers: Mapping[str, float | None], columns: Sequence[str]
@@ -75,7 +77,7 @@ CONVENTIONS: dict[str, Convention] = {
         ),
         Convention(
             "nnunet", "nnU-Net 2, evaluate_predictions", ("dice", "iou"), "mm", "hd95_max", "assd", {},
-            "absent: no numbers; missed and invented: 0; no distances at all", "classes",
+            "absent: no numbers; missed and invented: 0; no distances at all", "classes", True,
         ),
         Convention(
             "ssl4mis", "SSL4MIS val_3D and test_3D, with medpy; IoU as in its relatives",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,36 +35,59 @@ def score_case(
     classes: Mapping[int, str],
     plan: Plan | None = None,
     *,
+    regions: Mapping[str, Sequence[int]] | None = None,
     threads: int = 1,
 ) -> dict[str, list[ClassScore]]:
-    """Score classes of a case, named by label value, under each convention of the plan.
+    """Score classes of a case, named by label value, and unions of them, under each convention of the plan.
 
     The volumes lie on one grid; the reference gives the spacing. Beside the volumes, memory holds a plane, and
     the boxes and surfaces of as many classes as there are threads.
+
+    Args:
+        regions: label values by name; regions come after the classes, with the labels that follow theirs.
 
     Raises:
         ValueError: the volumes differ in shape, or hold labels below 0 or above `LARGEST_LABEL`.
     """
     plan = plan or Plan()
-    found = survey(prediction.array, reference.array, list(classes))
+    structures = [_Structure(name, label, (label,)) for label, name in classes.items()]
+    for number, (name, values) in enumerate((regions or {}).items(), max(classes, default=0) + 1):
+        structures.append(_Structure(name, number, tuple(values), is_region=True))
+    found = survey(prediction.array, reference.array, [one.values for one in structures])
 
-    def score(label: int) -> dict[str, ClassScore]:
-        counts, box = found[label]
-        ours, theirs = (np.ascontiguousarray(volume.array[box] == label) for volume in (prediction, reference))
-        return _score(case, classes[label], label, counts, (ours, theirs), reference.spacing, plan)
+    def score(structure: _Structure, counts: Counts, box: Box) -> dict[str, ClassScore]:
+        pair = structure.mask(prediction.array[box]), structure.mask(reference.array[box])
+        return _score(case, structure, counts, pair, reference.spacing, plan)
 
     # The time goes to the trees and to NumPy's loops, and both let other threads run.
     with ThreadPoolExecutor(threads) as pool:
-        rows = list((pool.map if threads > 1 else map)(score, classes))
+        rows = list((pool.map if threads > 1 else map)(score, structures, *zip(*found, strict=True)))
     return {convention: [row[convention] for row in rows] for convention in plan.conventions}
 
 
-def survey(prediction: NDArray[Any], reference: NDArray[Any], labels: list[int]) -> dict[int, tuple[Counts, Box]]:
-    """The voxels of each label and the box around them in both volumes, in one pass, a plane at a time."""
+@dataclass(frozen=True)
+class _Structure:
+    """A class or a region: what a row is about."""
+
+    name: str
+    label: int
+    values: tuple[int, ...]
+    is_region: bool = False
+
+    def mask(self, array: NDArray[Any]) -> Mask:
+        """Where a label map holds it."""
+        return np.ascontiguousarray(reduce(np.logical_or, (array == value for value in self.values)))
+
+
+def survey(
+    prediction: NDArray[Any], reference: NDArray[Any], groups: Sequence[Sequence[int]]
+) -> list[tuple[Counts, Box]]:
+    """The voxels of each group of labels and the box around them in both volumes, in one pass, a plane at a time."""
     if prediction.shape != reference.shape:
         raise ValueError(f"volumes must have one shape, got {prediction.shape} and {reference.shape}")
     order = np.argsort(reference.strides)[::-1]  # planes that lie together in memory
     ours, theirs = prediction.transpose(order), reference.transpose(order)
+    labels = sorted({label for group in groups for label in group})
     size = len(labels) + 1
     index: NDArray[np.intp] = np.zeros(LARGEST_LABEL + 1, np.intp)  # every other label counts as the background
     index[labels] = np.arange(1, size)
@@ -79,13 +104,11 @@ def survey(prediction: NDArray[Any], reference: NDArray[Any], labels: list[int])
                 along[found, where] = True
     table = pairs.reshape(size, size)
     back = np.argsort(order)
-    return {
-        label: (
-            Counts(int(table[row].sum()), int(table[:, row].sum()), int(table[row, row])),
-            tuple(_extent(seen[axis][row]) for axis in back),
-        )
-        for row, label in enumerate(labels, 1)
-    }
+    surveyed = []
+    for rows in ([int(index[label]) for label in group] for group in groups):
+        counts = Counts(int(table[rows].sum()), int(table[:, rows].sum()), int(table[np.ix_(rows, rows)].sum()))
+        surveyed.append((counts, tuple(_extent(seen[axis][rows].any(0)) for axis in back)))
+    return surveyed
 
 
 def _checked(values: NDArray[Any]) -> NDArray[Any]:
@@ -100,12 +123,12 @@ def _extent(filled: NDArray[np.bool_]) -> slice:
 
 
 def _score(
-    case: str, name: str, label: int, counts: Counts, pair: tuple[Mask, Mask], spacing: tuple[float, ...], plan: Plan
+    case: str, what: _Structure, counts: Counts, pair: tuple[Mask, Mask], spacing: tuple[float, ...], plan: Plan
 ) -> dict[str, ClassScore]:
-    """One class under every convention."""
+    """One class or region under every convention."""
     status = status_of(counts.prediction > 0, counts.reference > 0)
     columns = plan.columns
-    shared = {} if status == "absent" else _overlaps(counts, pair, name, math.prod(spacing), plan)
+    shared = {} if status == "absent" else _overlaps(counts, pair, what.name, math.prod(spacing), plan)
     by_units: dict[Units, dict[str, float | None]] = {}
     if status in ("missed", "invented"):
         shared |= {"nsd": 0.0, "boundary_iou": 0.0}
@@ -114,11 +137,12 @@ def _score(
         shared["boundary_iou"] = Counts.of(ours, theirs).iou
         for units in {plan.units_of(convention) for convention in plan.conventions}:
             distances = between(ours, theirs, spacing if units == "mm" else (1.0,) * len(spacing))
-            by_units[units] = _distances(distances, plan.tolerance_of(name))
+            by_units[units] = _distances(distances, plan.tolerance_of(what.name))
     return {
         convention: ClassScore(
-            case, name, label, status, counts.prediction, counts.reference,
+            case, what.name, what.label, status, counts.prediction, counts.reference,
             CONVENTIONS[convention].read(status, shared | by_units.get(plan.units_of(convention), {}), columns),
+            what.is_region,
         )
         for convention in plan.conventions
     }  # fmt: skip

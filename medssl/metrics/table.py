@@ -72,7 +72,7 @@ def in_order(chosen: Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class ClassScore:
-    """One class of one case under one convention."""
+    """One class, or a region, of one case under one convention."""
 
     case: str
     class_name: str
@@ -84,6 +84,8 @@ class ClassScore:
     reference_voxels: int
     values: Mapping[str, float | None] = field(default_factory=dict)
     """By metric; None where undefined."""
+    is_region: bool = False
+    """Whether it is a union of classes; its label, above theirs, is in no volume."""
 
     def value(self, name: str) -> float | None:
         """The number of a metric; None where it is undefined, not the convention's, or was not asked for."""

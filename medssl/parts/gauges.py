@@ -1,6 +1,6 @@
 """What a training step tells about itself, under the same names for every method, so that curves compare.
 
-    prior/<class>   share of the labelled voxels that have this class
+    prior/<class>   share of the annotated voxels that have this class
     pseudo/<class>  share of the pseudo-labelled voxels that have this class; should stay near the prior
     selected        trust that an unlabelled voxel gets, on average; only where a method trusts some less than others
     gap             share of the unlabelled voxels where student and teacher name different classes
@@ -18,17 +18,24 @@ from medssl.parts.pseudo import likeliest
 
 
 def gauges(
-    label: Tensor, pseudo: Tensor, classes: int, *, weight: Tensor | None = None, student: Tensor | None = None
+    label: Tensor,
+    pseudo: Tensor,
+    classes: int,
+    *,
+    known: Tensor | None = None,
+    weight: Tensor | None = None,
+    student: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The gauges of a step whose teacher labels unlabelled voxels.
 
     Args:
         label: labelled patches' classes, `(Bl, X, Y, Z)`.
         pseudo: the teacher's classes, `(Bu, X, Y, Z)`; Bu may be 0.
-        weight: trust in them, of the same shape, where it varies.
+        known: where the label is one, see `TrainBatch.known`.
+        weight: trust in `pseudo`, of its shape, where it varies.
         student: the student's logits on the same voxels, `(Bu, C, X, Y, Z)`, where it saw them.
     """
-    stats = volumes("prior", label, classes) | volumes("pseudo", pseudo, classes, weight)
+    stats = volumes("prior", label, classes, known) | volumes("pseudo", pseudo, classes, weight)
     if weight is not None:
         stats["selected"] = mean_trust(weight)
     if student is not None:

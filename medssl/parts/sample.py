@@ -23,6 +23,9 @@ class TrainBatch:
     however many devices a batch is spread; what it draws for a step it draws from the step's `rng`."""
     weak: Tensor | None = None
     """The unlabelled images, turned and bent alike, before their grey levels were changed; None where nothing did."""
+    known: Tensor | None = None
+    """Where someone annotated the labelled images, `(Bl, X, Y, Z)` bool; None: everywhere. Labels are 0 elsewhere,
+    and no loss counts them there."""
 
     def weak_view(self) -> Tensor:
         """What an unlabelled patch is labelled from, `(Bu, M, X, Y, Z)`: `weak` where there is one."""
@@ -31,7 +34,8 @@ class TrainBatch:
     def part(self, index: int, count: int) -> TrainBatch:
         """Every `count`-th sample from `index` on: halves of a batch stay paired as they were."""
         parts = (self.image[index::count], self.label[index::count], self.unlabelled[index::count])
-        return TrainBatch(*parts, self.seeds[index::count], None if self.weak is None else self.weak[index::count])
+        weak, known = (None if one is None else one[index::count] for one in (self.weak, self.known))
+        return TrainBatch(*parts, self.seeds[index::count], weak, known)
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Progress:
 class Sample:
     """Volumes with a target and a voxel-wise trust in it.
 
-    An expert's voxel weighs 1, a pseudo-labelled one its confidence, a hidden one 0. Where the
+    An expert's voxel weighs 1, a pseudo-labelled one its confidence, one that nobody knows 0. Where the
     target came from is forgotten on purpose: every loss just sums with the weight.
     """
 
@@ -63,9 +67,10 @@ class Sample:
     """`(B, X, Y, Z)`, at least 0."""
 
     @classmethod
-    def of(cls, image: Tensor, target: Tensor, trust: float = 1.0) -> Sample:
-        """A sample whose voxels all have the same weight."""
-        return cls(image, target, torch.full_like(target, trust, dtype=image.dtype))
+    def of(cls, image: Tensor, target: Tensor, trust: float = 1.0, known: Tensor | None = None) -> Sample:
+        """A sample whose voxels all have the same weight, or 0 where they are not `known`, `(B, X, Y, Z)`."""
+        weight = torch.full_like(target, trust, dtype=image.dtype)
+        return cls(image, target, weight if known is None else weight * known)
 
     def __len__(self) -> int:
         return len(self.image)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medssl.comparison import Row, Run
+from medssl.data.cases import DatasetConfig
+from medssl.data.labels import read_classes, where_annotated
 from medssl.data.nifti import read_image, read_label
 from medssl.data.volume import Source, Volume
 from medssl.errors import DataError
@@ -25,23 +27,25 @@ class Files:
 
     image: Source
     prediction: Path
-    reference: Path
+    reference: Source
     uncertainty: Path | None
+    data: DatasetConfig | None = None
+    """What the values of the reference mean; None: places of classes."""
 
     def read(self) -> tuple[Volume, Volume, Volume]:
-        """Image, prediction and reference, of one shape.
+        """Image, and prediction and reference as they were compared, of one shape.
 
         Raises:
             DataError: a file is gone or cannot be read, or the shapes differ.
         """
-        paths = {"image": self.image.path, "prediction": self.prediction, "reference": self.reference}
+        paths = {"image": self.image.path, "prediction": self.prediction, "reference": self.reference.path}
         gone = [f"the {role} {path} no longer exists" for role, path in paths.items() if not path.exists()]
         if gone:
             raise DataError(" and ".join(gone))
-        volumes = read_image(self.image), read_label(self.prediction), read_label(self.reference)
-        if len({volume.shape for volume in volumes}) > 1:
+        image, *labels = read_image(self.image), read_label(self.prediction), read_classes(self.reference, self.data)
+        if {volume.shape for volume in labels} != {image.shape}:
             raise DataError(f"image {self.image} and label maps have different shapes")
-        return volumes
+        return image, *where_annotated(labels[0], labels[1], self.data)
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,8 @@ def files_of(run: Run, case: str) -> Files | None:
     folder = run.made.get("uncertainty")
     unsure = prediction.parent / str(folder) / prediction.name if folder else None
     image = images[case] if isinstance(images[case], str) else images[case][0]  # a string in files of version 0.1.0
-    return Files(Source.parse(image), prediction, reference, unsure if unsure and unsure.exists() else None)
+    unsure = unsure if unsure and unsure.exists() else None
+    return Files(Source.parse(image), prediction, reference, unsure, run.scores.data if run.scores else None)
 
 
 def _th(number: int) -> str:

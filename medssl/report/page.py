@@ -171,7 +171,8 @@ def _definitions(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 def _classes(rows: Sequence[Row]) -> dict[int, str]:
     """Foreground classes by label: as scored, or as configured when nothing was."""
-    scored = {score.label: score.class_name for row in rows for run in row.scored for score in run.scores or ()}
+    scores = [score for row in rows for run in row.scored for score in run.scores or () if not score.is_region]
+    scored = {score.label: score.class_name for score in scores}
     configured = dict(enumerate(map(str, rows[0].runs[0].settings["data.classes"][1:]), start=1))
     return dict(sorted((scored or configured).items()))
 

@@ -122,7 +122,7 @@ def write_viewer(folder: Path, library: Path | None, walls: Sequence[Wall]) -> l
         return []
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(library, folder / "niivue.js")
-    cases: dict[tuple[Source, Path], str] = {}
+    cases: dict[tuple[Source, Source], str] = {}
     scenes = []
     with track("viewer", len(drawn)) as advance:
         for i, j in drawn:
@@ -138,7 +138,7 @@ def write_viewer(folder: Path, library: Path | None, walls: Sequence[Wall]) -> l
 
 
 def _write_scene(
-    folder: Path, wall: Wall, place: tuple[int, int], files: Files, cases: dict[tuple[Source, Path], str]
+    folder: Path, wall: Wall, place: tuple[int, int], files: Files, cases: dict[tuple[Source, Source], str]
 ) -> Scene:  # fmt: skip
     image, prediction, reference = files.read()
     picture, steps = wall.pictures[place[1]], _steps(image)

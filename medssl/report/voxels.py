@@ -16,7 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medssl.comparison import Row
+from medssl.data.cases import IGNORED, DatasetConfig
+from medssl.data.labels import read_classes
 from medssl.data.nifti import read_label, read_volume
+from medssl.data.volume import Source
 from medssl.errors import DataError
 from medssl.progress import mapper, tracked
 
@@ -78,18 +81,20 @@ def agreements(rows: Sequence[Row], classes: int, *, workers: int = 2) -> list[A
     Args:
         classes: how many there are, the background among them.
     """
-    by_reference: dict[Path, list[_Files]] = defaultdict(list)
+    by_reference: dict[Source, list[_Files]] = defaultdict(list)
+    data: dict[Source, DatasetConfig | None] = {}
     for i, row in enumerate(rows):
         for run in row.scored:
             folder = run.made.get("uncertainty")
             for prediction, reference in run.files.values():
                 unsure = prediction.parent / str(folder) / prediction.name if folder else None
                 by_reference[reference].append(_Files(i, prediction, unsure))
+                data[reference] = run.scores.data if run.scores else None
     found = [_nothing(classes) for _ in rows]
     many = sum(map(len, by_reference.values())) >= _FEW
     with mapper(workers if many else 0) as apply:
-        names = [path.name for path in by_reference]
-        results = apply(_agreements_of_case, by_reference, by_reference.values(), repeat(classes))
+        names = [source.path.name for source in by_reference]
+        results = apply(_agreements_of_case, by_reference, by_reference.values(), repeat(classes), data.values())
         for of_case in tracked("compare voxels", names, results):
             for i, agreement in of_case:
                 found[i] += agreement
@@ -101,6 +106,7 @@ def agreement(
     reference: NDArray[np.integer[Any]],
     certainty: NDArray[np.floating[Any]] | None,
     classes: int,
+    known: NDArray[np.bool_] | None = None,
 ) -> Agreement:
     """The sums of one case.
 
@@ -110,14 +116,16 @@ def agreement(
     Args:
         prediction: `(X, Y, Z)`, from 0 to `classes` - 1, as the reference.
         certainty: `(X, Y, Z)`, the probability that was given to the predicted class, 0 to 1.
+        known: `(X, Y, Z)`, where the reference is one; no other voxel counts.
     """
-    inside = (prediction > 0) | (reference > 0)
+    known = np.ones(reference.shape, bool) if known is None else known
+    inside = known & ((prediction > 0) | (reference > 0))
     pairs = reference[inside].astype(np.int64) * classes + prediction[inside]
     confusion = np.bincount(pairs, minlength=classes**2).reshape(classes, classes).astype(np.float64)
     bins = np.zeros((BINS, 3))
     if certainty is not None and inside.any():
         box = tuple(slice(where.min(), where.max() + 1) for where in np.nonzero(inside))
-        sure, right = certainty[box].ravel(), (prediction[box] == reference[box]).ravel()
+        sure, right = certainty[box][known[box]], (prediction[box] == reference[box])[known[box]]
         places = np.minimum((sure * BINS).astype(np.int64), BINS - 1)
         bins = np.stack([np.bincount(places, weights=w, minlength=BINS) for w in (None, sure, right)], 1).astype(float)
     return Agreement(confusion, bins, 1)
@@ -127,15 +135,18 @@ def _nothing(classes: int, unread: int = 0) -> Agreement:
     return Agreement(np.zeros((classes, classes)), np.zeros((BINS, 3)), 0, unread)
 
 
-def _agreements_of_case(reference: Path, files: Sequence[_Files], classes: int) -> list[tuple[int, Agreement]]:
+def _agreements_of_case(
+    reference: Source, files: Sequence[_Files], classes: int, data: DatasetConfig | None
+) -> list[tuple[int, Agreement]]:
     try:
-        theirs = read_label(reference).array
+        theirs = read_classes(reference, data).array
     except DataError:
         return [(each.row, _nothing(classes, unread=1)) for each in files]
-    return [(each.row, _read_and_compare(each, theirs, classes)) for each in files]
+    known = theirs != IGNORED if data is not None and data.ignore else np.ones(theirs.shape, bool)
+    return [(each.row, _read_and_compare(each, theirs, known, classes)) for each in files]
 
 
-def _read_and_compare(files: _Files, reference: NDArray[Any], classes: int) -> Agreement:
+def _read_and_compare(files: _Files, reference: NDArray[Any], known: NDArray[np.bool_], classes: int) -> Agreement:
     try:
         ours = read_label(files.prediction).array
         sure = None
@@ -143,7 +154,7 @@ def _read_and_compare(files: _Files, reference: NDArray[Any], classes: int) -> A
             sure = 1 - read_volume(files.uncertainty).array
     except DataError:
         return _nothing(classes, unread=1)
-    highest = max(ours.max(initial=0), reference.max(initial=0))
+    highest = max(ours.max(initial=0), reference.max(initial=0, where=known))
     if {ours.shape, ours.shape if sure is None else sure.shape} != {reference.shape} or highest >= classes:
         return _nothing(classes, unread=1)
-    return agreement(ours, reference, sure, classes)
+    return agreement(ours, reference, sure, classes, known)

@@ -47,8 +47,9 @@ class TestAsClasses:
         assert np.array_equal(as_classes(label, plain).array, label.array)
 
     def test_a_value_of_no_class_is_refused_by_name(self):
-        with pytest.raises(DataError, match="holds 7, which stands for no class"):
-            as_classes(volume(np.full(SHAPE, 7)), TEETH)
+        for value in (7, -4, 256, 2**31 - 1, -(2**31)):
+            with pytest.raises(DataError, match=f"holds {value}, which stands for no class"):
+                as_classes(volume(np.full(SHAPE, value)), TEETH)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,8 @@ class TestAsClasses:
         ({"ignore": (1,)}, "value 1 stands for more than one"),
         ({"regions": {"tooth": ("canal",)}}, "share the name tooth"),
         ({"regions": {"all": ("crown",)}}, "names crown"),
+        ({"regions": {"all": ("background", "tooth")}}, "not the background"),
+        ({"regions": {"all": ()}}, "needs one class or more"),
     ],
 )
 def test_settings_that_contradict_themselves_are_refused(changed, message):

@@ -1,6 +1,7 @@
 """What every method owes the trainer, over all of METHODS, class counts and odd shapes."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -133,6 +134,70 @@ def test_step_changes_neither_batch_nor_weights(name, progress):
     assert all(torch.equal(v, weights[k]) for k, v in method.named_parameters())
 
 
+VARIANTS = [*((name, {}) for name in sorted(METHODS)), ("bcp", {"weighting": "voxel"}),
+            ("bcp", {"pretrain_loss": "sides"}), ("combined", {"pseudo": "dice_ce", "copy_paste": False}),
+            ("fixmatch", {"cutmix": 1.0}), ("rail", {"dice": "linear"})]  # fmt: skip
+each_variant = pytest.mark.parametrize(("name", "settings"), VARIANTS, ids=lambda value: str(value))
+
+
+def step_with_gradients(name, settings, batch, progress):
+    """Losses, gauges and gradients of a step, as plain numbers."""
+    method = build(name, 1, 3, **settings)
+    result = seeded_step(method, batch, progress)
+    total(result).backward()
+    gradients = [0.0 if p.grad is None else p.grad.flatten().tolist() for p in method.parameters()]
+    return [{k: v.item() for k, v in each.items()} for each in (result.losses, result.stats)], gradients
+
+
+@each_variant
+@pytest.mark.parametrize("progress", STAGES, ids=["start", "later", "end"])
+def test_what_a_label_says_where_nobody_annotated_changes_nothing(name, settings, progress):
+    batch = make_batch(1, 3, (5, 6, 7))
+    known = torch.rand(batch.label.shape, generator=generator(5)) < 0.6
+    one, other = (
+        replace(batch, known=known, label=torch.where(known, batch.label, value)) for value in (0, 2)
+    )  # fmt: skip
+    found = step_with_gradients(name, settings, one, progress)
+    assert found == step_with_gradients(name, settings, other, progress)
+    assert found != step_with_gradients(name, settings, replace(one, known=None), progress)
+
+
+@each_variant
+@pytest.mark.parametrize("progress", STAGES, ids=["start", "later", "end"])
+def test_a_batch_that_was_annotated_everywhere_is_an_ordinary_one(name, settings, progress):
+    batch = make_batch(1, 3, (5, 6, 7))
+    whole = replace(batch, known=torch.ones_like(batch.label, dtype=torch.bool))
+    one, other = (step_with_gradients(name, settings, each, progress) for each in (batch, whole))
+    assert one[0] == [pytest.approx(each, rel=1e-5) for each in other[0]]
+
+
+@each_variant
+@pytest.mark.parametrize("progress", STAGES, ids=["start", "later", "end"])
+def test_a_batch_without_an_annotated_voxel_is_no_reason_to_stop(name, settings, progress):
+    batch = make_batch(1, 3, (5, 6, 7))
+    nothing = replace(batch, label=torch.zeros_like(batch.label), known=torch.zeros_like(batch.label, dtype=torch.bool))
+    method = build(name, 1, 3, **settings)
+    result = seeded_step(method, nothing, progress)
+    total(result).backward()
+    assert torch.isfinite(total(result))
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in method.parameters())
+    assert [v for k, v in result.losses.items() if k.startswith(("supervised", "pretrain", "labelled"))] == (
+        [0] * len([k for k in result.losses if k.startswith(("supervised", "pretrain", "labelled"))])
+    )
+
+
+def test_parts_of_a_batch_keep_what_is_known_beside_its_label():
+    batch = make_batch(1, 3, (5, 6, 7), size=4)
+    batch = replace(batch, known=batch.label != 1, weak=2 * batch.unlabelled)
+    for index in range(2):
+        part = batch.part(index, 2)
+        assert torch.equal(part.known, part.label != 1)
+        assert torch.equal(part.weak, 2 * part.unlabelled)
+        assert torch.equal(part.image, batch.image[index::2])
+        assert part.seeds == batch.seeds[index::2]
+    assert make_batch(1, 3, (5, 6, 7)).part(0, 2).known is None
+
+
 @pytest.mark.parametrize("progress", STAGES, ids=["start", "later", "end"])
 def test_same_inputs_give_same_losses(name, progress):
     batch = make_batch(1, 3, (5, 6, 7))
@@ -166,7 +231,7 @@ def test_works_with_the_real_network_and_thick_slices(name):
 
 
 def test_labels_of_unlabelled_volumes_are_nowhere_in_the_batch():
-    assert set(TrainBatch.__dataclass_fields__) == {"image", "label", "unlabelled", "seeds", "weak"}
+    assert set(TrainBatch.__dataclass_fields__) == {"image", "label", "unlabelled", "seeds", "weak", "known"}
 
 
 @pytest.mark.parametrize("path", sorted(bundled("method/bcp.yaml").parent.glob("*.yaml")), ids=lambda path: path.stem)

@@ -1,5 +1,7 @@
 """Consistency on features that strong views agree on, and the votes of a promptable network."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -86,6 +88,20 @@ def test_the_weak_view_labels_and_the_strong_views_learn():
     learned = list(method.student.parameters())
     ours, theirs = (torch.autograd.grad(sum(each.values()), learned) for each in (losses, expected))
     torch.testing.assert_close(ours, theirs)
+
+
+def test_the_stand_in_is_not_told_off_where_nobody_annotated():
+    method, data = seeing(prompts={"every": 1}), bright()
+    known = torch.ones_like(data.label, dtype=torch.bool)
+    known[:, :, 5:] = False  # cuts through both components
+    cut = replace(data, label=data.label * known, known=known)
+    with torch.no_grad():
+        method.backbone.decoder[-1].weight.zero_()
+        method.backbone.decoder[-1].bias.fill_(50.0)  # yes everywhere, which is wrong beside the components
+    loss, as_background = (
+        method.lesson(method.backbone, one, 3, generator(0)) for one in (cut, replace(cut, known=None))
+    )
+    assert 0 < loss < as_background
 
 
 def test_an_unsure_network_learns_nothing_from_unlabelled_patches():

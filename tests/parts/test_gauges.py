@@ -53,6 +53,13 @@ def test_gauges_of_a_step_without_unlabelled_volumes_are_nothing():
     assert all((value > 0) == name.startswith("prior/") for name, value in stats.items())
 
 
+def test_the_prior_is_that_of_the_annotated_voxels():
+    label = torch.tensor([0, 1, 1, 2, 0, 0]).view(1, 1, 2, 3)
+    known = torch.tensor([1, 1, 1, 1, 0, 0]).view(1, 1, 2, 3).bool()
+    stats = gauges(label, label[:0], 3, known=known)
+    assert [stats[f"prior/{value}"].item() for value in range(3)] == [0.25, 0.5, 0.25]
+
+
 def test_selected_is_the_mean_weight():
     target, weight = draw(), torch.rand(2, *SHAPE)
     torch.testing.assert_close(gauges(target, target, 4, weight=weight)["selected"], weight.mean())
