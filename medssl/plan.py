@@ -317,11 +317,10 @@ class _Fitting:
         parts = parts_of_batch(self.run(candidates[-1])) if self.vram else [1]
         place = bisect.bisect_left(range(len(candidates)), True, key=lambda n: self.fits(candidates[n], parts[-1]))
         if place == len(candidates):
-            smallest = candidates[-1]
+            least = math.ceil(10 * self.memory(candidates[-1], parts[-1]).total / USABLE / 2**30) / 10
             raise OutOfMemoryError(
-                f"no step of {self.name} fits {self.vram:g} GiB: a patch of {by(smallest.patch)} voxels needs "
-                f"{math.ceil(10 * self.memory(smallest, parts[-1]).total / USABLE / 2**30) / 10}; plan for more memory, "
-                "another --method, or a CPU with --vram 0"
+                f"no step of {self.name} fits {self.vram:g} GiB: a patch of {by(candidates[-1].patch)} voxels needs "
+                f"{least}. Plan for more memory, for another --method, or for a CPU with --vram 0"
             )
         shape = candidates[place]
         return shape, self.run(shape, next(count for count in parts if self.fits(shape, count)))

@@ -97,7 +97,7 @@ class Fingerprint:
     @property
     def extents(self) -> NDArray[np.float64]:
         """`(n, 3)`, millimetres that each case covers."""
-        return self.spacings * np.array([image.shape for image in self.images])
+        return self.spacings * np.array([image.shape for image in self.images], np.float64)
 
     @property
     def channels(self) -> int:
@@ -190,8 +190,8 @@ def _grey(voxels: NDArray[np.float32]) -> Grey:
     lowest, dark, bright = (float(value) for value in np.percentile(voxels, (0, 1, 99.5)))
     hounsfield = dark < BELOW_FAT
     inside = voxels[voxels > (BODY if hounsfield else lowest + AIR_FRACTION * (bright - lowest))]
-    levels = np.percentile(inside if len(inside) else voxels, (0.5, 50, 99.5, 99.9))
-    return Grey(lowest, *(float(level) for level in levels), hounsfield=hounsfield)
+    p0_5, median, p99_5, p99_9 = map(float, np.percentile(inside if len(inside) else voxels, (0.5, 50, 99.5, 99.9)))
+    return Grey(lowest, p0_5, median, p99_5, p99_9, hounsfield)
 
 
 @dataclass(frozen=True)
@@ -247,6 +247,6 @@ def _check_channels(source: Path, images: Sequence[ImageFacts]) -> None:
     other = next((image for image in images if len(image.channels) != len(first.channels)), None)
     if other is not None:
         raise DataError(
-            f"{source}: case {first.case} has {len(first.channels)} channels and case {other.case} has "
+            f"{source}: case {first.case} has {len(first.channels)} channel(s) and case {other.case} has "
             f"{len(other.channels)}; every case needs the same. `medssl check {source}` lists all that differ"
         )
