@@ -44,7 +44,7 @@ LARGEST_PATCH = 160**3
 """Voxels; a larger patch makes steps slow before it makes them better."""
 LARGEST_PATCH_CPU = 80_000
 """Voxels; two cores then take a few seconds a step."""
-SHRINK = 0.95
+SHRINK = 0.9
 """From one candidate for the patch's side to the next."""
 SCATTERED = 0.7
 """A class is in pieces when less than this of it lies in the largest."""
@@ -232,7 +232,7 @@ def plan_spacing(facts: Fingerprint) -> tuple[tuple[float, float, float], str]:
 
 
 def shapes(median: tuple[float, ...], spacing: tuple[float, float, float], *, on_cpu: bool = False) -> list[Shape]:
-    """Patches to choose from, largest first: cubes in millimetres that end where the median image does.
+    """Patches to choose from, each within the one before: cubes in millimetres that end where the median image does.
 
     Args:
         median: voxels of the median image at the spacing; a fraction counts.
@@ -243,13 +243,16 @@ def shapes(median: tuple[float, ...], spacing: tuple[float, float, float], *, on
     while True:
         sides = [min(n, side / mm) for n, mm in zip(median, spacing, strict=True)]
         shape = shape_for(sides, spacing, levels)
-        if shape not in candidates:
+        if not candidates or _is_within(shape.patch, candidates[-1].patch):
             candidates.append(shape)
         if max(sides) <= SMALLEST_SIDE:
             break
         side *= SHRINK
-    candidates = [shape for shape in candidates if shape.voxels <= most] or candidates[-1:]
-    return sorted(candidates, key=lambda shape: -shape.voxels)
+    return [shape for shape in candidates if shape.voxels <= most] or candidates[-1:]
+
+
+def _is_within(patch: Triple, other: Triple) -> bool:
+    return patch != other and all(a <= b for a, b in zip(patch, other, strict=True))
 
 
 def shape_for(sides: Sequence[float], spacing: Sequence[float], levels: int) -> Shape:
@@ -315,7 +318,8 @@ class _Fitting:
             OutOfMemoryError: none fits.
         """
         parts = parts_of_batch(self.run(candidates[-1])) if self.vram else [1]
-        place = bisect.bisect_left(range(len(candidates)), True, key=lambda n: self.fits(candidates[n], parts[-1]))
+        places = range(1 if self.fits(candidates[0], parts[-1]) else len(candidates))  # most often all fits
+        place = bisect.bisect_left(places, True, key=lambda n: self.fits(candidates[n], parts[-1]))
         if place == len(candidates):
             least = math.ceil(10 * self.memory(candidates[-1], parts[-1]).total / USABLE / 2**30) / 10
             raise OutOfMemoryError(
