@@ -339,7 +339,7 @@ class _Fitting:
         if not self.vram:
             return []
         memory = self.memory(shape, run.train.accumulate, "fp32")
-        return [f"The same step on a CPU: {memory.total / 2**30:.1f} GiB, and hours; --vram 0 plans for one."]
+        return [f"The same step on a CPU needs {memory.total / 2**30:.1f} GiB; --vram 0 plans for one."]
 
 
 def _data(facts: Fingerprint, dataset: DatasetConfig, spacing: tuple[float, ...], why: str) -> Choices:
@@ -414,7 +414,8 @@ def _network(shape: Shape, vram: float) -> Choices:
     levels = len(shape.kernels)
     strides = [_short(stride) for stride in shape.strides]
     total = by(math.prod(axis) for axis in zip(*shape.strides, strict=True))
-    bottom = f"down to {by(_bottom(shape))} voxels, by {total}; a coarse axis waits for the others"
+    bottom = f"down to {by(_bottom(shape))} voxels, by {total}"
+    bottom += "; a coarse axis waits for the others" if 1 in shape.kernels[0] else ""
     if not vram:
         return {
             "name": Choice("unet", "light: it starts at half resolution, for a CPU"),
