@@ -137,7 +137,7 @@ def bare(job: Bare) -> None:
     job.out.mkdir(exist_ok=True)
     grid, turn = job.case.grid, Turn(job.case.grid.axes, job.case.grid.flips)
     box = tuple(slice(start, start + n) for start, n in zip(grid.start, grid.cropped, strict=True))
-    image: NDArray[Any] = nib.load(job.case.image_source).get_fdata(dtype=np.float32)
+    image: NDArray[Any] = nib.load(job.case.images[0].path).get_fdata(dtype=np.float32)
     image = grid.resample_image(np.ascontiguousarray(turn.apply(image)[box]))
     low, high = image.min(), image.max()
     codes = ((image - low) * (65535 / (high - low))).astype(np.uint16)
@@ -169,7 +169,7 @@ def reads(case: PreparedCase, root: Path, sides: list[int]) -> dict[str, dict[st
         rates = {
             "store": rate(lambda box: stored[box], stored.shape, patch, 60),
             "npy memmap": rate(lambda box: np.array(mapped[box]), stored.shape, patch, 60),
-            "nii.gz": rate(lambda box: read_image(case.image_source).array[box[1:]].copy(), stored.shape, patch, 3),
+            "nii.gz": rate(lambda box: read_image(case.images[0]).array[box[1:]].copy(), stored.shape, patch, 3),
         }
         found["x".join(map(str, patch))] = {
             **{key: round(value, 1) for key, value in rates.items()},

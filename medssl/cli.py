@@ -120,6 +120,41 @@ def check(
 
 
 @app.command()
+def plan(
+    source: Raw,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The YAML file to write.")] = Path("plan.yaml"),
+    config: Annotated[
+        Path | None, typer.Option("--config", help="A file whose names, classes and patients to keep.")
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option("--classes", help="Names by label value, as in background,tooth.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="What to call the dataset.")] = None,
+    vram: Annotated[float, typer.Option("--vram", min=0, help="GiB of the GPU to plan for; 0 for a CPU.")] = 8.0,
+    method: Annotated[
+        Path, typer.Option("--method", help="The method file to plan for: its batch, its memory.")
+    ] = Path("configs/method/combined.yaml"),
+    fingerprint: Annotated[
+        Path | None, typer.Option("--fingerprint", help="Also write what was found by case, as JSON.")
+    ] = None,
+    layout: LayoutName = None,
+    workers: Workers = 2,
+    overwrite: Overwrite = False,
+) -> None:
+    """Look at a dataset and write settings that suit it, with a reason for each; edit them, then prepare and train."""
+    from medssl.config import found, merge
+    from medssl.plan import dataset_of
+    from medssl.plan import plan as make
+
+    given = {} if config is None else merge([found(config)]).get("data", {})
+    names = None if classes is None else [one.strip() for one in classes.split(",")]
+    facts, made = make(source, out, dataset_of(source, given, classes=names, name=name, layout=layout), vram=vram,
+                       method=method, fingerprint=fingerprint, workers=workers, overwrite=overwrite)  # fmt: skip
+    print("\n".join(facts.summary()))
+    print(f"plan in {out}; a step needs {made.memory}")
+
+
+@app.command()
 def prepare(
     source: Raw,
     out: Annotated[Path, typer.Argument(help="Folder for the prepared dataset.")],

@@ -138,14 +138,20 @@ def fit(
     return config, reasons
 
 
-def _smaller(config: RunConfig, processes: int) -> tuple[str, RunConfig] | None:
-    """The next change that saves memory, in words, and the settings with it; None where all were made."""
+def parts_of_batch(config: RunConfig, processes: int = 1) -> list[int]:
+    """The values of `train.accumulate` that the batches and the method allow, fewest parts first."""
     train, method = config.train, METHODS[config.method.name]
     common = math.gcd(train.labelled_batch, train.unlabelled_batch if method.needs_unlabelled else 0)
     most = common // (processes * (2 if method.even_batch else 1))
-    for parts in range(train.accumulate + 1, most + 1):
-        if most % parts == 0:
-            return _with(config, "accumulate", parts)
+    return [parts for parts in range(1, most + 1) if most % parts == 0]
+
+
+def _smaller(config: RunConfig, processes: int) -> tuple[str, RunConfig] | None:
+    """The next change that saves memory, in words, and the settings with it; None where all were made."""
+    train = config.train
+    more = next((parts for parts in parts_of_batch(config, processes) if parts > train.accumulate), None)
+    if more is not None:
+        return _with(config, "accumulate", more)
     if not train.activation_checkpointing and config.network.norm != "batch":
         return _with(config, "activation_checkpointing", True)
 

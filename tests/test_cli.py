@@ -53,7 +53,7 @@ def test_help_and_version_answer_at_once():
 
 
 @pytest.mark.parametrize(
-    "command", ["check", "prepare", "split", "train", "predict", "evaluate", "report", "methods", "demo"]
+    "command", ["check", "plan", "prepare", "split", "train", "predict", "evaluate", "report", "methods", "demo"]
 )
 def test_every_command_explains_itself(command):
     done = CliRunner().invoke(app, [command, "--help"])

@@ -1,0 +1,252 @@
+"""What a dataset is like, for `medssl plan`: sizes, spacings and grey levels, from images alone.
+
+Cases with and without labels count alike, so that a few annotated scans do not stand for all. What labels say of the
+classes is kept apart, in `Fingerprint.classes`, and no image fact depends on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from medssl.data.cases import IGNORED, Case, DatasetConfig
+from medssl.data.labels import as_classes
+from medssl.data.layouts import read_layout
+from medssl.data.nifti import read_image, read_label
+from medssl.data.recipe import AIR_FRACTION, Intensity, Recipe, Triple
+from medssl.errors import DataError
+from medssl.progress import mapper, tracked
+
+MOST_CASES = 200
+"""Images, and labels, that are read of a larger dataset; they lie evenly in its list of cases."""
+VOXELS = 2**18
+"""Voxels that stand for the grey levels of a channel."""
+AIR = -1000.0
+BODY = -500.0
+"""Hounsfield units above which a voxel is no air."""
+BELOW_FAT = -200.0
+"""A hundredth of all voxels below this: the grey levels are Hounsfield units, which know air, or nearly so."""
+
+T = TypeVar("T")
+_EVERYWHERE = np.ones((3, 3, 3), bool)
+
+
+@dataclass(frozen=True)
+class Grey:
+    """Grey levels of a channel's foreground."""
+
+    lowest: float
+    """Of all voxels, air included."""
+    p0_5: float
+    median: float
+    p99_5: float
+    p99_9: float
+    hounsfield: bool
+    """Whether they look like those of CT or CBCT."""
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """One case as a recipe without a spacing would prepare it."""
+
+    case: str
+    shape: Triple
+    """Voxels on RAS axes after the crop to the foreground."""
+    spacing: tuple[float, float, float]
+    """Millimetres on RAS axes."""
+    channels: tuple[Grey, ...]
+
+
+@dataclass(frozen=True)
+class ClassFacts:
+    """A class in the labels that were read."""
+
+    name: str
+    share: float
+    """Of all voxels that somebody annotated."""
+    cases: int
+    """How many hold it."""
+    largest: float
+    """Share of it within its largest connected component, a mean over those cases."""
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """A dataset in numbers."""
+
+    cases: int
+    labelled: int
+    images: tuple[ImageFacts, ...]
+    labels: int
+    """How many labels were read."""
+    classes: tuple[ClassFacts, ...]
+    """Empty where there is no label; the only part that labels have a say in."""
+
+    @property
+    def spacings(self) -> NDArray[np.float64]:
+        """`(n, 3)`, millimetres by case."""
+        return np.array([image.spacing for image in self.images])
+
+    @property
+    def extents(self) -> NDArray[np.float64]:
+        """`(n, 3)`, millimetres that each case covers."""
+        return self.spacings * np.array([image.shape for image in self.images], np.float64)
+
+    @property
+    def channels(self) -> int:
+        """Of every image."""
+        return len(self.images[0].channels)
+
+    @property
+    def hounsfield(self) -> bool:
+        """Whether the grey levels of all channels are Hounsfield units in most cases."""
+        return sum(all(grey.hounsfield for grey in image.channels) for image in self.images) > len(self.images) / 2
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def summary(self) -> list[str]:
+        """What a reader wants to know, a line each."""
+        shapes = np.array([image.shape for image in self.images])
+        lines = [
+            f"{self.cases} cases, {self.labelled} with a label; "
+            f"read: the images of {len(self.images)}, the labels of {self.labels}",
+            f"voxels of the foreground's box, left-right, back-front, down-up: {_ranges(shapes)}",
+            f"spacing in mm: {_ranges(self.spacings)}",
+        ]
+        for number in range(self.channels):
+            greys = [image.channels[number] for image in self.images]
+            levels = [np.median([getattr(grey, name) for grey in greys]) for name in ("lowest", "median", "p99_5")]
+            looks = "as Hounsfield units" if 2 * sum(g.hounsfield for g in greys) > len(greys) else "as of MRI"
+            which = f" of channel {number}" if self.channels > 1 else ""
+            numbers = ", ".join(f"{level:.4g}" for level in levels)
+            lines.append(f"grey levels{which}, the lowest, and the foreground's median and bright: {numbers}; {looks}")
+        if self.classes:
+            told = ", ".join(f"{one.name} {100 * one.share:.3g} % in {one.cases}" for one in self.classes)
+            lines.append(f"classes, their share of voxels, and how many labels hold them: {told}")
+        return lines
+
+
+def take_fingerprint(source: Path, dataset: DatasetConfig, *, workers: int = 2) -> Fingerprint:
+    """Read a dataset's images, then its labels, at most MOST_CASES of each. The same files give the same numbers.
+
+    Args:
+        dataset: its classes, values and patients; its recipe plays no part.
+        workers: processes; below 2 all is read in this one.
+
+    Raises:
+        DataError: no known layout, no case in it, a file that cannot be used, or images of unlike channels.
+    """
+    cases = read_layout(source, dataset).cases
+    if not cases:
+        raise DataError(f"{source}: no volume found among the images; `medssl check {source}` says what is there")
+    seen = evenly(cases)
+    annotated = evenly([case for case in cases if case.label is not None])
+    with mapper(min(workers, len(seen))) as apply:
+        images = tracked("images", [case.id for case in seen], apply(image_facts, seen))
+        counts = tracked("labels", [case.id for case in annotated],
+                         apply(_label_facts, annotated, repeat(dataset))) if annotated else []  # fmt: skip
+    _check_channels(source, images)
+    return Fingerprint(
+        cases=len(cases),
+        labelled=sum(case.label is not None for case in cases),
+        images=tuple(images),
+        labels=len(annotated),
+        classes=_class_facts(dataset.classes, counts),
+    )
+
+
+def evenly(cases: Sequence[T]) -> list[T]:
+    """All of them, or MOST_CASES from everywhere in the list."""
+    count = min(len(cases), MOST_CASES)
+    return [cases[i * len(cases) // count] for i in range(count)]
+
+
+def image_facts(case: Case) -> ImageFacts:
+    """Read the image of a case, and nothing else of it."""
+    image = read_image(*case.images)
+    if not np.isfinite(image.array).all():
+        raise DataError(f"{case.images[0]}: holds NaN or infinity; `medssl check` lists all such cases")
+    channels = tuple(_grey(channel) for channel in image.array.reshape(-1, _modalities(image.array)).T)
+    threshold = BODY if all(grey.hounsfield for grey in channels) else None
+    # A window costs nothing, z-scores would look at every voxel again.
+    window = Intensity(kind="clip", window=(0, 1))
+    grid = Recipe(threshold=threshold, intensity=window).apply(image).grid
+    return ImageFacts(case.id, grid.prepared, grid.spacing, channels)
+
+
+def _grey(voxels: NDArray[np.float32]) -> Grey:
+    """Of `(n,)` voxels, a part of which is looked at."""
+    if len(voxels) > VOXELS:
+        voxels = voxels[np.random.default_rng(0).integers(0, len(voxels), VOXELS)]
+    lowest, dark, bright = (float(value) for value in np.percentile(voxels, (0, 1, 99.5)))
+    hounsfield = dark < BELOW_FAT
+    inside = voxels[voxels > (BODY if hounsfield else lowest + AIR_FRACTION * (bright - lowest))]
+    p0_5, median, p99_5, p99_9 = map(float, np.percentile(inside if len(inside) else voxels, (0.5, 50, 99.5, 99.9)))
+    return Grey(lowest, p0_5, median, p99_5, p99_9, hounsfield)
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Voxels of each class in a label, and those in its largest component."""
+
+    voxels: tuple[int, ...]
+    largest: tuple[int, ...]
+
+
+def _label_facts(case: Case, dataset: DatasetConfig) -> _Counts:
+    assert case.label is not None
+    label = as_classes(read_label(case.label), dataset).array
+    voxels = np.bincount(label[label != IGNORED] if dataset.ignore else label.ravel(), minlength=len(dataset.classes))
+    boxes = ndimage.find_objects(label, max_label=len(dataset.classes) - 1)
+    largest = [0, *(_largest(label[box] == place) if box else 0 for place, box in enumerate(boxes, start=1))]
+    return _Counts(tuple(map(int, voxels)), tuple(largest))
+
+
+def _largest(mask: NDArray[np.bool_]) -> int:
+    """Voxels of the largest 26-connected component."""
+    components, _ = ndimage.label(mask, _EVERYWHERE)
+    return int(np.bincount(components.ravel())[1:].max(initial=0))
+
+
+def _class_facts(names: Sequence[str], counts: Sequence[_Counts]) -> tuple[ClassFacts, ...]:
+    if not counts:
+        return ()
+    voxels, largest = (np.array(columns) for columns in zip(*((c.voxels, c.largest) for c in counts), strict=True))
+    facts = []
+    for place, name in enumerate(names):
+        held = voxels[:, place] > 0
+        whole = float(np.mean(largest[held, place] / voxels[held, place])) if place and held.any() else 1.0
+        share = float(voxels[:, place].sum() / max(1, voxels.sum()))
+        facts.append(ClassFacts(name, share, int(held.sum()), whole))
+    return tuple(facts)
+
+
+def _ranges(values: NDArray[Any]) -> str:
+    """Least, median and largest of each axis of `(n, 3)`, one number where they are the same."""
+    told = []
+    for low, middle, high in zip(values.min(0), np.median(values, 0), values.max(0), strict=True):
+        told.append(f"{middle:.4g}" if low == high else f"{middle:.4g} ({low:.4g} to {high:.4g})")
+    return " x ".join(told)
+
+
+def _modalities(array: NDArray[Any]) -> int:
+    return array.shape[3] if array.ndim > 3 else 1
+
+
+def _check_channels(source: Path, images: Sequence[ImageFacts]) -> None:
+    first = images[0]
+    other = next((image for image in images if len(image.channels) != len(first.channels)), None)
+    if other is not None:
+        raise DataError(
+            f"{source}: case {first.case} has {len(first.channels)} channel(s) and case {other.case} has "
+            f"{len(other.channels)}; every case needs the same. `medssl check {source}` lists all that differ"
+        )

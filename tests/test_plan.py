@@ -1,0 +1,280 @@
+"""Plans: rules that hold for any dataset, made ones through the commands, and real ones against settings by hand."""
+
+import math
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from medssl.cli import app
+from medssl.config import bundled, load_yaml, merge, parse
+from medssl.data.cases import DatasetConfig
+from medssl.data.fingerprint import ClassFacts, Fingerprint, Grey, ImageFacts
+from medssl.data.layouts import read_cases
+from medssl.data.nifti import write_image
+from medssl.data.phantoms import KINDS, write_dataset
+from medssl.errors import ConfigError, OutOfMemoryError
+from medssl.memory import USABLE
+from medssl.networks import check_patch
+from medssl.plan import LARGEST_PATCH, LARGEST_PATCH_CPU, Choice, make_plan, plan, plan_spacing, shapes
+from medssl.run import load_run_config
+
+METHODS = {name: bundled(f"method/{name}.yaml") for name in ("supervised", "mean_teacher", "combined")}
+HEART = DatasetConfig(name="heart", classes=KINDS["cardiac"])
+MRI = Grey(0, 10, 100, 400, 500, hounsfield=False)
+
+
+def facts_of(*sizes, channels=(MRI,), classes=()):
+    """A fingerprint of cases, each `(shape, spacing)`."""
+    images = tuple(ImageFacts(f"case_{n}", shape, spacing, channels) for n, (shape, spacing) in enumerate(sizes))
+    return Fingerprint(len(images), 0, images, 0, classes)
+
+
+ISOTROPIC = facts_of(((140, 150, 130), (0.5, 0.5, 0.5)))
+THICK = facts_of(((216, 256, 10), (1.5, 1.5, 10.0)))
+ODD = [
+    ((5, 6, 7), (1.0, 1.0, 1.0)),
+    ((64, 64, 1), (1.0, 1.0, 8.0)),
+    ((35, 50, 35), (1.0, 1.0, 1.0)),
+    ((512, 512, 40), (0.7, 0.7, 5.0)),
+    ((12, 300, 300), (3.3, 0.4, 0.4)),
+    ((400, 400, 300), (0.3, 0.3, 0.3)),
+    ((181, 217, 1000), (0.9, 1.7, 0.6)),
+    ((20, 18, 14), (4.0, 1.0, 1.9)),
+]
+
+
+@pytest.fixture(scope="module")
+def thick():
+    """A plan for thick slices and a GPU on which all fits."""
+    return make_plan(THICK, HEART, vram=24, method=METHODS["supervised"])
+
+
+@pytest.mark.parametrize("on_cpu", [False, True])
+@pytest.mark.parametrize(("size", "spacing"), ODD)
+def test_every_candidate_passes_its_network_and_keeps_voxels_at_the_bottom(size, spacing, on_cpu):
+    found = shapes(size, spacing, on_cpu=on_cpu)
+    volumes = [shape.voxels for shape in found]
+    assert volumes == sorted(set(volumes), reverse=True)
+    assert volumes[0] <= (LARGEST_PATCH_CPU if on_cpu else LARGEST_PATCH)
+    assert max(found[-1].patch) <= 20
+    for larger, shape in zip(found[:1] + found, found, strict=False):
+        assert all(a >= b for a, b in zip(larger.patch, shape.patch, strict=True))
+        total = [math.prod(axis) for axis in zip(*shape.strides, strict=True)]
+        for side, stride, voxels in zip(shape.patch, total, size, strict=True):
+            assert side % stride == 0
+            assert side // stride >= 4 or stride == 1
+            assert abs(side - voxels) <= stride / 2 or side < voxels
+        assert len(shape.kernels) == len(shape.strides) + 1 >= 3
+
+
+@pytest.mark.parametrize("facts", [ISOTROPIC, THICK])
+def test_a_larger_budget_never_gives_a_smaller_patch_and_none_is_overrun(facts):
+    volumes = []
+    for budget in (1.5, 4):
+        made = make_plan(facts, HEART, vram=budget, method=METHODS["supervised"])
+        assert made.memory.total <= USABLE * budget * 2**30
+        volumes.append(math.prod(made.to_plain()["train"]["patch"]))
+    assert volumes == sorted(volumes)
+    assert volumes[0] < volumes[-1]
+
+
+def test_a_batch_is_cut_only_as_far_as_the_patch_needs(thick):
+    small = make_plan(THICK, HEART, vram=2, method=METHODS["supervised"]).to_plain()["train"]
+    assert small["accumulate"] == small["labelled_batch"] == 4
+    assert thick.to_plain()["train"]["accumulate"] == 1
+
+
+def test_what_can_never_fit_is_refused_with_the_least_that_would_do():
+    with pytest.raises(OutOfMemoryError, match=r"no step of supervised fits 0\.5 GiB.*needs \d\.\d\. Plan for more"):
+        make_plan(ISOTROPIC, HEART, vram=0.5, method=METHODS["supervised"])
+
+
+def test_thin_slices_are_not_thrown_away_with_the_thick_ones():
+    thick = [((200, 200, 20), (0.7, 0.72, 5.0))] * 8 + [((200, 200, 50), (0.7, 0.72, 2.0))] * 2
+    spacing, why = plan_spacing(facts_of(*thick))
+    assert spacing == (0.7, 0.72, 2.0)
+    assert "10th percentile" in why
+    even = [((200, 200, 20), (0.7, 0.72, mm)) for mm in (1.0, 1.25, 2.0)]
+    assert plan_spacing(facts_of(*even))[0] == (0.7, 0.72, 1.25)
+
+
+def test_a_coarse_axis_waits_for_the_others(thick):
+    network = thick.to_plain()["network"]
+    assert network["strides"][:2] == [[2, 2, 1], [2, 2, 1]]
+    assert network["kernels"][:3] == [[3, 3, 1], [3, 3, 1], 3]
+    assert network["strides"][2] == 2
+
+
+def test_every_choice_is_a_line_with_a_reason_and_the_file_says_what_the_plan_says(thick):
+    made = thick
+    assert load_yaml(str(made)) == made.to_plain()
+    assert all(len(line) <= 120 for line in str(made).splitlines())
+
+    def reasons(choices, prefix=""):
+        for key, one in choices.items():
+            yield from [(prefix + key, one.why)] if isinstance(one, Choice) else reasons(one, f"{prefix}{key}.")
+
+    assert [key for key, why in reasons(made.choices) if not why] == ["data.name"]
+    folded = " ".join(str(made).replace("#", " ").split())
+    assert all(" ".join(why.split()) in folded for _, why in reasons(made.choices))
+
+
+@pytest.mark.parametrize(("size", "spacing"), ODD)
+def test_plans_of_odd_datasets_are_settings_that_a_run_takes(tmp_path, size, spacing):
+    made = make_plan(facts_of((size, spacing)), HEART, vram=0, method=METHODS["supervised"])
+    (tmp_path / "plan.yaml").write_text(str(made))
+    for files in ([METHODS["combined"], tmp_path / "plan.yaml"], [tmp_path / "plan.yaml", METHODS["combined"]]):
+        config = load_run_config(files)
+        check_patch(config.train.patch, config.network)
+        assert config.train.unlabelled_batch in (0, 4)
+
+
+def test_mirrored_names_pieces_and_missing_classes_are_pointed_at():
+    classes = (ClassFacts("background", 0.9, 3, 1.0), ClassFacts("left kidney", 0.1, 3, 0.4),
+               ClassFacts("right kidney", 0.0, 0, 1.0))  # fmt: skip
+    named = DatasetConfig(name="kidneys", classes=[one.name for one in classes])
+    facts = replace(ISOTROPIC, classes=classes, labels=3, labelled=3)
+    text = str(make_plan(facts, named, vram=0, method=METHODS["combined"]))
+    assert "leave out 0 if a mirrored left kidney would be a right kidney" in text
+    assert "--set method.largest_component=false" in text
+    assert "left kidney 40%" in text
+    assert "right kidney: no label that was read holds it" in text
+    assert "largest_component" not in str(make_plan(facts, named, vram=0, method=METHODS["mean_teacher"]))
+
+
+def test_channels_are_named_as_given_or_guessed():
+    two = facts_of(((32, 32, 32), (1.0, 1.0, 1.0)), channels=(MRI, MRI))
+    assert make_plan(two, HEART, vram=0, method=METHODS["supervised"]).to_plain()["data"]["channels"] == [
+        "MRI 1",
+        "MRI 2",
+    ]
+    with pytest.raises(ConfigError, match="names T1, and each image holds 2 channels"):
+        make_plan(two, HEART.model_copy(update={"channels": ("T1",)}), vram=0)
+
+
+def test_a_method_file_that_decides_the_patch_is_refused(tmp_path):
+    for text in ("train: {patch: [16, 16, 16]}", "method: {name: bcp}\nnetwork: {name: unet}"):
+        (tmp_path / "method.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=r"method\.yaml: (has no section `method`|sets network)"):
+            make_plan(ISOTROPIC, HEART, method=tmp_path / "method.yaml")
+
+
+def invoke(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def done(*words):
+    result = invoke(*words)
+    assert result.exit_code == 0, result.output + str(result.exception)
+    return result.output
+
+
+def test_a_plan_prepares_and_trains(tmp_path):
+    raw, file, prepared = tmp_path / "raw", tmp_path / "plan.yaml", tmp_path / "prepared"
+    write_dataset(raw, "cbct", labelled=3, unlabelled=1, shape=(40, 36, 30))
+    before = {path: path.read_bytes() for path in raw.rglob("*.nii.gz")}
+    said = done("plan", raw, "-o", file, "--classes", "background,tooth,pulp canal", "--vram", 0, "--workers", 0,
+                "--fingerprint", tmp_path / "found.json")  # fmt: skip
+    assert "4 cases, 3 with a label" in said
+    values = load_yaml(file.read_text())
+    recipe = values["data"]["recipe"]
+    assert (recipe["threshold"], recipe["intensity"]["kind"], values["data"]["channels"]) == (-500, "clip", ["CT"])
+    assert "method.largest_component=false" in file.read_text()  # many teeth
+    assert len(load_yaml((tmp_path / "found.json").read_text())["images"]) == 4
+
+    done("prepare", raw, prepared, "--config", file, "--workers", 0)
+    done("split", prepared, "--labelled", 2, "--val", 1, "-o", prepared / "splits.json")
+    told = done("train", file, METHODS["combined"], "--set", f"data.root={prepared}", "--dry-run", "--device", "cpu")
+    facts = yaml.safe_load(told)
+    assert all(np.isfinite(loss) for loss in facts["losses"].values())
+    # What the plan says of memory is what training says of it.
+    assert f"A step of combined needs {facts['memory']['estimated_for_a_step_gib']:.1f} GiB" in file.read_text()
+    assert {path: path.read_bytes() for path in raw.rglob("*.nii.gz")} == before
+
+
+def test_labels_change_no_setting(tmp_path):
+    write_dataset(tmp_path / "raw", "cardiac", labelled=2, unlabelled=1)
+    shutil.copytree(tmp_path / "raw" / "images", tmp_path / "bare" / "images")
+    options = {"vram": 0, "workers": 0, "method": METHODS["supervised"], "overwrite": True}
+    made = [plan(tmp_path / name, tmp_path / f"{name}.yaml", HEART, **options)[1] for name in ("raw", "bare")]
+    assert made[0].to_plain() == made[1].to_plain()
+    again = plan(tmp_path / "raw", tmp_path / "raw.yaml", HEART, **options)[1]
+    assert str(again) == str(made[0]) == (tmp_path / "raw.yaml").read_text()
+
+
+def test_classes_that_nobody_names_are_asked_for_with_the_values_that_were_seen(tmp_path):
+    write_dataset(tmp_path / "raw", "cardiac", labelled=1)
+    result = invoke("plan", tmp_path / "raw", "-o", tmp_path / "plan.yaml")
+    assert isinstance(result.exception, ConfigError)
+    assert "cardiac_000.nii.gz holds 0, 1, 2, 3" in str(result.exception)
+    assert "--classes background,tooth" in str(result.exception)
+    shutil.rmtree(tmp_path / "raw" / "labels")
+    assert "nobody names the classes;" in str(invoke("plan", tmp_path / "raw").exception)
+    assert not (tmp_path / "plan.yaml").exists()
+
+
+def test_a_configuration_keeps_its_names_values_and_patients(tmp_path):
+    image = np.random.default_rng(0).uniform(50, 100, (9, 10, 11)).astype(np.float32)
+    label = np.zeros(image.shape, np.uint8)
+    label[2:4], label[5], label[6] = 11, 12, 99
+    write_image(tmp_path / "raw" / "images" / "p1_a.nii.gz", image, np.eye(4))
+    write_image(tmp_path / "raw" / "labels" / "p1_a.nii.gz", label, np.eye(4))
+    data = {
+        "name": "teeth", "classes": ["background", "tooth"], "values": {"tooth": [11, 12]}, "ignore": [99],
+        "regions": {"all": ["tooth"]}, "subject": {"pattern": "(p\\d)_"}, "recipe": {"spacing": [3, 3, 3]},
+    }  # fmt: skip
+    (tmp_path / "teeth.yaml").write_text(yaml.safe_dump({"data": data, "train": {"patch": [8, 8, 8]}}))
+    done("plan", tmp_path / "raw", "-o", tmp_path / "plan.yaml", "--config", tmp_path / "teeth.yaml", "--vram", 0,
+         "--name", "molars")  # fmt: skip
+    planned = load_yaml((tmp_path / "plan.yaml").read_text())["data"]
+    assert {key: planned[key] for key in ("values", "ignore", "regions", "subject")} == {
+        key: data[key] for key in ("values", "ignore", "regions", "subject")
+    }
+    assert (planned["name"], planned["recipe"]["spacing"]) == ("molars", [1.0, 1.0, 1.0])
+    done("prepare", tmp_path / "raw", tmp_path / "prepared", "--config", tmp_path / "plan.yaml", "--workers", 0)
+
+
+def test_nothing_is_overwritten_unless_asked(tmp_path):
+    (tmp_path / "plan.yaml").write_text("mine")
+    result = invoke("plan", tmp_path, "-o", tmp_path / "plan.yaml", "--classes", "a,b")
+    assert isinstance(result.exception, ConfigError)
+    assert "--overwrite" in str(result.exception)
+    assert (tmp_path / "plan.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "parts"), [("hippocampus", 12, ("imagesTr", "labelsTr")), ("acdc", 10, ("images", "labels"))]
+)
+def test_plans_of_real_data_come_close_to_settings_by_hand(real_data, tmp_path, name, count, parts):
+    by_hand = merge([bundled(f"data/{name}.yaml")])
+    source = tmp_path / "raw"
+    cases = [case for case in read_cases(real_data / name) if case.label is not None]
+    for case in cases[:: len(cases) // count]:
+        for folder, file in zip(parts, (case.images[0], case.label), strict=True):
+            (source / folder).mkdir(parents=True, exist_ok=True)
+            (source / folder / file.path.name).symlink_to(file.path)
+    shutil.copy(real_data / name / "cases.csv", source)
+    if parts[0] == "imagesTr":
+        (source / "dataset.json").write_text("{}")
+    kept = {key: by_hand["data"][key] for key in ("name", "classes", "channels", "subject")}
+    _, made = plan(source, tmp_path / "plan.yaml", parse(DatasetConfig, kept), vram=8, workers=0,
+                   method=METHODS["supervised"])  # fmt: skip
+    planned = made.to_plain()
+    hand, ours = (values["data"]["recipe"] for values in (by_hand, planned))
+    assert ours["intensity"]["kind"] == hand["intensity"]["kind"] == "zscore"
+    assert ours["spacing"][:2] == pytest.approx(hand["spacing"][:2], rel=0.15)
+    assert planned["network"]["strides"][0] == by_hand["network"]["strides"][0]
+    ratio = math.prod(planned["train"]["patch"]) / math.prod(by_hand["train"]["patch"])
+    assert 0.5 < ratio < 4
+    if name == "hippocampus":
+        assert planned["train"]["patch"] == pytest.approx(
+            by_hand["train"]["patch"], abs=8
+        )  # of the cases that are read
+        assert planned["network"]["strides"] == by_hand["network"]["strides"]
+    else:
+        assert planned["augment"]["flips"] == by_hand["augment"]["flips"]
+        assert planned["network"]["kernels"][0] == by_hand["network"]["kernels"][0]
