@@ -495,8 +495,11 @@ def bench(
     device: Device = "auto",
 ) -> None:
     """Run methods x labelled counts x draws x seeds, and compare them; repeat to go on."""
-    from medssl.bench import Bench, load_bench, plan, print_plan, slots_of, time_rows
     from medssl.bench import bench as run_bench
+    from medssl.bench.jobs import slots_of
+    from medssl.bench.matrix import Bench, load_bench
+    from medssl.bench.plan import plan, print_plan
+    from medssl.bench.times import time_rows
     from medssl.errors import ConfigError
 
     settings = load_bench(config, sets or [])

@@ -17,6 +17,7 @@ import torch
 
 from medssl.data.patches import PatchStream
 from medssl.device import choose_device, wait_for
+from medssl.parts.sample import TrainBatch
 from medssl.progress import track
 from medssl.run import RunConfig
 from medssl.train import make_streams, make_trainer, open_data
@@ -42,6 +43,25 @@ def time_steps(runs: Mapping[str, RunConfig], device: str = "auto") -> dict[str,
                 found[name].append(_sweep(trainer, *streams))
                 advance(name)
     return {name: statistics.median(seconds[1:]) for name, seconds in found.items()}
+
+
+def time_on_noise(settings: RunConfig, device: str = "auto") -> float:
+    """Seconds of a step on noise of the right shape, from the middle of a run, where no data are prepared yet.
+
+    The first of two steps warms up.
+    """
+    trainer = make_trainer(settings, Path(), choose_device(device))
+    train, data, place = settings.train, settings.data, trainer.device
+    image = torch.randn(train.labelled_batch, len(data.channels), *train.patch, device=place)
+    label = torch.randint(len(data.classes), (train.labelled_batch, *train.patch), device=place)
+    unlabelled = torch.randn(train.unlabelled_batch, *image.shape[1:], device=place)
+    batch = TrainBatch(image, label, unlabelled, tuple(range(train.unlabelled_batch)))
+    trainer.iteration = train.iterations // 2
+    for _ in range(2):
+        started = time.perf_counter()
+        trainer.train_step(batch)
+        wait_for(place)
+    return time.perf_counter() - started
 
 
 Streams = tuple[PatchStream, PatchStream | None]

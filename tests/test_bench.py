@@ -14,7 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from medssl.bench import ALL, Bench, BenchConfig, bench, load_bench, plan, print_plan, time_rows, write_splits
+from medssl.bench import bench
+from medssl.bench.matrix import ALL, Bench, BenchConfig, load_bench
+from medssl.bench.plan import plan, print_plan
+from medssl.bench.setup import write_splits
+from medssl.bench.times import time_rows
 from medssl.checkpoint import load_checkpoint
 from medssl.config import bundled, dump, parse
 from medssl.data.nifti import read_image, read_label

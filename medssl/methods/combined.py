@@ -30,8 +30,24 @@ from medssl.parts.views import Band, Identity, View, Viewed
 
 
 @dataclass(frozen=True)
+class Said:
+    """What each teacher says of unlabelled patches."""
+
+    probs: Tensor
+    """`(K, B, C, X, Y, Z)`."""
+    uncertainty: Tensor
+    """Entropy, `(K, B, X, Y, Z)`."""
+    disputed: Tensor
+    """Where they name different classes, `(B, X, Y, Z)`."""
+
+    @classmethod
+    def of(cls, probs: Tensor) -> Said:
+        return cls(probs, entropy(probs), disputed(probs))
+
+
+@dataclass(frozen=True)
 class Told:
-    """What teachers say of unlabelled patches."""
+    """What the students of a group are told of these."""
 
     pseudo: Sample
     """Their classes, and how far each voxel is trusted."""
@@ -157,11 +173,12 @@ class Combined(Method):
             return self.pretrain_step(self.turn(progress), labelled, box, views, partly=batch.known is not None)
 
         weak = batch.weak_view() if self.config.teachers_see == "weak" else batch.unlabelled
-        probs = torch.stack([probabilities(at_rest(net, weak)) for net in self.teachers()])
+        said = Said.of(torch.stack([probabilities(at_rest(net, weak)) for net in self.teachers()]))
         rise, image = ramp_up(progress, self.config.ramp), batch.unlabelled
-        results = [self.group_step(n, labelled, image, probs, box, views, rise) for n in self.turn(progress)]
+        results = [self.group_step(n, labelled, image, said, box, views, rise) for n in self.turn(progress)]
         losses = {name: torch.stack([one.losses[name] for one in results]).sum() for name in results[0].losses}
-        return StepResult(losses, results[0].stats)
+        stats = {name: torch.stack([one.stats[name] for one in results]).mean(0) for name in results[0].stats}
+        return StepResult(losses, stats)
 
     def drawn_views(self, rng: torch.Generator) -> list[View]:
         """What each student of a group sees in this step."""
@@ -204,7 +221,7 @@ class Combined(Method):
         number: int,
         labelled: Sample,
         image: Tensor,
-        probs: Tensor,
+        said: Said,
         box: Tensor,
         views: Sequence[View],
         rise: float,
@@ -213,11 +230,11 @@ class Combined(Method):
 
         Args:
             image: unlabelled, as students see it, `(B, M, X, Y, Z)`.
-            probs: what all teachers say of it, `(K, B, C, X, Y, Z)`.
+            said: of it by all teachers.
             views: of each student.
             rise: how far the ramp is up.
         """
-        config, told = self.config, self.told(number, image, probs)
+        config, told = self.config, self.told(number, image, said)
         foreign = [box, ~box] if config.copy_paste else [torch.ones_like(box)]
         unlabelled, sides = [], []
         for student, view in zip(self.group(number).students, views, strict=True):
@@ -231,7 +248,7 @@ class Combined(Method):
         labelled_side, pseudo_side = torch.stack(sides).sum(0)
         losses = {"labelled": labelled_side, "pseudo": config.alpha * pseudo_side}
         losses |= self.consistencies(unlabelled, told, where, rise)
-        return StepResult(losses, self.stats(labelled, unlabelled, told, where, probs))
+        return StepResult(losses, self.stats(labelled, unlabelled, told, where, said))
 
     def sides(self, logits: Tensor, part: Sample, foreign: Tensor) -> Tensor:
         """The loss on what experts labelled, and on pseudo-labels where `foreign`, `(X, Y, Z)`: `(2,)`."""
@@ -241,10 +258,9 @@ class Combined(Method):
         told = cross_entropy(logits, part.target, regions[1])
         return torch.stack([dice_ce(logits, part.target, regions[0], dice=self.config.dice), told])
 
-    def told(self, number: int, image: Tensor, probs: Tensor) -> Told:
+    def told(self, number: int, image: Tensor, said: Said) -> Told:
         """What the students of a group are told of unlabelled patches; arguments as `group_step`."""
-        config, each = self.config, len(self.group(number).teachers)
-        uncertainty = entropy(probs)
+        config, each, probs, uncertainty = self.config, len(self.group(number).teachers), said.probs, said.uncertainty
         if config.scope == "sample":
             uncertainty = uncertainty.mean((2, 3, 4), keepdim=True)
         share = [config.own if teacher // each == number else 1.0 for teacher in range(len(probs))]
@@ -252,7 +268,7 @@ class Combined(Method):
         target, trust = likeliest(fused), certainty if config.trust == "certainty" else torch.ones_like(certainty)
         if config.largest_component:
             target = largest_component(target, fused.shape[1])
-        return Told(Sample(image, target, torch.where(disputed(probs), config.disputed * trust, trust)), fused)
+        return Told(Sample(image, target, torch.where(said.disputed, config.disputed * trust, trust)), fused)
 
     def look(
         self, net: nn.Module, view: View, labelled: Sample, pseudo: Sample | None, box: Tensor
@@ -294,15 +310,17 @@ class Combined(Method):
         return losses
 
     def stats(
-        self, labelled: Sample, seen: Sequence[Tensor], told: Told, where: Tensor, probs: Tensor
+        self, labelled: Sample, seen: Sequence[Tensor], told: Told, where: Tensor, said: Said
     ) -> dict[str, Tensor]:
         """The gauges of a group's turn, and the share of voxels for which teachers name different classes."""
         pseudo = told.pseudo
-        stats = gauges(labelled.target, pseudo.target, probs.shape[2], known=labelled.weight > 0, weight=pseudo.weight)
+        stats = gauges(
+            labelled.target, pseudo.target, said.probs.shape[2], known=labelled.weight > 0, weight=pseudo.weight
+        )
         stats["gap"] = gap(seen[0], pseudo.target, where)
         if len(seen) > 1:
             stats["dissent"] = gap(seen[1], likeliest(seen[0]), where)
-        return stats | {"disputed": mean_trust(disputed(probs))}
+        return stats | {"disputed": mean_trust(said.disputed)}
 
     def group(self, number: int) -> Group:
         """A group by its number."""

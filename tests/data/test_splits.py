@@ -6,7 +6,8 @@ from fractions import Fraction
 
 import pytest
 
-from medssl.bench import Bench, BenchConfig, write_splits
+from medssl.bench.matrix import Bench, BenchConfig
+from medssl.bench.setup import write_splits
 from medssl.config import bundled
 from medssl.data.cases import Case, DatasetConfig
 from medssl.data.prepared import PreparedCase, PreparedDataset

@@ -11,6 +11,7 @@ from medssl.catalogue import cost
 from medssl.ema import ema_update
 from medssl.errors import ConfigError
 from medssl.methods import METHODS
+from medssl.methods.combined import Said
 from medssl.networks import NetworkConfig, make_network
 from medssl.parts.frequency import split_frequencies
 from medssl.parts.losses import consistency, cross_entropy, dice_ce
@@ -150,13 +151,13 @@ class TestReductions:
             theirs.load_state_dict(mine.net.state_dict())
         probs, uncertainty = umct.opinions(batch().unlabelled, batch().seeds)
         for number, target in enumerate(umct.targets(probs, uncertainty)):
-            torch.testing.assert_close(ours.told(number, batch().unlabelled, probs).probs, target)
+            torch.testing.assert_close(ours.told(number, batch().unlabelled, Said.of(probs)).probs, target)
 
 
 def test_losses_are_those_of_the_equations():
     method, data = part_ways(build(full_band=0.0, ramp=0.0, alpha=0.3, full_weight=0.7, cross_weight=0.4)), batch()
     probs = torch.stack([net(data.unlabelled).softmax(1) for net in method.teachers()]).detach()
-    told = method.told(0, data.unlabelled, probs)
+    told = method.told(0, data.unlabelled, Said.of(probs))
     target, trust, box = told.pseudo.target, told.pseudo.weight, random_box(SHAPE, 2 / 3, generator(0))
     assert 0 < trust.min() < trust.max() < 1
     labelled, pseudo, seen = 0, 0, []
@@ -328,7 +329,7 @@ class TestTargets:
         probs = torch.stack([net(image).softmax(1) for net in method.teachers()]).detach()
         agree = probs[0].argmax(1) == probs[1].argmax(1)
         assert 0 < agree.sum() < agree.numel()
-        halved, whole = (m.told(0, image, probs).pseudo.weight for m in (method, build(disputed=1.0)))
+        halved, whole = (m.told(0, image, Said.of(probs)).pseudo.weight for m in (method, build(disputed=1.0)))
         torch.testing.assert_close(halved, torch.where(agree, whole, whole / 2))
         torch.testing.assert_close(step(method).stats["disputed"], 1 - agree.float().mean())
 
@@ -337,13 +338,14 @@ class TestTargets:
         image = torch.zeros(1, 1, *SHAPE)
         for own in (0.0, 0.5, 1.0):
             for number in (0, 1):
-                fused = build(own=own).told(number, image, probs).probs[0, number]  # equally sure: plain shares
+                told = build(own=own).told(number, image, Said.of(probs))
+                fused = told.probs[0, number]  # equally sure: plain shares
                 torch.testing.assert_close(fused, torch.full(SHAPE, (0.7 * own + 0.3) / (own + 1)))
 
     def test_a_volume_is_told_the_same_in_any_batch(self):
         method, image = part_ways(build()), batch(4).unlabelled
         probs = torch.stack([net(image).softmax(1) for net in method.teachers()]).detach()
-        whole, alone = method.told(0, image, probs), method.told(0, image[2:3], probs[:, 2:3])
+        whole, alone = method.told(0, image, Said.of(probs)), method.told(0, image[2:3], Said.of(probs[:, 2:3]))
         torch.testing.assert_close(whole.pseudo.target[2:3], alone.pseudo.target)
         torch.testing.assert_close(whole.pseudo.weight[2:3], alone.pseudo.weight)
 
@@ -379,7 +381,7 @@ class TestWhatIsSeen:
             random_box(SHAPE, 2 / 3, generator(0)),
         )
         probs = torch.stack([net(data.unlabelled).softmax(1) for net in ours.teachers()]).detach()
-        target = ours.told(0, data.unlabelled, probs).pseudo.target
+        target = ours.told(0, data.unlabelled, Said.of(probs)).pseudo.target
         student = ours.students()[0]
         inward = student(torch.where(box, data.unlabelled[:1], data.image[1:]))
         outward = student(torch.where(box, data.image[:1], data.unlabelled[1:]))

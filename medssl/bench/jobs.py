@@ -1,0 +1,53 @@
+"""The commands of a run, and on which processors they work."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from medssl.bench.matrix import Bench, BenchConfig, Cell
+from medssl.engines import Job
+from medssl.machine import available_cpus
+
+
+def make_job(matrix: Bench, cell: Cell, prepared: Path, device: str, threads: int) -> Job:
+    """Train, predict the test cases, evaluate: as one would by hand. A row of others' runs is not trained."""
+    run, config, sources = matrix.run(cell), matrix.config, [matrix.run(source) for source in matrix.sources(cell)]
+    protocol = matrix.settings[cell].protocol
+    conventions = (
+        ("--convention", "strict", "--convention", protocol.convention) if protocol and protocol.convention else ()
+    )
+    chosen = matrix.network(cell)
+    network = () if chosen is None else ("--network", chosen)
+    training = ("train", matrix.config_file(cell), "--out", run, "--resume", "--device", device)
+    first, *others = sources or [run]
+    also = [word for other in others for word in ("--run", other)]
+    commands = (
+        *([] if sources else [training]),
+        ("predict", first, *also, "--part", "test", "--checkpoint", config.checkpoint, *network, "--device", device,
+         "--uncertainty", "-o", run / "test", "--overwrite"),
+        ("evaluate", run / "test", prepared, "-o", run / "scores.csv", "--overwrite", "--workers", 0, *conventions),
+    )  # fmt: skip
+    words = tuple(tuple(map(str, command)) for command in commands)
+    return Job(cell.name, words, matrix.log(cell), threads)
+
+
+def slots_of(matrix: Bench, device: str) -> list[str | None]:
+    """The GPU of each run that works at a time, as CUDA_VISIBLE_DEVICES names it; None stands for no choice."""
+    gpus = visible_gpus() if device in ("auto", "cuda") else []
+    count = matrix.config.parallel or max(1, len(gpus))
+    return [gpus[i % len(gpus)] if len(gpus) > 1 else None for i in range(count)]
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, by the names that it was given, or by their numbers."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = [name.strip() for name in named.split(",")] if named else [str(i) for i in range(torch.cuda.device_count())]
+    return names[: torch.cuda.device_count()]
+
+
+def threads_of(config: BenchConfig, at_a_time: int) -> int:
+    """CPU threads of each run."""
+    return config.threads or max(1, available_cpus() // at_a_time)

@@ -1,0 +1,288 @@
+"""What a bench file asks for: rows by labelled counts, draws and seeds, and where each of them lies."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import NonNegativeInt, PositiveInt, field_validator, model_validator
+
+from medssl.comparison import BASELINE
+from medssl.config import Settings, found, merge, parse, update
+from medssl.data.cases import DatasetConfig
+from medssl.errors import ConfigError, DataError
+from medssl.predictor import Which
+from medssl.run import RunConfig
+
+ALL = "all"
+"""Stands where a count of labelled cases would: every training case with its label."""
+SAME_TIME = ", same time"
+"""Ends the names of rows that train as long as the one of `as_long_as`."""
+
+
+class MethodRow(Settings):
+    """One method of the matrix, or a variant of one."""
+
+    configs: tuple[Path, ...] = ()
+    """Files over those of the bench; none stands for configs/method/NAME.yaml, NAME being the row's."""
+    settings: dict[str, Any] = {}
+    """Sections over the files."""
+    network: Which | None = None
+    """The network that is scored, in place of the one of the bench."""
+    of: str | None = None
+    """Train nothing, and score the runs of this row in another way: by another `network`, or several `runs` as one."""
+    runs: PositiveInt = 1
+    """With `of`: how many of its runs, of seeds that follow each other, have their class probabilities averaged. No run
+    is in two of these means, and seeds that are left over are in none."""
+
+    @model_validator(mode="after")
+    def _trained_or_of_another(self) -> Self:
+        if self.of is not None and (self.configs or self.settings):
+            raise ValueError(f"of: {self.of} trains nothing, so it takes neither configs nor settings")
+        if self.of is None and self.runs > 1:
+            raise ValueError("runs: averages those of another row; name it with `of`")
+        return self
+
+
+class BenchConfig(Settings):
+    """A bench file: what every run shares, and the axes of the matrix."""
+
+    configs: tuple[Path, ...]
+    """Files for every run, merged in this order: the dataset, then perhaps a size."""
+    settings: dict[str, Any] = {}
+    """Sections over the files, for every run."""
+    source: Path | None = None
+    """The raw dataset; not needed where data.root is prepared already."""
+    methods: dict[str, MethodRow]
+    """Rows of the comparison by name. A supervised row is added where there is none."""
+    labelled: tuple[PositiveInt, ...]
+    """How many train with their label."""
+    all_labels: tuple[str, ...] = (BASELINE,)
+    """Rows that also run with every training label: the ceiling."""
+    as_long_as: str | None = None
+    """A row whose time the others get as well: each runs once more as `NAME, same time`, with as many steps as take as
+    long as this row's own."""
+    references: tuple[str, ...] = (BASELINE,)
+    """Rows that the others are compared with, each for itself."""
+    draws: tuple[NonNegativeInt, ...] = (0,)
+    """Seeds of the choice of labelled patients; validation and test patients are those of the first."""
+    seeds: tuple[NonNegativeInt, ...] = (0, 1, 2)
+    """Training seeds."""
+    count: Literal["patients", "cases"] = "patients"
+    """What `labelled`, `val` and `test` count."""
+    val: PositiveInt | None = None
+    test: PositiveInt | None = None
+    published: Path | None = None
+    """A file of configs/split/ whose lists take the place of draws. Where it has no validation patients, the last `val`
+    of its training list are."""
+    checkpoint: Literal["best", "last"] = "best"
+    """The weights that are scored: those that validation chose, or those of the last step."""
+    network: Which | None = None
+    """The network that is scored; null: as each method's settings say."""
+    parallel: PositiveInt | None = None
+    """Runs at a time on this machine; null: one per GPU, and one on a CPU."""
+    threads: PositiveInt | None = None
+    """CPU threads of each run; null divides the cores."""
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _plain_names(cls, value: Any) -> Any:
+        """A row may stand there without anything: `bcp:`."""
+        return {k: v or {} for k, v in value.items()} if isinstance(value, dict) else value
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the matrix."""
+
+    method: str
+    labelled: int | None
+    """None: all."""
+    draw: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its folder."""
+        return f"{self.method}__{self.split}__seed-{self.seed}".replace(" ", "-")
+
+    @property
+    def split(self) -> str:
+        """The name of its split."""
+        return f"{self.labelled or ALL}-labelled__draw-{self.draw}"
+
+    def __str__(self) -> str:
+        return f"{self.method}, {self.labelled or ALL} labelled, draw {self.draw}, seed {self.seed}"
+
+
+class Bench:
+    """A matrix and its folder."""
+
+    def __init__(self, config: BenchConfig, out: Path) -> None:
+        self.config, self.out = config, out
+        rows = config.methods
+        self.methods = {BASELINE: rows.get(BASELINE, MethodRow()), **{k: v for k, v in rows.items() if k != BASELINE}}
+        self.same_time = self._same_time()
+        self.methods |= {again: self.methods[name] for again, name in self.same_time.items()}
+        self._check_names("all_labels", config.all_labels)
+        self._check_names("references", config.references)
+        self._check_rows_of_others()
+        self.times = read_times(self.times_file) if self.same_time and self.times_file.exists() else {}
+        self.cells = self._cells()
+        self.settings = {cell: self._settings(cell) for cell in self.cells if not self.is_untimed(cell)}
+
+    def run(self, cell: Cell) -> Path:
+        """The folder of a run."""
+        return self.out / "runs" / cell.name
+
+    def split(self, cell: Cell) -> Path:
+        """The file of its split."""
+        return self.out / "splits" / f"{cell.split}.json"
+
+    def config_file(self, cell: Cell) -> Path:
+        """The file of its resolved settings."""
+        return self.out / "configs" / f"{cell.name}.yaml"
+
+    @property
+    def times_file(self) -> Path:
+        """The file of how long a step of each row takes."""
+        return self.out / "times.csv"
+
+    def log(self, cell: Cell) -> Path:
+        """What its commands said."""
+        return self.out / "logs" / f"{cell.name}.txt"
+
+    def is_done(self, cell: Cell) -> bool:
+        """Whether a run is trained and scored."""
+        return (self.run(cell) / "scores.csv").exists()
+
+    def data(self) -> DatasetConfig:
+        """The dataset of all runs."""
+        return next(iter(self.settings.values())).data
+
+    def sources(self, cell: Cell) -> list[Cell]:
+        """The runs whose predictions a run without a training of its own scores; none for one that trains."""
+        row = self.methods[cell.method]
+        if row.of is None:
+            return []
+        first = self.config.seeds.index(cell.seed)
+        return [replace(cell, method=row.of, seed=seed) for seed in self.config.seeds[first : first + row.runs]]
+
+    def network(self, cell: Cell) -> Which | None:
+        """The network that is scored; None: as the run's settings say."""
+        row = self.methods[cell.method]
+        trained = self.methods[row.of or cell.method]
+        return row.network or trained.network or self.config.network
+
+    def trained_as(self, row: str) -> str:
+        """The row whose settings these are, all but the steps."""
+        return self.same_time.get(row, row)
+
+    def own_settings(self, name: str, cell: Cell) -> RunConfig:
+        """What a row's name stands for, with the seed and split of a run."""
+        row = self.methods[name]
+        files = [*self.config.configs, *(row.configs or [Path(f"configs/method/{name}.yaml")])]
+        try:
+            values = merge([found(path) for path in files])
+            for sections in (self.config.settings, row.settings):
+                update(values, sections)
+            root = values.get("data", {}).get("root") or str(self.out / "prepared")
+            update(values, {"name": name, "train": {"seed": cell.seed}})
+            update(values, {"data": {"root": root, "splits": str(self.split(cell))}})
+            return parse(RunConfig, values)
+        except ConfigError as error:
+            raise ConfigError(f"row {name}: {error}") from None
+
+    def untimed(self) -> list[str]:
+        """The rows of which it must be known, and is not, how long a step takes."""
+        wanted = dict.fromkeys([*self.same_time.values(), str(self.config.as_long_as)]) if self.same_time else {}
+        return [row for row in wanted if row not in self.times]
+
+    def is_untimed(self, cell: Cell) -> bool:
+        """Whether the steps of a run follow from times that are not known."""
+        if sources := self.sources(cell):
+            return self.is_untimed(sources[0])
+        needed = {self.trained_as(cell.method), self.config.as_long_as}
+        return cell.method in self.same_time and not needed <= self.times.keys()
+
+    def steps_in_time(self, row: str) -> tuple[int, int]:
+        """The steps of a row's own runs, and how many take as long as those of the row that gives the time."""
+        reference = str(self.config.as_long_as)
+        own, theirs = (self.own_settings(name, self.cells[0]).train.iterations for name in (row, reference))
+        return own, max(1, round(theirs * self.times[reference] / self.times[row]))
+
+    def _same_time(self) -> dict[str, str]:
+        """The rows that run for the time of another, and the rows that they repeat."""
+        reference = self.config.as_long_as
+        if reference is None:
+            return {}
+        self._check_names("as_long_as", [reference])
+        if self.methods[reference].of is not None:
+            raise ConfigError(f"as_long_as: {reference} trains nothing; name a row that does")
+        return {name + SAME_TIME: name for name, row in self.methods.items() if name != reference and row.of is None}
+
+    def _check_names(self, key: str, names: Sequence[str]) -> None:
+        unknown = [name for name in names if name not in self.methods]
+        if unknown:
+            raise ConfigError(f"{key}: {', '.join(unknown)} is no row; there are {', '.join(self.methods)}")
+
+    def _check_rows_of_others(self) -> None:
+        for name, row in self.methods.items():
+            if row.of is None:
+                continue
+            self._check_names(f"methods.{name}.of", [row.of])
+            if self.methods[row.of].of is not None:
+                raise ConfigError(f"methods.{name}.of: {row.of} trains nothing; name a row that does")
+            if name in self.config.all_labels and row.of not in self.config.all_labels:
+                raise ConfigError(f"all_labels: has {name}, and not {row.of} that it scores")
+            if row.runs > len(self.config.seeds):
+                raise ConfigError(f"methods.{name}.runs: {row.runs}, and there are {len(self.config.seeds)} seeds")
+
+    def _cells(self) -> list[Cell]:
+        """The matrix; the first seed of everything comes before the second of anything."""
+        config, cells = self.config, []
+        for (place, seed), draw in itertools.product(enumerate(config.seeds), config.draws):
+            rows = [name for name, row in self.methods.items()
+                    if place % row.runs == 0 and place + row.runs <= len(config.seeds)]  # fmt: skip
+            cells += [Cell(m, n, draw, seed) for n in sorted(config.labelled) for m in rows]
+            if draw == config.draws[0]:
+                cells += [Cell(m, None, draw, seed) for m in config.all_labels if m in rows]
+        return cells
+
+    def _settings(self, cell: Cell) -> RunConfig:
+        """All settings of a run, those of a row at the same time with validations at the same places of the run."""
+        if sources := self.sources(cell):
+            return self._settings(sources[0]).model_copy(update={"name": cell.method})
+        settings = self.own_settings(self.trained_as(cell.method), cell)
+        if cell.method not in self.same_time:
+            return settings
+        own, steps = self.steps_in_time(self.trained_as(cell.method))
+        every = settings.train.validate_every
+        train = {"iterations": steps, "validate_every": every and max(1, round(every * steps / own))}
+        return settings.model_copy(update={"name": cell.method, "train": settings.train.model_copy(update=train)})
+
+
+def load_bench(path: Path, overrides: Sequence[str] = ()) -> BenchConfig:
+    """Read a bench file; overrides are `key=value` as for a training."""
+    return parse(BenchConfig, merge([found(path)], overrides))
+
+
+def read_times(path: Path) -> dict[str, float]:
+    """Seconds of a step of each row. What else is in the table follows from them and is not read.
+
+    Raises:
+        DataError: no such columns, or a time that is not above 0.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        times = {row["row"]: float(row["seconds_per_step"]) for row in rows}
+        if all(0 < seconds < float("inf") for seconds in times.values()):
+            return times
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise DataError(f"{path}: expected columns `row` and `seconds_per_step`, with seconds above 0")

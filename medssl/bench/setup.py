@@ -1,0 +1,130 @@
+"""What must be there before the runs: the prepared data, splits, and the settings of each run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from medssl.bench.matrix import Bench, BenchConfig, Cell
+from medssl.config import dump, found, load_yaml, parse
+from medssl.data.lists import read_published_split
+from medssl.data.prepared import PreparedDataset, read_prepared
+from medssl.data.splits import Part, Split, make_split, read_split, write_split
+from medssl.errors import ConfigError
+from medssl.files import whole_file
+from medssl.logs import read_metrics, training_seconds
+from medssl.prepare import prepare
+
+
+def prepared_dataset(matrix: Bench) -> PreparedDataset:
+    """The dataset that the settings name, or the bench's own, prepared now where it is not."""
+    data, source = matrix.data(), matrix.config.source
+    assert data.root is not None  # _settings gave one
+    if source is not None and data.root == matrix.out / "prepared":
+        return prepare(source, data.root, data)
+    if source is None and not data.root.exists():
+        raise ConfigError("nothing to run on: name the raw dataset with --set source=FOLDER, or a prepared one with "
+                          "--set settings.data.root=FOLDER")  # fmt: skip
+    return read_prepared(data.root)
+
+
+def write_splits(matrix: Bench, dataset: PreparedDataset) -> None:
+    """Write the splits that are not there yet, and check those that are."""
+    config = matrix.config
+    held = _held_out(config, dataset)
+    for cell in matrix.cells:
+        path = matrix.split(cell)
+        if path.exists():
+            split = read_split(path, dataset)
+            if set(split.test) != set(held["test"]) or set(split.val) != set(held["val"]):
+                raise ConfigError(
+                    f"{path}: has other validation or test cases than are asked for; choose another --out"
+                )
+        else:
+            write_split(path, _split_of(cell, config, dataset, held))
+
+
+def _held_out(config: BenchConfig, dataset: PreparedDataset) -> dict[Part, tuple[str, ...]]:
+    """Validation and test cases, the same for the whole matrix."""
+    lists = _lists(config)
+    for part in ("val", "test"):
+        if part not in lists and getattr(config, part) is None:
+            raise ConfigError(f"{part}: say how many {config.count}")
+    base = make_split(
+        dataset, labelled=1, val=config.val or 0, test=config.test or 0, seed=config.draws[0], unit=config.count,
+        given={part: lists[part] for part in ("val", "test") if part in lists},
+    )  # fmt: skip
+    return {"val": base.val, "test": base.test}
+
+
+def _lists(config: BenchConfig, labelled: int = 1) -> dict[Part, list[str]]:
+    """Published names by part; nothing where the matrix is drawn."""
+    if config.published is None:
+        return {}
+    lists = read_published_split(found(config.published))
+    val = lists.val or lists.train[len(lists.train) - (config.val or 0) :]
+    return {**lists.parts(labelled, without=val), "val": list(val)}
+
+
+def _split_of(cell: Cell, config: BenchConfig, dataset: PreparedDataset, held: Mapping[Part, Sequence[str]]) -> Split:
+    given = dict(held)
+    if cell.labelled is None:
+        away = {dataset.cases[id].subject for ids in held.values() for id in ids}
+        given["labelled"] = [id for id, case in dataset.cases.items() if case.labelled and case.subject not in away]
+    else:
+        given = {**_lists(config, cell.labelled), **held}
+    number = cell.labelled or 0
+    return make_split(dataset, labelled=number, val=0, test=0, seed=cell.draw, unit=config.count, given=given)
+
+
+def write_configs(matrix: Bench) -> None:
+    """Write the settings of all runs; one that has begun must have had the same."""
+    changed = _changed_scoring(matrix)
+    for cell, settings in matrix.settings.items():
+        path, plain = matrix.config_file(cell), settings.to_plain()
+        before = load_yaml(path.read_text()) if path.exists() else plain
+        if before != plain and matrix.run(cell).exists():
+            changed.append(f"  {path}: {', '.join(k for k in plain if before.get(k) != plain[k])}")
+    if changed:
+        raise ConfigError(
+            f"{matrix.out}: {len(changed)} files tell of runs with other settings (those named)\n"
+            + "\n".join(changed[:10])
+            + "\nChoose another --out, or remove these runs and files."
+        )
+    (matrix.out / "configs").mkdir(parents=True, exist_ok=True)
+    dump(matrix.config.model_dump(mode="json"), matrix.out / "bench.yaml")
+    for cell, settings in matrix.settings.items():
+        dump(settings.to_plain(), matrix.config_file(cell))
+
+
+def _changed_scoring(matrix: Bench) -> list[str]:
+    """Whether runs that are finished were scored in another way than is asked for now."""
+    path, now = matrix.out / "bench.yaml", matrix.config
+    before = parse(BenchConfig, load_yaml(path.read_text())) if path.exists() and finished(matrix) else now
+    keys = [key for key in ("checkpoint", "network") if getattr(before, key) != getattr(now, key)]
+    done = {matrix.trained_as(cell.method) for cell in matrix.cells if matrix.is_done(cell)}
+    for name in done & before.methods.keys() & now.methods.keys():
+        rows = (before.methods[name], now.methods[name])
+        keys += [
+            f"methods.{name}.{key}" for key in ("network", "of", "runs") if len({getattr(r, key) for r in rows}) > 1
+        ]
+    return [f"  {path}: {', '.join(keys)}"] if keys else []
+
+
+def write_untrained(matrix: Bench, cell: Cell) -> None:
+    """The run folder of a row of others' runs: the first one's split and machine, and the time of all their steps."""
+    run, sources = matrix.run(cell), [matrix.run(source) for source in matrix.sources(cell)]
+    run.mkdir(parents=True, exist_ok=True)
+    dump(matrix.settings[cell].to_plain(), run / "config.yaml")
+    for name in ("splits.json", "env.json"):
+        shutil.copyfile(sources[0] / name, run / name)
+    steps = matrix.settings[cell].train.iterations
+    seconds = sum(training_seconds(read_metrics(source / "metrics.csv")) for source in sources) / steps
+    with whole_file(run / "metrics.csv") as partial:
+        partial.write_text(f"step,seconds_per_step\n{steps},{seconds:.6g}\n")
+
+
+def finished(matrix: Bench) -> list[Path]:
+    """The folders of the runs that are trained and scored."""
+    return [matrix.run(cell) for cell in matrix.cells if matrix.is_done(cell)]

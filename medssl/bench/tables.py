@@ -1,0 +1,92 @@
+"""What came of the runs: runs.csv, comparison.csv, curves.csv, and the comparison on a terminal."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medssl.bench.matrix import ALL, Bench, Cell
+from medssl.bench.setup import finished
+from medssl.comparison import comparison_table, load_runs, make_rows, table_cells
+from medssl.files import whole_file
+from medssl.logs import read_metrics, training_seconds
+from medssl.scores import read_scores, summarise
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+COLUMNS = ("method", "labelled", "draw", "seed", "status", "minutes", "steps", "val_dice", "dice", "hd95", "asd",
+            "missed", "cases", "run")  # fmt: skip  # fmt: skip
+
+
+def write_table(matrix: Bench, codes: Mapping[Cell, int]) -> Path:
+    """runs.csv: a row per run of the matrix, whatever its state."""
+    path = matrix.out / "runs.csv"
+    with whole_file(path) as partial, partial.open("w", newline="") as file:
+        table = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+        table.writeheader()
+        table.writerows(_row(matrix, cell, codes.get(cell)) for cell in matrix.cells)
+    return path
+
+
+def write_comparison(matrix: Bench) -> list[list[str]]:
+    """comparison.csv: a row per method and labelled count, with what its difference to each reference amounts to.
+
+    Beside it curves.csv has the mean validation Dice of each row at each step, and its spread over runs.
+    """
+    rows = make_rows(load_runs(finished(matrix)))
+    references = matrix.config.references
+    cells = table_cells(comparison_table(rows, "dice", references), "dice", references)
+    curves = [["row", "labelled", "step", "runs", "mean", "sd"]]
+    for row in rows:
+        for point in row.curve("val/dice"):
+            sd = "" if point.sd is None else f"{point.sd:.4f}"
+            curves.append([row.key.method, *map(str, (row.key.labelled, point.step, len(point.values))),
+                           f"{point.mean:.4f}", sd])  # fmt: skip
+    for name, lines in (("comparison.csv", cells), ("curves.csv", curves)):
+        with whole_file(matrix.out / name) as partial, partial.open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(lines)
+    return cells
+
+
+def print_comparison(cells: Sequence[Sequence[str]], console: Console | None = None) -> None:
+    """Show the comparison: Dice of each row and the verdict, a table for each reference."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    heads = cells[0]
+    names = ("method", "seeds", "minutes", "dice, %", "95 % interval", "sd of runs")
+    for verdict in (i for i, head in enumerate(heads) if head.startswith("verdict")):
+        shown = [*map(heads.index, names), verdict]
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for column in shown:
+            table.add_column(escape(heads[column]))
+        for row in cells[1:]:
+            table.add_row(*(escape(row[column]) for column in shown))
+        (console or Console()).print(table)
+
+
+def _row(matrix: Bench, cell: Cell, code: int | None) -> dict[str, Any]:
+    run, steps = matrix.run(cell), matrix.settings[cell].train.iterations
+    facts = {"method": cell.method, "labelled": cell.labelled or ALL, "draw": cell.draw, "seed": cell.seed}
+    row = {**facts, "steps": steps, "run": run.relative_to(matrix.out)}
+    if not matrix.is_done(cell):
+        return {**row, "status": f"failed ({code})" if code else "waiting"}
+    overall = summarise(read_scores(run / "scores.csv")).overall
+    metrics = read_metrics(run / "metrics.csv")
+    val = [each["val/dice"] for each in metrics if "val/dice" in each]
+    chosen = (max(val) if matrix.config.checkpoint == "best" else val[-1]) if val else None
+    numbers = {"minutes": training_seconds(metrics) / 60, "val_dice": chosen, "dice": overall.dice.mean,
+               "hd95": overall.hd95.mean, "asd": overall.asd.mean}  # fmt: skip
+    shown = {k: f"{v:.4g}" if k == "minutes" else f"{v:.4f}" for k, v in numbers.items() if v is not None}
+    return {**row, **shown, "status": "done", "missed": overall.missed, "cases": overall.dice.n}
+
+
+def outcome(matrix: Bench, cell: Cell, code: int) -> str:
+    if code:
+        return f"exit code {code}, see {matrix.log(cell)}"
+    row = _row(matrix, cell, code)
+    return f"test Dice {row.get('dice', '-')} after {row['minutes']} minutes of steps"
