@@ -146,6 +146,7 @@ def plan(
     from medssl.plan import dataset_of
     from medssl.plan import plan as make
 
+    _refuse_existing(out, overwrite)
     given = {} if config is None else merge([found(config)]).get("data", {})
     names = None if classes is None else [one.strip() for one in classes.split(",")]
     facts, made = make(source, out, dataset_of(source, given, classes=names, name=name, layout=layout), vram=vram,

@@ -155,7 +155,7 @@ def execute(job: Job, *, gpu: str | None = None, stop: threading.Event | None = 
         if stop is not None and stop.is_set():
             return Interrupted.exit_code
         _note(job, f"medssl {' '.join(words)}")
-        with job.log.open("a") as log:
+        with job.log.open("a", encoding="utf-8") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "medssl", *words], stdin=subprocess.DEVNULL, stdout=log,
                 stderr=subprocess.STDOUT, env=environment, start_new_session=True, preexec_fn=die_with_parent,
@@ -187,5 +187,5 @@ def _wait(process: subprocess.Popen[bytes], stop: threading.Event | None) -> int
 
 
 def _note(job: Job, text: str) -> None:
-    with job.log.open("a") as log:
+    with job.log.open("a", encoding="utf-8") as log:
         log.write(f"# {text}\n")

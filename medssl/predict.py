@@ -148,7 +148,7 @@ def _earlier_images(record: Path, facts: dict[str, Any], overwrite: bool) -> dic
     if not record.exists():
         return {}
     try:
-        earlier = json.loads(record.read_text())
+        earlier = json.loads(record.read_text(encoding="utf-8"))
         images = dict(earlier.pop("images"))
         if earlier == facts:
             return images
@@ -201,7 +201,7 @@ def _by_id(sources: Sequence[Source], channels: int) -> dict[str, tuple[Source, 
 def _of_part(run: Path, part: str) -> dict[str, tuple[Source, ...]]:
     if part not in PARTS:
         raise ConfigError(f"--part {part}: expected one of {', '.join(PARTS)}")
-    root = load_yaml((run / "config.yaml").read_text())["data"]["root"]
+    root = load_yaml((run / "config.yaml").read_text(encoding="utf-8"))["data"]["root"]
     dataset = read_prepared(Path(root))
     split = read_split(run / "splits.json", dataset)
     ids: Sequence[str] = getattr(split, part)

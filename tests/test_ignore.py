@@ -13,6 +13,7 @@ from medssl.cli import app
 from medssl.comparison import load_runs, make_rows
 from medssl.config import dump, parse
 from medssl.data.cases import IGNORED, Case
+from medssl.data.check import Expected
 from medssl.data.nifti import list_volumes, read_label, write_image, write_label
 from medssl.data.patches import TrainingData
 from medssl.data.prepared import read_prepared, write_dataset
@@ -24,7 +25,7 @@ from medssl.explain import explain
 from medssl.logs import NoLog
 from medssl.metrics import hd95
 from medssl.predict import predict
-from medssl.prepare import prepare, prepare_case
+from medssl.prepare import Task, prepare, prepare_case
 from medssl.report import write_report
 from medssl.report.voxels import agreement, agreements
 from medssl.run import RunConfig, make_predictor
@@ -223,10 +224,10 @@ def test_labels_may_lie_in_several_folders_and_in_frames(folders, tmp_path):
     expected = [score.dice for score in evaluated(folders, tmp_path / "s.csv")]
     write_image(folders[0] / "b.nii.gz", prediction, affine)
     labels = {"a": Source(tmp_path / "one" / "frames.nii.gz", "1"), "b": Source(tmp_path / "two" / "label.nii.gz")}
-    for id, label in labels.items():
-        case = Case(id, id, (Source(tmp_path / "two" / "label.nii.gz"),), label)
-        prepare_case(case, tmp_path / "prepared", CONFIG, "digest")
-    write_dataset(tmp_path / "prepared", CONFIG, list(labels))
+    cases = [Case(id, id, (Source(tmp_path / "two" / "label.nii.gz"),), label) for id, label in labels.items()]
+    for case in cases:
+        prepare_case(Task(case, tmp_path / "prepared", CONFIG, Expected.of(CONFIG)))
+    write_dataset(tmp_path / "prepared", CONFIG, cases)
     scores = evaluated((folders[0], tmp_path / "prepared"), tmp_path / "a.csv", data=None)
     assert [score.dice for score in scores] == 2 * expected
     evaluated((folders[0], tmp_path / "prepared"), tmp_path / "b.csv", data=None, conventions=["monai"])

@@ -24,7 +24,7 @@ COLUMNS = ("method", "labelled", "draw", "seed", "status", "minutes", "steps", "
 def write_table(matrix: Bench, codes: Mapping[Cell, int]) -> Path:
     """runs.csv: a row per run of the matrix, whatever its state."""
     path = matrix.out / "runs.csv"
-    with whole_file(path) as partial, partial.open("w", newline="") as file:
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
         table.writeheader()
         table.writerows(_row(matrix, cell, codes.get(cell)) for cell in matrix.cells)
@@ -46,7 +46,7 @@ def write_comparison(matrix: Bench) -> list[list[str]]:
             curves.append([row.key.method, *map(str, (row.key.labelled, point.step, len(point.values))),
                            f"{point.mean:.4f}", sd])  # fmt: skip
     for name, lines in (("comparison.csv", cells), ("curves.csv", curves)):
-        with whole_file(matrix.out / name) as partial, partial.open("w", newline="") as file:
+        with whole_file(matrix.out / name) as partial, partial.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(lines)
     return cells
 

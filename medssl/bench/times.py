@@ -65,7 +65,7 @@ def time_rows(config: BenchConfig, out: Path, *, device: str = "auto") -> Path:
 
 def write_times(matrix: Bench) -> None:
     """times.csv: seconds of a step, steps of the row's own runs, and steps that take as long as the reference's."""
-    with whole_file(matrix.times_file) as partial, partial.open("w", newline="") as file:
+    with whole_file(matrix.times_file) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(("row", "seconds_per_step", "steps", "steps_same_time"))
         table.writerows((row, seconds, *matrix.steps_in_time(row)) for row, seconds in matrix.times.items())

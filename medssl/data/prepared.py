@@ -125,7 +125,7 @@ def read_prepared(root: Path) -> PreparedDataset:
     """
     path = Path(root) / "dataset.json"
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         state = "is not finished" if is_begun(root) else "is not a prepared folder"
         raise DataError(f"{path}: missing, so {root} {state}; run `medssl prepare SOURCE {root}` (again)") from None
@@ -300,7 +300,7 @@ def _places(root: Path, case: Case) -> Iterable[Path]:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return values if isinstance(values, dict) else None
@@ -308,7 +308,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 def _read_case(folder: Path) -> PreparedCase:
     try:
-        values = json.loads((folder / "case.json").read_text())
+        values = json.loads((folder / "case.json").read_text(encoding="utf-8"))
         label = values["label"]
         return PreparedCase(
             id=values["id"],
