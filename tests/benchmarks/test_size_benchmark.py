@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="paths in --set")
+@pytest.mark.slow
 def test_size_benchmark(tmp_path):
     source = write_balls(tmp_path / "source", labelled=6)
     (source / "labels").rename(source / "labelsTr")

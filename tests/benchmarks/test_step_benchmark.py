@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "step.py"
 
 
+@pytest.mark.slow
 def test_step_benchmark(tmp_path):
     out = tmp_path / "step.json"
     command = [sys.executable, str(BENCHMARK), "--shapes", "toy", "--rounds", "9", "--out", str(out), "--device", "cpu"]
