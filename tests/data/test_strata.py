@@ -4,23 +4,26 @@ import numpy as np
 import pytest
 
 from medssl.data.cases import Case, DatasetConfig
-from medssl.data.prepared import read_prepared, write_case, write_dataset
+from medssl.data.prepared import Sources, read_prepared, write_case, write_dataset
 from medssl.data.recipe import Grid, Prepared
 from medssl.data.splits import make_draws, make_folds, make_split
 from medssl.data.strata import Strata, read_strata
+from medssl.data.volume import Source
 
 CONFIG = DatasetConfig(name="x", classes=("background", "common", "rare"))
 
 
 def store(tmp_path, labels, spacing=(1.0, 1.0, 1.0)):
     """A prepared folder with a case for each label; None for a case without one."""
+    cases = []
     for id, label in labels.items():
         shape = (5, 6, 7)
         grid = Grid(shape, np.eye(4).tolist(), (0, 1, 2), (False,) * 3, (0, 0, 0), shape, spacing, shape, spacing)
-        source = tmp_path / f"{id}.nii.gz"
-        case = Case(id, id[:3], source, None if label is None else source)
-        write_case(tmp_path, case, Prepared(np.zeros((1, *shape), np.float32), label, grid), "digest")
-    write_dataset(tmp_path, CONFIG, list(labels))
+        source = Source(tmp_path / f"{id}.nii.gz")
+        cases.append(Case(id, id[:3], (source,), None if label is None else source))
+        prepared = Prepared(np.zeros((1, *shape), np.float32), label, grid)
+        write_case(tmp_path, cases[-1], prepared, Sources.of(cases[-1], CONFIG))
+    write_dataset(tmp_path, CONFIG, cases)
     return read_prepared(tmp_path)
 
 
