@@ -97,7 +97,7 @@ def dump(values: Mapping[str, Any], path: Path) -> None:
 
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        values = load_yaml(path.read_text())
+        values = load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -251,7 +251,7 @@ def training_seconds(metrics: Sequence[Mapping[str, float]]) -> float:
 def _read_rows(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]  # a kill may have cut the last line short
     table = csv.DictReader(whole.splitlines())
     if whole and "step" not in (table.fieldnames or []):

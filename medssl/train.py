@@ -293,7 +293,7 @@ def _is_ours(out: Path) -> bool:
     """Whether torchrun started this process again after this launch had begun the run in `out`."""
     if restarts() == 0 or launch() is None or not (out / "env.json").exists():
         return False
-    return bool(json.loads((out / "env.json").read_text()).get("launch") == launch())
+    return bool(json.loads((out / "env.json").read_text(encoding="utf-8")).get("launch") == launch())
 
 
 def _check_prepared(config: RunConfig, dataset: PreparedDataset) -> None:
@@ -336,7 +336,7 @@ def _check_norm(config: RunConfig, device: torch.device) -> None:
 
 def _check_same(config: RunConfig, split: Split, out: Path) -> None:
     """Refuse to resume with another split or other settings; the data may have moved."""
-    held = Split.model_validate(json.loads((out / "splits.json").read_text()))
+    held = Split.model_validate(json.loads((out / "splits.json").read_text(encoding="utf-8")))
     if held.model_copy(update={"patients": split.patients}) != split:  # an old file has no patients; sha256 has them
         raise ConfigError(f"{out}: was started with another split (its splits.json); resume with that one")
     then, now = load_checkpoint(out / "last.pt")["config"], config.to_plain()

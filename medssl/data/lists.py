@@ -182,7 +182,7 @@ def _read_lists(folder: Path) -> dict[str, list[str]]:
 
 def _read_nnunet(path: Path, fold: int | None) -> dict[str, list[str]]:
     try:
-        folds: Any = json.loads(path.read_text())
+        folds: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a splits_final.json: {error}") from None
     if not (isinstance(folds, list) and folds and all(map(_is_fold, folds))):

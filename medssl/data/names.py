@@ -22,7 +22,7 @@ PartT = TypeVar("PartT", bound=str)
 def read_id_list(path: Path) -> list[str]:
     """Ids of cases, patients or slices from a text file, one a line; an ending such as .h5 is dropped."""
     try:
-        return [ENDING.sub("", line.strip()) for line in path.read_text().splitlines() if line.strip()]
+        return [ENDING.sub("", line.strip()) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: the list cannot be read: {error}") from None
 

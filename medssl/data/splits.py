@@ -290,7 +290,7 @@ def load_split(path: Path, root: Path | str = "PREPARED") -> Split:
         DataError: it cannot be read.
     """
     try:
-        values: Any = json.loads(Path(path).read_text())
+        values: Any = json.loads(Path(path).read_text(encoding="utf-8"))
         return Split.model_validate(values)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; write one with `medssl split {root} ... -o {path}`") from None

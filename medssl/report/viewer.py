@@ -195,4 +195,4 @@ def _write_script(path: Path, arrays: dict[str, NDArray[Any]], affine: Affine, s
             write_image(file, kept.astype(np.uint8 if kept.max(initial=0) < 256 else np.uint16), thinned)
             volumes[name] = base64.b64encode(file.read_bytes()).decode()
     with whole_file(path) as partial:
-        partial.write_text(f"medsslVolumes({json.dumps(path.name)}, {json.dumps(volumes)});\n")
+        partial.write_text(f"medsslVolumes({json.dumps(path.name)}, {json.dumps(volumes)});\n", encoding="utf-8")
