@@ -242,7 +242,7 @@ def _dataset(classes: Sequence[str] | None, data: DatasetConfig | None, predicti
         fault = _fault_of_names(list(classes))
         if fault:
             raise ConfigError(f"classes: {fault}")
-        return DatasetConfig(name="", classes=tuple(classes))
+        return parse(DatasetConfig, {"name": "", "classes": classes})
     if data is not None:
         return data
     path = (predictions if predictions.is_dir() else predictions.parent) / "predictions.json"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from medssl.checkpoint import load_checkpoint
 from medssl.config import load_yaml, parse
 from medssl.data.dicom import is_series_folder
+from medssl.data.layouts.base import CHANNEL
 from medssl.data.nifti import case_id, is_volume, list_volumes, read_image, write_label, write_shares
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import PARTS, read_split
@@ -25,7 +25,6 @@ from medssl.predictor import Predictor
 from medssl.progress import track
 from medssl.run import RunConfig, build_method, make_predictor
 
-_CHANNEL = re.compile(r"(.+)_(\d{4})")
 UNCERTAINTY = "uncertainty"
 """Folder beside the label maps, where nobody takes its volumes for label maps."""
 
@@ -183,14 +182,16 @@ def _inside(folder: Path) -> list[Source]:
 def _by_id(sources: Sequence[Source], channels: int) -> dict[str, tuple[Source, ...]]:
     """The files of each case; names that all end like `_0000`, one for each channel, belong together."""
     names = [source.path.name if source.path.is_dir() else case_id(source.path) for source in sources]
-    matches = [_CHANNEL.fullmatch(name) for name in names]
+    matches = [CHANNEL.fullmatch(name) for name in names]
     numbers = {match.group(2) for match in matches if match is not None}
     is_numbered = None not in matches and numbers == {f"{number:04}" for number in range(channels)}
+    by_name: dict[str, Source] = {}
+    for name, source in zip(names, sources, strict=True):
+        if by_name.setdefault(name, source) is not source:
+            raise DataError(f"{source} and {by_name[name]} are both named {name}; predict them into two folders")
     found: dict[str, tuple[Source, ...]] = {}
-    for name, source in sorted(zip(names, sources, strict=True)):
+    for name, source in sorted(by_name.items()):
         id = name.rpartition("_")[0] if is_numbered else name
-        if id in found and not is_numbered:
-            raise DataError(f"{source} and {found[id][0]} would both be written as {id}.nii.gz")
         found[id] = (*found.get(id, ()), source)
     for id, files in found.items():
         if is_numbered and len(files) != channels:

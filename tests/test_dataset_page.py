@@ -52,7 +52,7 @@ class TestPage:
         (raw / "images" / "d.nii.gz").write_bytes(b"")
         done = run(raw, "--html", tmp_path / "page.html", "--workers", 0)
         assert done.exit_code == 3
-        page = (tmp_path / "page.html").read_text()
+        page = (tmp_path / "page.html").read_text(encoding="utf-8")
         assert pictures(page) == [("error", "d"), ("warning", "b"), ("", "a"), ("", "c&lt;i&gt;")]
         assert page.count("data:image/jpeg") == 3
         assert "<i>" not in page
@@ -63,7 +63,7 @@ class TestPage:
 
     def test_it_needs_nothing_from_elsewhere_and_allows_nothing(self, raw):
         write_dataset_page(check(raw, DATASET, workers=0, draw=draw_case), raw.parent / "page.html")
-        page = (raw.parent / "page.html").read_text()
+        page = (raw.parent / "page.html").read_text(encoding="utf-8")
         assert "default-src 'none'" in html.unescape(page)
         assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
 
@@ -79,7 +79,7 @@ class TestPage:
             write_image(raw / "images" / f"x{number:03d}.nii", rng.normal(size=(4, 3, 5)).astype(np.float32), AFFINE)
         (raw / "images" / "z.nii").write_bytes(b"")
         write_dataset_page(check(raw, DATASET, workers=0, draw=draw_case), raw.parent / "page.html")
-        page = (raw.parent / "page.html").read_text()
+        page = (raw.parent / "page.html").read_text(encoding="utf-8")
         found = pictures(page)
         assert len(found) == MOST_CASES
         assert found[0] == ("error", "z")
@@ -90,9 +90,9 @@ class TestPage:
         page.write_text("mine")
         done = run(raw, "--html", page)
         assert done.exit_code != 0
-        assert page.read_text() == "mine"
+        assert page.read_text(encoding="utf-8") == "mine"
         assert run(raw, "--html", page, "--overwrite", "--workers", 0).exit_code == 0
-        assert page.read_text() != "mine"
+        assert page.read_text(encoding="utf-8") != "mine"
 
 
 class TestPictures:
@@ -146,9 +146,9 @@ class TestFix:
         assert done.exit_code == 0, done.output
         assert "fixed float_label" in done.output
         assert "2 fixes written to" in done.output
-        assert (
-            "What <code>medssl check</code> found in " + str(tmp_path / "fixed") in (tmp_path / "page.html").read_text()
-        )
+        assert "What <code>medssl check</code> found in " + str(tmp_path / "fixed") in (
+            tmp_path / "page.html"
+        ).read_text(encoding="utf-8")
         done = run(tmp_path / "fixed", "--json", "--workers", 0)
         assert json.loads(done.stdout)["findings"] == []
 
@@ -170,5 +170,5 @@ class TestFix:
 
 def test_pictures_in_the_page_can_be_opened(raw):
     write_dataset_page(check(raw, DATASET, workers=0, draw=draw_case), raw.parent / "page.html")
-    for found in re.findall(r'data:image/jpeg;base64,([^"]+)', (raw.parent / "page.html").read_text()):
+    for found in re.findall(r'data:image/jpeg;base64,([^"]+)', (raw.parent / "page.html").read_text(encoding="utf-8")):
         assert Image.open(io.BytesIO(base64.b64decode(found))).size == (3 * SIDE, SIDE)

@@ -12,20 +12,18 @@ from typer.testing import CliRunner
 from medssl.cli import app
 from medssl.comparison import load_runs, make_rows
 from medssl.config import dump, parse
-from medssl.data.cases import IGNORED, Case
-from medssl.data.check import Expected
+from medssl.data.cases import IGNORED
 from medssl.data.nifti import list_volumes, read_label, write_image, write_label
 from medssl.data.patches import TrainingData
-from medssl.data.prepared import read_prepared, write_dataset
+from medssl.data.prepared import read_prepared
 from medssl.data.splits import make_split, write_split
-from medssl.data.volume import Source
 from medssl.errors import ConfigError, DataError
 from medssl.evaluate import evaluate_folders
 from medssl.explain import explain
 from medssl.logs import NoLog
 from medssl.metrics import hd95
 from medssl.predict import predict
-from medssl.prepare import Task, prepare, prepare_case
+from medssl.prepare import prepare
 from medssl.report import write_report
 from medssl.report.voxels import agreement, agreements
 from medssl.run import RunConfig, make_predictor
@@ -223,11 +221,9 @@ def test_labels_may_lie_in_several_folders_and_in_frames(folders, tmp_path):
     write_image(tmp_path / "two" / "label.nii.gz", reference, affine)
     expected = [score.dice for score in evaluated(folders, tmp_path / "s.csv")]
     write_image(folders[0] / "b.nii.gz", prediction, affine)
-    labels = {"a": Source(tmp_path / "one" / "frames.nii.gz", "1"), "b": Source(tmp_path / "two" / "label.nii.gz")}
-    cases = [Case(id, id, (Source(tmp_path / "two" / "label.nii.gz"),), label) for id, label in labels.items()]
-    for case in cases:
-        prepare_case(Task(case, tmp_path / "prepared", CONFIG, Expected.of(CONFIG)))
-    write_dataset(tmp_path / "prepared", CONFIG, cases)
+    rows = ("id,image,label", "a,two/label.nii.gz,one/frames.nii.gz#1", "b,two/label.nii.gz,two/label.nii.gz")
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    prepare(tmp_path / "list.csv", tmp_path / "prepared", CONFIG, workers=0)
     scores = evaluated((folders[0], tmp_path / "prepared"), tmp_path / "a.csv", data=None)
     assert [score.dice for score in scores] == 2 * expected
     evaluated((folders[0], tmp_path / "prepared"), tmp_path / "b.csv", data=None, conventions=["monai"])

@@ -324,7 +324,7 @@ def test_wrong_inputs_are_named(trained, tmp_path):
         predict(run, [tmp_path / "two.nii.gz"], tmp_path / "out", device="cpu")
     with pytest.raises(ConfigError, match="unlabelled"):
         predict(run, [], tmp_path / "out", part="unlabeled", device="cpu")
-    with pytest.raises(DataError, match="both be written"):
+    with pytest.raises(DataError, match="both named ball_00"):
         predict(run, [raw / "images", raw / "images" / "ball_00.nii.gz"], tmp_path / "out", device="cpu")
     with pytest.raises(DataError, match=r"best\.pt"):
         predict(tmp_path, [raw / "images"], tmp_path / "out", device="cpu")
@@ -396,6 +396,10 @@ def test_channels_in_files_of_their_own_are_one_case(trained, tmp_path):
     (tmp_path / "two" / "b_0001.nii.gz").unlink()
     with pytest.raises(DataError, match="case b has 1 of 2 channels"):
         predict(run, [tmp_path / "two"], tmp_path / "again", device="cpu")
+    (tmp_path / "other").mkdir()
+    shutil.copy(image, tmp_path / "other" / "b_0000.nii.gz")  # two files, and still one channel
+    with pytest.raises(DataError, match="both named b_0000"):
+        predict(run, [tmp_path / "two", tmp_path / "other"], tmp_path / "again", device="cpu")
 
 
 def test_a_dicom_series_is_a_case_named_by_its_folder(trained, tmp_path):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 COLUMNS = ("method", "labelled", "draw", "seed", "status", "minutes", "steps", "val_dice", "dice", "hd95", "asd",
-            "missed", "cases", "run")  # fmt: skip  # fmt: skip
+            "missed", "cases", "run")  # fmt: skip
 
 
 def write_table(matrix: Bench, codes: Mapping[Cell, int]) -> Path:

@@ -68,7 +68,7 @@ class DatasetConfig(Settings):
     """How the raw data lie, one of `medssl.data.layouts.LAYOUTS`; by default the first that fits."""
     channels: tuple[str, ...] = ("MRI",)
     """The modalities of a case, in the order of the image's channels."""
-    classes: tuple[str, ...] = Field(min_length=2)
+    classes: tuple[str, ...] = Field(min_length=2, max_length=IGNORED)
     """Names by label value; the first is the background."""
     values: dict[str, tuple[int, ...]] = {}
     """Values in the label files that stand for a class, several for one if need be, such as
@@ -98,8 +98,6 @@ class DatasetConfig(Settings):
         values = [value for found in self.class_values for value in found] + list(self.ignore)
         if repeated := sorted({value for value in values if values.count(value) > 1}):
             raise ValueError(f"the label value {', '.join(map(str, repeated))} stands for more than one class")
-        if self.ignore and len(self.classes) > IGNORED:
-            raise ValueError(f"`ignore` needs at most {IGNORED} classes")
         return self
 
     @property

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from medssl.data.cases import IGNORED, Case, DatasetConfig
+from medssl.data.cases import Case, DatasetConfig
 from medssl.data.findings import Facts, Finding, Report
 from medssl.data.layouts import Layout, declared, read_layout
 from medssl.data.looks import Counts, Look, count_voxels, digest, look_at
-from medssl.data.nifti import as_label, case_id, read_image, read_volume
+from medssl.data.nifti import SUFFIXES, as_label, case_id, read_image, read_volume
 from medssl.data.outliers import compare, distances, out_of_family
 from medssl.data.volume import Source, Volume, by, corners_of
 from medssl.errors import DataError
@@ -80,8 +80,7 @@ def survey(source: Path, dataset: DatasetConfig | None = None, layout: str | Non
     found = read_layout(source, dataset, layout)
     if not found.cases:
         raise DataError(
-            f"{source}: layout {found.name}: no volume found among the images; known formats are .nii, .nii.gz, "
-            ".nrrd, .mha, .mhd"
+            f"{source}: layout {found.name}: no volume found among the images; known formats are " + ", ".join(SUFFIXES)
         )
     if dataset is None:
         said = declared(source, found.name)
@@ -104,7 +103,7 @@ class Expected:
     classes: tuple[str, ...] | None
     channels: int
     places: dict[int, int]
-    """Class of each value that a label may hold, IGNORED for what nobody annotated."""
+    """See `DatasetConfig.places`."""
 
     @classmethod
     def of(cls, dataset: DatasetConfig) -> Expected:
@@ -138,7 +137,7 @@ def report_of(
         *(finding for _, found in lone for finding in found),
         *(finding for (fact, _), path in zip(lone, layout.labels_without_image, strict=False) if fact.look
           for finding in out_of_family(fact.case, path, fact.look, fact.voxels, facts)),
-        *_duplicates(cases),
+        *_odd_ids(cases),
         *(_dataset_findings(source or Path(), facts, expected) if is_all else ()),
         *(compare(cases, facts, expected.classes) if is_all else ()),
     ]  # fmt: skip
@@ -242,8 +241,9 @@ def _read_label(source: Source, expected: Expected, notes: _Notes) -> tuple[Volu
     if label is None:
         return None, Counts({})
     counts = count_voxels(label)
-    _check_values(label, counts.voxels, expected, notes)
-    return label, counts.by_class(expected.places)
+    by_class = counts.by_class(expected.places)
+    _check_values(label, counts.voxels, by_class.voxels, expected, notes)
+    return label, by_class
 
 
 @dataclass(frozen=True)
@@ -333,16 +333,17 @@ def _check_geometry(volume: Volume, notes: _Notes) -> None:
         notes.warning("sheared", found, f"{fix}: ITK-based tools refuse it or place it elsewhere")
 
 
-def _check_values(label: Volume, voxels: dict[int, int], expected: Expected, notes: _Notes) -> None:
+def _check_values(
+    label: Volume, voxels: dict[int, int], by_class: dict[int, int], expected: Expected, notes: _Notes
+) -> None:
     negative = {value: count for value, count in voxels.items() if value < 0 and value not in expected.places}
     if negative:
         notes.error("negative", f"the label holds {_list(negative)}", "write classes as 0, 1, 2 and so on")
     if expected.classes is not None:
         _check_declared(label, voxels, expected.places, notes)
-    classes = {expected.places.get(value, value) for value in voxels} - {IGNORED}
-    if classes <= {0}:
+    if by_class.keys() <= {0}:
         notes.warning("empty_label", "no voxel but background", "correct when nothing is there to see")
-    elif 0 not in classes:
+    elif 0 not in by_class:
         notes.warning("no_background", f"no voxel of background, only {_list(voxels)}", "look at the label")
 
 
@@ -409,11 +410,15 @@ def _layout_findings(layout: Layout) -> Iterator[Finding]:
         yield Finding(None, path, "warning", "not_read", found, fix)
 
 
-def _duplicates(cases: Iterable[Case]) -> Iterator[Finding]:
+def _odd_ids(cases: Iterable[Case]) -> Iterator[Finding]:
+    """Ids that are taken twice, or that cannot name a folder."""
     by_id: dict[str, list[Case]] = {}
     for case in cases:
         by_id.setdefault(case.id, []).append(case)
     for id, same in by_id.items():
+        if id.startswith(".") or not id.isprintable() or {"/", "\\"} & set(id):
+            fix = "give it an id without slashes that does not begin with a dot"
+            yield Finding(id, same[0].images[0].path, "error", "bad_id", f"{id!r} cannot name files", fix)
         if len(same) > 1:
             files = [path.name for case in same for path in case.files]
             found = f"{len(same)} cases have this id: {', '.join(files)}"

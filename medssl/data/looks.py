@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medssl.data.cases import IGNORED
 from medssl.data.recipe import Turn
 from medssl.data.volume import Volume
 
@@ -66,10 +67,12 @@ class Counts:
     values are too many to be classes."""
 
     def by_class(self, places: dict[int, int]) -> Counts:
-        """Several values may stand for one class; those that stand for none keep their number."""
+        """Several values may stand for one class; IGNORED is left out, and what stands for none keeps its number."""
         voxels: Counter[int] = Counter()
         moments: dict[int, float] = {}
         for value, count in self.voxels.items():
+            if places.get(value) == IGNORED:
+                continue
             place = places.get(value, value)
             voxels[place] += count
             if value in self.sides:

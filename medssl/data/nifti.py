@@ -27,14 +27,16 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from medssl.data.dicom import read_series, series_of
+from medssl.data.hdf5 import SUFFIXES as H5_SUFFIXES
 from medssl.data.hdf5 import Axes, read_h5
 from medssl.data.volume import Affine, Oddity, Source, Volume, by, corners_apart, spacing_of
 from medssl.errors import DataError
 from medssl.files import whole_file
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
-H5_SUFFIXES = (".h5", ".hdf5")
 SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".mha", ".mhd")
+VOXEL_FILES = (".raw", ".zraw")
+"""Voxels that a `.mhd` header beside them names."""
 
 INTEGER_TOLERANCE = 1e-3
 """A stored float this close to an integer is that label; farther away it was interpolated or is a probability."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.data.cases import IGNORED, Case
+from medssl.data.cases import Case
 from medssl.data.findings import Distance, Facts, Finding
 from medssl.data.looks import Look
 from medssl.data.volume import by
@@ -37,7 +37,7 @@ more where labelled cases are few, `FAR * (1 + FEWEST / labelled)`."""
 RARE = 0.02
 """A class that no more than this share of the labelled cases lacks is missed in them."""
 
-_NO_CLASS = {0, IGNORED}
+_BACKGROUND = {0}
 _AXES = ("left-right", "front-back", "head-foot")
 
 
@@ -108,7 +108,7 @@ def _same_volumes(pairs: Pairs) -> Iterator[Finding]:
                 found = f"voxel for voxel the image of {first.id}" + _says_of_labels(case, first, same)
                 fix = "keep one of them; in two parts of a split, a score would be of what was trained on"
                 yield _finding(case, source.path, "same_image", found, fix)
-        if case.label is None or not fact.label_digest or fact.voxels.keys() <= _NO_CLASS:
+        if case.label is None or not fact.label_digest or fact.voxels.keys() <= _BACKGROUND:
             continue
         first = labels.setdefault(fact.label_digest, case)
         if first.id != case.id and first.subject != case.subject and first.id not in twins:
@@ -273,11 +273,11 @@ def _identity(pairs: Pairs) -> Iterator[Finding]:
 
 
 def _missed_classes(pairs: Pairs, classes: Sequence[str] | None) -> Iterator[Finding]:
-    labelled = [(case, fact) for case, fact in pairs if case.label is not None and fact.voxels.keys() - _NO_CLASS]
+    labelled = [(case, fact) for case, fact in pairs if case.label is not None and fact.voxels.keys() - _BACKGROUND]
     if len(labelled) < 2 * FEWEST:
         return
     names = dict(enumerate(classes or ()))
-    for value in sorted({value for _, fact in labelled for value in fact.voxels} - _NO_CLASS):
+    for value in sorted({value for _, fact in labelled for value in fact.voxels} - _BACKGROUND):
         lacking = [case for case, fact in labelled if value not in fact.voxels]
         if len(lacking) > max(1, RARE * len(labelled)):
             continue
@@ -295,7 +295,7 @@ def _flips(pairs: Pairs) -> Iterator[Finding]:
     Where a class lies, and how classes lie to each other, is compared along the left-right axis. Only what lies on
     one side in nearly all cases tells anything, so organs in the middle and sets of left and right ones stay silent.
     """
-    labelled = [(case, fact) for case, fact in pairs if case.label is not None and fact.sides.keys() - _NO_CLASS]
+    labelled = [(case, fact) for case, fact in pairs if case.label is not None and fact.sides.keys() - _BACKGROUND]
     if len(labelled) < FEWEST_SIDES:
         return
     table = _sides([fact for _, fact in labelled])
@@ -331,7 +331,7 @@ def _misfit(table: NDArray[np.float64], index: int) -> tuple[float, float]:
 
 def _sides(facts: Sequence[Facts]) -> NDArray[np.float64]:
     """`(cases, features)`: each class's place from left to right, then beside the mean of all; NaN where absent."""
-    values = sorted({value for fact in facts for value in fact.sides} - _NO_CLASS)
+    values = sorted({value for fact in facts for value in fact.sides} - _BACKGROUND)
     places = np.array([[fact.sides.get(value, np.nan) for value in values] for fact in facts])
     if len(values) < 2:
         return places

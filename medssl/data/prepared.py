@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from medssl.config import parse
 from medssl.data.cases import IGNORED, Case, DatasetConfig
+from medssl.data.nifti import VOXEL_FILES
 from medssl.data.recipe import Grid, Prepared
 from medssl.data.volume import Source
 from medssl.errors import DataError
@@ -150,6 +151,7 @@ def write_dataset(root: Path, config: DatasetConfig, cases: Sequence[Case]) -> N
     data = config.model_dump(mode="json", exclude={"root", "splits", "layout"})
     values = {"format": FORMAT, "data": data, "cases": sorted(case.id for case in cases)}
     if not ready and _read_json(root / "dataset.json") == values:
+        shutil.rmtree(root / UNFINISHED, ignore_errors=True)
         return
     (root / "dataset.json").unlink(missing_ok=True)
     for case in ready:
@@ -219,9 +221,8 @@ class Sources:
 
 def stored_sources(root: Path, case: Case) -> Sources | None:
     """What the stored case was made from, an unfinished one before a finished one; None where there is neither."""
-    values = next((v for v in map(_read_json, _places(root, case)) if v is not None), {})
     try:
-        return Sources.from_json(values["sources"])
+        return Sources.from_json(_stored(root, case)["sources"])
     except (KeyError, TypeError, ValueError):
         return None
 
@@ -231,14 +232,13 @@ def is_current(root: Path, case: Case, settings: str) -> bool:
     stored = stored_sources(root, case)
     if stored is None or (stored.settings, stored.stamps) != (settings, stamps_of(case)):
         return False
-    return any(said_of(case).items() <= (_read_json(place) or {}).items() for place in _places(root, case))
+    return said_of(case).items() <= _stored(root, case).items()
 
 
 def refresh(root: Path, case: Case, sources: Sources) -> None:
     """Note where the files of a stored case lie now, and whose they are; the arrays stay."""
-    place = next(place for place in _places(root, case) if place.exists())
-    values = _read_json(place) or {}
-    write_json(place, values | said_of(case) | {"sources": sources.to_json()})
+    place = next(place for place in _places(root, case) if _read_json(place) is not None)
+    write_json(place, _stored(root, case) | said_of(case) | {"sources": sources.to_json()})
 
 
 def said_of(case: Case) -> dict[str, Any]:
@@ -271,7 +271,7 @@ def _files(case: Case) -> Iterable[Path]:
             continue
         yield path
         if path.suffix.lower() == ".mhd":
-            yield from (beside for s in (".raw", ".zraw") if (beside := path.with_suffix(s)).exists())
+            yield from (beside for s in VOXEL_FILES if (beside := path.with_suffix(s)).exists())
 
 
 def _stamp(path: Path) -> tuple[str, int, int, int]:
@@ -296,6 +296,11 @@ def _digest(path: Path) -> str:
 
 def _places(root: Path, case: Case) -> Iterable[Path]:
     return (root / name / case.id / "case.json" for name in (UNFINISHED, CASES))
+
+
+def _stored(root: Path, case: Case) -> dict[str, Any]:
+    """What case.json holds of an unfinished case, or else of a finished one."""
+    return next((values for values in map(_read_json, _places(root, case)) if values is not None), {})
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

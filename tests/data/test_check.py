@@ -14,6 +14,7 @@ from medssl.data.findings import Finding, require_usable
 from medssl.data.nifti import read_label, write_image
 from medssl.data.volume import Source
 from medssl.errors import DataError
+from medssl.prepare import prepare
 
 SHAPE = (5, 6, 7)
 AFFINE = np.diag([1.5, 1.5, 3.0, 1.0])
@@ -218,6 +219,21 @@ class TestDataset:
         (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "wall": 1}}))
         (finding,) = check(tmp_path, workers=1).findings
         expect(finding, "error", "unknown_value", "2 (1 voxel)")
+
+    def test_255_is_a_value_like_others_where_no_classes_are_declared(self, tmp_path):
+        Pair(tmp_path).label(np.uint8(label_array() > 0) * np.uint8(255))
+        (finding,) = check(tmp_path, workers=1).findings
+        expect(finding, "warning", "no_classes", "0, 255")
+
+    @pytest.mark.parametrize("id", ["a/b", "../escaped", ".hidden", "a\\b"])
+    def test_an_id_that_cannot_name_files_is_refused(self, tmp_path, id):
+        Pair(tmp_path / "raw")
+        (tmp_path / "raw" / "list.csv").write_text(f"id,image\n{id},images/case.nii.gz\n")
+        (finding,) = check(tmp_path / "raw" / "list.csv", DATASET, workers=1).errors
+        expect(finding, "error", "bad_id")
+        with pytest.raises(DataError, match="cannot name files"):
+            prepare(tmp_path / "raw" / "list.csv", tmp_path / "out", DATASET, workers=0)
+        assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
     def test_declared_channels_count(self, tmp_path):
         Pair(tmp_path).image(np.stack([image_array(), image_array()], -1))

@@ -62,11 +62,12 @@ class TestAsClasses:
         ({"regions": {"all": ("crown",)}}, "names crown"),
         ({"regions": {"all": ("background", "tooth")}}, "not the background"),
         ({"regions": {"all": ()}}, "needs one class or more"),
+        ({"classes": tuple(map(str, range(256)))}, "at most 255"),
     ],
 )
 def test_settings_that_contradict_themselves_are_refused(changed, message):
     with pytest.raises(ValidationError, match=message):
-        DatasetConfig(name="x", classes=("background", "tooth", "canal"), **changed)
+        DatasetConfig(**{"name": "x", "classes": ("background", "tooth", "canal"), **changed})
 
 
 class TestSources:

@@ -100,6 +100,7 @@ def test_nothing_is_done_when_nothing_changed(balls, tmp_path, monkeypatch):
     prepare(raw, out, CONFIG, workers=0)  # the files were touched: they are read, and nothing else is done
     arrays = {path: time for path, time in before.items() if path.name != "case.json"}
     assert arrays.items() <= stamps(out).items()
+    assert not (out / "unfinished").exists()
     before = stamps(out)
     opened, usual = [], Path.open
     monkeypatch.setattr(Path, "open", lambda path, *words, **more: opened.append(path) or usual(path, *words, **more))

@@ -20,10 +20,9 @@ def store(tmp_path, labels, spacing=(1.0, 1.0, 1.0)):
         shape = (5, 6, 7)
         grid = Grid(shape, np.eye(4).tolist(), (0, 1, 2), (False,) * 3, (0, 0, 0), shape, spacing, shape, spacing)
         source = Source(tmp_path / f"{id}.nii.gz")
-        case = Case(id, id[:3], (source,), None if label is None else source)
-        made = Prepared(np.zeros((1, *shape), np.float32), label, grid)
-        write_case(tmp_path, case, made, Sources.of(case, CONFIG))
-        cases.append(case)
+        cases.append(Case(id, id[:3], (source,), None if label is None else source))
+        prepared = Prepared(np.zeros((1, *shape), np.float32), label, grid)
+        write_case(tmp_path, cases[-1], prepared, Sources.of(cases[-1], CONFIG))
     write_dataset(tmp_path, CONFIG, cases)
     return read_prepared(tmp_path)
 

@@ -12,14 +12,12 @@ from pathlib import Path
 
 from medssl.config import parse
 from medssl.data.cases import Case, DatasetConfig
-from medssl.data.nifti import case_id, is_volume, list_volumes
+from medssl.data.nifti import VOXEL_FILES, case_id, is_volume, list_volumes
 from medssl.data.volume import Source
 from medssl.errors import DataError
 
-VOXEL_FILES = (".raw", ".zraw")
-"""Voxels that a `.mhd` header beside them names."""
-
-_CHANNEL = re.compile(r"(.+)_(\d{4})$")
+CHANNEL = re.compile(r"(.+)_(\d{4})")
+"""The name of a file of one channel: its case and its number."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ def channel_files(images: Iterable[Path]) -> list[tuple[str, tuple[Path, ...]]]:
     for image in sorted(images, key=case_id):
         cases.setdefault(_stem(image), []).append(image)
     for id, files in cases.items():
-        numbers = [int(match[2]) for file in files if (match := _CHANNEL.match(case_id(file)))]
+        numbers = [int(match[2]) for file in files if (match := CHANNEL.fullmatch(case_id(file)))]
         if numbers and numbers != list(range(len(files))):
             faults.append(f"  {id}  {', '.join(file.name for file in files)}")
     if faults:
@@ -144,7 +142,7 @@ def are_channels(images: Sequence[Path], labels: Sequence[Path]) -> bool:
     They do when labels go without them. Without labels, they do when each case would have the same ones, from `_0000`
     on, and there is more than one case.
     """
-    if not images or not all(_CHANNEL.match(case_id(image)) for image in images):
+    if not images or not all(CHANNEL.fullmatch(case_id(image)) for image in images):
         return False
     stems = {_stem(image) for image in images}
     if labels:
@@ -182,5 +180,5 @@ def _source(place: Path | Source) -> Source:
 
 
 def _stem(image: Path) -> str:
-    match = _CHANNEL.match(case_id(image))
+    match = CHANNEL.fullmatch(case_id(image))
     return match[1] if match else case_id(image)
