@@ -13,6 +13,7 @@ import torch
 from medssl.checkpoint import load_checkpoint
 from medssl.config import load_yaml, parse
 from medssl.data.dicom import is_series_folder
+from medssl.data.hdf5 import SUFFIXES as H5_SUFFIXES
 from medssl.data.layouts.base import CHANNEL
 from medssl.data.nifti import case_id, is_volume, list_volumes, read_image, write_label, write_shares
 from medssl.data.prepared import read_prepared
@@ -164,7 +165,7 @@ def _expand(paths: Iterable[Path]) -> list[Source]:
         path = source.path
         if path.is_dir():
             found += [source] if is_series_folder(path) else _inside(path)
-        elif path.exists() and is_volume(path):
+        elif path.exists() and (is_volume(path) or path.name.lower().endswith(H5_SUFFIXES)):
             found.append(source)
         else:
             raise DataError(f"{path}: neither a folder nor a volume file")

@@ -19,6 +19,10 @@ IGNORED = 255
 """The class of a voxel that nobody annotated, in prepared labels; see `DatasetConfig.ignore`."""
 
 
+LARGEST_VALUE = 65_535
+"""Of a class in label files."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One scan on disk and, when it has been annotated, its label map."""
@@ -96,6 +100,10 @@ class DatasetConfig(Settings):
             if not names or self.classes[0] in names:
                 raise ValueError(f"`regions.{region}` needs one class or more, and not the background")
         values = [value for found in self.class_values for value in found] + list(self.ignore)
+        if far := sorted(value for value in values if abs(value) > LARGEST_VALUE):
+            raise ValueError(
+                f"the label value {far[0]} is beyond {LARGEST_VALUE}; files of classes hold no such numbers"
+            )
         if repeated := sorted({value for value in values if values.count(value) > 1}):
             raise ValueError(f"the label value {', '.join(map(str, repeated))} stands for more than one class")
         return self

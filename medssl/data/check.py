@@ -405,7 +405,7 @@ def _layout_findings(layout: Layout) -> Iterator[Finding]:
         found = "a label that dataset.json does not list is not used"
         yield Finding(case_id(label), label, "warning", "unlisted_label", found, fix)
     for path in layout.others:
-        fix = "convert it, or move it elsewhere" + ("; DICOM series with dcm2niix" if path.is_dir() else "")
+        fix = "convert it, or move it elsewhere" + ("; of DICOM see `--layout dicom`" if path.is_dir() else "")
         found = "a folder is not read" if path.is_dir() else "not a volume of a known format; not read"
         yield Finding(None, path, "warning", "not_read", found, fix)
 

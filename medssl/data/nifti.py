@@ -121,7 +121,9 @@ def _frame(volume: Volume, source: Source) -> Volume:
 
 
 def read_grid(source: Source) -> tuple[tuple[int, ...], Affine]:
-    """Voxels along all axes, and the affine, from headers alone; nothing is judged, and a DICOM series is guessed.
+    """Voxels along all axes of the file, also where a frame of it is meant, and the affine, from headers alone.
+
+    Nothing is judged, and the spacing of a DICOM series is that of one slice.
 
     Raises:
         DataError: the header cannot be read.
@@ -143,8 +145,7 @@ def read_grid(source: Source) -> tuple[tuple[int, ...], Affine]:
         with gzip.open(path) if is_packed else path.open("rb") as file:
             raw = file.read(nib.Nifti2Header.sizeof_hdr)
         header = _header_class(path, raw).from_fileobj(io.BytesIO(raw), check=False)
-        shape = tuple(int(n) for n in header.get_data_shape())
-        return shape[:3] if source.part else shape, _affine_of(header)
+        return tuple(int(n) for n in header.get_data_shape()), _affine_of(header)
     except (EOFError, zlib.error, RuntimeError, StopIteration, *_NIBABEL_ERRORS) as error:
         raise DataError(f"{path}: its header cannot be read ({' '.join(str(error).split())})") from None
 

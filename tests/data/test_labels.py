@@ -57,6 +57,7 @@ class TestAsClasses:
     [
         ({"values": {"tooth": (1,), "canal": (1,)}}, "value 1 stands for more than one class"),
         ({"values": {"crown": (1,)}}, "names crown"),
+        ({"values": {"tooth": (2**31 - 1,)}}, "2147483647 is beyond 65535"),
         ({"ignore": (1,)}, "value 1 stands for more than one"),
         ({"regions": {"tooth": ("canal",)}}, "share the name tooth"),
         ({"regions": {"all": ("crown",)}}, "names crown"),
