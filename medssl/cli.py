@@ -97,11 +97,14 @@ def check(
         draw = draw_case
         if html.exists() and not overwrite:
             raise ConfigError(f"{html}: exists; choose another name, or replace it with --overwrite")
+    if fix is not None:
+        from medssl.data.fix import apply_fixes, fix_places
+
+        if source.exists():
+            fix_places(source, fix, overwrite)
     dataset, fixed = None if config is None else _dataset_config([config]), None
     report = check_dataset(source, dataset, layout=layout, workers=workers, draw=None if fix else draw)
     if fix is not None:
-        from medssl.data.fix import apply_fixes
-
         fixed = apply_fixes(report, fix, dataset, workers=workers, overwrite=overwrite)
         report = check_dataset(fixed.folder, fixed.dataset, layout=layout, workers=workers, draw=draw)
     if html is not None:

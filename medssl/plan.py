@@ -170,7 +170,8 @@ def dataset_of(
         values |= {"classes": said.classes, "values": said.values, "ignore": said.ignore, "regions": said.regions}
     if not values.get("classes"):
         raise ConfigError(f"{source}: nobody names the classes{_seen(source, layout)}; "
-                          "name them by label value, as in --classes background,tooth")  # fmt: skip
+                          "name them by label value, as in --classes background,tooth; where values are not 0, 1, 2 "
+                          "and so on, give data.classes and data.values in a file by --config")  # fmt: skip
     if "channels" not in values and said.channels:
         values["channels"] = said.channels
     return parse(DatasetConfig, values, where="data")
@@ -365,13 +366,17 @@ def _data(facts: Fingerprint, dataset: DatasetConfig, spacing: tuple[float, ...]
         "crop": Choice(True, "to the foreground by grey levels; no label is looked at"),
         **_intensity(facts),
     }
-    alone = "every case counts as a patient of its own; if some share one, say how to tell: {pattern: '(patient\\d+)'}"
+    who = "every case counts as a patient of its own; if some share one, say how to tell: {pattern: '(patient\\d+)'}"
+    if subject is not None:
+        who = "how to tell who a case is of"
+    elif facts.patients is not None and facts.patients < facts.cases:
+        who = f"the dataset itself names its patients: {facts.cases} cases of {_count(facts.patients, 'patient')}"
     return {
         "name": Choice(dataset.name),
         "channels": Choice(_channels(facts, dataset), _count(facts.channels, "channel") + " in every image"),
         "classes": Choice(list(dataset.classes), "in the order of label values"),
         **{key: Choice(value, "as given") for key, value in kept.items()},
-        "subject": Choice(subject, "how to tell who a case is of" if subject else alone),
+        "subject": Choice(subject, who),
         "recipe": recipe,
     }
 

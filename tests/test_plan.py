@@ -212,9 +212,26 @@ def test_classes_that_nobody_names_are_asked_for_with_the_values_that_were_seen(
     assert isinstance(result.exception, ConfigError)
     assert "cardiac_000.nii.gz holds 0, 1, 2, 3" in str(result.exception)
     assert "--classes background,tooth" in str(result.exception)
+    assert "data.values in a file by --config" in str(result.exception)
     shutil.rmtree(tmp_path / "raw" / "labels")
     assert "nobody names the classes;" in str(invoke("plan", tmp_path / "raw").exception)
     assert not (tmp_path / "plan.yaml").exists()
+
+
+def test_patients_that_the_dataset_names_are_not_called_cases_of_their_own(tmp_path):
+    image = np.random.default_rng(0).uniform(50, 100, (9, 10, 11)).astype(np.float32)
+    rows = ["image,patient"]
+    for name, patient in (("a", "anna"), ("b", "anna"), ("c", "bert")):
+        write_image(tmp_path / f"{name}.nii.gz", image, np.diag([0.9, 0.9, 1.5, 1]))
+        rows.append(f"{name}.nii.gz,{patient}")
+    table, out = tmp_path / "cases.csv", tmp_path / "plan.yaml"
+    table.write_text("\n".join(rows))
+    shown = done("plan", table, "-o", out, "--classes", "background,ball", "--vram", 0)
+    assert "the dataset itself names its patients: 3 cases of 2 patients" in out.read_text()
+    assert "spacing in mm: 0.9 x 0.9 x 1.5\n" in shown
+    table.write_text("\n".join(row.split(",")[0] for row in rows))
+    done("plan", table, "-o", out, "--classes", "background,ball", "--vram", 0, "--overwrite")
+    assert "every case counts as a patient of its own" in out.read_text()
 
 
 def test_a_configuration_keeps_its_names_values_and_patients(tmp_path):

@@ -142,7 +142,8 @@ def report_of(
         *(compare(cases, facts, expected.classes) if is_all else ()),
     ]  # fmt: skip
     apart = distances(cases, facts) if is_all else ()
-    return Report(source, cases, tuple(findings), facts, expected.classes, apart, layout.name or None)
+    return Report(source, cases, tuple(findings), facts, expected.classes, apart, layout.name or None,
+                  has_ignored=IGNORED in expected.places.values())  # fmt: skip
 
 
 def _check_all(cases: Sequence[Case], expected: Expected, workers: int, draw: Draw | None = None) -> list[Result]:

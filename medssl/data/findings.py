@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from medssl.data.cases import Case
+from medssl.data.cases import IGNORED, Case
 from medssl.data.looks import Look
 from medssl.data.volume import by
 from medssl.errors import DataError
@@ -80,6 +80,8 @@ class Report:
     """Unlabelled cases, the farthest from the labelled ones first; empty where nothing could be compared."""
     layout: str | None = None
     """The layout in which the source was read."""
+    has_ignored: bool = False
+    """Whether labels may hold IGNORED, for voxels that nobody annotated."""
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -95,10 +97,15 @@ class Report:
     def summary(self) -> dict[str, Any]:
         """Counts and ranges in plain values; `shape` and `spacing` are per axis, as stored."""
         labelled = sum(case.label is not None for case in self.cases)
-        voxels: Counter[int] = Counter()
+        voxels: Counter[int | None] = Counter()
+        holding: Counter[int | None] = Counter()
         for facts in self.facts:
-            voxels.update(facts.voxels)
-        names = dict(enumerate(self.classes or ()))
+            held = {None if self.has_ignored and value == IGNORED else value: n for value, n in facts.voxels.items()}
+            voxels.update(held)
+            holding.update(held.keys())
+        names: dict[int | None, str] = dict(enumerate(self.classes or ()))
+        if self.has_ignored:  # no class, so no value of one
+            names[None] = "ignored"
         return {
             "cases": len(self.cases),
             "labelled": labelled,
@@ -111,9 +118,9 @@ class Report:
                     "value": value,
                     "name": names.get(value),
                     "share": voxels[value] / max(1, voxels.total()),
-                    "cases": sum(value in facts.voxels for facts in self.facts),
+                    "cases": holding[value],
                 }
-                for value in sorted(voxels.keys() | names.keys())
+                for value in sorted(voxels.keys() | names.keys(), key=lambda value: (value is None, value))
             ],
         }
 
@@ -163,7 +170,8 @@ class Report:
                 yield f"{name} {span} {unit} (min / median / max of each axis)"
         for known in facts["classes"]:
             name = known["name"] or "(not declared)"
-            yield f"class {known['value']} {name}: {known['share']:.3%} of voxels, in {known['cases']} cases"
+            name = name if known["value"] is None else f"class {known['value']} {name}"
+            yield f"{name}: {known['share']:.3%} of voxels, in {known['cases']} cases"
         if self.distances:
             shown = ", ".join(f"{case} {score:.2f}" for case, score in self.distances[:FARTHEST])
             yield f"farthest unlabelled cases (1 is the oddest labelled case): {shown}"

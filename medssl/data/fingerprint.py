@@ -88,6 +88,8 @@ class Fingerprint:
     """How many labels were read."""
     classes: tuple[ClassFacts, ...]
     """Empty where there is no label; the only part that labels have a say in."""
+    patients: int | None = None
+    """How many the cases are of; None where nobody counted."""
 
     @property
     def spacings(self) -> NDArray[np.float64]:
@@ -161,6 +163,7 @@ def take_fingerprint(source: Path, dataset: DatasetConfig, *, workers: int = 2) 
         images=tuple(images),
         labels=len(annotated),
         classes=_class_facts(dataset.classes, counts),
+        patients=len({case.subject for case in cases}),
     )
 
 
@@ -234,7 +237,8 @@ def _ranges(values: NDArray[Any]) -> str:
     """Least, median and largest of each axis of `(n, 3)`, one number where they are the same."""
     told = []
     for low, middle, high in zip(values.min(0), np.median(values, 0), values.max(0), strict=True):
-        told.append(f"{middle:.4g}" if low == high else f"{middle:.4g} ({low:.4g} to {high:.4g})")
+        least, most = f"{low:.4g}", f"{high:.4g}"
+        told.append(f"{middle:.4g}" if least == most else f"{middle:.4g} ({least} to {most})")
     return " x ".join(told)
 
 

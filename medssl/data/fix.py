@@ -112,7 +112,7 @@ def apply_fixes(
         ConfigError: `out` exists and is no such copy or may not be replaced, or one folder lies in the other.
         DataError: a file of a case lies outside the dataset's folder, or the folder cannot be copied.
     """
-    source, out = _places(report, Path(out), overwrite)
+    source, out = fix_places(report.source, Path(out), overwrite)
     unmapped = () if dataset is None or dataset.is_plain else _unmappable(report)
     jobs = _jobs(report, source, None if unmapped or (dataset is not None and dataset.is_plain) else dataset)
     partial = out.with_name(f".partial-{os.getpid()}-{out.name}")
@@ -133,17 +133,25 @@ def apply_fixes(
     return Fixed(out, fixes, dataset, unmapped)
 
 
-def _places(report: Report, out: Path, overwrite: bool) -> tuple[Path, Path]:
-    if report.source is None or not report.source.is_dir():
-        raise ConfigError(f"{report.source}: only a dataset that is a folder can be copied and fixed")
-    source, place = report.source.resolve(), out.resolve()
+def fix_places(dataset: Path | None, out: Path, overwrite: bool) -> tuple[Path, Path]:
+    """The folder to copy, and where to. Asked before a dataset is read, it spares the reading.
+
+    Raises:
+        ConfigError: as `apply_fixes`.
+    """
+    if dataset is not None and dataset.is_file():
+        raise ConfigError(f"{dataset}: a list, whose files may lie anywhere; only a dataset that is a folder can be "
+                          "copied and fixed. Give a folder, or fix the files that `medssl check` names")  # fmt: skip
+    if dataset is None or not dataset.is_dir():
+        raise ConfigError(f"{dataset}: only a dataset that is a folder can be copied and fixed")
+    source, place = dataset.resolve(), out.resolve()
     if source == place or source in place.parents or place in source.parents:
         raise ConfigError(f"{out}: lies in the dataset or holds it; choose a place beside it")
     if out.exists() and not overwrite:
         raise ConfigError(f"{out}: exists; choose another folder, or replace it with --overwrite")
     if out.exists() and not (out / LOG).is_file():
         raise ConfigError(f"{out}: holds no {LOG}, so it is no fixed copy and is not replaced; remove it yourself")
-    return report.source.absolute(), out
+    return dataset.absolute(), out
 
 
 def _copy(source: Path, out: Path) -> None:

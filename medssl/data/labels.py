@@ -47,6 +47,7 @@ def as_classes(label: Volume, config: DatasetConfig) -> Volume:
         unknown = np.unique(label.array[mapped < 0])
         raise DataError(
             f"{label.path}: the label holds {', '.join(map(str, unknown[:10]))}, which stands for no class; "
-            f"data.classes and data.values know {', '.join(map(str, sorted(places)))}"
+            f"data.classes and data.values know {', '.join(map(str, sorted(places)))}. "
+            f"Correct the label, or give the value to a class under data.values, such as `NAME: [{unknown[0]}]`"
         )
     return replace(label, array=mapped)

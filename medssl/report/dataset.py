@@ -116,8 +116,11 @@ def _classes(report: Report) -> Table:
     columns = [Column("Class", kind="text"), Column("Value"), Column("Share of voxels", "%"), Column("In labels")]
     lines = [
         [
-            Cell(known["name"] or "not declared", colour=class_colour(known["value"]) if known["value"] > 0 else ""),
-            Cell(str(known["value"])),
+            Cell(
+                known["name"] or "not declared",
+                colour=class_colour(known["value"]) if (known["value"] or 0) > 0 else "",
+            ),
+            Cell("–" if known["value"] is None else str(known["value"])),
             Cell(f"{100 * known['share']:.3f}", order=known["share"]),
             Cell(str(known["cases"])),
         ]

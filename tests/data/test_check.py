@@ -304,6 +304,19 @@ class TestReport:
         assert [known["cases"] for known in summary["classes"]] == [2, 2, 1]
         assert [known["share"] for known in summary["classes"]] == pytest.approx([366 / 420, 53 / 420, 1 / 420])
 
+    def test_voxels_that_nobody_annotated_are_no_class(self, tmp_path):
+        label = label_array()
+        label[0] = 7
+        Pair(tmp_path, "a").label(label)
+        ignoring = DatasetConfig.model_validate(DATASET.model_dump() | {"ignore": [7]})
+        report = check(tmp_path, ignoring, workers=1)
+        last = report.summary["classes"][-1]
+        assert (last["value"], last["name"], last["cases"]) == (None, "ignored", 1)
+        assert last["share"] == pytest.approx(np.mean(label == 7))
+        console = Console(file=io.StringIO(), width=200)
+        report.print(console)
+        assert any(line.startswith("ignored: 20.000% of voxels") for line in console.file.getvalue().splitlines())
+
     def test_json_is_plain(self, pair):
         report = check_cases([pair.label(label_array() * 9).case], DATASET)
         values = json.loads(json.dumps(report.to_json()))

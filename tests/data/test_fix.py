@@ -9,7 +9,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from medssl.cli import app
 from medssl.config import merge, parse
 from medssl.data.cases import DatasetConfig
 from medssl.data.check import check
@@ -334,3 +336,14 @@ class TestPlaces:
         with pytest.raises(DataError, match="No space left"):
             apply_fixes(report, raw.parent / "out", workers=0)
         assert sorted(path.name for path in raw.parent.iterdir()) == ["raw"]
+
+
+def test_a_copy_that_cannot_be_made_is_refused_before_the_dataset_is_read(raw, tmp_path):
+    (raw / "images" / "a.nii.gz").write_bytes(b"no volume")  # reading it would be exit code 3
+    table = raw / "table.csv"
+    table.write_text("image\nimages/a.nii.gz\n")
+    for source, out, words in ((table, tmp_path / "copy", "a list, whose files"), (raw, raw / "in", "lies in")):
+        result = CliRunner().invoke(app, ["check", str(source), "--fix", str(out)])
+        assert isinstance(result.exception, ConfigError)
+        assert words in str(result.exception)
+        assert "check: " not in result.output
