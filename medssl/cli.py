@@ -574,8 +574,9 @@ def _keep_splits(out: Path, splits: Sequence[Split], series: str, overwrite: boo
         write_split(out, splits[0])
         paths = [out]
     for path, made in zip(paths, splits, strict=True):
+        left_out = f", {len(made.left_out)} left out (of no part, or of patients who validate or test)"
         print(f"{path}: " + ", ".join(f"{len(getattr(made, part))} {part}" for part in PARTS) + " cases"
-              + f", {len(made.left_out)} left out" * bool(made.left_out))  # fmt: skip
+              + left_out * bool(made.left_out))  # fmt: skip
         who = {made.patients[id] for id in made.labelled}
         everyone = who | {made.patients[id] for id in made.unlabelled}
         print(f"{path}: {len(who)} of {len(everyone)} training patients have labels that train")

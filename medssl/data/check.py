@@ -142,8 +142,7 @@ def report_of(
         *(compare(cases, facts, expected.classes) if is_all else ()),
     ]  # fmt: skip
     apart = distances(cases, facts) if is_all else ()
-    return Report(source, cases, tuple(findings), facts, expected.classes, apart, layout.name or None,
-                  has_ignored=IGNORED in expected.places.values())  # fmt: skip
+    return Report(source, cases, tuple(findings), facts, expected.classes, apart, layout.name or None)
 
 
 def _check_all(cases: Sequence[Case], expected: Expected, workers: int, draw: Draw | None = None) -> list[Result]:
@@ -156,9 +155,9 @@ def _check_case(case: Case, expected: Expected, draw: Draw | None) -> Result:
     checked = check_case(case, expected)
     image, label, counts = checked.image, checked.label, checked.counts
     if image is None:
-        return Facts(case.id, voxels=counts.voxels, sides=counts.sides), checked.findings
+        return Facts(case.id, voxels=counts.voxels, ignored=counts.ignored, sides=counts.sides), checked.findings
     facts = Facts(
-        case.id, image.shape, image.spacing, counts.voxels, look_at(image), counts.sides,
+        case.id, image.shape, image.spacing, counts.voxels, counts.ignored, look_at(image), counts.sides,
         tuple(_digest(each) for each in checked.images),
         "" if label is None else digest(label.array),
         None if draw is None else draw(image, _drawn_label(label, image, expected.places)),
@@ -233,7 +232,7 @@ def _check_lone_label(path: Path, expected: Expected) -> tuple[Facts, list[Findi
     label, counts = _read_label(Source(path), expected, _Notes(id, path, findings))
     if label is None:
         return Facts(id), findings
-    return Facts(id, label.shape, label.spacing, counts.voxels, Look.of_grid(label)), findings
+    return Facts(id, label.shape, label.spacing, counts.voxels, look=Look.of_grid(label)), findings
 
 
 def _read_label(source: Source, expected: Expected, notes: _Notes) -> tuple[Volume | None, Counts]:

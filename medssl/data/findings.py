@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from medssl.data.cases import IGNORED, Case
+from medssl.data.cases import Case
 from medssl.data.looks import Look
 from medssl.data.volume import by
 from medssl.errors import DataError
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 FARTHEST = 5
 """Unlabelled cases that are named with their distance."""
+
+
+PRINTED = 20
+"""Warnings of a kind that a terminal shows."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Facts:
     spacing: tuple[float, float, float] | None = None
     voxels: dict[int, int] = field(default_factory=dict)
     """Voxels by label value; empty without a readable label."""
+    ignored: int = 0
+    """Voxels that nobody annotated."""
     look: Look | None = None
     """None when the image cannot be read."""
     sides: dict[int, float] = field(default_factory=dict)
@@ -80,8 +86,6 @@ class Report:
     """Unlabelled cases, the farthest from the labelled ones first; empty where nothing could be compared."""
     layout: str | None = None
     """The layout in which the source was read."""
-    has_ignored: bool = False
-    """Whether labels may hold IGNORED, for voxels that nobody annotated."""
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -100,12 +104,11 @@ class Report:
         voxels: Counter[int | None] = Counter()
         holding: Counter[int | None] = Counter()
         for facts in self.facts:
-            held = {None if self.has_ignored and value == IGNORED else value: n for value, n in facts.voxels.items()}
+            held = facts.voxels | ({None: facts.ignored} if facts.ignored else {})
             voxels.update(held)
             holding.update(held.keys())
-        names: dict[int | None, str] = dict(enumerate(self.classes or ()))
-        if self.has_ignored:  # no class, so no value of one
-            names[None] = "ignored"
+        classes: dict[int | None, str] = dict(enumerate(self.classes or ()))
+        names = {**classes, None: "ignored"}
         return {
             "cases": len(self.cases),
             "labelled": labelled,
@@ -120,7 +123,7 @@ class Report:
                     "share": voxels[value] / max(1, voxels.total()),
                     "cases": holding[value],
                 }
-                for value in sorted(voxels.keys() | names.keys(), key=lambda value: (value is None, value))
+                for value in sorted(voxels.keys() | classes.keys(), key=lambda value: (value is None, value))
             ],
         }
 
@@ -147,9 +150,12 @@ class Report:
             title = Text.assemble((f"{severity} {code}", style), f" ({len(findings)}): {fix}")
             console.print(title, soft_wrap=True)
             width = max(len(finding.case or "") for finding in findings)
-            for finding in findings:
+            shown = findings if severity == "error" else findings[:PRINTED]
+            for finding in shown:
                 line = f"  {finding.case or '':{width}}  " + "; ".join(_lines(finding))
                 console.print(Text(self._relative(line)), soft_wrap=True)
+            if len(findings) > len(shown):
+                console.print(f"  ... and {len(findings) - len(shown)} more; --json and --html have them all")
         for line in self._summary_lines():
             console.print(Text(line), soft_wrap=True)
 

@@ -65,19 +65,23 @@ class Counts:
     sides: dict[int, float] = field(default_factory=dict)
     """Mean place of each value from the patient's left end of the volume, -0.5, to the right one, 0.5. Empty where
     values are too many to be classes."""
+    ignored: int = 0
+    """Voxels that nobody annotated, which are no value's."""
 
     def by_class(self, places: dict[int, int]) -> Counts:
-        """Several values may stand for one class; IGNORED is left out, and what stands for none keeps its number."""
+        """Several values may stand for one class; what stands for none keeps its number."""
         voxels: Counter[int] = Counter()
+        ignored = 0
         moments: dict[int, float] = {}
         for value, count in self.voxels.items():
             if places.get(value) == IGNORED:
+                ignored += count
                 continue
             place = places.get(value, value)
             voxels[place] += count
             if value in self.sides:
                 moments[place] = moments.get(place, 0.0) + count * self.sides[value]
-        return Counts(dict(voxels), {place: moment / voxels[place] for place, moment in moments.items()})
+        return Counts(dict(voxels), {place: moment / voxels[place] for place, moment in moments.items()}, ignored)
 
 
 def look_at(image: Volume) -> Look:

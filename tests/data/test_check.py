@@ -337,6 +337,17 @@ class TestReport:
             assert any(finding.fix in title for title in lines)
         assert any(line.startswith("2 cases: 2 labelled, 0 unlabelled, 2 subjects; 2 unusable") for line in lines)
 
+    def test_a_terminal_shows_the_first_warnings_of_a_kind(self, tmp_path):
+        for number in range(25):
+            Pair(tmp_path, f"c{number:02}").label(0 * label_array())
+        console = Console(file=io.StringIO(), width=200)
+        report = check(tmp_path, DATASET, workers=1)
+        report.print(console)
+        lines = [line for line in console.file.getvalue().splitlines() if "no voxel but background" in line]
+        assert sum(finding.code == "empty_label" for finding in report.findings) == 25
+        assert len(lines) == 20
+        assert "... and 5 more; --json and --html have them all" in console.file.getvalue()
+
     def test_require_usable_lists_every_error_and_lets_warnings_pass(self, tmp_path):
         sound, other, spoilt = (Pair(tmp_path, name) for name in ("sound", "other", "spoilt"))
         require_usable(check_cases([sound.image(np.ones(SHAPE)).case], DATASET))
