@@ -120,6 +120,7 @@ def test_the_plan_times_each_row_and_writes_nothing(make, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_rows_at_the_same_time_take_the_steps_that_the_measured_times_allow(make, tmp_path):
     out = tmp_path / "out"
     config = make(as_long_as="supervised", all_labels=[], settings={"train": {"iterations": 40, "validate_every": 20}})

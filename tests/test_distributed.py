@@ -78,7 +78,7 @@ def wait_for_rows(run, count, process):
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_losses_and_scores_are_those_of_one_process_with_the_joint_batch(balls, splits, tmp_path, count):
     settings = {method: settings_of(balls, splits, method) for method in METHODS}
     (tmp_path / "settings.json").write_text(json.dumps(settings))
@@ -131,6 +131,7 @@ class TestLostProcess:
         assert "not empty" in said
         assert (run / "config.yaml").read_text() == "mine"
 
+    @pytest.mark.slow
     def test_is_replaced_where_the_launcher_may_restart(self, balls, splits, tmp_path):
         _, run, process = self.start(balls, splits, tmp_path, "--max-restarts", "1", iterations=40)
         wait_for_rows(run, 6, process)

@@ -71,7 +71,7 @@ def test_every_candidate_passes_its_network_and_keeps_voxels_at_the_bottom(size,
         assert len(shape.kernels) == len(shape.strides) + 1 >= 3
 
 
-@pytest.mark.parametrize("facts", [ISOTROPIC, THICK])
+@pytest.mark.parametrize("facts", [ISOTROPIC, pytest.param(THICK, marks=pytest.mark.slow)])
 def test_a_larger_budget_never_gives_a_smaller_patch_and_none_is_overrun(facts):
     volumes = []
     for budget in (1.5, 4):

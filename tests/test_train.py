@@ -72,7 +72,13 @@ def weights(run):
     return load_checkpoint(run / "last.pt")["method"]
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+QUICK = ("supervised", "bcp", "combined")
+"""What is tried of all methods with `-m slow`, and of these always."""
+
+
+@pytest.mark.parametrize(
+    "method", [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in sorted(METHODS)]
+)
 def test_seventeen_steps_and_twenty_three_more_are_forty(config, tmp_path, method):
     settings = config(method)
     straight = train(settings, tmp_path / "straight", quiet=True)

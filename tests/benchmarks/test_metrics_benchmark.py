@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "metrics.py"
 
 
@@ -14,6 +16,7 @@ def run(*words):
     return [line for line in done.stdout.splitlines() if line.startswith("|")]
 
 
+@pytest.mark.slow
 def test_a_toy_run_compares_the_tools_that_are_there(tmp_path):
     out = tmp_path / "new" / "metrics.json"
     lines = run("--toy", "--repeats", 2, "--threads", 2, "--out", out)

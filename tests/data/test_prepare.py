@@ -149,13 +149,16 @@ def test_a_fault_leaves_a_finished_folder_as_it_was(balls, tmp_path):
     assert read_prepared(out).config == CONFIG
 
 
+CASES = 14
+
+
 @pytest.fixture
 def slow_cases(tmp_path):
-    """`(raw folder, configuration)` of eight cases that take a while."""
+    """`(raw folder, configuration)` of CASES cases that take a while."""
     rng = np.random.default_rng(0)
-    for number in range(8):
+    for number in range(CASES):
         image = rng.normal(100, 20, (70, 66, 62)).astype(np.float32)
-        write_image(tmp_path / "raw" / "images" / f"case_{number}.nii.gz", image, np.eye(4))
+        write_image(tmp_path / "raw" / "images" / f"case_{number:02}.nii.gz", image, np.eye(4))
     recipe = {"spacing": [0.75, 0.75, 0.75], "crop": False}
     dump({"data": {"name": "slow", "classes": ["a", "b"], "recipe": recipe}}, tmp_path / "slow.yaml")
     return tmp_path / "raw", tmp_path / "slow.yaml"
@@ -183,12 +186,12 @@ def assert_goes_on(slow_cases, out, done):
     process = start(slow_cases, out)
     said = process.communicate(timeout=200)[1]
     assert process.returncode == 0, said
-    assert f"prepare: {8 - len(done)} of {8 - len(done)}" in said
+    assert f"prepare: {CASES - len(done)} of {CASES - len(done)}" in said
     after = finished(out)
-    assert len(after) == len(read_prepared(out).cases) == 8
+    assert len(after) == len(read_prepared(out).cases) == CASES
     assert {out / "cases" / path.parent.name / path.name: time for path, time in done.items()}.items() <= after.items()
     assert sorted(path.name for path in out.iterdir()) == ["cases", "dataset.json"]
-    assert len(list((out / "cases").iterdir())) == 8
+    assert len(list((out / "cases").iterdir())) == CASES
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="stops by signals")
@@ -201,7 +204,7 @@ class TestStopped:
         process.communicate()
         time.sleep(0.5)
         done = finished(out)
-        assert 2 <= len(done) < 8
+        assert 2 <= len(done) < CASES
         time.sleep(1.5)
         assert finished(out) == done, "no worker goes on alone"
         with pytest.raises(DataError, match="is not finished"):
@@ -219,7 +222,7 @@ class TestStopped:
         assert "the same command goes on" in said
         assert "Traceback" not in said
         done = finished(out)
-        assert 1 <= len(done) < 8
+        assert 1 <= len(done) < CASES
         assert_goes_on(slow_cases, out, done)
 
     def test_a_lost_worker_is_told_and_costs_no_finished_case(self, slow_cases, tmp_path):
@@ -243,8 +246,8 @@ def test_no_more_processes_than_memory_holds(slow_cases, tmp_path, monkeypatch, 
     raw, config = slow_cases
     monkeypatch.setattr("medssl.prepare.available_memory", lambda: 300 * 2**20)
     dataset = prepare(raw, tmp_path / "out", parse(DatasetConfig, load_yaml(config.read_text())["data"]), workers=2)
-    assert len(dataset.cases) == 8
-    assert "prepare: 1 of 2 processes: case case_7 may need" in capsys.readouterr().err
+    assert len(dataset.cases) == CASES
+    assert "prepare: 1 of 2 processes: case case_13 may need" in capsys.readouterr().err
 
 
 class TestGreyLevels:
@@ -311,7 +314,7 @@ class TestRay:
             wait_for(lambda: len(finished(out)) >= 2, process)
             cluster.remove_node(nodes[0], allow_graceful=False)
             done = finished(out)
-            assert len(done) < 8
+            assert len(done) < CASES
             said = process.communicate(timeout=400)[1]
             assert process.returncode == 0, said
         finally:
@@ -321,8 +324,8 @@ class TestRay:
         assert {out / "cases" / path.parent.name / path.name: t for path, t in done.items()}.items() <= finished(
             out
         ).items()
-        assert len(read_prepared(out).cases) == 8
-        assert len(list((out / "cases").iterdir())) == 8
+        assert len(read_prepared(out).cases) == CASES
+        assert len(list((out / "cases").iterdir())) == CASES
 
     def test_its_absence_is_told(self, balls, tmp_path):
         try:
