@@ -16,6 +16,7 @@ import numpy as np
 
 from medssl.data.cases import Case, DatasetConfig
 from medssl.data.findings import Facts, Finding, Report
+from medssl.data.labels import mapped
 from medssl.data.layouts import Layout, declared, read_layout
 from medssl.data.looks import Counts, Look, count_voxels, digest, look_at
 from medssl.data.nifti import SUFFIXES, as_label, case_id, read_image, read_volume
@@ -214,11 +215,8 @@ def _drawn_label(label: Volume | None, image: Volume, places: dict[int, int]) ->
     """The label by class and in the order of the image's axes, if it lies on the image's grid."""
     if label is None or label.shape != image.shape or label.orientation != image.orientation:
         return None
-    moved = {value: place for value, place in places.items() if value != place}
-    array = np.where(np.isin(label.array, list(moved)), 0, label.array) if moved else label.array
-    for value, place in moved.items():
-        array[label.array == value] = place
-    return replace(label, array=array)
+    classes = mapped(label.array, places)
+    return replace(label, array=np.where(classes < 0, label.array, classes))
 
 
 def _digest(image: Volume | None) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medssl.data.cases import IGNORED, DatasetConfig
 from medssl.data.nifti import read_label
@@ -38,16 +40,22 @@ def as_classes(label: Volume, config: DatasetConfig) -> Volume:
         DataError: it holds a value that stands for no class.
     """
     places = config.places
-    low, high = min(places) - 1, max(places) + 1  # both stand for no class, as everything beyond them
-    table = np.full(high - low + 1, -1, np.int32)
-    for value, place in places.items():
-        table[value - low] = place
-    mapped = table[np.clip(label.array, low, high) - low]
-    if mapped.min() < 0:
-        unknown = np.unique(label.array[mapped < 0])
+    found = mapped(label.array, places)
+    if found.min() < 0:
+        unknown = np.unique(label.array[found < 0])
         raise DataError(
             f"{label.path}: the label holds {', '.join(map(str, unknown[:10]))}, which stands for no class; "
             f"data.classes and data.values know {', '.join(map(str, sorted(places)))}. "
             f"Correct the label, or give the value to a class under data.values, such as `NAME: [{unknown[0]}]`"
         )
-    return replace(label, array=mapped)
+    return replace(label, array=found)
+
+
+def mapped(array: NDArray[np.int32], places: Mapping[int, int]) -> NDArray[np.int32]:
+    """The place of each value, and -1 where it has none."""
+    low, high = min(places, default=0) - 1, max(places, default=0) + 1  # both have none, as everything beyond them
+    table = np.full(high - low + 1, -1, np.int32)
+    for value, place in places.items():
+        table[value - low] = place
+    found: NDArray[np.int32] = table[np.clip(array, low, high) - low]
+    return found
