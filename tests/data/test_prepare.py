@@ -320,7 +320,7 @@ class TestRay:
         finally:
             cluster.shutdown()
             ray.shutdown()
-        assert "prepare: 8 of 8" in said
+        assert f"prepare: {CASES} of {CASES}" in said
         assert {out / "cases" / path.parent.name / path.name: t for path, t in done.items()}.items() <= finished(
             out
         ).items()
