@@ -470,7 +470,8 @@ def _train(facts: Fingerprint, shape: Shape, median: Sequence[float], run: RunCo
     theirs = f"as in {fitting.method}, which wins where it comes last"
     rare = min(facts.classes[1:], key=lambda one: one.share, default=None)
     few = f"; the rarest, {rare.name}, is {_percent(rare.share)} of voxels" if rare else ""
-    centred = "the patch sees less than half of an image, so a third is centred on a class, each class as often"
+    centred = "the patch sees less than half of an image, so a third is centred on a class"
+    weights = "how often each class is that one; rare ones then come as often as common ones, and in Dice count as much"
     schedule = _optimiser(fitting.vram)
     speed = "usual in the literature" if fitting.vram else "few and quick ones, for a CPU"
     parts = "the whole batch fits at once" if train.accumulate == 1 else "one part after the other, so that they fit"
@@ -480,6 +481,7 @@ def _train(facts: Fingerprint, shape: Shape, median: Sequence[float], run: RunCo
         "unlabelled_batch": Choice(train.unlabelled_batch, theirs),
         "accumulate": Choice(train.accumulate, f"parts of a batch; {parts}"),
         "foreground": Choice(0.33, centred + few) if share < 0.5 else Choice(0.0, "the patch sees most of an image"),
+        "class_weights": Choice([1.0] * (len(run.data.classes) - 1), weights),
         **{key: Choice(value, speed) for key, value in schedule.items()},
     }
 

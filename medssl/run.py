@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, SerializeAsAny, field_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 from torch import nn
 
 from medssl import __version__
@@ -61,6 +61,14 @@ class RunConfig(Settings):
     @classmethod
     def _of_its_class(cls, value: Any) -> Any:
         return parse_method(value) if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _a_weight_for_each_class(self) -> RunConfig:
+        weights, names = self.train.class_weights, self.data.classes[1:]
+        if weights is not None and (len(weights) != len(names) or not any(weights)):
+            raise ValueError(f"`train.class_weights` wants a number for each of {', '.join(names)}, one above 0; "
+                             f"it has {list(weights)}")  # fmt: skip
+        return self
 
     def to_plain(self) -> dict[str, Any]:
         """Plain values, as config.yaml and checkpoints hold them."""

@@ -218,7 +218,8 @@ def make_streams(config: RunConfig, data: TrainingData) -> tuple[PatchStream, Pa
     """Labelled and, where the method looks at them, unlabelled patches."""
     train, split = config.train, data.split
     stream = functools.partial(PatchStream, data, patch=train.patch)
-    labelled = stream(learned_cases(config, data), seed=(train.seed, 0), labels=True, foreground=train.foreground)
+    labelled = stream(learned_cases(config, data), seed=(train.seed, 0), labels=True, foreground=train.foreground,
+                      class_weights=train.class_weights)  # fmt: skip
     if not METHODS[config.method.name].needs_unlabelled:
         return labelled, None
     if not split.unlabelled:

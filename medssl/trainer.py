@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -48,6 +48,9 @@ class TrainConfig(Settings):
     """Unlabelled patches in a step."""
     foreground: float = Field(0.0, ge=0, le=1)
     """Share of labelled patches centred on a foreground voxel; 0 is the plain random crop of the literature."""
+    class_weights: tuple[NonNegativeFloat, ...] | None = None
+    """How often each foreground class, in the order of `data.classes`, is what such a patch is centred on; null: each
+    as often. In losses classes count alike, as Dice has it."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """`sgd` with Nesterov momentum 0.9."""
     lr: PositiveFloat = 0.01

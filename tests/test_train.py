@@ -307,6 +307,12 @@ def test_foreground_share_reaches_the_labelled_stream_only(config):
     assert (labelled.foreground, unlabelled.foreground) == (0.5, 0.0)
 
 
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 1.0, 1.0], [0.0, 0.0]])
+def test_class_weights_are_one_for_each_foreground_class(config, weights):
+    with pytest.raises(ConfigError, match=r"train.class_weights.*number for each of"):
+        config("supervised", class_weights=weights)
+
+
 def test_bf16_networks_give_float32_losses(config):
     trainer, batches = make_trainer_of(config("bcp", precision="bf16"))
     seen = []

@@ -59,7 +59,7 @@ class TrainingData:
         """
         return self._labelled_case(id).open_label()
 
-    def centres(self, id: str) -> list[NDArray[np.int32]]:
+    def centres(self, id: str) -> dict[int, NDArray[np.int32]]:
         """Voxels of each foreground class of a labelled or validation case, `(n, 3)` each.
 
         Raises:
@@ -100,15 +100,17 @@ class PatchStream(Dataset[Patches]):
         seed: tuple[int, ...],
         labels: bool,
         foreground: float = 0.0,
+        class_weights: Sequence[float] | None = None,
     ) -> None:
         """
         Args:
             patch: `(X, Y, Z)` voxels; a smaller volume is padded with zeros around it.
             labels: give `(image, label)`; otherwise `(image,)`, and no label file is opened.
             foreground: share of patches that are centred on a voxel of a random foreground class.
+            class_weights: how often each foreground class is that one, by label value less one; None: all alike.
         """
         self.data, self.ids, self.patch = data, tuple(ids), patch
-        self.seed, self.labels, self.foreground = seed, labels, foreground
+        self.seed, self.labels, self.foreground, self.class_weights = seed, labels, foreground, class_weights
         size = sum(4 * int(np.prod(data.image(id).shape)) for id in self.ids)
         self.in_memory = size <= MEMORY_LIMIT
         self._remember()
@@ -180,13 +182,21 @@ class PatchStream(Dataset[Patches]):
         """The first voxel of the patch; negative where the volume is smaller and padding is needed."""
         room = [n - p for n, p in zip(shape, self.patch, strict=True)]
         if self.labels and rng.random() < self.foreground:
-            voxels = self._centres(id)
-            if voxels:
-                of_class = voxels[int(rng.integers(len(voxels)))]
+            of_class = self._of_a_class(id, rng)
+            if len(of_class):
                 centre = of_class[int(rng.integers(len(of_class)))]
                 wanted = [int(c) - p // 2 for c, p in zip(centre, self.patch, strict=True)]
                 return [min(max(w, 0), r) if r >= 0 else r // 2 for w, r in zip(wanted, room, strict=True)]
         return [int(rng.integers(r + 1)) if r >= 0 else r // 2 for r in room]
+
+    def _of_a_class(self, id: str, rng: np.random.Generator) -> NDArray[np.int32]:
+        """Voxels of a random class of the case, `(n, 3)`; none where it has no class that may be drawn."""
+        voxels = self._centres(id)
+        weights = np.array([1.0 if self.class_weights is None else self.class_weights[value - 1] for value in voxels])
+        if not weights.any():
+            return np.empty((0, 3), np.int32)
+        chances = None if self.class_weights is None else weights / weights.sum()
+        return list(voxels.values())[int(rng.choice(len(voxels), p=chances))]
 
 
 def _read_ahead(

@@ -114,6 +114,18 @@ def test_foreground_share_centres_patches_on_labels(data):
     assert not all(anywhere[n][1][1, 1, 1] > 0 for n in range(30))
 
 
+def test_class_weights_say_how_often_a_class_is_in_the_middle(data):
+    small = {"patch": (3, 3, 3), "ids": data.split.labelled, "seed": (1,), "labels": True, "foreground": 1.0}
+    middles = {
+        weights: np.array([int(one[n][1][1, 1, 1]) for n in range(400)])
+        for weights in (None, (1, 1), (0, 1), (3, 1))
+        for one in [PatchStream(data, **small, class_weights=weights)]
+    }
+    assert set(middles[(0, 1)]) == {2}
+    for weights, share in ((None, 0.5), ((1, 1), 0.5), ((3, 1), 0.75)):
+        assert abs((middles[weights] == 1).mean() - share) < 0.08
+
+
 def test_unlabelled_streams_have_no_label(data):
     assert len(stream(data, labels=False)[0]) == 1
 
