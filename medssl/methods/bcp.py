@@ -1,7 +1,8 @@
 """Bidirectional copy-paste.
 
 Bai et al., "Bidirectional Copy-Paste for Semi-Supervised Medical Image Segmentation", CVPR 2023,
-arXiv 2305.00673. Equations are the paper's; where its released code differs, a setting chooses.
+arXiv 2305.00673. Equations are the paper's, named and not numbered, as its full text was not at hand; where its
+released code differs, a setting chooses.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ class BCP(Method):
     """Labelled and unlabelled volumes exchange a box; the teacher labels the unlabelled voxels.
 
     Stage one pastes labelled patches into each other and trains the student alone. In stage two,
-    with labelled `i, j` and unlabelled `p, q` (eq. 2 and 3; the mask is 1 outside the box):
+    with labelled `i, j` and unlabelled `p, q` (inward and outward copy-paste; the mask is 1 outside the box):
 
         x_in  = x_j outside the box, x_p inside;    x_out = x_q outside, x_i inside
 
-    and the loss (eq. 6 to 8) scores each side of the box apart, the unlabelled one `alpha` times.
+    and the loss, `L_in + L_out`, scores each side of the box apart, the unlabelled one `alpha` times.
 
     Stage two goes on from the last weights of stage one, with the optimiser's state; the released code
     starts it from the best validated ones. Boxes reach every face of the patch; the released ones never

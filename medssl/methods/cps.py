@@ -1,7 +1,8 @@
 """Cross pseudo supervision.
 
-Chen et al., "Semi-Supervised Semantic Segmentation with Cross Pseudo Supervision", CVPR 2021, arXiv 2106.01226; the
-settings in `configs/method/cps.yaml` are those that SSL4MIS uses on medical volumes.
+Chen et al., "Semi-Supervised Semantic Segmentation with Cross Pseudo Supervision", CVPR 2021, arXiv 2106.01226. Its
+losses are named here and not numbered, as its full text was not at hand. The settings in `configs/method/cps.yaml` are
+those that SSL4MIS uses on medical volumes.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ class CPS(Method):
 
         L = L_sup(1) + L_sup(2) + w(t) [ CE(p_1, argmax p_2) + CE(p_2, argmax p_1) ]
 
-    The last two terms are on unlabelled patches; no gradient passes through the argmax. There is no teacher and no
-    threshold. A prediction is the mean of both networks; published results take one.
+    The first two terms are the paper's supervision loss, the last two its cross pseudo supervision loss, here on
+    unlabelled patches as in SSL4MIS; the paper has it on labelled ones as well. No gradient passes through the argmax.
+    There is no teacher and no threshold. A prediction is the mean of both networks; published results take one.
     """
 
     class Config(MethodConfig):
@@ -60,6 +62,7 @@ class CPS(Method):
         )
 
     def supervised(self, logits: Tensor, batch: TrainBatch) -> Tensor:
+        """The supervision loss of one network, in Dice and cross-entropy."""
         return dice_ce(logits, batch.label, batch.known, dice=self.config.dice)
 
     def students(self) -> Sequence[nn.Module]:

@@ -1,8 +1,9 @@
 """FixMatch, and UniMatch's additions to it, for 3D segmentation.
 
 Sohn et al., "FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence", NeurIPS 2020, arXiv
-2001.07685, whose equations are meant; Yang et al., "Revisiting Weak-to-Strong Consistency in Semi-Supervised Semantic
-Segmentation" (UniMatch), CVPR 2023, arXiv 2208.09910.
+2001.07685, whose equations are meant (section 2.2); Yang et al., "Revisiting Weak-to-Strong Consistency in
+Semi-Supervised Semantic Segmentation" (UniMatch), CVPR 2023, arXiv 2208.09910. UniMatch's additions are those of its
+released medical branch; they are named and not numbered, as its full text was not at hand.
 """
 
 from __future__ import annotations
@@ -28,12 +29,16 @@ from medssl.parts.schedules import mix
 
 
 class FixMatch(Method):
-    """The network's own classes on a weak view, where it is confident, are its target on a strong view (eq. 3 and 4).
+    """The network's own classes on a weak view, where it is confident, are its target on a strong view (eq. 4).
+
+    Beside it stands the loss on labelled patches (eq. 3), in Dice and cross-entropy, and on patches as the trainer
+    augments them, which can be more than the paper's weak augmentation.
 
     The weak view is the patch before the trainer changed its grey levels; a strong one has those changes, and on top
-    other contrast and blur on the same grid. UniMatch asks for two strong views, each of which may get a box of another
-    unlabelled patch (`cutmix`), and for the weak view once more with channels of the features missing
-    (`feature_dropout`). There is no teacher: the student in training mode labels the weak view, as released.
+    other contrast and blur on the same grid. UniMatch asks for two strong views (its dual-stream perturbation), each of
+    which may get a box of another unlabelled patch (`cutmix`), and for the weak view once more with channels of the
+    features missing (its feature perturbation, `feature_dropout`). There is no teacher: the student in training mode
+    labels the weak view, as released.
     """
 
     class Config(MethodConfig):
@@ -105,7 +110,7 @@ class FixMatch(Method):
         return paste(inside=other, outside=view, box=box)
 
     def unsupervised(self, logits: Tensor, sample: Sample) -> Tensor:
-        """The loss on pseudo-labels of confident voxels."""
+        """The loss on pseudo-labels of confident voxels; for `ce` that of eq. 4."""
         if self.config.loss == "dice":
             return dice_loss(logits, sample.target, sample.weight, self.config.dice)
         confident = processes.total(sample.weight.mean()) / processes.count()

@@ -1,6 +1,6 @@
 """Mean Teacher for 3D segmentation.
 
-Tarvainen and Valpola, "Mean teachers are better role models", arXiv 1703.01780; the settings in
+Tarvainen and Valpola, "Mean teachers are better role models", arXiv 1703.01780, section 2; the settings in
 `configs/method/mean_teacher.yaml` are those that the left-atrium literature uses (arXiv 1907.07034).
 """
 
@@ -23,8 +23,9 @@ from medssl.parts.schedules import normal, ramp_up
 class MeanTeacher(Method):
     """`L = L_sup + w(t) mean (p_student - p_teacher)^2`, the second term on unlabelled patches.
 
-    The student sees labelled and unlabelled patches in one forward pass; the teacher, an
-    exponential moving average of the student, sees the unlabelled ones with input noise.
+    That term is the paper's consistency cost, which it has on labelled images too. The student sees labelled and
+    unlabelled patches in one forward pass; the teacher, an exponential moving average of the student, sees the
+    unlabelled ones with input noise.
     """
 
     class Config(MethodConfig):

@@ -1,7 +1,8 @@
 """RAIL: two groups of two students of different architecture, alternating.
 
 "RAIL: Region-Aware Instructive Learning for Semi-Supervised Tooth Segmentation in CBCT", arXiv 2505.03538. The losses
-are those of its released code, read as its text means them where the two disagree.
+are those of its released code, read as its abstract means them where the two disagree. They have the paper's names
+and not its numbers, as its full text was not at hand.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ class RAIL(Method):
         confidence    w_b (mean (p_s - sharp p_b)^2 + 0.1 mean CE(uniform, p_s) where s and b name different classes)
         teacher       w_t mean (p_s - sharp p_teacher)^2
 
-    the last two on unlabelled patches. `b` itself has no third term, and its second looks at all voxels. A group's
-    teacher follows its first student. In their first turns groups have no terms between students.
+    the last two on unlabelled patches. The second is the paper's Disagreement-Focused Supervision (DFS), the third its
+    Confidence-Aware Learning (CAL). `b` itself has no third term, and its second looks at all voxels. A group's teacher
+    follows its first student. In their first turns groups have no terms between students.
 
     The paper segments one foreground class. For several, its squares are averaged over classes (for two this is the
     same number) and its masks compare the likeliest classes. Other departures:
@@ -120,7 +122,7 @@ class RAIL(Method):
     def disagreement_loss(
         self, labelled: Sequence[Tensor], label: Tensor, best: Tensor, known: Tensor | None = None
     ) -> Tensor:
-        """The second term, summed over the first two students.
+        """The second term (DFS), summed over the first two students.
 
         Args:
             labelled: logits of all students, those of the learning group first.
@@ -142,7 +144,7 @@ class RAIL(Method):
         return torch.stack(losses).sum()
 
     def confidence_loss(self, unlabelled: Sequence[Tensor], best: Tensor) -> Tensor:
-        """The third term, summed over the first two students, for a weight of 1. Arguments as `disagreement_loss`."""
+        """The third term (CAL), summed over the first two students, for a weight of 1; see `disagreement_loss`."""
         told = torch.stack([z.detach() for z in unlabelled]).index_select(0, best)[0]
         target, named = self.sharpened(told), likeliest(told)
         losses = []

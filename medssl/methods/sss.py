@@ -1,8 +1,8 @@
 """Weak-to-strong consistency on features that several strong views agree on, with votes of a promptable network.
 
 "SSS: Semi-Supervised SAM-2 with Efficient Prompting for Medical Imaging Segmentation", arXiv 2506.08949. Only its
-abstract and README were at hand, so this is in its style: `configs/method/sss.yaml` says item by item what is
-certain, what is inferred and what is not known.
+abstract and README were at hand, so this is in its style and cites no equations: `configs/method/sss.yaml` says item by
+item what is certain, what is inferred and what is not known.
 """
 
 from __future__ import annotations

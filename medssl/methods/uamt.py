@@ -1,7 +1,7 @@
 """Uncertainty-aware Mean Teacher.
 
 Yu et al., "Uncertainty-aware Self-ensembling Model for Semi-supervised 3D Left Atrium Segmentation", MICCAI 2019,
-arXiv 1907.07034. Equations are the paper's.
+arXiv 1907.07034. Its formulas are those of the released code, named and not numbered, as its full text was not at hand.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from medssl.parts.schedules import mix, ramp_up
 
 
 class UAMT(MeanTeacher):
-    """Mean Teacher whose consistency counts only voxels that the teacher is sure of (eq. 3).
+    """Mean Teacher whose consistency counts only voxels that the teacher is sure of.
 
     The teacher is asked `passes` times, each time with other input noise and live dropout. The entropy of its mean
-    prediction (eq. 2) must be below a threshold, which rises from 0.75 (and a little) to 1 times that of a uniform
-    prediction. The target is one further prediction, with noise.
+    prediction (the paper's uncertainty) must be below a threshold, which rises from 0.75 (and a little) to 1 times that
+    of a uniform prediction. The target is one further prediction, with noise.
 
     The released code keeps dropout live in that one as well, and writes log 2 for any number of classes.
     """

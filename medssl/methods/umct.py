@@ -2,7 +2,8 @@
 
 Xia et al., "3D Semi-Supervised Learning with Uncertainty-Aware Multi-View Co-Training", WACV 2020, arXiv 1811.12506,
 and the longer "Uncertainty-aware multi-view co-training for semi-supervised medical image segmentation and domain
-adaptation", arXiv 2006.16806. No code was released.
+adaptation", arXiv 2006.16806. No code was released. The losses are those of a summary of the second paper, named and
+not numbered, as the full text of neither was at hand.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ class UMCT(Method):
 
         L = sum_v Dice(p_v, y) + w sum_v Dice(p_v, q_v),    q_v = sum_{u != v} p_u / U_u  /  sum_{u != v} 1 / U_u
 
-    the second on unlabelled patches and without gradients through `q_v`. `U` is the variance of K passes with live
-    dropout, `p_u` in `q_v` their mean. With two views `q_v` is just the other's prediction.
+    the second, the co-training loss, on unlabelled patches and without gradients through `q_v`, which is the papers'
+    uncertainty-weighted label fusion. `U` is the variance of K passes with live dropout, `p_u` in `q_v` their mean.
+    With two views `q_v` is just the other's prediction.
 
     What the sources leave open is a setting: whether `U` is one number for a patch or one for each voxel, how
     many levels have flat kernels, and a bound on how far one view can outweigh another. The published networks start
@@ -113,7 +115,7 @@ class UMCT(Method):
         return mean_and_variance(at_rest(net, image, dropout=drawn).float().softmax(1) for drawn in draws)
 
     def targets(self, probs: Tensor, uncertainty: Tensor) -> Tensor:
-        """For each view what the others say together, `(V, B, C, X, Y, Z)`; arguments as `opinions` gives them."""
+        """The fused labels `q_v` of each view, `(V, B, C, X, Y, Z)`; arguments as `opinions` gives them."""
         floor, most = self.config.floor, self.config.most
         views = range(len(probs))
         return torch.stack([fuse(others(probs, v), others(uncertainty, v), floor=floor, most=most)[0] for v in views])
