@@ -142,7 +142,7 @@ def bare(job: Bare) -> None:
     low, high = image.min(), image.max()
     codes = ((image - low) * (65535 / (high - low))).astype(np.uint16)
     _save(job.out / f"{job.case.id}-image.b2nd", codes[None], blocks=(1, BLOCK, BLOCK, BLOCK))
-    label = np.asarray(nib.load(job.case.label_source).dataobj)
+    label = np.asarray(nib.load(job.case.label.path).dataobj)
     label = grid.resample_label(np.ascontiguousarray(turn.apply(label)[box]))
     _save(job.out / f"{job.case.id}-label.b2nd", label, blocks=(BLOCK, BLOCK, BLOCK))
 

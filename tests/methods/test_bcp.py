@@ -112,7 +112,7 @@ def test_the_student_sees_as_many_mixed_volumes_as_there_are_labelled_ones(size)
 
 
 def test_every_half_of_both_batches_has_its_place():
-    """`x_j` around `x_p`, and `x_q` around `x_i`, with the labels of each, as equations 2 and 3 have it."""
+    """`x_j` around `x_p`, and `x_q` around `x_i`, with the labels of each."""
     method, seen = build(pretrain=0.0), []
     method.pair.student.register_forward_hook(lambda net, args, out: seen.append(args[0]))
     constant = torch.arange(1.0, 5.0).view(4, 1, 1, 1, 1).expand(4, 1, *SHAPE)  # i=1, j=2, p=3, q=4
