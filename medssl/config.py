@@ -84,8 +84,7 @@ def parse(model: type[SettingsT], values: Mapping[str, Any], *, where: str = "")
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        prefix = f"{where}." if where else ""
-        lines = [f"  {prefix}{_describe(model, fault)}" for fault in error.errors()]
+        lines = [f"  {_describe(model, fault, where)}" for fault in error.errors()]
         raise ConfigError("the configuration does not fit\n" + "\n".join(lines)) from None
 
 
@@ -109,14 +108,17 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     return values
 
 
-def _describe(model: type[BaseModel], fault: Mapping[str, Any]) -> str:
-    key = ".".join(str(part) for part in fault["loc"])
+def _describe(model: type[BaseModel], fault: Mapping[str, Any], where: str) -> str:
+    own, prefix = ".".join(map(str, fault["loc"])), f"{where}." if where else ""
+    key = (prefix + own).rstrip(".")
+    title = f"{key}: " if key else ""
     if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, list(_keys(model)), n=1)
-        return f"{key}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
+        near = difflib.get_close_matches(own, list(_keys(model)), n=1)
+        return f"{title}unknown key" + (f"; did you mean {prefix}{near[0]}?" if near else "")
     if fault["type"] == "missing":
-        return f"{key}: required, and not given"
-    return f"{key}: {fault['msg']}, got {fault['input']!r}"
+        return f"{title}required, and not given"
+    said = fault["msg"].removeprefix("Value error, ")
+    return f"{title}{said}" + (f", got {fault['input']!r}" if not isinstance(fault["input"], Mapping) else "")
 
 
 def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

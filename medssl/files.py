@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and folders that one process has to itself."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from medssl.errors import ConfigError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -25,3 +32,46 @@ def write_json(path: Path, values: Any) -> None:
     """Write plain values as JSON."""
     with whole_file(path) as partial:
         partial.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[bool]:
+    """Make a folder where it is missing and keep other processes out of it; yield whether it is new.
+
+    The folder itself is locked: nothing is left behind, and the lock ends with the process, whatever ends that. It is
+    seen by processes of this machine, and not on Windows or by the machines of a shared file system.
+
+    Raises:
+        ConfigError: another process is in it, or it is a file.
+    """
+    try:
+        folder.mkdir(parents=True)
+        is_new = True
+    except FileExistsError:
+        is_new = False
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: is a file; choose another place")
+    handle = _lock(folder)
+    try:
+        yield is_new
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _lock(folder: Path) -> int | None:
+    """What holds the lock until it is closed; None where folders cannot be locked."""
+    if fcntl is None:
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ConfigError(
+            f"{folder}: another process is at work in it; wait until it has finished, or choose another folder"
+        ) from None
+    except OSError:  # a file system that knows no locks
+        os.close(handle)
+        return None
+    return handle

@@ -34,6 +34,7 @@ from medssl.data.prepared import (
 )
 from medssl.engines import Engine, as_finished_on_ray
 from medssl.errors import ConfigError, DataError, Interrupted
+from medssl.files import alone_in
 from medssl.machine import available_cpus, available_memory
 from medssl.progress import as_finished, stop_requested, track
 
@@ -64,31 +65,32 @@ def prepare(
 
     Raises:
         DataError: cases that cannot be used, all listed; the folder is as it was.
-        ConfigError: `out` holds something else.
+        ConfigError: `out` holds something else, or another process is preparing into it.
         Interrupted: stopped by Ctrl-C or SIGTERM; finished cases are kept.
     """
     source, out = Path(source), Path(out)
     if engine == "ray":
         source, out = source.resolve(), out.resolve()
-    _refuse_foreign(out, config, overwrite)
-    layout, expected = survey(source, config)
-    settings = settings_digest(config)
-    todo = [Task(case, out, config, expected) for case in layout.cases if not is_current(out, case, settings)]
-    report = report_of(source, layout, expected, [], is_all=False)
-    with _left_as_it_was_if_refused(out):
-        if report.errors:
-            _refuse(out)  # and check the volumes all the same: every fault is told at once
-        outcomes = _run(todo, out, workers, engine, address)
-        found = [(Facts(task.case.id), outcome.found or []) for task, outcome in zip(todo, outcomes, strict=True)]
-        report = report_of(source, layout, expected, found, is_all=False)
-        require_usable(report)
-    for task, outcome in zip(todo, outcomes, strict=True):
-        if outcome.found is None:
-            refresh(out, task.case, outcome.sources)
-    if report.findings:
-        print(f"{source}: {len(report.findings)} warnings; `medssl check {source}` lists them", file=sys.stderr)
-    write_dataset(out, config, layout.cases)
-    return read_prepared(out)
+    with alone_in(out) as is_new:
+        with _left_as_it_was_if_refused(out, is_new):
+            _refuse_foreign(out, config, overwrite)
+            _clear_up(out)
+            layout, expected = survey(source, config)
+            settings = settings_digest(config)
+            todo = [Task(case, out, config, expected) for case in layout.cases if not is_current(out, case, settings)]
+            if report_of(source, layout, expected, [], is_all=False).errors:
+                _refuse(out)  # and check the volumes all the same: every fault is told at once
+            outcomes = _run(todo, out, workers, engine, address)
+            found = [(Facts(task.case.id), outcome.found or []) for task, outcome in zip(todo, outcomes, strict=True)]
+            report = report_of(source, layout, expected, found, is_all=False)
+            require_usable(report)
+        for task, outcome in zip(todo, outcomes, strict=True):
+            if outcome.found is None:
+                refresh(out, task.case, outcome.sources)
+        if report.findings:
+            print(f"{source}: {len(report.findings)} warnings; `medssl check {source}` lists them", file=sys.stderr)
+        write_dataset(out, config, layout.cases)
+        return read_prepared(out)
 
 
 @dataclass(frozen=True)
@@ -181,20 +183,24 @@ def _voxels(task: Task) -> int:
 
 
 @contextmanager
-def _left_as_it_was_if_refused(out: Path) -> Iterator[None]:
-    """Remove what was begun when a DataError ends the block; what was there before stays, to be gone on with."""
-    was_there, was_begun = out.exists(), (out / UNFINISHED).exists()
-    for rest in (_refusal(out), *(out / UNFINISHED).glob(".partial-*")):  # of a process that was killed
-        rest.unlink() if rest.is_file() else shutil.rmtree(rest, ignore_errors=True)
+def _left_as_it_was_if_refused(out: Path, is_new: bool) -> Iterator[None]:
+    """Remove what was begun when the block is refused; what was there before stays, to be gone on with."""
+    was_begun = (out / UNFINISHED).exists()
     try:
         yield
-    except DataError:
+    except (DataError, ConfigError):
         _refusal(out).unlink(missing_ok=True)
         if not was_begun:
             shutil.rmtree(out / UNFINISHED, ignore_errors=True)
-        if not was_there:
+        if is_new:
             shutil.rmtree(out, ignore_errors=True)
         raise
+
+
+def _clear_up(out: Path) -> None:
+    """Remove what a process that was killed left half done."""
+    for rest in (_refusal(out), *(out / UNFINISHED).glob(".partial-*")):
+        rest.unlink() if rest.is_file() else shutil.rmtree(rest, ignore_errors=True)
 
 
 def _refusal(out: Path) -> Path:
@@ -208,7 +214,7 @@ def _refuse(out: Path) -> None:
 
 
 def _refuse_foreign(out: Path, config: DatasetConfig, overwrite: bool) -> None:
-    if not out.exists() or not any(out.iterdir()):
+    if not any(out.iterdir()):
         return
     if not is_begun(out):
         raise ConfigError(f"{out}: not empty and not a prepared folder; choose another place")

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from medssl.config import load_yaml, merge
+from medssl.config import load_yaml, merge, parse
+from medssl.data.cases import DatasetConfig
 from medssl.errors import ConfigError
 from medssl.networks import check_patch
 from medssl.run import load_run_config
@@ -84,3 +85,18 @@ def test_faults_are_listed_together():
         load_run_config(files, ["train.lr=-1", "train.sead=3", "network.norm=layer"])
     for words in ("train.lr", "train.sead: unknown key; did you mean train.seed?", "network.norm"):
         assert words in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"values": {"tooht": [1]}}, "  data: `values` names tooht, which `classes` does not list"),
+        ({"recipe": {"spacng": [1, 1, 1]}}, "  data.recipe.spacng: unknown key; did you mean data.recipe.spacing?"),
+        ({"name": None}, "  data.name: Input should be a valid string, got None"),
+    ],
+)
+def test_a_fault_names_its_whole_place_and_not_all_that_stands_there(change, said):
+    values = {"name": "cbct", "classes": ["background", "tooth"], **change}
+    with pytest.raises(ConfigError) as failure:
+        parse(DatasetConfig, values, where="data")
+    assert str(failure.value).splitlines()[1:] == [said]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
+from statistics import mode
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,8 @@ def check(
 ) -> Report:
     """Read a dataset in any layout and list every finding. Nothing is written.
 
-    Without `dataset`, classes and channels are those that the dataset declares itself.
+    Without `dataset`, classes and channels are those that the dataset declares itself; where it declares no channels,
+    as many as most cases have image files.
 
     Args:
         layout: a name of `LAYOUTS`; otherwise that of `dataset`, otherwise the first that fits.
@@ -86,8 +88,9 @@ def survey(source: Path, dataset: DatasetConfig | None = None, layout: str | Non
     if dataset is None:
         said = declared(source, found.name)
         dataset = said.config(source.name)
-        if dataset is None:
-            return found, Expected.plain(None, len(said.channels or ("",)))
+        expected = Expected.plain(None, 1) if dataset is None else Expected.of(dataset)
+        channels = len(said.channels) if said.channels else mode(len(case.images) for case in found.cases)
+        return found, replace(expected, channels=channels)
     return found, Expected.of(dataset)
 
 

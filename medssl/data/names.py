@@ -16,6 +16,8 @@ SLICE = re.compile(r"(.+)_slice_?\d+")
 """A case and the number of a slice, as in `patient001_frame12_slice_3`."""
 ENDING = re.compile(r"\.(h5|nii|nii\.gz|npy|npz)$")
 """What lists may write behind an id."""
+SHOWN = 10
+"""Unknown names that an error spells out."""
 PartT = TypeVar("PartT", bound=str)
 
 
@@ -77,11 +79,16 @@ def _resolve(names: Sequence[str], patients: dict[str, list[str]], part: str, da
         frames = [match for name in unknown if (match := FRAME.fullmatch(name))]
         known = any(id.startswith(f"{match.group(1)}_frame") for match in frames for id in ids)
         fault = "a case without a label" if bare else "neither a usable case nor a patient"
-        raise ConfigError(
-            f"the {part} list names {fault}: {', '.join((bare or unknown)[:10])}"
-            + ("; if the list counts frames, frame02 being a patient's second one whatever its number, as the lists of "
-               "SSL4MIS do, add --renamed-frames" if known else "")
-        )  # fmt: skip
+        wrong = bare or unknown
+        advice = (
+            f"{dataset.root} holds {len(ids)} others, such as {min(ids, default='none')}; leave these out of the list"
+        )
+        advice += "" if bare else ", or prepare them as well"
+        if known:
+            advice = ("if the list counts frames, frame02 being a patient's second one whatever its number, as the "
+                      "lists of SSL4MIS do, add --renamed-frames")  # fmt: skip
+        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise ConfigError(f"the {part} list names {fault}: {', '.join(wrong[:SHOWN])}{more}; {advice}")
     return [id for name in names for id in ([name] if name in ids else patients[name])]
 
 

@@ -123,11 +123,17 @@ def _frame(volume: Volume, source: Source) -> Volume:
 def read_grid(source: Source) -> tuple[tuple[int, ...], Affine]:
     """Voxels along all axes of the file, also where a frame of it is meant, and the affine, from headers alone.
 
-    Nothing is judged, and the spacing of a DICOM series is that of one slice.
+    Lengths are in millimetres, as `read_volume` has them; the spacing of a DICOM series is that of one slice.
 
     Raises:
-        DataError: the header cannot be read.
+        DataError: the header cannot be read, or its affine cannot be inverted.
     """
+    shape, affine = _read_grid(source)
+    _check_affine(source.path, affine)
+    return shape, affine
+
+
+def _read_grid(source: Source) -> tuple[tuple[int, ...], Affine]:
     path, name = source.path, source.path.name.lower()
     if name.endswith(H5_SUFFIXES):
         volume = read_volume(source)
@@ -145,7 +151,9 @@ def read_grid(source: Source) -> tuple[tuple[int, ...], Affine]:
         with gzip.open(path) if is_packed else path.open("rb") as file:
             raw = file.read(nib.Nifti2Header.sizeof_hdr)
         header = _header_class(path, raw).from_fileobj(io.BytesIO(raw), check=False)
-        return tuple(int(n) for n in header.get_data_shape()), _affine_of(header)
+        shape = tuple(int(n) for n in header.get_data_shape())
+        header.check_fix(_QUIET)
+        return shape, _in_millimetres(_affine_of(header), header)
     except (EOFError, zlib.error, RuntimeError, StopIteration, *_NIBABEL_ERRORS) as error:
         raise DataError(f"{path}: its header cannot be read ({' '.join(str(error).split())})") from None
 
@@ -342,8 +350,9 @@ def _read_nifti(path: Path) -> Volume:
     except MemoryError:
         raise DataError(f"{path}: its voxels are more than memory holds") from None
     oddities += _header_oddities(header, repaired, affine)
-    affine[:3] *= _MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)
-    return Volume(array, affine, repaired, path, (float(voxels.slope), float(voxels.inter)), oddities)
+    return Volume(
+        array, _in_millimetres(affine, header), repaired, path, (float(voxels.slope), float(voxels.inter)), oddities
+    )
 
 
 def _content(path: Path) -> tuple[bytes, tuple[Oddity, ...]]:
@@ -417,6 +426,12 @@ def _header_oddities(header: nib.Nifti1Header, repaired: nib.Nifti1Header, affin
 def _affine_of(header: nib.Nifti1Header) -> Affine:
     """The affine that is used of those in a header, in the header's own unit."""
     return np.array(header.get_qform() if _is_unit_scale(header) else header.get_best_affine(), np.float64)
+
+
+def _in_millimetres(affine: Affine, header: nib.Nifti1Header) -> Affine:
+    scaled = affine.copy()
+    scaled[:3] *= _MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)
+    return scaled
 
 
 def _is_unit_scale(header: nib.Nifti1Header) -> bool:

@@ -10,6 +10,7 @@ nearest voxel for everything, as the 2D literature does.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, TypeVar
@@ -20,8 +21,9 @@ from pydantic import Field, PositiveFloat, model_validator
 from scipy import ndimage
 
 from medssl.config import Settings
-from medssl.data.volume import Volume, spacing_of
+from medssl.data.volume import Volume, by, spacing_of
 from medssl.errors import DataError
+from medssl.machine import available_memory
 
 Triple = tuple[int, int, int]
 NumberT = TypeVar("NumberT", bound=np.generic)
@@ -89,6 +91,9 @@ class Recipe(Settings):
         Args:
             image: `(X, Y, Z)` or `(X, Y, Z, M)`.
             label: a class map on the same grid in the world; its axes may be stored in another order.
+
+        Raises:
+            DataError: the prepared image would be larger than memory; the label's axes run elsewhere.
         """
         turn = Turn.to(self.orientation, image.affine)
         channels = image.array[None] if image.array.ndim == 3 else np.moveaxis(image.array, -1, 0)
@@ -117,6 +122,7 @@ class Recipe(Settings):
             spacing=target,
             nearest=self.resize is not None,
         )
+        _refuse_beyond_memory(image, len(oriented), grid)
         prepared_label = None
         if label is not None:
             turned = _turn_of(label, image, turn).apply(label.array)[inside]
@@ -303,6 +309,17 @@ class Grid:
         keep = keep or [False] * 3
         pairs = zip(self.cropped_spacing, self.spacing, keep, strict=True)
         return [1.0 if kept else new / old for old, new, kept in pairs]
+
+
+def _refuse_beyond_memory(image: Volume, channels: int, grid: Grid) -> None:
+    """Before anything is allocated: a wrong spacing can ask for any number of voxels."""
+    needed, free = 4 * channels * math.prod(grid.prepared), available_memory()
+    if free is not None and needed > free:
+        raise DataError(
+            f"{image.path}: {by(grid.cropped)} voxels at {by(grid.cropped_spacing)} mm would become "
+            f"{by(grid.prepared)} at {by(grid.spacing)} mm, which take {needed / 2**30:.1f} GiB where "
+            f"{free / 2**30:.1f} are free; is the spacing right? Mend it, or change data.recipe.spacing"
+        )
 
 
 def _resample(array: NDArray[np.float32], shape: Triple, steps: list[float], order: int) -> NDArray[np.float32]:

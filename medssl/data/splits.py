@@ -355,7 +355,7 @@ def check_split(split: Split, dataset: PreparedDataset, where: str) -> None:
                for id, subject in split.patients.items()
                if id in dataset.cases and subject != dataset.cases[id].subject]  # fmt: skip
     if not split.labelled:
-        faults.append("no labelled case")
+        faults.append("no labelled case; ask for some with --labelled, or name them in a list")
     if faults:
         lines = [f"{where} cannot be used", *(f"  {fault}" for fault in faults[:SHOWN])]
         lines += [f"  and {len(faults) - SHOWN} more"] * (len(faults) > SHOWN)

@@ -241,6 +241,16 @@ class TestDataset:
         (tmp_path / "dataset.json").write_text(json.dumps(declared))
         assert check(tmp_path, workers=1).findings == ()
 
+    def test_undeclared_channels_are_as_many_as_most_cases_have_files(self, tmp_path):
+        for name in ("a_0000", "a_0001", "b_0000", "b_0001", "c_0000"):
+            Pair(tmp_path, name).files[1].unlink()
+        for name in "abc":
+            write_image(tmp_path / "labels" / f"{name}.nii.gz", label_array(), AFFINE)
+        report = check(tmp_path, workers=1)
+        (finding,) = [finding for finding in report.findings if finding.code == "channels"]
+        assert report.unusable == ("c",)
+        expect(finding, "error", "channels", "1 volume where 2")
+
     @pytest.mark.parametrize("copy", ["images/case.nii", "labels/case.nii"])
     def test_duplicated_ids(self, tmp_path, copy):
         Pair(tmp_path)

@@ -195,7 +195,8 @@ def test_a_file_of_another_kind_is_refused(tmp_path, text):
 
 
 def test_a_name_that_is_not_in_the_dataset_is_told(tmp_path):
-    with pytest.raises(ConfigError, match="the val list names neither a usable case nor a patient: ghost"):
+    said = "the val list names neither a usable case nor a patient: ghost; .* holds .* others, such as p00_a; "
+    with pytest.raises(ConfigError, match=said):
         import_split(patients(tmp_path), write_folds(tmp_path / "s.json", (["p00_a"], ["p01_a", "ghost"])))
 
 

@@ -5,8 +5,17 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from medssl.data.nifti import case_id, list_volumes, read_image, read_label, read_volume, write_image, write_label
-from medssl.data.volume import Volume
+from medssl.data.nifti import (
+    case_id,
+    list_volumes,
+    read_grid,
+    read_image,
+    read_label,
+    read_volume,
+    write_image,
+    write_label,
+)
+from medssl.data.volume import Source, Volume
 from medssl.errors import DataError
 
 SHAPE = (5, 6, 7)
@@ -82,6 +91,32 @@ class TestReading:
         for name in ("b.v1.2.nii.gz", "a.NII", "._a.nii.gz", "a.txt"):
             (tmp_path / name).touch()
         assert [case_id(path) for path in list_volumes(tmp_path)] == ["a", "b.v1.2"]
+
+
+class TestGridFromTheHeader:
+    @pytest.mark.parametrize("unit", ["mm", "micron", "meter", "unknown"])
+    @pytest.mark.parametrize("pixdim", [1.5, 0.0, -1.5])
+    def test_is_that_of_the_volume(self, tmp_path, unit, pixdim):
+        image = nib.Nifti1Image(np.zeros((5, 6, 7), np.uint8), None)
+        image.set_qform(np.diag([1.5, 2, 3, 1]), 1)
+        image.header["sform_code"] = 0
+        image.header.set_xyzt_units(unit)
+        image.header["pixdim"][1] = pixdim
+        path = tmp_path / "a.nii.gz"
+        path.write_bytes(gzip.compress(image.header.binaryblock + bytes(4) + bytes(5 * 6 * 7)))
+        volume = read_volume(path)
+        shape, affine = read_grid(Source(path))
+        assert shape == volume.shape
+        assert np.array_equal(affine, volume.affine)
+
+    def test_has_a_place_in_space(self, tmp_path):
+        path = tmp_path / "a.nii"
+        write_image(path, np.zeros((5, 6, 7)), np.eye(4))
+        header = nib.load(path).header
+        header["srow_x"] = 0
+        path.write_bytes(header.binaryblock + path.read_bytes()[348:])
+        with pytest.raises(DataError, match=r"a\.nii: its affine cannot be inverted"):
+            read_grid(Source(path))
 
 
 class TestRefusal:

@@ -71,6 +71,28 @@ def test_a_folder_of_something_else_is_left_alone(balls, tmp_path):
     with pytest.raises(ConfigError, match="not a prepared folder"):
         prepare(balls[0], tmp_path, CONFIG, workers=0)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+    with pytest.raises(ConfigError, match="is a file"):
+        prepare(balls[0], tmp_path / "thesis.txt", CONFIG, workers=0)
+
+
+@pytest.mark.parametrize("change", [{"layout": "acdc"}, {"layout": "nothing"}])
+def test_a_dataset_that_cannot_be_read_leaves_no_folder(balls, tmp_path, change):
+    with pytest.raises((ConfigError, DataError), match="layout"):
+        prepare(balls[0], tmp_path / "out", CONFIG.model_copy(update=change), workers=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_would_outgrow_memory_is_refused_before_it_is_made(balls, tmp_path, workers):
+    raw = shutil.copytree(balls[0], tmp_path / "raw")
+    for file in sorted((raw / "images").glob("*"))[-2:]:  # both without labels
+        write_image(file, read_image(file).array, np.diag([4000.0, 4000, 4000, 1]))
+    fine = CONFIG.model_copy(update={"recipe": Recipe(crop=False, spacing=(1.0, 1.0, 1.0))})
+    with pytest.raises(
+        DataError, match=r"ball_1\d.nii.gz: 20 x 18 x 14 voxels at 4000 x .* would become 80000 x 72000"
+    ):
+        prepare(raw, tmp_path / "out", fine, workers=workers)
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 
 def test_one_unusable_case_stops_everything_before_anything_is_written(balls, tmp_path):
@@ -211,6 +233,20 @@ class TestStopped:
             read_prepared(out)
         (out / "unfinished" / ".partial-case_7-0").mkdir()
         assert_goes_on(slow_cases, out, done)
+
+    def test_two_at_once_are_one_too_many(self, slow_cases, tmp_path):
+        out, other = tmp_path / "out", tmp_path / "other.yaml"
+        process = start(slow_cases, out)
+        wait_for(lambda: finished(out), process)
+        dump({"data": {"name": "slow", "classes": ["a", "b"], "recipe": {"spacing": [2, 2, 2]}}}, other)
+        said = start((slow_cases[0], other), out).communicate(timeout=60)[1]
+        assert "another process is at work in it" in said
+        assert process.poll() is None
+        done = finished(out)
+        process.kill()
+        process.communicate()
+        time.sleep(2)  # its workers end with the case that they are at
+        assert_goes_on(slow_cases, out, finished(out) | done)
 
     def test_ctrl_c_keeps_what_is_finished(self, slow_cases, tmp_path):
         out = tmp_path / "out"
