@@ -155,7 +155,7 @@ def print_summary(scores: Scores, console: Console | None = None) -> None:
     console.print(table)
     if scores.unpredicted:
         named = ", ".join(scores.unpredicted[:NAMED]) + (", ..." if len(scores.unpredicted) > NAMED else "")
-        alone = f"{len(scores.unpredicted)} ({named}); scores.csv names them all"
+        alone = f"{len(scores.unpredicted)} ({named}); the file of scores names them all"
         console.print(f"references without a prediction: {alone}", markup=False, highlight=False)
 
 

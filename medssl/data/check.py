@@ -19,7 +19,7 @@ from medssl.data.cases import Case, DatasetConfig
 from medssl.data.findings import Facts, Finding, Report
 from medssl.data.labels import mapped
 from medssl.data.layouts import Layout, declared, read_layout
-from medssl.data.looks import Counts, Look, count_voxels, digest, look_at
+from medssl.data.looks import Counts, Look, count_voxels, digest, few_levels, look_at
 from medssl.data.nifti import SUFFIXES, as_label, case_id, read_image, read_volume
 from medssl.data.outliers import compare, distances, out_of_family
 from medssl.data.volume import Source, Volume, by, corners_of
@@ -292,6 +292,10 @@ def _check_image(notes: _Notes, source: Source, declared: int) -> Volume | None:
             name = "every voxel" if channels == 1 else f"every voxel of channel {number}"
             value = float(image.array.reshape(-1, channels)[0, number])
             notes.warning("constant", f"{name} is {value:g}", "look at the image: it shows nothing")
+    seen = few_levels(image)
+    if len(seen) > 1:
+        found = f"holds {', '.join(map(str, seen))} and hardly anything else, as a label map does"
+        notes.warning("like_label", found, "if it is one, name it so that it pairs with its image, or move it elsewhere")
     return image
 
 

@@ -22,6 +22,8 @@ PERCENTILES = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)
 """Of the grey levels in `Look.levels`."""
 SAMPLED = 32
 """Voxels of the sample along each axis; more say little more."""
+FEW = 8
+"""Grey levels; no scan of more than a few voxels has so few."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,12 @@ def look_at(image: Volume) -> Look:
     return Look.of_grid(image, *_grey(Turn.to("RAS", image.affine).apply(first)))
 
 
+def few_levels(image: Volume) -> list[int]:
+    """The grey levels of an image as far as a sample has them, where they are few and whole; otherwise none."""
+    seen = np.unique(_sample(image.array))
+    return [int(level) for level in seen] if len(seen) <= FEW and (seen == np.rint(seen)).all() else []
+
+
 def digest(array: NDArray[Any]) -> str:
     """A name for the voxels and their arrangement, whatever the file was called and however it was packed."""
     if array.dtype == np.int32 and array.min() >= 0 and array.max() < 256:
@@ -121,7 +129,7 @@ def count_voxels(label: Volume) -> Counts:
 
 
 def _grey(array: NDArray[np.float32]) -> tuple[tuple[float, ...], float]:
-    sample = array[tuple(slice(None, None, -(-n // SAMPLED)) for n in array.shape)]
+    sample = _sample(array)
     if not np.isfinite(sample).all():
         return (), 0.0
     levels = tuple(float(level) for level in np.percentile(sample, PERCENTILES))
@@ -133,3 +141,7 @@ def _grey(array: NDArray[np.float32]) -> tuple[tuple[float, ...], float]:
         changes = [np.abs(np.diff(middle, axis=axis)).mean() for axis in (0, 1) if middle.shape[axis] > 1]
     texture = float(np.mean(changes)) / span if changes else 0.0
     return levels, texture if np.isfinite(texture) else 0.0
+
+
+def _sample(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    return array[tuple(slice(None, None, -(-n // SAMPLED)) for n in array.shape)]

@@ -88,6 +88,10 @@ class TestImages:
     def test_a_constant_image(self, pair):
         expect(pair.image(np.full(SHAPE, 7.0)).finding(), "warning", "constant", "7")
 
+    def test_label_among_the_images(self, pair):
+        label = np.random.default_rng(0).choice([0, 1, 2, 5], SHAPE).astype(np.int16)
+        expect(pair.image(label).finding(), "warning", "like_label", "0, 1, 2, 5", "label map")
+
     def test_several_volumes_where_one_is_declared(self, pair):
         array = np.stack([image_array()] * 2, -1)
         expect(pair.image(array).finding(), "error", "channels", "5 x 6 x 7 x 2", "where 1")
@@ -254,7 +258,7 @@ class TestDataset:
     @pytest.mark.parametrize("copy", ["images/case.nii", "labels/case.nii"])
     def test_duplicated_ids(self, tmp_path, copy):
         Pair(tmp_path)
-        write_image(tmp_path / copy, label_array(), AFFINE)
+        write_image(tmp_path / copy, image_array() + 1 if "images" in copy else label_array(), AFFINE)
         report = check(tmp_path, DATASET, workers=1)
         (finding,) = report.findings
         expect(finding, "error", "duplicate", "case.nii.gz", "case.nii,")
