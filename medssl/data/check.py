@@ -295,7 +295,7 @@ def _check_image(notes: _Notes, source: Source, declared: int) -> Volume | None:
     seen = few_levels(image)
     if len(seen) > 1:
         found = f"holds {', '.join(map(str, seen))} and hardly anything else, as a label map does"
-        notes.warning("like_label", found, "if it is one, name it so that it pairs with its image, or move it elsewhere")
+        notes.warning("like_label", found, "if it is one, name it so that its image is found, or move it elsewhere")
     return image
 
 

@@ -384,7 +384,7 @@ def _evenly(channel: NDArray[np.float32], most: int) -> tuple[NDArray[np.uint16]
 
 def _even(low: np.float32, step: np.float32, numbers: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.float32]:
     """`low + step * numbers` in float32."""
-    values = np.multiply(numbers, step, dtype=np.float32)
+    values: NDArray[np.float32] = np.multiply(numbers, step, dtype=np.float32)
     values += low
     return values
 
