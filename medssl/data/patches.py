@@ -59,7 +59,7 @@ class TrainingData:
         """
         return self._labelled_case(id).open_label()
 
-    def centres(self, id: str) -> dict[int, NDArray[np.int32]]:
+    def centres(self, id: str) -> dict[int, NDArray[np.uint16]]:
         """Voxels of each foreground class of a labelled or validation case, `(n, 3)` each.
 
         Raises:
@@ -189,12 +189,12 @@ class PatchStream(Dataset[Patches]):
                 return [min(max(w, 0), r) if r >= 0 else r // 2 for w, r in zip(wanted, room, strict=True)]
         return [int(rng.integers(r + 1)) if r >= 0 else r // 2 for r in room]
 
-    def _of_a_class(self, id: str, rng: np.random.Generator) -> NDArray[np.int32]:
+    def _of_a_class(self, id: str, rng: np.random.Generator) -> NDArray[np.uint16]:
         """Voxels of a random class of the case, `(n, 3)`; none where it has no class that may be drawn."""
         voxels = self._centres(id)
         weights = np.array([1.0 if self.class_weights is None else self.class_weights[value - 1] for value in voxels])
         if not weights.any():
-            return np.empty((0, 3), np.int32)
+            return np.empty((0, 3), np.uint16)
         chances = None if self.class_weights is None else weights / weights.sum()
         return list(voxels.values())[int(rng.choice(len(voxels), p=chances))]
 

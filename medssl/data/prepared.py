@@ -2,9 +2,9 @@
 
     prepared/dataset.json              settings and case list; written last, so its presence means "complete"
     prepared/cases/<id>/image.b2nd     (M, x, y, z), chunked, read in part: numbers of grey levels, or float32
-    prepared/cases/<id>/levels.npy     (n,) float32: the grey levels; absent where the image is float32
+    prepared/cases/<id>/levels.npy     (n,) float32: the grey levels, or (M, 2): lowest and step; absent for float32
     prepared/cases/<id>/label.b2nd     (x, y, z) uint8; absent for an unlabelled case
-    prepared/cases/<id>/centres.npy    (n, 4) int32: class, x, y, z of foreground voxels; beside the label
+    prepared/cases/<id>/centres.npy    (n, 4) uint16: class, x, y, z of foreground voxels; beside the label
     prepared/cases/<id>/case.json      subject, grid, and what it was made from
     prepared/unfinished/               cases that wait until all are there
 
@@ -19,7 +19,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,9 @@ BLOCK = 24
 LEVELS = 2**16
 """Grey levels that an image is stored in where it has more."""
 VOXELS_PER_LEVEL = 8
-"""An image of fewer voxels is stored as float32: its table of grey levels would be as large as what it saves."""
+"""An image of fewer voxels for each level keeps float32: a table of levels would be as large as what it saves."""
+FEW_VOXELS = 2**16
+"""An image of fewer voxels keeps float32 where it has no few levels of its own: there is little to save."""
 CENTRES = 10_000
 """Voxels of a class that a case remembers as centres of patches."""
 
@@ -75,7 +77,7 @@ class PreparedCase:
         """The label as an array that decompresses what is sliced, `(x, y, z)`."""
         return _open(self.folder / "label.b2nd")
 
-    def centres(self) -> dict[int, NDArray[np.int32]]:
+    def centres(self) -> dict[int, NDArray[np.uint16]]:
         """Voxels of each foreground class that the label holds, `(n, 3)` each, thinned out where there are many."""
         found = np.load(self.folder / "centres.npy")
         return {int(value): found[found[:, 0] == value, 1:] for value in np.unique(found[:, 0])}
@@ -87,31 +89,38 @@ class GreyLevels:
 
     codes: Any
     levels: NDArray[np.float32]
-    step: np.float32 | None = field(init=False)
-    """Between levels, where they are even in float32: arithmetic is twice as fast as a look into the table."""
-
-    def __post_init__(self) -> None:
-        low, numbers = self.levels[0], np.arange(len(self.levels), dtype=np.uint16)
-        about = np.float32((self.levels[-1] - low) / max(1, len(numbers) - 1))
-        steps = (about, np.nextafter(about, np.float32(0)), np.nextafter(about, np.float32(np.inf)))
-        even = (step for step in steps if np.array_equal(_even(low, step, numbers), self.levels))
-        object.__setattr__(self, "step", next(even, None))
+    """The grey levels, `(n,)`. Or `(M, 2)`, for even ones: the lowest of each channel and the step to the next;
+    arithmetic takes half the time of a look into a table."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """`(M, x, y, z)`."""
         return tuple(self.codes.shape)
 
+    @property
+    def are_even(self) -> bool:
+        """Whether levels are given by step, of which a channel has LEVELS."""
+        return self.levels.ndim == 2
+
     def __getitem__(self, key: Any) -> NDArray[np.float32]:
         codes = np.asarray(self.codes[key])
-        if self.step is not None:
-            return _even(self.levels[0], self.step, codes)
         values = np.empty(codes.shape, np.float32)
+        if self.are_even:
+            low, step = self._of_channels(key, codes.ndim)
+            np.multiply(codes, step, out=values, dtype=np.float32)
+            values += low
+            return values
         flat, places = codes.reshape(-1), values.reshape(-1)
         for start in range(0, flat.size, 2**15):  # a stretch stays in the processor's cache
             part = slice(start, start + 2**15)
             np.take(self.levels, flat[part], out=places[part], mode="clip")
         return values
+
+    def _of_channels(self, key: Any, axes: int) -> NDArray[np.float32]:
+        """Lowest level and step of the channels that a key takes, to be broadcast over its `axes` axes."""
+        first = key[0] if isinstance(key, tuple) else key
+        taken = self.levels[slice(None) if first is Ellipsis else first]
+        return taken if taken.ndim == 1 else taken.T.reshape(2, -1, *[1] * (axes - 1))
 
 
 @dataclass(frozen=True)
@@ -181,8 +190,8 @@ def write_case(root: Path, case: Case, prepared: Prepared, sources: Sources) -> 
     if encoded is not None:
         np.save(partial / "levels.npy", encoded.levels)
     image = prepared.image if encoded is None else encoded.codes
-    is_scan = encoded is None or encoded.step is None
-    _save(partial / "image.b2nd", image, blocks=(1, BLOCK, BLOCK, BLOCK), by_bits=is_scan)
+    by_bits = encoded is None or not encoded.are_even
+    _save(partial / "image.b2nd", image, blocks=(1, BLOCK, BLOCK, BLOCK), by_bits=by_bits)
     if prepared.label is not None:
         _save(partial / "label.b2nd", prepared.label, blocks=(BLOCK, BLOCK, BLOCK))
         np.save(partial / "centres.npy", _centres(prepared.label))
@@ -340,26 +349,36 @@ def _read_case(folder: Path) -> PreparedCase:
         raise DataError(f"{folder}: not a whole prepared case ({error}); prepare the dataset again") from None
 
 
-def _centres(label: NDArray[Any]) -> NDArray[np.int32]:
+def _centres(label: NDArray[Any]) -> NDArray[np.uint16]:
     """Class and position of annotated foreground voxels, at most about CENTRES of a class, spread over all of them."""
     places = np.flatnonzero((label > 0) & (label != IGNORED))
     values = label.reshape(-1)[places]
     kept = [np.flatnonzero(values == value) for value in np.unique(values)]
     which = np.concatenate([[], *(k[:: 1 + len(k) // CENTRES] for k in kept)]).astype(np.int64)
-    return np.column_stack([values[which], *np.unravel_index(places[which], label.shape)]).astype(np.int32)
+    return np.column_stack([values[which], *np.unravel_index(places[which], label.shape)]).astype(np.uint16)
 
 
 def _encode(image: NDArray[np.float32]) -> GreyLevels | None:
-    """Grey levels and which of them each voxel has; None where a table of them would not pay.
+    """Grey levels and which of them each voxel has; None where that would not pay.
 
     Exact where all grey levels of a channel are evenly spaced and few, as those of a scan that was not resampled.
     Otherwise off by at most half of 1/65535 of a channel's range, 1/16 of what 12 bits of a scanner resolve.
     """
-    channels = [_evenly(channel, LEVELS // len(image)) for channel in image]
-    levels = np.concatenate([levels for _, levels in channels])
-    if len(levels) * VOXELS_PER_LEVEL > image.size:
+    own = [_own_levels(channel, LEVELS // len(image)) for channel in image]
+    channels = [levels for levels in own if levels is not None]
+    if len(channels) == len(image):
+        return _tabled(channels, image.shape)
+    return _even(image) if image.size >= FEW_VOXELS else None
+
+
+def _tabled(
+    channels: Sequence[tuple[NDArray[np.uint16], NDArray[np.float32]]], shape: tuple[int, ...]
+) -> GreyLevels | None:
+    """Numbers and levels of each channel as one image; None where the table is large beside the image."""
+    levels = np.concatenate([own for _, own in channels])
+    codes = np.empty(shape, np.uint8 if len(levels) <= 256 else np.uint16)
+    if len(levels) * VOXELS_PER_LEVEL > codes.size:
         return None
-    codes = np.empty(image.shape, np.uint8 if len(levels) <= 256 else np.uint16)
     first = 0
     for place, (numbers, own) in zip(codes, channels, strict=True):
         np.add(numbers, first, out=place, casting="unsafe")
@@ -367,26 +386,27 @@ def _encode(image: NDArray[np.float32]) -> GreyLevels | None:
     return GreyLevels(codes, levels)
 
 
-def _evenly(channel: NDArray[np.float32], most: int) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
-    """Number of each voxel's grey level, and the levels: the channel's own, or `most` over its range."""
+def _own_levels(channel: NDArray[np.float32], most: int) -> tuple[NDArray[np.uint16], NDArray[np.float32]] | None:
+    """Number of each voxel's grey level, and the levels; None where they are more than `most`, or not even."""
     low, high = float(channel.min()), float(channel.max())
     some = np.unique(channel.reshape(-1)[:: 1 + channel.size // LEVELS]).astype(np.float64)
     step = np.diff(some).min(initial=high - low)
-    if high - low <= step * (most - 0.5):
-        numbers = _numbers(channel, low, step)
-        levels = np.zeros(1 + int(numbers.max()), np.float32)
-        levels[numbers] = channel
-        if np.array_equal(GreyLevels(numbers, levels)[:], channel):
-            return numbers, levels
-    step = (high - low) / (most - 1)
-    return _numbers(channel, low, step), _even(np.float32(low), np.float32(step), np.arange(most, dtype=np.uint16))
+    if high - low > step * (most - 0.5):
+        return None
+    numbers = _numbers(channel, low, step)
+    levels = np.zeros(1 + int(numbers.max()), np.float32)
+    levels[numbers] = channel
+    return (numbers, levels) if np.array_equal(GreyLevels(numbers, levels)[:], channel) else None
 
 
-def _even(low: np.float32, step: np.float32, numbers: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.float32]:
-    """`low + step * numbers` in float32."""
-    values: NDArray[np.float32] = np.multiply(numbers, step, dtype=np.float32)
-    values += low
-    return values
+def _even(image: NDArray[np.float32]) -> GreyLevels:
+    """LEVELS levels over the range of each channel."""
+    codes, levels = np.empty(image.shape, np.uint16), np.empty((len(image), 2), np.float32)
+    for channel, place, scale in zip(image, codes, levels, strict=True):
+        low, high = float(channel.min()), float(channel.max())
+        scale[:] = low, (high - low) / (LEVELS - 1)
+        place[...] = _numbers(channel, low, (high - low) / (LEVELS - 1))
+    return GreyLevels(codes, levels)
 
 
 def _numbers(channel: NDArray[np.float32], low: float, step: float) -> NDArray[np.uint16]:
