@@ -16,13 +16,13 @@ COPIED, LOST = 1e-6, 0.5
 
 WORDS = {
     "nothing selected": """no unlabelled voxel has counted for a while, so the run learns from labels alone. The likely
-        cause: the threshold is above what the network is sure of. Wait if training has just begun, else lower
-        method.threshold.""",
+        cause: method.threshold asks for more than the network is sure of. Wait if training has just begun, else lower
+        it, or raise it for uamt, where it bounds doubt.""",
     "zero": """{names} has been exactly 0 for a while and teaches nothing. The likely cause: its weight is 0, or what it
         compares is the same by construction. Look at the method's weights and noise.""",
     "all selected": """every unlabelled voxel has counted for a while, so nothing is selected. The likely cause: the
-        network is sure of its mistakes too, or the threshold is low or at the end of its ramp. If validation Dice
-        falls, raise method.threshold or augment more.""",
+        network is sure of its mistakes too, or method.threshold lets all pass, as uamt's does at the end of its ramp.
+        If validation Dice falls, raise it (lower it for uamt, where it bounds doubt) or augment more.""",
     "copy": """a teacher has had its student's weights for a while, so it teaches nothing new. The likely cause: the
         student no longer learns (train.lr, a loss of 0), or method.ema_decay is near 0.""",
     "lost": """a teacher's weights have been far from its student's for a while, so it teaches what the student has left
@@ -35,8 +35,8 @@ WORDS = {
         less weight, or let it rise later.""",
     "collapsed": """pseudo-labels of {name} are {pseudo:.2%} of the voxels where labels are {prior:.2%}: the class is
         dying out. The likely cause: it is rare or hard, and a threshold or the largest component leaves it out. Lower
-        method.threshold, or set method.largest_component: false if it has several parts; and mind that
-        train.foreground raises its share among labels.""",
+        method.threshold (raise it for uamt), or set method.largest_component: false if it has several parts; and mind
+        that train.foreground raises its share among labels.""",
 }
 """What is said of each fault: what is seen, the likely cause, what to do."""
 

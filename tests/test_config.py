@@ -72,6 +72,17 @@ def test_every_protocol_fits_its_data_and_methods_and_names_its_departures(name)
         assert config.train.labelled_batch == config.train.unlabelled_batch
 
 
+@pytest.mark.parametrize(("protocol", "method"), [("acdc_bcp", "bcp_acdc"), ("la_bcp", "bcp")])
+def test_a_protocol_and_the_methods_own_file_have_the_published_numbers_alike(protocol, method):
+    data, (base,), protocols = PROTOCOLS[protocol]
+    files = [CONFIGS / "data" / f"{data}.yaml", CONFIGS / "method" / f"{base}.yaml"]
+    ours = load_run_config([*files, *(CONFIGS / "protocol" / f"{name}.yaml" for name in protocols)])
+    theirs = load_run_config([files[0], CONFIGS / "method" / f"{method}.yaml"])
+    assert ours.method == theirs.method
+    for name in ("iterations", "labelled_batch", "unlabelled_batch", "optimizer", "lr", "schedule", "weight_decay"):
+        assert getattr(ours.train, name) == getattr(theirs.train, name)
+
+
 def test_nothing_of_a_protocol_is_on_by_default():
     config = load_run_config([CONFIGS / "data" / "acdc.yaml", CONFIGS / "method" / "bcp.yaml"])
     assert config.protocol is None

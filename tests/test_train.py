@@ -628,6 +628,70 @@ def test_canaries_leave_somebody_to_learn_from(config, tmp_path):
         train(config("mean_teacher", canaries=2), tmp_path / "run", quiet=True)
 
 
+@pytest.mark.parametrize(
+    ("method", "settings", "training", "words"),
+    [
+        ("mean_teacher", {}, {"lr": 1e-12}, "a teacher has had its student's weights"),
+        ("bcp", {"pretrain": 0.0, "ema_decay": 0.9999}, {"lr": 0.3}, "far from its student's"),
+        ("fixmatch", {"threshold": 0.8}, {}, "pseudo-labels of core are 0.00% of the voxels where labels are"),
+        ("fixmatch", {"threshold": 0.999999}, {}, "no unlabelled voxel has counted"),
+        ("fixmatch", {"threshold": 0.0}, {}, "every unlabelled voxel has counted"),
+        ("uamt", {"threshold": 0.0}, {}, "raise it for uamt"),
+        ("combined", {"pretrain": 0.0, "alpha": 0.0}, {}, "loss/pseudo has been exactly 0"),
+        ("combined", {"pretrain": 0.0}, {}, None),
+        ("bcp", {"pretrain": 0.0}, {}, None),
+        ("mean_teacher", {}, {}, None),
+    ],
+)
+def test_a_training_that_goes_wrong_says_so_and_a_healthy_one_says_nothing(
+    balls, splits, tmp_path, capsys, method, settings, training, words
+):
+    plain = plain_settings(balls, splits, method, iterations=24, validate_every=24, **training)
+    plain["method"].update(settings)
+    run = train(parse(RunConfig, plain), tmp_path / "run", quiet=True)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning, step ")]
+    assert (not said) if words is None else any(words in line for line in said)
+    assert all("The likely cause: " in line for line in said)
+    if words is not None:
+        assert words in board_texts(run)
+
+
+def board_of(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return EventAccumulator(str(run / "events"), size_guidance={"tensors": 0, "scalars": 0}).Reload()
+
+
+def board_texts(run):
+    """All warnings that TensorBoard shows."""
+    board = board_of(run)
+    tags = [tag for tag in board.Tags()["tensors"] if "warning" in tag]
+    return "\n".join(event.tensor_proto.string_val[0].decode() for tag in tags for event in board.Tensors(tag))
+
+
+def test_gauges_stand_in_the_table_and_on_the_board(config, tmp_path):
+    run = train(config("combined", iterations=12, canaries=1), tmp_path / "run", quiet=True)
+    rows = read_metrics(run / "metrics.csv")
+    gauges = {"stat/selected", "stat/gap", "stat/lag/0", "stat/pseudo/2", "stat/prior/2", "canary/dice"}
+    assert gauges <= {key for row in rows for key in row}
+    board = board_of(run)
+    for name in gauges:
+        expected = [row[name] for row in rows if name in row]
+        assert [event.value for event in board.Scalars(name)] == pytest.approx(expected, rel=1e-5)
+
+
+def test_mean_teacher_without_its_weight_trains_the_supervised_baseline(balls, splits, tmp_path):
+    runs = []
+    for method in ("supervised", "mean_teacher"):
+        plain = plain_settings(balls, splits, method, iterations=8)
+        plain["network"]["dropout"] = 0.0
+        plain["method"] |= {"consistency_weight": 0.0} if method == "mean_teacher" else {}
+        runs.append(weights(train(parse(RunConfig, plain), tmp_path / method, quiet=True)))
+    supervised, taught = runs
+    for name, value in supervised.items():
+        torch.testing.assert_close(taught[name.replace("student.", "pair.student.")], value)
+
+
 def test_a_run_says_what_seems_wrong_once_even_when_it_is_quiet(config, tmp_path, capsys):
     method = {"name": "mean_teacher", "consistency_weight": 0.0}
     settings = config("mean_teacher", iterations=40)

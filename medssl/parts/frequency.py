@@ -38,8 +38,9 @@ def split_frequencies(
 
     Args:
         kind: `haar`: low is what the coarsest band of a 3D Haar wavelet transform gives back, the mean of each block of
-            `2^levels` voxels. `gauss`: low is smoothed by a Gaussian. `fft`: the same Gaussian, whole, as a product of
-            Fourier transforms; the better choice for a large `sigma`.
+            `2^levels` voxels; blocks start at the first voxel, so a patch cut elsewhere has other ones. `gauss`: low is
+            smoothed by a Gaussian. `fft`: the same Gaussian, whole, as a product of Fourier transforms; the better
+            choice for a large `sigma`.
         levels: `haar`: how often the finest axis is halved; a coarser one is halved less often. 0: low is the image.
         sigma: `gauss` and `fft`: standard deviation in mm. 0: low is the image.
         spacing: mm between voxels along each axis.

@@ -7,7 +7,7 @@ from scipy import ndimage
 from torch import nn
 
 from medssl.methods import METHODS
-from medssl.parts.losses import dice_ce
+from medssl.parts.losses import dice_ce, dice_loss
 from medssl.parts.mix import paste, random_box
 from medssl.parts.sample import Progress, Sample, TrainBatch, concat
 from medssl.parts.schedules import generator
@@ -44,6 +44,51 @@ def test_a_box_over_everything_leaves_the_unlabelled_volume_inside_and_the_label
     torch.testing.assert_close(losses["out"], outward)
 
 
+def test_without_a_box_one_pair_is_the_labelled_volume_and_the_other_the_unlabelled():
+    method, data = build(alpha=0.5), batch()
+    nothing = torch.zeros(SHAPE, dtype=torch.bool)
+    one, two = Sample.of(data.image, data.label), method.pseudo_label(data.unlabelled)
+    inward, outward = paste(inside=two, outside=one, box=nothing), paste(inside=one, outside=two, box=nothing)
+    assert torch.equal(inward.image, data.image)
+    logits = method.pair.student(data.image)
+    torch.testing.assert_close(method.mixed_loss(logits, inward, nothing), dice_ce(logits, data.label, dice="linear"))
+    logits = method.pair.student(data.unlabelled)
+    expected = 0.5 * dice_ce(logits, two.target, dice="linear")
+    torch.testing.assert_close(method.mixed_loss(logits, outward, nothing), expected)
+
+
+@pytest.mark.parametrize("weighting", ["region", "voxel"])
+def test_inward_pasting_is_outward_pasting_with_the_mask_turned_over(weighting):
+    method, data, box = build(weighting=weighting), batch(), random_box(SHAPE, 2 / 3, generator(0))
+    one, two = Sample.of(data.image, data.label), method.pseudo_label(data.unlabelled)
+    inward, outward = paste(inside=two, outside=one, box=box), paste(inside=one, outside=two, box=~box)
+    assert torch.equal(inward.image, outward.image)
+    logits = method.pair.student(inward.image)
+    torch.testing.assert_close(method.mixed_loss(logits, inward, box), method.mixed_loss(logits, outward, ~box))
+
+
+def test_a_teacher_that_knows_the_truth_makes_it_supervised_learning_on_pasted_volumes():
+    method, data = build(alpha=1.0, largest_component=False, pretrain=0.0), batch()
+    with torch.no_grad():
+        truth = method.pair.teacher(data.unlabelled).argmax(1)
+    losses = method.step(data, LATER, generator(0)).losses
+    box = random_box(SHAPE, 2 / 3, generator(0))
+    image = torch.where(box, data.unlabelled[:1], data.image[1:]), torch.where(box, data.image[:1], data.unlabelled[1:])
+    target = torch.where(box, truth[:1], data.label[1:]), torch.where(box, data.label[:1], truth[1:])
+    for loss, x, y in zip((losses["in"], losses["out"]), image, target, strict=True):
+        sides = torch.stack([box, ~box]).unsqueeze(1).float()
+        torch.testing.assert_close(loss, dice_ce(method.pair.student(x), y, sides, dice="linear").sum())
+
+
+def test_two_regions_are_more_than_the_whole():
+    """Each region is a mean by itself, so the released loss of a volume is about twice that of the whole volume."""
+    torch.manual_seed(2)
+    logits, target = torch.randn(2, 3, *SHAPE), torch.randint(0, 3, (2, *SHAPE))
+    box = random_box(SHAPE, 0.5, generator(0))
+    loss = build(dice="squared").mixed_loss(logits, Sample.of(logits[:, :1], target), box)
+    assert 1.8 < loss / dice_ce(logits, target) < 2.2
+
+
 @pytest.mark.parametrize("dice", ["linear", "squared"])
 @pytest.mark.parametrize("side", [2 / 3, 1.0])
 def test_released_weighting_sums_the_two_region_means(dice, side):
@@ -67,6 +112,19 @@ def test_voxel_weighting_with_full_trust_is_the_plain_loss_on_the_mixed_label():
     box = random_box(SHAPE, 2 / 3, generator(0))
     mixed = Sample.of(logits[:, :1], target)
     torch.testing.assert_close(method.mixed_loss(logits, mixed, box), dice_ce(logits, target, dice="linear"))
+
+
+def test_voxel_weighting_averages_over_all_voxels_those_of_the_teacher_counting_less():
+    method = build(weighting="voxel", alpha=0.3)
+    torch.manual_seed(2)
+    logits, target = torch.randn(2, 3, *SHAPE), torch.randint(0, 3, (2, *SHAPE))
+    box = random_box(SHAPE, 0.5, generator(0))
+    image = logits[:, :1]
+    mixed = paste(inside=Sample.of(image, target, trust=0.3), outside=Sample.of(image, target), box=box)
+    weight = torch.where(box, 0.3, 1.0).expand(2, *SHAPE)
+    surprise = nn.functional.cross_entropy(logits, target, reduction="none")
+    expected = ((weight * surprise).mean() + dice_loss(logits, target, weight, "linear")) / 2
+    torch.testing.assert_close(method.mixed_loss(logits, mixed, box), expected)
 
 
 def test_without_trust_the_unlabelled_side_has_no_gradient():

@@ -14,8 +14,9 @@ from medssl.networks import NetworkConfig, make_network
 from medssl.parts.sample import Progress, TrainBatch
 from medssl.parts.schedules import generator
 from medssl.run import build_method, load_run_config, parse_method
+from medssl.trainer import TrainConfig, make_optimizer
 
-CASES = [(1, 2, (5, 6, 7)), (1, 4, (8, 8, 4)), (2, 3, (6, 5, 9))]
+CASES = [(1, 2, (5, 6, 7)), (1, 4, (8, 8, 4)), (2, 3, (6, 5, 9)), (1, 3, (7, 9, 1))]  # the last one is a slice
 STAGES = [Progress(0, 100), Progress(60, 100), Progress(90, 100)]
 ROUND = 5
 """Steps of a run of 100 within which every student learns; groups take turns in some methods."""
@@ -220,6 +221,39 @@ def test_teachers_stay_in_evaluation_mode(name):
     method = build(name, 1, 3).train()
     assert all(student.training for student in method.students())
     assert not any(teacher.training for teacher in method.teachers())
+
+
+@pytest.mark.parametrize("progress", STAGES, ids=["start", "later", "end"])
+def test_teachers_look_at_unlabelled_patches_alone(name, progress):
+    method, batch, seen = build(name, 1, 3), make_batch(1, 3, (5, 6, 7)), []
+    for teacher in method.teachers():
+        teacher.register_forward_pre_hook(lambda net, args: seen.append(args[0]))
+    method.step(replace(batch, image=batch.image + 1000), progress, generator(0))
+    assert all(image.abs().max() < 100 for image in seen)
+    assert bool(seen) is bool(method.teachers()) or progress is STAGES[0]
+
+
+def test_the_optimiser_holds_each_network_that_learns_once_and_no_teacher(name):
+    method = build(name, 1, 3)
+    held = [p for group in make_optimizer(method, TrainConfig()).param_groups for p in group["params"]]
+    learning = [p for net in (*method.students(), *method.helpers()) for p in net.parameters()]
+    assert sorted(map(id, held)) == sorted(map(id, learning))
+    assert not {id(p) for teacher in method.teachers() for p in teacher.parameters()} & set(map(id, held))
+
+
+def test_gauges_of_all_methods_have_the_same_names(name):
+    """At the end of a run, when every method uses unlabelled patches."""
+    method = build(name, 1, 3)
+    stats = method.step(make_batch(1, 3, (5, 6, 7)), STAGES[-1], generator(0)).stats
+    if not METHODS[name].needs_unlabelled:
+        assert not stats
+        return
+    for kind in ("prior", "pseudo"):
+        torch.testing.assert_close(sum(stats[f"{kind}/{value}"] for value in range(3)), torch.tensor(1.0))
+    assert 0 <= stats["gap"] <= 1
+    assert ("dissent" in stats) == (name in {"cfc_mt", "ucf_mix", "rail", "umct"})
+    assert ("selected" in stats) == (name in {"uamt", "fixmatch", "ucf_mix", "sss", "combined"})
+    assert 0 <= stats.get("selected", 0) <= 1
 
 
 def test_works_with_the_real_network_and_thick_slices(name):

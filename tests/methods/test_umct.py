@@ -1,6 +1,7 @@
 """What multi-view co-training promises: who labels for whom, and what a view is."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from medssl.errors import ConfigError
 from medssl.methods import METHODS
 from medssl.networks import NetworkConfig, make_network
-from medssl.parts.losses import dice_loss
+from medssl.parts.losses import dice_loss, soft_dice_loss
 from medssl.parts.sample import Progress, TrainBatch
 from medssl.parts.schedules import generator
 from medssl.run import parse_method
@@ -107,6 +108,23 @@ def test_with_two_views_each_learns_from_the_other_whatever_the_uncertainty():
     torch.testing.assert_close(method.targets(probs, torch.rand_like(uncertainty)), probs.flip(0))
 
 
+def test_losses_are_those_of_the_equations():
+    """Three views: each is told the mean of the others by one over their uncertainty, and all are summed."""
+    method, data = build(cotraining_weight=0.7, floor=1e-3), batch()
+    losses = step(method).losses
+    logits = [net(data.unlabelled) for net in method.nets]
+    probs = [z.detach().softmax(1) for z in logits]
+    doubt = [-(p * p.log()).sum(1).mean((1, 2, 3)) / math.log(3) for p in probs]
+    counts = [(1 / (u + 1e-3)).view(-1, 1, 1, 1, 1) for u in doubt]
+    told = 0.0
+    for v, z in enumerate(logits):
+        others = [u for u in range(3) if u != v]
+        q = sum(counts[u] * probs[u] for u in others) / sum(counts[u] for u in others)
+        told += soft_dice_loss(z, q)
+    torch.testing.assert_close(losses["cotraining"], 0.7 * told)
+    torch.testing.assert_close(losses["supervised"], sum(dice_loss(net(data.image), data.label) for net in method.nets))
+
+
 def test_cotraining_gives_no_gradient_through_the_target():
     method = build(views=SIX[:2])
     result = step(method)
@@ -159,6 +177,13 @@ class TestDropout:
         torch.testing.assert_close(method.state_dict(), before, rtol=0, atol=0)
         assert torch.equal(torch.get_rng_state(), random)
         assert all(module.training for module in method.modules())
+
+    def test_a_single_pass_has_no_variance_and_views_then_count_alike(self):
+        method = build(NETWORK.changed(dropout=0.2), uncertainty="dropout", passes=1)
+        probs, uncertainty = opinions(method)
+        assert (uncertainty == 0).all()
+        torch.testing.assert_close(method.targets(probs, uncertainty)[0], (probs[1] + probs[2]) / 2)
+        assert torch.isfinite(step(method).losses["cotraining"])
 
     def test_is_asked_for_where_it_is_missing(self):
         with pytest.raises(ConfigError, match=r"network\.dropout above 0"):

@@ -163,6 +163,18 @@ def test_a_split_turns_with_the_image_on_even_sides(kind, order, flips):
     torch.testing.assert_close(turned[1], view.apply(high), rtol=0, atol=1e-5)
 
 
+def test_haar_blocks_belong_to_the_patch_and_the_gaussian_to_the_voxels():
+    """Cut one voxel further, the same voxels are in other blocks; two further, in the same."""
+    volume = image((12, 12, 12))
+
+    def low_of_the_middle(start, kind):
+        return split_frequencies(volume[..., start:], kind, sigma=0.4)[0][..., 4 - start : -4]
+
+    for start, alike in ((1, False), (2, True)):
+        assert torch.allclose(low_of_the_middle(start, "haar"), low_of_the_middle(0, "haar"), atol=1e-6) is alike
+        assert torch.allclose(low_of_the_middle(start, "gauss"), low_of_the_middle(0, "gauss"), atol=1e-6)
+
+
 def test_splitting_then_mixing_is_mixing_the_parts_of_the_sum(kind):
     one, two, box = image(), image(seed=1), torch.zeros(5, 6, 7, dtype=torch.bool)
     box[1:3, 2:5, :4] = True

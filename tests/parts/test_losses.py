@@ -210,6 +210,13 @@ def test_linear_dice_is_the_mean_over_volumes_and_squared_is_not():
         assert torch.isclose(whole, sum(parts) / 2, atol=1e-7).item() is same
 
 
+@pytest.mark.parametrize("form", ["linear", "squared"])
+def test_the_order_of_voxels_does_not_matter(form):
+    logits, target = batch()
+    turned = dice_ce(logits.flip(2).transpose(3, 4), target.flip(1).transpose(2, 3), dice=form)
+    torch.testing.assert_close(turned, dice_ce(logits, target, dice=form))
+
+
 def test_half_precision_logits_give_finite_float32():
     logits, target = batch()
     loss = dice_ce(1000 * logits.half(), target)
