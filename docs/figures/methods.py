@@ -33,7 +33,7 @@ from medssl.data.phantoms import write_dataset
 from medssl.data.splits import make_split, write_split
 from medssl.figures import class_colour, grey_window
 from medssl.methods.base import at_rest
-from medssl.methods.combined import disputed
+from medssl.methods.combined import Said
 from medssl.methods.inside import decoder_blocks, with_fewer_channels
 from medssl.parts.mix import paste, random_box
 from medssl.parts.perturb import strong_view
@@ -338,15 +338,16 @@ def combined(scene: Scene) -> list[Panel]:
     method, batch = scene.method, scene.batch
     weak = batch.weak_view()
     probs = torch.stack([at_rest(net, weak).softmax(1) for net in method.teachers()])
-    told, labelled = method.told(0, batch.unlabelled, probs).pseudo, Sample.of(batch.image, batch.label)
+    said = Said.of(probs)
+    told, labelled = method.told(0, batch.unlabelled, said).pseudo, Sample.of(batch.image, batch.label)
     box = random_box(batch.image.shape[2:], method.config.box, scene.rng)
-    pasted, there = paste(told[:1], labelled[1:], box), [(disputed(probs), ORANGE)]
+    pasted, there = paste(told[:1], labelled[1:], box), [(said.disputed, RED)]
     z = busiest(pasted.target * box)
     return [
         Panel("labelled patch, which students see whole too", batch.image[1:], z, line=batch.label[1:]),
         Panel("unlabelled patch, grey levels unchanged: teacher 1", weak, z, fill=likeliest(probs[0])),
         Panel("teacher 2, of another group", weak, z, fill=likeliest(probs[1])),
-        Panel("both together; orange: disputed, less trusted", weak, z, fill=told.target, marks=there),
+        Panel("both together; red: disputed, less trusted", weak, z, fill=told.target, marks=there),
         Panel("pasted into the labelled patch, with its target", pasted.image, z, boxes=[box[None]],
               line=pasted.target * ~box, fill=pasted.target * box),
     ]  # fmt: skip
