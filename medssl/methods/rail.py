@@ -47,7 +47,7 @@ class RAIL(Method):
       there, and in the second half of the disagreement term a softmax over one.
     - The teacher predicts once a step, in evaluation mode; so do resting students, without gradients.
     - A group sees new patches in its turn. The released code keeps two epochs of patches, so that each group sees each.
-    - Dice counts background as a class, and the learning rate is the trainer's.
+    - The learning rate is the trainer's.
     - The two architectures are what `networks` makes of the `network` section: plain and residual blocks for the
       paper's V-Net and its V-Net with a ResNet encoder.
     """

@@ -31,8 +31,7 @@ class UAMT(MeanTeacher):
     prediction (the paper's uncertainty) must be below a threshold, which rises from 0.75 (and a little) to 1 times that
     of a uniform prediction. The target is one further prediction, with noise.
 
-    The released code keeps dropout live in that one as well, writes log 2 for any number of classes, and takes Dice of
-    the foreground alone.
+    The released code keeps dropout live in that one as well, and writes log 2 for any number of classes.
     """
 
     class Config(MeanTeacher.Config):

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from medssl.parts import processes
 
-DiceForm = Literal["linear", "squared"]
+DiceForm = Literal["linear", "squared", "foreground"]
 
 _CACHED = 2**18
 """Logits that a CPU takes at once: its cache holds them a few times over."""
@@ -41,7 +41,7 @@ def dice_ce(
         dice: see `dice_loss`.
 
     Returns:
-        A scalar, or `(R,)`; 0 where every weight is 0. Background counts as a class.
+        A scalar, or `(R,)`; 0 where every weight is 0. Background counts as a class, in Dice unless its form says not.
     """
     return _loss(logits, target, weight, dice, 0.5, eps)
 
@@ -54,11 +54,12 @@ def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None, 
 def dice_loss(
     logits: Tensor, target: Tensor, weight: Tensor | None = None, form: DiceForm = "squared", eps: float = 1e-5
 ) -> Tensor:
-    """One minus soft Dice, averaged over all classes, background included. Shapes as `dice_ce`.
+    """One minus soft Dice, averaged over classes. Shapes as `dice_ce`.
 
     Args:
-        form: `squared` sums over batch and voxels with `p^2 + t^2` below the line; `linear` sums over the
-            voxels of each volume apart with `p + t` below it, and averages over volumes.
+        form: `squared` sums over batch and voxels with `p^2 + t^2` below the line, `foreground` does so too and leaves
+            the background out of the mean; `linear` sums over the voxels of each volume apart with `p + t` below it,
+            and averages over volumes.
 
     Returns:
         A scalar, or `(R,)`; an empty region or class counts as perfect, since both sums are then `eps`.
@@ -164,7 +165,7 @@ class _VoxelLoss(torch.autograd.Function):
 
         # Where a sum is that of all processes, its gradient counts as often, since they average theirs afterwards.
         ce, ce_copies, dice_copies = ce.sum(2), 1, 1
-        if form == "squared":
+        if form in ("squared", "foreground"):
             ce, dice = _over_processes(ce, dice.sum(2, keepdim=True))
             ce_copies = dice_copies = processes.count()
         elif weight is not None and ce_share > 0:
@@ -173,11 +174,12 @@ class _VoxelLoss(torch.autograd.Function):
 
         normaliser, size = ce[1].clamp_min(eps), dice[1] + eps
         ratio = (2 * dice[0] + eps) / size  # (R, B or 1, C)
+        share = _class_shares(ratio, form)
         by_nll = ce_share * ce_copies / normaliser
-        by_overlap = -2 * (1 - ce_share) * dice_copies / ratio[0].numel() / size
+        by_overlap = -2 * (1 - ce_share) * dice_copies * share / size
         ctx.save_for_backward(probs, target, weight, by_nll, by_overlap, -ratio * by_overlap / 2)
         ctx.form, ctx.shape, ctx.dtype = form, logits.shape, logits.dtype
-        return ce_share * ce[0] / normaliser + (1 - ce_share) * (1 - ratio.flatten(1).mean(1))
+        return ce_share * ce[0] / normaliser + (1 - ce_share) * (1 - (share * ratio).sum((1, 2)))
 
     @staticmethod
     @once_differentiable
@@ -198,6 +200,16 @@ class _VoxelLoss(torch.autograd.Function):
             slope += pull - (slope * here).sum(1, keepdim=True)
             torch.sub(slope.mul_(here), onehot.mul_(pull), out=out)
         return change, None, None, None, None, None
+
+
+def _class_shares(ratio: Tensor, form: DiceForm | None) -> Tensor:
+    """What each class counts in the mean of `(R, B, C)`, `(C,)`."""
+    _, volumes, classes = ratio.shape
+    share = ratio.new_ones(classes)
+    if form == "foreground":
+        share[0] = 0
+        classes -= 1
+    return share / (volumes * classes)
 
 
 def _ce_sums(logits: Tensor, probs: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:

@@ -26,13 +26,15 @@ def plain_dice(logits, target, weight, form, eps=1e-5):
     probs, onehot, weight = logits.softmax(1), F.one_hot(target, logits.shape[1]).movedim(-1, 1), weight.unsqueeze(1)
     space, below = ((2, 3, 4), probs + onehot) if form == "linear" else ((0, 2, 3, 4), probs**2 + onehot)
     overlap, size = (weight * probs * onehot).sum(space), (weight * below).sum(space)
-    return 1 - ((2 * overlap + eps) / (size + eps)).mean()
+    ratio = (2 * overlap + eps) / (size + eps)
+    return 1 - (ratio[1:] if form == "foreground" else ratio).mean()
 
 
 LOSSES = {  # name: what is tested, and the plain way
     "cross_entropy": (cross_entropy, plain_cross_entropy),
     "linear dice": (lambda *of: dice_loss(*of, "linear"), lambda *of: plain_dice(*of, "linear")),
     "squared dice": (lambda *of: dice_loss(*of, "squared"), lambda *of: plain_dice(*of, "squared")),
+    "foreground dice": (lambda *of: dice_loss(*of, "foreground"), lambda *of: plain_dice(*of, "foreground")),
     "linear sum": (
         lambda *of: dice_ce(*of, dice="linear"),
         lambda *of: (plain_cross_entropy(*of) + plain_dice(*of, "linear")) / 2,
@@ -40,6 +42,10 @@ LOSSES = {  # name: what is tested, and the plain way
     "squared sum": (
         lambda *of: dice_ce(*of, dice="squared"),
         lambda *of: (plain_cross_entropy(*of) + plain_dice(*of, "squared")) / 2,
+    ),
+    "foreground sum": (
+        lambda *of: dice_ce(*of, dice="foreground"),
+        lambda *of: (plain_cross_entropy(*of) + plain_dice(*of, "foreground")) / 2,
     ),
 }
 
@@ -61,8 +67,10 @@ class TestAgainstThePlainWay:
         torch.testing.assert_close(value.double(), expected, atol=1e-6, rtol=1e-6)
         torch.testing.assert_close(gradient.double(), slope, atol=1e-6 * slope.abs().max().item() + 1e-9, rtol=1e-5)
 
-    @pytest.mark.parametrize("name", LOSSES)
-    @pytest.mark.parametrize("classes", [1, 2, 3, 5])
+    @pytest.mark.parametrize(
+        ("name", "classes"),
+        [(name, n) for name in LOSSES for n in (1, 2, 3, 5) if n > 1 or "foreground" not in name],
+    )
     @pytest.mark.parametrize("weighted", [False, True])
     def test_value_and_gradient(self, name, classes, weighted):
         logits, target = batch(classes)
@@ -158,21 +166,21 @@ class TestRegions:
         assert (gradient == 0).all()
 
 
-@pytest.mark.parametrize("form", ["linear", "squared"])
+@pytest.mark.parametrize("form", ["linear", "squared", "foreground"])
 def test_a_sure_and_right_prediction_costs_nothing(form):
     _, target = batch()
     logits = 50 * torch.nn.functional.one_hot(target, 3).movedim(-1, 1).float()
     assert dice_ce(logits, target, dice=form).item() == pytest.approx(0, abs=1e-5)
 
 
-@pytest.mark.parametrize("form", ["linear", "squared"])
+@pytest.mark.parametrize("form", ["linear", "squared", "foreground"])
 def test_weight_zero_everywhere_costs_exactly_nothing(form):
     logits, target = batch()
     weight = torch.zeros(2, 5, 6, 7)
     assert dice_ce(logits, target, weight, dice=form).item() == 0
 
 
-@pytest.mark.parametrize("form", ["linear", "squared"])
+@pytest.mark.parametrize("form", ["linear", "squared", "foreground"])
 def test_weight_zero_hides_a_voxel(form):
     logits, target = batch()
     weight = torch.ones(2, 5, 6, 7)
@@ -200,6 +208,7 @@ def test_dice_by_hand():
     # linear: background 0 / 0.5, foreground 1 / 1.5; squared: 0 / 0.25, 1 / 1.25
     assert dice_loss(logits, target, form="linear").item() == pytest.approx(1 - (0 + 2 / 3) / 2, abs=1e-4)
     assert dice_loss(logits, target, form="squared").item() == pytest.approx(1 - (0 + 0.8) / 2, abs=1e-4)
+    assert dice_loss(logits, target, form="foreground").item() == pytest.approx(1 - 0.8, abs=1e-4)
 
 
 def test_linear_dice_is_the_mean_over_volumes_and_squared_is_not():
@@ -210,7 +219,7 @@ def test_linear_dice_is_the_mean_over_volumes_and_squared_is_not():
         assert torch.isclose(whole, sum(parts) / 2, atol=1e-7).item() is same
 
 
-@pytest.mark.parametrize("form", ["linear", "squared"])
+@pytest.mark.parametrize("form", ["linear", "squared", "foreground"])
 def test_the_order_of_voxels_does_not_matter(form):
     logits, target = batch()
     turned = dice_ce(logits.flip(2).transpose(3, 4), target.flip(1).transpose(2, 3), dice=form)
@@ -310,6 +319,7 @@ def test_two_processes_have_the_loss_and_gradient_of_the_joint_batch(tmp_path):
             torch.testing.assert_close(
                 torch.cat([one, two]) / 2, slope, atol=1e-7, rtol=1e-5
             )  # as gradients are averaged
-            if "squared" in name or (name == "cross_entropy" and weight is not None):
+            joint = "squared" in name or "foreground" in name
+            if joint or (name == "cross_entropy" and weight is not None):
                 torch.testing.assert_close(first, expected, atol=1e-6, rtol=0)
                 torch.testing.assert_close(second, expected, atol=1e-6, rtol=0)
