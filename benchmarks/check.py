@@ -11,15 +11,13 @@ cases of the set should not be called far from the labelled ones, and strangers,
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import processor
+from machine import tell
 
 from medssl.data.cases import Case
 from medssl.data.check import check, check_cases
@@ -42,13 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(argv)
-    rows = [measure(folder, options) for folder in options.sets]
-    for row in rows:
-        print(json.dumps(row, indent=1))
-    if options.out is not None:
-        facts = {"command": " ".join(["python", *sys.argv]), "processor": processor(), "rows": rows}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(facts, indent=1) + "\n")
+    tell([measure(folder, options) for folder in options.sets], options.out)
 
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import sys
 from importlib.metadata import version
@@ -24,6 +25,16 @@ def facts() -> dict[str, Any]:
         "cuda": torch.version.cuda if gpu else None,
         "monai": version("monai"),
     }
+
+
+def tell(rows: list[dict[str, Any]], out: Path | None) -> None:
+    """Print rows of results, and keep them in a JSON file with the command and the processor."""
+    for row in rows:
+        print(json.dumps(row, indent=1))
+    if out is not None:
+        result = {"command": " ".join(["python", *sys.argv]), "processor": processor(), "rows": rows}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def processor() -> str:

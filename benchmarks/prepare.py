@@ -13,10 +13,8 @@ read at random places from files in the system's cache.
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,7 +24,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from machine import processor
+from machine import tell
 from numpy.typing import NDArray
 
 from medssl.data.cases import DatasetConfig
@@ -61,12 +59,7 @@ def main(argv: list[str] | None = None) -> None:
             "resampled": Recipe(intensity=CLIP, spacing=tuple(COARSER * mm for mm in spacing)),
         }
         rows = [measure(root, name, recipe, options) for name, recipe in recipes.items()]
-    for row in rows:
-        print(json.dumps(row, indent=1))
-    if options.out is not None:
-        facts = {"command": " ".join(["python", *sys.argv]), "processor": processor(), "rows": rows}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(facts, indent=1) + "\n")
+    tell(rows, options.out)
 
 
 def draw_dataset(folder: Path, shape: list[int], cases: int) -> tuple[float, ...]:

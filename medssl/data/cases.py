@@ -17,8 +17,6 @@ from medssl.errors import ConfigError, DataError
 
 IGNORED = 255
 """The class of a voxel that nobody annotated, in prepared labels; see `DatasetConfig.ignore`."""
-
-
 LARGEST_VALUE = 65_535
 """Of a class in label files."""
 

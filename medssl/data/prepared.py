@@ -403,9 +403,9 @@ def _even(image: NDArray[np.float32]) -> GreyLevels:
     """LEVELS levels over the range of each channel."""
     codes, levels = np.empty(image.shape, np.uint16), np.empty((len(image), 2), np.float32)
     for channel, place, scale in zip(image, codes, levels, strict=True):
-        low, high = float(channel.min()), float(channel.max())
-        scale[:] = low, (high - low) / (LEVELS - 1)
-        place[...] = _numbers(channel, low, (high - low) / (LEVELS - 1))
+        low = float(channel.min())
+        step = (float(channel.max()) - low) / (LEVELS - 1)
+        scale[:], place[...] = (low, step), _numbers(channel, low, step)
     return GreyLevels(codes, levels)
 
 
