@@ -2,6 +2,8 @@
 
     python benchmarks/prepare.py --out benchmarks/results/prepare.json
     python benchmarks/prepare.py --shape 400 400 300 --cases 2 --rounds 1 --out benchmarks/results/prepare-large.json
+    python benchmarks/prepare.py --shape 300 300 224 --cases 1 --rounds 1 --patches 96 --codecs \\
+        --out benchmarks/results/prepare-codecs.json
 
 The bare cost is reading, resampling and compressing by the same libraries in as many processes, in turns with
 `prepare`, which checks, finds the foreground and normalises besides; CPU seconds of all processes are compared, which
@@ -13,6 +15,7 @@ read at random places from files in the system's cache.
 from __future__ import annotations
 
 import argparse
+import itertools
 import resource
 import shutil
 import tempfile
@@ -22,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import blosc2
 import nibabel as nib
 import numpy as np
 from machine import tell
@@ -31,7 +35,7 @@ from medssl.data.cases import DatasetConfig
 from medssl.data.check import survey
 from medssl.data.nifti import read_image, write_image
 from medssl.data.phantoms import KINDS, draw
-from medssl.data.prepared import BLOCK, PreparedCase, _save
+from medssl.data.prepared import BLOCK, GreyLevels, PreparedCase, _save
 from medssl.data.recipe import Intensity, Recipe, Turn
 from medssl.machine import available_cpus
 from medssl.prepare import BYTES_PER_VOXEL, BYTES_PER_WORKER, Task, prepare, prepare_case
@@ -49,6 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=available_cpus())
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--patches", nargs="+", type=int, default=[64, 96, 128])
+    parser.add_argument("--codecs", action="store_true", help="store the first case in other ways too")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
@@ -105,6 +110,8 @@ def measure(root: Path, name: str, recipe: Recipe, options: argparse.Namespace) 
         **sizes(root, list(dataset.cases.values())),
         "patches_per_second": reads(next(iter(dataset.cases.values())), root, options.patches),
     }
+    if options.codecs:
+        row["other_stores"] = other_stores(next(iter(dataset.cases.values())), root, options.patches[-1])
     shutil.rmtree(out)
     shutil.rmtree(root / "peak")
     return row
@@ -170,6 +177,34 @@ def reads(case: PreparedCase, root: Path, sides: list[int]) -> dict[str, dict[st
             "npy memmap over store": round(rates["npy memmap"] / rates["store"], 1),
         }
     return found
+
+
+def other_stores(case: PreparedCase, root: Path, side: int) -> dict[str, dict[str, float]]:
+    """Size beside a float32 `.npy`, and milliseconds for a patch, of numbers of levels and of float32 by codec.
+
+    *In memory* is what turning numbers into float32 takes by itself, without reading or decompressing.
+    """
+    stored = case.open_image()
+    values, path = stored[...], root / "other.b2nd"
+    patch = tuple(min(side, n) for n in values.shape[1:])
+    kinds = {"float32": values}
+    found = {}
+    if isinstance(stored, GreyLevels):
+        kinds["numbers"] = codes = stored.codes[...]
+        loose = GreyLevels(codes, stored.levels)
+        found["numbers in memory"] = {"milliseconds": 1e3 / rate(lambda box: loose[box], codes.shape, patch, 60)}
+    for name, array in kinds.items():
+        for codec, filter in itertools.product(("LZ4", "ZSTD"), ("BITSHUFFLE", "SHUFFLE")):
+            cparams = blosc2.CParams(codec=blosc2.Codec[codec], clevel=1, filters=[blosc2.Filter[filter]], nthreads=1)
+            blocks = (1, *(min(BLOCK, n) for n in array.shape[1:]))
+            chunks = (1, *(min(4 * BLOCK, n) for n in array.shape[1:]))
+            blosc2.asarray(array, urlpath=str(path), mode="w", chunks=chunks, blocks=blocks, cparams=cparams)
+            opened = blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1))
+            spent = 1e3 / rate(lambda box: np.asarray(opened[box]), array.shape, patch, 60)  # noqa: B023
+            found[f"{name} {codec} {filter}"] = {
+                "over_npy": path.stat().st_size / values.nbytes, "milliseconds": spent,
+            }  # fmt: skip
+    return {name: {key: round(value, 3) for key, value in row.items()} for name, row in found.items()}
 
 
 def rate(read: Callable[[Any], Any], shape: tuple[int, ...], patch: tuple[int, ...], count: int) -> float:
