@@ -35,7 +35,7 @@ from medssl.data.cases import DatasetConfig
 from medssl.data.check import survey
 from medssl.data.nifti import read_image, write_image
 from medssl.data.phantoms import KINDS, draw
-from medssl.data.prepared import BLOCK, GreyLevels, PreparedCase, _save
+from medssl.data.prepared import BLOCK, GreyLevels, PreparedCase, _open, _save
 from medssl.data.recipe import Intensity, Recipe, Turn
 from medssl.machine import available_cpus
 from medssl.prepare import BYTES_PER_VOXEL, BYTES_PER_WORKER, Task, prepare, prepare_case
@@ -141,7 +141,10 @@ def bare(job: Bare) -> None:
     image = grid.resample_image(np.ascontiguousarray(turn.apply(image)[box]))
     low, high = image.min(), image.max()
     codes = ((image - low) * (65535 / (high - low))).astype(np.uint16)
-    _save(job.out / f"{job.case.id}-image.b2nd", codes[None], blocks=(1, BLOCK, BLOCK, BLOCK))
+    if grid.spacing == grid.cropped_spacing:
+        _save(job.out / f"{job.case.id}-image.b2nd", codes[None], blocks=(1, BLOCK, BLOCK, BLOCK))
+    else:
+        np.save(job.out / f"{job.case.id}-image.npy", codes[None])  # as the store does
     label = np.asarray(nib.load(job.case.label.path).dataobj)
     label = grid.resample_label(np.ascontiguousarray(turn.apply(label)[box]))
     _save(job.out / f"{job.case.id}-label.b2nd", label, blocks=(BLOCK, BLOCK, BLOCK))
@@ -182,7 +185,7 @@ def reads(case: PreparedCase, root: Path, sides: list[int]) -> dict[str, dict[st
 def other_stores(case: PreparedCase, root: Path, side: int) -> dict[str, dict[str, float]]:
     """Size beside a float32 `.npy`, and milliseconds for a patch, of numbers of levels and of float32 by codec.
 
-    *In memory* is what turning numbers into float32 takes by itself, without reading or decompressing.
+    *Plain* numbers lie in a `.npy`, memory-mapped.
     """
     stored = case.open_image()
     values, path = stored[...], root / "other.b2nd"
@@ -190,16 +193,22 @@ def other_stores(case: PreparedCase, root: Path, side: int) -> dict[str, dict[st
     kinds = {"float32": values}
     found = {}
     if isinstance(stored, GreyLevels):
-        kinds["numbers"] = codes = stored.codes[...]
-        loose = GreyLevels(codes, stored.levels)
-        found["numbers in memory"] = {"milliseconds": 1e3 / rate(lambda box: loose[box], codes.shape, patch, 60)}
+        kinds["numbers"] = codes = np.asarray(stored.codes[...])
+        np.save(root / "other.npy", codes)
+        plain = GreyLevels(np.load(root / "other.npy", mmap_mode="r"), stored.levels)
+        found["numbers plain"] = {
+            "over_npy": (root / "other.npy").stat().st_size / values.nbytes,
+            "milliseconds": 1e3 / rate(lambda box: plain[box], codes.shape, patch, 60),
+        }
     for name, array in kinds.items():
         for codec, filter in itertools.product(("LZ4", "ZSTD"), ("BITSHUFFLE", "SHUFFLE")):
             cparams = blosc2.CParams(codec=blosc2.Codec[codec], clevel=1, filters=[blosc2.Filter[filter]], nthreads=1)
             blocks = (1, *(min(BLOCK, n) for n in array.shape[1:]))
             chunks = (1, *(min(4 * BLOCK, n) for n in array.shape[1:]))
             blosc2.asarray(array, urlpath=str(path), mode="w", chunks=chunks, blocks=blocks, cparams=cparams)
-            opened = blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1))
+            opened = _open(path)
+            if name == "numbers":
+                opened = GreyLevels(opened, stored.levels)
             spent = 1e3 / rate(lambda box: np.asarray(opened[box]), array.shape, patch, 60)  # noqa: B023
             found[f"{name} {codec} {filter}"] = {
                 "over_npy": path.stat().st_size / values.nbytes, "milliseconds": spent,

@@ -54,6 +54,8 @@ def as_classes(label: Volume, config: DatasetConfig) -> Volume:
 def mapped(array: NDArray[np.int32], places: Mapping[int, int]) -> NDArray[np.int32]:
     """The place of each value, and -1 where it has none."""
     low, high = min(places, default=0) - 1, max(places, default=0) + 1  # both have none, as everything beyond them
+    if all(places.get(value) == value for value in range(low + 1, high)) and low < array.min() and array.max() < high:
+        return array
     table = np.full(high - low + 1, -1, np.int32)
     for value, place in places.items():
         table[value - low] = place

@@ -2,6 +2,7 @@
 
     prepared/dataset.json              settings and case list; written last, so its presence means "complete"
     prepared/cases/<id>/image.b2nd     (M, x, y, z), chunked, read in part: numbers of grey levels, or float32
+    prepared/cases/<id>/image.npy      (M, x, y, z) uint16, in its stead: numbers of even grey levels, memory-mapped
     prepared/cases/<id>/levels.npy     (n,) float32: the grey levels, or (M, 2): lowest and step; absent for float32
     prepared/cases/<id>/label.b2nd     (x, y, z) uint8; absent for an unlabelled case
     prepared/cases/<id>/centres.npy    (n, 4) uint16: class, x, y, z of foreground voxels; beside the label
@@ -69,9 +70,10 @@ class PreparedCase:
         return self.label is not None
 
     def open_image(self) -> Any:
-        """The image as an array that decompresses what is sliced, `(M, x, y, z)`."""
-        codes, levels = _open(self.folder / "image.b2nd"), self.folder / "levels.npy"
-        return GreyLevels(codes, np.load(levels)) if codes.dtype.kind == "u" else codes
+        """The image as an array that reads what is sliced, `(M, x, y, z)`."""
+        plain, levels = self.folder / "image.npy", self.folder / "levels.npy"
+        image = _map(plain) if plain.exists() else _open(self.folder / "image.b2nd")
+        return GreyLevels(image, np.load(levels)) if image.dtype.kind == "u" else image
 
     def open_label(self) -> Any:
         """The label as an array that decompresses what is sliced, `(x, y, z)`."""
@@ -187,11 +189,13 @@ def write_case(root: Path, case: Case, prepared: Prepared, sources: Sources) -> 
     partial = folder.with_name(f".partial-{case.id}-{uuid.uuid4().hex}")
     partial.mkdir(parents=True)
     encoded = _encode(prepared.image)
+    image = prepared.image if encoded is None else encoded.codes
     if encoded is not None:
         np.save(partial / "levels.npy", encoded.levels)
-    image = prepared.image if encoded is None else encoded.codes
-    by_bits = encoded is None or not encoded.are_even
-    _save(partial / "image.b2nd", image, blocks=(1, BLOCK, BLOCK, BLOCK), by_bits=by_bits)
+    if encoded is not None and encoded.are_even:
+        np.save(partial / "image.npy", image)  # their low bits are noise, which does not compress: docs/performance.md
+    else:
+        _save(partial / "image.b2nd", image, blocks=(1, BLOCK, BLOCK, BLOCK))
     if prepared.label is not None:
         _save(partial / "label.b2nd", prepared.label, blocks=(BLOCK, BLOCK, BLOCK))
         np.save(partial / "centres.npy", _centres(prepared.label))
@@ -416,15 +420,21 @@ def _numbers(channel: NDArray[np.float32], low: float, step: float) -> NDArray[n
     return numbers
 
 
-def _save(path: Path, array: NDArray[Any], blocks: tuple[int, ...], *, by_bits: bool = True) -> None:
+def _save(path: Path, array: NDArray[Any], blocks: tuple[int, ...]) -> None:
     blocks = tuple(min(block, n) for block, n in zip(blocks, array.shape, strict=True))
     chunks = tuple(min(4 * block, n) for block, n in zip(blocks, array.shape, strict=True))
-    # Twice as fast to read as ZSTD, for a fifth more on disk. The low bits of even levels are noise, which no order of
-    # bits compresses; whole bytes then read faster: docs/performance.md.
-    filters = [blosc2.Filter.BITSHUFFLE if by_bits else blosc2.Filter.SHUFFLE]
-    cparams = blosc2.CParams(codec=blosc2.Codec.LZ4, clevel=1, filters=filters, nthreads=1)
+    # Twice as fast to read as ZSTD, for a fifth more on disk: docs/performance.md.
+    cparams = blosc2.CParams(codec=blosc2.Codec.LZ4, clevel=1, filters=[blosc2.Filter.BITSHUFFLE], nthreads=1)
     blosc2.asarray(np.ascontiguousarray(array), urlpath=str(path), mode="w", chunks=chunks, blocks=blocks,
                    cparams=cparams)  # fmt: skip
+
+
+def _map(path: Path) -> NDArray[np.uint16]:
+    try:
+        mapped: NDArray[np.uint16] = np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be opened: {error}") from None
+    return mapped
 
 
 def _open(path: Path) -> Any:

@@ -31,6 +31,8 @@ Side = Annotated[int, Field(ge=2)]
 
 AIR_FRACTION = 0.02
 """Without a threshold, foreground is brighter than this share of the way from the minimum to the 99.5th percentile."""
+SAMPLED = 2**20
+"""About so many voxels, evenly spaced, tell that percentile; sorting all of a large volume takes as long as reading."""
 THICK_SLICE_RATIO = 3.0
 """An axis is a thick-slice axis when its spacing exceeds the finest one this many times."""
 
@@ -126,10 +128,13 @@ class Recipe(Settings):
         prepared_label = None
         if label is not None:
             turned = _turn_of(label, image, turn).apply(label.array)[inside]
-            prepared_label = grid.resample_label(np.ascontiguousarray(turned))
+            prepared_label = grid.resample_label(turned.astype(_class_type(turned.max()), order="C"))
+        made = (grid.resample_image(self._normalise(channel[inside], foreground[inside])) for channel in oriented)
+        if len(oriented) == 1:
+            return Prepared(image=next(made)[None], label=prepared_label, grid=grid)
         prepared = np.empty((len(oriented), *shape), np.float32)
-        for channel, place in zip(oriented, prepared, strict=True):  # one at a time: they may be large
-            place[...] = grid.resample_image(self._normalise(channel[inside], foreground[inside]))
+        for place, channel in zip(prepared, made, strict=True):  # one at a time: they may be large
+            place[...] = channel
         return Prepared(image=prepared, label=prepared_label, grid=grid)
 
     def uncropped(self, shape: Triple, affine: NDArray[np.float64]) -> Triple:
@@ -163,7 +168,8 @@ class Recipe(Settings):
         for channel in channels:
             threshold = self.threshold
             if threshold is None:
-                low, high = float(channel.min()), float(np.percentile(channel, 99.5))
+                sample = channel.reshape(-1)[:: 1 + channel.size // SAMPLED]
+                low, high = float(channel.min()), float(np.percentile(sample, 99.5))
                 threshold = low + AIR_FRACTION * (high - low)
             found |= channel > threshold
         return found if found.any() else np.ones_like(found)
@@ -277,14 +283,14 @@ class Grid:
         array = _resample(array, fine_shape, self._steps(thick), order=3)
         return _resample(array, self.prepared, self._steps([not t for t in thick]), order=1)
 
-    def resample_label(self, label: NDArray[np.integer[Any]]) -> NDArray[np.unsignedinteger[Any]]:
+    def resample_label(self, label: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.unsignedinteger[Any]]:
         """Crop grid to prepared grid, each class as a linear mask, the largest winning."""
         if self.cropped == self.prepared and self.cropped_spacing == self.spacing:
-            return label.astype(_class_type(label.max(initial=0)))
+            return label
         if self.nearest:
-            return _nearest(label, self.prepared).astype(_class_type(label.max(initial=0)))
+            return _nearest(label, self.prepared)
         masks = ((int(value), label == value) for value in np.unique(label))
-        return _largest(masks, self.prepared, self._steps(), _class_type(label.max(initial=0)))[0]
+        return _largest(masks, self.prepared, self._steps(), label.dtype.type)[0]
 
     def largest(
         self, probs: NDArray[np.floating[Any]]

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -38,13 +39,13 @@ def test_store_holds_what_the_recipe_gives(balls):
 def test_finished_cases_are_kept_and_missing_ones_made_again(balls, tmp_path):
     raw, _ = balls
     prepare(raw, tmp_path, CONFIG, workers=0)
-    times = {p.parent.name: p.stat().st_mtime_ns for p in tmp_path.glob("cases/*/image.b2nd")}
+    times = {p.parent.name: p.stat().st_mtime_ns for p in tmp_path.glob("cases/*/image.*")}
     shutil.rmtree(tmp_path / "cases" / "ball_03")
     (tmp_path / "dataset.json").unlink()
     with pytest.raises(DataError, match="not finished"):
         read_prepared(tmp_path)
     prepare(raw, tmp_path, CONFIG, workers=0)
-    again = {p.parent.name: p.stat().st_mtime_ns for p in tmp_path.glob("cases/*/image.b2nd")}
+    again = {p.parent.name: p.stat().st_mtime_ns for p in tmp_path.glob("cases/*/image.*")}
     assert {id for id in times if times[id] != again[id]} == {"ball_03"}
 
 
@@ -136,7 +137,7 @@ def test_files_are_known_by_their_content(balls, tmp_path):
     """A dataset that was moved is not prepared again; a file of equal size and time that holds something else is."""
     raw, out = shutil.copytree(balls[0], tmp_path / "raw"), tmp_path / "out"
     prepare(raw, out, CONFIG, workers=0)
-    arrays = {path: time for path, time in stamps(out).items() if path.name == "image.b2nd"}
+    arrays = {path: time for path, time in stamps(out).items() if path.stem == "image"}
     moved = raw.rename(tmp_path / "moved")
     dataset = prepare(moved, out, CONFIG, workers=0)
     assert arrays.items() <= stamps(out).items()
@@ -193,7 +194,7 @@ def start(slow_cases, out, *words):
 
 
 def finished(out):
-    return {path: path.stat().st_mtime_ns for path in out.glob("*/case_*/image.b2nd")}
+    return {path: path.stat().st_mtime_ns for path in out.glob("*/case_*/image.*")}
 
 
 def wait_for(happens, process):
@@ -336,6 +337,14 @@ class TestGreyLevels:
         part = slice(3, 9)
         for key in (0, 1, slice(1, 2), (1, part), (slice(None), 2, part), (..., part), slice(None)):
             assert np.array_equal(stored[key], whole[key])
+
+    def test_an_image_that_was_cut_short_is_named(self, tmp_path):
+        image = np.random.default_rng(0).normal(size=(43, 41, 39)).astype(np.float32)
+        case, _ = self.stored(tmp_path, image, Recipe(crop=False))
+        (file,) = case.folder.glob("image.*")
+        file.write_bytes(file.read_bytes()[:1000])
+        with pytest.raises(DataError, match=re.escape(str(file))):
+            case.open_image()
 
     @pytest.mark.parametrize("image", [np.full((70, 60, 50), 7, np.int16), np.ones((3, 2, 1), np.float32)])
     def test_one_grey_level_is_enough(self, tmp_path, image):

@@ -115,6 +115,16 @@ def test_crop_follows_intensity_and_never_the_label():
     assert with_label.grid.start == (4, 5, 3)
 
 
+def test_a_sample_of_a_large_volume_finds_the_crop_of_all_its_voxels(monkeypatch):
+    image, _ = blob((131, 127, 101))  # 1.7 million voxels
+    noisy = image + np.random.default_rng(0).normal(0, 1, image.shape).astype(np.float32)
+    sampled = Recipe(margin=0).apply(Volume(noisy, np.eye(4))).grid
+    monkeypatch.setattr("medssl.data.recipe.SAMPLED", noisy.size)
+    whole = Recipe(margin=0).apply(Volume(noisy, np.eye(4))).grid
+    assert whole.cropped != noisy.shape
+    assert np.abs(np.subtract(sampled.cropped, whole.cropped)).max() <= 1
+
+
 def test_zscore_is_of_the_foreground():
     rng = np.random.default_rng(0)
     image = np.zeros((20, 20, 20), np.float32)
