@@ -25,8 +25,12 @@ from medssl.data.volume import Volume
 from medssl.statistics import Ranking
 
 BASELINE_COLOUR = "#5c6670"
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F")
-"""Told apart by colour-blind readers (after Okabe and Ito, without black and yellow)."""
+PALETTE = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F",
+    "#003A5C", "#7A2E00", "#7CB342", "#6A2C57", "#B39DDB", "#00463A", "#20272D",
+)  # fmt: skip
+"""The first seven are told apart by colour-blind readers (after Okabe and Ito, without black and yellow); the others,
+mostly darker ones, are for a table of all methods."""
 CLASS_COLOURS = ("#56B4E9", "#E69F00", "#2FC38F", "#F08CC4", "#F0E442", "#9AA7FF", "#FF8A5B")
 """Bright enough for a line on a grey scan."""
 STYLES = ("-", "--", ":", "-.")
