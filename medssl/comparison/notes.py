@@ -1,0 +1,129 @@
+"""What a reader must know before comparing numbers: where runs, rows and their references differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from medssl.comparison.rows import BASELINE, Row, reference_row, shared_cases
+from medssl.comparison.runs import PARTS, Run, digest, flatten
+
+_SEED_AND_PLACE = {"train.seed", "train.workers", "data.root", "data.splits"}
+_DRAW = {"splits.labelled", "splits.unlabelled"}
+
+
+def notes(rows: Sequence[Row], references: Sequence[str] = (BASELINE,)) -> list[str]:
+    """What a reader must know before comparing numbers, of rows and of each with its references."""
+    found = [note for row in rows for run in row.runs for note in _notes_of_run(run)]
+    for row in rows:
+        found += _notes_of_row(row)
+        baselines = (reference_row(row, rows, "dice", reference) for reference in references)
+        found += [note for baseline in baselines if baseline for note in _notes_of_pair(row, baseline)]
+    unknown = {case for row in rows for run in row.scored for case in run.case_dice if case not in run.patients}
+    if unknown:
+        found.append(f"The patients of {_few(sorted(unknown))} scored cases are not recorded: each counts as a patient "
+                     "of its own, and intervals are too narrow where a patient has several.")  # fmt: skip
+    sets = {frozenset(run.case_dice) for row in rows for run in row.scored}
+    if len(sets) > 1:
+        found.append("The runs were not all scored on the same cases: means of different cases do not compare.")
+    return list(dict.fromkeys(found))
+
+
+def _notes_of_run(run: Run) -> list[str]:
+    name, found = run.path.name, _notes_of_protocol(run)
+    if run.last_step < run.key.steps:
+        found.append(f"{name}: its log ends at step {run.last_step:,} of {run.key.steps:,}.")
+    if run.scores is None:
+        return [*found, f"{name}: not scored; its folder holds no scores.csv."]
+    method = run.settings["method.name"]
+    made_by = run.made.get("method", method)
+    if made_by != method:
+        found.append(f"{name}: its predictions come from the method {made_by}, not {method}.")
+    scored = {score.case for score in run.scores}
+    for part in PARTS[:3]:
+        inside = sorted(scored & set(run.splits[part]))
+        if inside:
+            found.append(f"{name}: scored on cases of the {part} part of its split: {_few(inside)}.")
+    left = sorted(set(run.splits["test"]) - scored)
+    if left:
+        found.append(f"{name}: test cases that were not scored: {_few(left)}, of {len(run.splits['test'])}.")
+    return found
+
+
+def _notes_of_protocol(run: Run) -> list[str]:
+    """The habits of the literature that a run took over, and where its published protocol had others."""
+    name, found = run.path.name, []
+    if "selection on test" in run.quirks:
+        found.append(
+            f"{name}: SELECTION ON TEST. Its validation cases are its test cases, so the scores of its best.pt are too "
+            "high: compare them only with published numbers that were selected in the same way."
+        )
+    if "renamed frames" in run.quirks:
+        found.append(f"{name}: its split was read from lists that count a patient's frames (renamed frames).")
+    if "unlabelled labels seen" in run.quirks:
+        found.append(
+            f"{name}: its patients were drawn by what labels hold, among them labels of cases that count as unlabelled "
+            "(stratified by labels): a choice that scans without labels would not allow."
+        )
+    elif "stratified by labels" in run.quirks:
+        found.append(f"{name}: its patients were drawn so that classes and volumes are spread (stratified by labels).")
+    if run.settings.get("data.recipe.resize"):
+        side = " x ".join(map(str, run.settings["data.recipe.resize"]))
+        found.append(
+            f"{name}: trained on slices resized to {side} by the nearest voxel; spacing was ignored (2D resize)."
+        )
+    departures = run.settings.get("protocol.departures")
+    if departures:
+        found.append(f"Unlike the published {run.settings['protocol.name']}: {'; '.join(departures)}.")
+    return found
+
+
+def _notes_of_row(row: Row) -> list[str]:
+    found = []
+    replicates = [run.replicate for run in row.runs]
+    if len(set(replicates)) < len(replicates):
+        seeds = ", ".join(str(run.seed) for run in row.runs)
+        found.append(f"{row.name}: a seed occurs more than once ({seeds}).")
+    differing = [key for key in differing_facts(row.runs) if key not in _SEED_AND_PLACE | _DRAW]
+    if differing:
+        found.append(f"{row.name}: its runs differ in more than their seed: {', '.join(differing)}.")
+    return found
+
+
+def _notes_of_pair(row: Row, baseline: Row) -> list[str]:
+    found, other, shared = [], baseline.key, len(shared_cases(row, baseline, "dice"))
+    if not shared:
+        return []
+    name = other.method
+    if (other.augment, other.steps) != (row.key.augment, row.key.steps):
+        found.append(
+            f"{row.name}: compared with a {name} row of {other.augment} augmentation and {other.steps:,} steps."
+        )
+    if len({frozenset(run.replicate.draw for run in each.scored) for each in (row, baseline)}) > 1:
+        found.append(f"{row.name}: compared with a {name} row of other draws of labelled cases.")
+    if shared < max(len(row.case_dice), len(baseline.case_dice)):
+        found.append(f"{row.name}: the difference to {name} rests on the cases that both rows have ({shared}).")
+    return found
+
+
+def facts(run: Run) -> dict[str, Any]:
+    """Everything that two runs can differ in but who was told of them; long lists of cases by number and digest."""
+    settings = {key: value for key, value in run.settings.items() if not key.startswith("logging.")}
+    splits = {f"splits.{part}": digest(run.splits[part]) for part in PARTS}
+    made = flatten({key: run.made[key] for key in ("checkpoint", "window") if key in run.made}, "prediction.")
+    return {**settings, **splits, **flatten(run.environment, "env."), **made}
+
+
+def differing_facts(runs: Iterable[Run]) -> list[str]:
+    """Keys of `facts` in which runs differ; how predictions were made counts among those that have some."""
+    known = [facts(run) for run in runs]
+    differing = []
+    for key in dict.fromkeys(key for each in known for key in each):
+        values = [each.get(key) for each in known if key in each or not key.startswith("prediction.")]
+        if any(value != values[0] for value in values):
+            differing.append(key)
+    return differing
+
+
+def _few(names: Sequence[str]) -> str:
+    return f"{len(names)} ({', '.join(names[:5])}{' ...' if len(names) > 5 else ''})"

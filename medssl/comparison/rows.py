@@ -1,0 +1,265 @@
+"""Runs gathered into rows, and how rows differ: by patient, with intervals and corrected tests."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+from medssl.comparison.runs import Key, Run, case_values, gathered
+from medssl.figures import STYLES, method_colours
+from medssl.metrics import METRICS
+from medssl.scores import Spread, Summary, summarise
+from medssl.statistics import (
+    MILLIMETRES,
+    POINTS,
+    Comparison,
+    Description,
+    Interval,
+    Ranking,
+    Scale,
+    Values,
+    bootstrap_mean,
+    describe,
+    holm,
+    paired,
+    rank,
+    wilcoxon,
+)  # fmt: skip
+
+BASELINE = "supervised"
+
+
+class CurvePoint(NamedTuple):
+    """A logged number of a row's runs at one step."""
+
+    step: int
+    values: Sequence[float]
+    """Of the runs that have one there."""
+
+    @property
+    def mean(self) -> float:
+        """Over runs."""
+        return statistics.fmean(self.values)
+
+    @property
+    def sd(self) -> float | None:
+        """Over runs; None for one."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that should differ by their draw of labelled cases and their seed only, in order of seed."""
+
+    key: Key
+    runs: tuple[Run, ...]
+    name: str
+    colour: str
+    style: str
+
+    @property
+    def scored(self) -> tuple[Run, ...]:
+        """Those of its runs that have scores."""
+        return tuple(run for run in self.runs if run.scores is not None)
+
+    @cached_property
+    def summary(self) -> Summary | None:
+        """Over the cases of all its runs, a case counting once per run."""
+        if not self.scored:
+            return None
+        return summarise(
+            [replace(s, case=f"{i} {s.case}") for i, run in enumerate(self.scored) for s in run.scores or ()]
+        )
+
+    @property
+    def minutes(self) -> float:
+        """Time that the steps of a run took, the mean over its runs."""
+        return statistics.fmean(run.minutes for run in self.runs)
+
+    @property
+    def cases(self) -> int:
+        """Different cases that any of its runs was scored on."""
+        return len({score.case for run in self.scored for score in run.scores or ()})
+
+    @property
+    def spread_of_seeds(self) -> Spread:
+        """Mean and standard deviation of the runs' mean Dice."""
+        means = [m for run in self.scored if run.summary and (m := run.summary.overall.dice.mean) is not None]
+        sd = statistics.stdev(means) if len(means) > 1 else None
+        return Spread(statistics.fmean(means) if means else None, sd, len(means))
+
+    @cached_property
+    def case_dice(self) -> dict[str, float]:
+        """Each case's Dice, the mean over runs."""
+        return gathered(pair for run in self.scored for pair in run.case_dice.items())
+
+    def curve(self, name: str) -> list[CurvePoint]:
+        """A logged number of all its runs, step by step."""
+        by_step: dict[float, list[float]] = defaultdict(list)
+        for run in self.runs:
+            for step, value in zip(*run.curve(name), strict=True):
+                by_step[step].append(value)
+        return [CurvePoint(int(step), values) for step, values in sorted(by_step.items())]
+
+    @property
+    def last_gain(self) -> float | None:
+        """How far validation Dice in the last fifth of the steps lies above the fifth before: whether it has settled.
+
+        Each fifth is the mean over its validations, then over the runs that have some in both; None without such a run.
+        """
+        gains = []
+        for run in self.runs:
+            fifths: dict[int, list[float]] = {4: [], 5: []}
+            for step, value in zip(*run.curve("val/dice"), strict=True):
+                fifths.setdefault(math.ceil(5 * step / self.key.steps), []).append(value)
+            if fifths[4] and fifths[5]:
+                gains.append(statistics.fmean(fifths[5]) - statistics.fmean(fifths[4]))
+        return statistics.fmean(gains) if gains else None
+
+    def values(self, metric: str = "dice", cases: Collection[str] | None = None) -> Values:
+        """Each run's patients with the mean over their cases, or over those of the given ones."""
+        return {
+            replicate: gathered(
+                (run.patients.get(case, case), value)
+                for run in self.scored
+                if run.replicate == replicate
+                for case, value in case_values(run, metric).items()
+                if cases is None or case in cases
+            )
+            for replicate in {run.replicate for run in self.scored}
+        }
+
+    def interval(self, metric: str = "dice") -> Interval | None:
+        """Mean over patients with its 95 % bootstrap interval; None without a value."""
+        values = self.values(metric)
+        return bootstrap_mean(values) if any(values.values()) else None
+
+    def describe(self, metric: str = "dice") -> Description | None:
+        """The distribution over patients; None without a value."""
+        values = self.values(metric)
+        return describe(values) if any(values.values()) else None
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How far a row lies above another, the baseline, over the cases that both have."""
+
+    comparison: Comparison
+    cases: int
+    baseline: Row
+
+    @property
+    def points(self) -> float:
+        """Mean difference over patients in hundredths: Dice points."""
+        return POINTS.factor * self.comparison.difference.mean
+
+
+def make_rows(runs: Sequence[Run]) -> list[Row]:
+    """Gather runs by key: few labels first, one augmentation after the other, the baseline before the rest."""
+    groups: dict[Key, list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[run.key].append(run)
+    presets = list(dict.fromkeys(key.augment for key in groups))
+    keys = sorted(groups, key=lambda key: (key.labelled, presets.index(key.augment), key.method != BASELINE))
+    colours = method_colours(key.method for key in keys)
+    styles: dict[str, Iterator[str]] = defaultdict(lambda: itertools.cycle(STYLES))
+    return [
+        Row(key, tuple(sorted(groups[key], key=lambda run: (run.seed, run.replicate.draw))), _name(key, keys),
+            colours[key.method], next(styles[key.method]))
+        for key in keys
+    ]  # fmt: skip
+
+
+def _name(key: Key, keys: Sequence[Key]) -> str:
+    """Method and labels; augmentation and steps where rows differ in them; the network where a method has several."""
+    own = [other for other in keys if other.method == key.method]
+    says = [
+        (keys, "augment", f"{key.augment} augmentation"),
+        (keys, "steps", f"{key.steps:,} steps"),
+        (own, "network", key.network),
+    ]
+    varying = [text for among, field, text in says if len({getattr(other, field) for other in among}) > 1]
+    return ", ".join([f"{key.method}, {key.labelled} labelled", *varying])
+
+
+def scale_of(metric: str) -> Scale:
+    """Unit and direction of a metric: shares from 0 to 1 in points, distances in millimetres."""
+    facts = METRICS[metric]
+    if facts.higher_is_better is None:
+        raise ValueError(f"{metric}: neither larger nor smaller numbers are better, so methods do not compare by it")
+    return POINTS if facts.higher_is_better else MILLIMETRES
+
+
+def compare(row: Row, reference: Row, metric: str = "dice") -> Comparison | None:
+    """A row less another, by patient, over the cases that both have; None without any."""
+    shared = shared_cases(row, reference, metric)
+    return paired(row.values(metric, shared), reference.values(metric, shared)) if shared else None
+
+
+def gains(rows: Sequence[Row], metric: str = "dice", reference: str = BASELINE) -> list[Gain | None]:
+    """Each row against the row of the reference method with as many labels, the nearest where there are several.
+
+    p-values are corrected over the rows that have one reference row. None for rows of the reference method itself,
+    and where there is no such row or no shared case.
+    """
+    return [_gain(row, rows, metric, reference) for row in rows]
+
+
+def gain_over_baseline(row: Row, rows: Sequence[Row]) -> Gain | None:
+    """The Dice of a row against the supervised row with as many labels; see `gains`."""
+    return _gain(row, rows, "dice", BASELINE)
+
+
+def rank_rows(rows: Sequence[Row], metric: str = "dice") -> dict[int, Ranking]:
+    """For each labelled count, its scored rows by their names in order of rank; counts with a single one are left out.
+
+    Only cases that all of them have take part, and a count without such cases is left out as well.
+    """
+    found = {}
+    for labelled in dict.fromkeys(row.key.labelled for row in rows):
+        members = [row for row in rows if row.key.labelled == labelled and any(row.values(metric).values())]
+        shared = set.intersection(*(_cases(row, metric) for row in members)) if members else set()
+        if len(members) > 1 and shared:
+            values = {row.name: row.values(metric, shared) for row in members}
+            found[labelled] = rank(values, higher_is_better=scale_of(metric).higher_is_better)
+    return found
+
+
+def _gain(row: Row, rows: Sequence[Row], metric: str, reference: str) -> Gain | None:
+    baseline = reference_row(row, rows, metric, reference)
+    shared = set() if baseline is None else shared_cases(row, baseline, metric)
+    if baseline is None or not shared:
+        return None
+    comparison = paired(row.values(metric, shared), baseline.values(metric, shared))
+    family = [other for other in rows if reference_row(other, rows, metric, reference) is baseline]
+    corrected = holm([_p(other, baseline, metric) for other in family])
+    place = next(i for i, other in enumerate(family) if other is row)
+    return Gain(replace(comparison, p_holm=corrected[place]), len(shared), baseline)
+
+
+def reference_row(row: Row, rows: Sequence[Row], metric: str, method: str) -> Row | None:
+    """The row of a method that another is compared with: as many labels, and otherwise the most alike."""
+    if row.key.method == method:
+        return None
+    others = [r for r in rows if r.key.method == method and r.key.labelled == row.key.labelled and _cases(r, metric)]
+    return max(others, key=lambda r: sum(map(lambda a, b: a == b, r.key, row.key)), default=None)
+
+
+def _p(row: Row, reference: Row, metric: str) -> float | None:
+    shared = shared_cases(row, reference, metric)
+    return wilcoxon(row.values(metric, shared), reference.values(metric, shared)) if shared else None
+
+
+def _cases(row: Row, metric: str) -> set[str]:
+    return {case for run in row.scored for case in case_values(run, metric)}
+
+
+def shared_cases(row: Row, reference: Row, metric: str) -> set[str]:
+    """Cases for which both have a value."""
+    return _cases(row, metric) & _cases(reference, metric)

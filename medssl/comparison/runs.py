@@ -1,0 +1,241 @@
+"""A run folder in memory: settings, split, log, scores and what they amount to by case."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import itertools
+import json
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from medssl.config import load_yaml
+from medssl.data.volume import Source
+from medssl.errors import ConfigError, DataError
+from medssl.logs import read_metrics, training_seconds
+from medssl.scores import Scores, Summary, counted, read_scores, summarise
+from medssl.statistics import Replicate
+
+PARTS = ("labelled", "unlabelled", "val", "test")
+
+_FILES = ("config.yaml", "splits.json", "env.json", "metrics.csv")
+_NEEDED = ("data.name", "data.classes", "method.name", "augment.preset", "train.iterations", "train.seed",
+           "window.network")  # fmt: skip
+
+
+class Key(NamedTuple):
+    """What runs of one row share."""
+
+    method: str
+    """`name` of the settings, which tells variants of a method apart, or else the method's."""
+    labelled: int
+    augment: str
+    steps: int
+    network: str
+    """Whose predictions were scored: student, teacher or ensemble."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder in memory."""
+
+    path: Path
+    settings: dict[str, Any]
+    """config.yaml, its keys joined by dots."""
+    config_text: str
+    splits: dict[str, list[str]]
+    environment: dict[str, Any]
+    metrics: list[dict[str, float]]
+    scores: Scores | None
+    files: dict[str, tuple[Path, Source]]
+    """Prediction and reference of each scored case."""
+    made: dict[str, Any]
+    """predictions.json, empty when there is none."""
+    patients: dict[str, str] = field(default_factory=dict)
+    """Patient of each case, as far as any of the compared runs recorded it."""
+    quirks: tuple[str, ...] = ()
+    """Habits of published protocols that its split follows, see `medssl.data.splits`."""
+
+    @property
+    def key(self) -> Key:
+        """The row that this run belongs to."""
+        s = self.settings
+        network = str(self.made.get("network", s["window.network"]))
+        method = str(s.get("name") or s["method.name"])
+        return Key(method, len(self.splits["labelled"]), s["augment.preset"], s["train.iterations"], network)
+
+    @property
+    def seed(self) -> int:
+        """The seed that decides everything random in the run."""
+        return int(self.settings["train.seed"])
+
+    @cached_property
+    def replicate(self) -> Replicate:
+        """What sets it apart from the other runs of its row."""
+        return Replicate(f"{digest(self.splits['labelled'])}, {digest(self.splits['unlabelled'])}", self.seed)
+
+    @cached_property
+    def summary(self) -> Summary | None:
+        """Its scores over cases; None when it was not scored."""
+        return None if self.scores is None else summarise(self.scores)
+
+    @cached_property
+    def case_dice(self) -> dict[str, float]:
+        """Each case's mean Dice over the classes where it is defined."""
+        return case_values(self, "dice")
+
+    @cached_property
+    def case_values(self) -> dict[str, dict[str, float]]:
+        """What the function `case_values` has found so far, by metric."""
+        return {}
+
+    def curve(self, *names: str) -> tuple[list[float], list[float]]:
+        """Steps, and the values of a column there (the sum of several), where all are finite."""
+        rows = [(row["step"], sum(row[n] for n in names)) for row in self.metrics if all(n in row for n in names)]
+        rows = [(step, value) for step, value in rows if math.isfinite(value)]
+        return [step for step, _ in rows], [value for _, value in rows]
+
+    @property
+    def best_validation(self) -> tuple[float, float] | None:
+        """Highest validation Dice, and the first step that reached it."""
+        steps, values = self.curve("val/dice")
+        return max(zip(values, (-step for step in steps), strict=True), default=None)
+
+    @property
+    def last_step(self) -> int:
+        """The last step that was logged."""
+        return int(max((row["step"] for row in self.metrics), default=0))
+
+    @property
+    def minutes(self) -> float:
+        """Time that its steps took, validations left out."""
+        return training_seconds(self.metrics) / 60
+
+
+def load_runs(paths: Sequence[Path]) -> list[Run]:
+    """Read run folders, which must belong to one dataset.
+
+    Raises:
+        ConfigError: no run, the same run twice, or runs of different datasets.
+        DataError: a path is no run folder, all such paths listed, or one of its files cannot be read.
+    """
+    if not paths:
+        raise ConfigError("no runs to compare: name one or more run folders")
+    places = [path.resolve() for path in paths]
+    twice = [str(path) for path, place in zip(paths, places, strict=True) if places.count(place) > 1]
+    if twice:
+        raise ConfigError(f"the same run is given more than once: {', '.join(twice)}")
+    faults = [fault for path in paths if (fault := _fault_of_folder(path))]
+    if faults:
+        raise DataError("\n".join(faults))
+    runs = [_load_run(path) for path in paths]
+    known = {case: patient for run in runs for case, patient in run.patients.items()}
+    runs = [replace(run, patients=known | run.patients) for run in runs]
+    datasets = {run.settings["data.name"]: run.path for run in runs}
+    if len(datasets) > 1:
+        found = ", ".join(f"{name} ({path})" for name, path in datasets.items())
+        raise ConfigError(f"the runs belong to different datasets: {found}; write a report for each")
+    return runs
+
+
+def _fault_of_folder(path: Path) -> str | None:
+    if not path.is_dir():
+        return f"{path}: not a folder; expected a run folder, as `medssl train` writes it"
+    missing = [name for name in _FILES if not (path / name).is_file()]
+    return f"{path}: not a run folder: {', '.join(missing)} missing" if missing else None
+
+
+def _load_run(path: Path) -> Run:
+    config, text = _read_config(path / "config.yaml")
+    scores, files, made = None, {}, {}
+    if (path / "scores.csv").exists():
+        scores = read_scores(path / "scores.csv")
+        files = _read_files(path / "scores.csv")
+        notes = next((prediction for prediction, _ in files.values()), Path()).parent / "predictions.json"
+        made = _read_json(notes) if notes.is_file() else {}
+    splits = _read_json(path / "splits.json")
+    try:
+        return Run(
+            path=path,
+            settings=config,
+            config_text=text,
+            splits={part: [str(case) for case in splits[part]] for part in PARTS},
+            environment=_read_json(path / "env.json"),
+            metrics=read_metrics(path / "metrics.csv"),
+            scores=scores,
+            files=files,
+            made=made,
+            patients={str(case): str(patient) for case, patient in splits.get("patients", {}).items()},
+            quirks=tuple(map(str, splits.get("quirks", ()))),
+        )
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: splits.json or metrics.csv is not as `medssl train` writes it: {error!r}") from None
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        settings = flatten(load_yaml(text))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
+        raise DataError(f"{path}: cannot be read as the settings of a run: {error}") from None
+    missing = [key for key in _NEEDED if key not in settings]
+    if missing:
+        raise DataError(
+            f"{path}: lacks {', '.join(missing)}; expected the resolved settings that `medssl train` writes"
+        )
+    return settings, text
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise DataError(f"{path}: expected an object with named entries, found a {type(values).__name__}")
+    return values
+
+
+def _read_files(path: Path) -> dict[str, tuple[Path, Source]]:
+    """Prediction and reference of each case in a table that `read_scores` has accepted."""
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        table = csv.DictReader(itertools.dropwhile(lambda line: line.startswith("#"), file))
+        return {row["case"]: (Path(row["prediction"]), Source.parse(row["reference"])) for row in table}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level, keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def case_values(run: Run, metric: str) -> dict[str, float]:
+    """Each scored case's mean of a metric over the classes where it is defined; cases without any are left out."""
+    if metric not in run.case_values:
+        defined = ((score.case, score.value(metric)) for score in counted(run.scores or ()))
+        run.case_values[metric] = gathered((case, value) for case, value in defined if value is not None)
+    return run.case_values[metric]
+
+
+def gathered(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """The mean of each name's values."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for name, value in pairs:
+        found[name].append(value)
+    return {name: statistics.fmean(values) for name, values in found.items()}
+
+
+def digest(cases: Sequence[str]) -> str:
+    """A short name for a set of cases, whatever their order."""
+    text = json.dumps(sorted(cases)).encode()
+    return f"{len(cases)} cases ({hashlib.sha256(text).hexdigest()[:6]})"
