@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +173,7 @@ def reads(case: PreparedCase, root: Path, sides: list[int]) -> dict[str, dict[st
         patch = tuple(min(side, n) for n in stored.shape[1:])
         rates = {
             "store": rate(lambda box: stored[box], stored.shape, patch, 60),
-            "npy memmap": rate(lambda box: np.array(mapped[box]), stored.shape, patch, 60),
+            "npy memmap": rate(partial(copied, mapped), stored.shape, patch, 60),
             "nii.gz": rate(lambda box: read_image(case.images[0]).array[box[1:]].copy(), stored.shape, patch, 3),
         }
         found["x".join(map(str, patch))] = {
@@ -185,46 +187,66 @@ def reads(case: PreparedCase, root: Path, sides: list[int]) -> dict[str, dict[st
 def other_stores(case: PreparedCase, root: Path, side: int) -> dict[str, dict[str, float]]:
     """Size beside a float32 `.npy`, and milliseconds for a patch, of numbers of levels and of float32 by codec.
 
-    *Plain* numbers lie in a `.npy`, memory-mapped.
+    *Plain* arrays lie in a `.npy`, memory-mapped. *Cold* patches come from the disk, the cache having been emptied.
     """
     stored = case.open_image()
-    values, path = stored[...], root / "other.b2nd"
+    values, levels = stored[...], getattr(stored, "levels", None)
     patch = tuple(min(side, n) for n in values.shape[1:])
     kinds = {"float32": values}
+    if levels is not None:
+        kinds["numbers"] = np.asarray(stored.codes[...])
     found = {}
-    if isinstance(stored, GreyLevels):
-        kinds["numbers"] = codes = np.asarray(stored.codes[...])
-        np.save(root / "other.npy", codes)
-        plain = GreyLevels(np.load(root / "other.npy", mmap_mode="r"), stored.levels)
-        found["numbers plain"] = {
-            "over_npy": (root / "other.npy").stat().st_size / values.nbytes,
-            "milliseconds": 1e3 / rate(lambda box: plain[box], codes.shape, patch, 60),
-        }
     for name, array in kinds.items():
+
+        def read_from(path: Path, name: str = name) -> Any:
+            opened = np.load(path, mmap_mode="r") if path.suffix == ".npy" else _open(path)
+            return GreyLevels(opened, levels) if name == "numbers" else opened
+
+        paths = {"plain": root / "other.npy"}
+        np.save(paths["plain"], array)
         for codec, filter in itertools.product(("LZ4", "ZSTD"), ("BITSHUFFLE", "SHUFFLE")):
+            path = paths[f"{codec} {filter}"] = root / f"{codec}-{filter}.b2nd"
             cparams = blosc2.CParams(codec=blosc2.Codec[codec], clevel=1, filters=[blosc2.Filter[filter]], nthreads=1)
             blocks = (1, *(min(BLOCK, n) for n in array.shape[1:]))
             chunks = (1, *(min(4 * BLOCK, n) for n in array.shape[1:]))
             blosc2.asarray(array, urlpath=str(path), mode="w", chunks=chunks, blocks=blocks, cparams=cparams)
-            opened = _open(path)
-            if name == "numbers":
-                opened = GreyLevels(opened, stored.levels)
-            spent = 1e3 / rate(lambda box: np.asarray(opened[box]), array.shape, patch, 60)  # noqa: B023
-            found[f"{name} {codec} {filter}"] = {
-                "over_npy": path.stat().st_size / values.nbytes, "milliseconds": spent,
-            }  # fmt: skip
+        for kind, path in paths.items():
+            found[f"{name} {kind}"] = {
+                "over_npy": path.stat().st_size / values.nbytes,
+                "milliseconds": 1e3 / rate(partial(copied, read_from(path)), array.shape, patch, 60),
+                "cold_milliseconds": 1e3 * when_cold(path, read_from, array.shape, patch),
+            }
     return {name: {key: round(value, 3) for key, value in row.items()} for name, row in found.items()}
 
 
 def rate(read: Callable[[Any], Any], shape: tuple[int, ...], patch: tuple[int, ...], count: int) -> float:
-    """Patches per second at random places, by the median."""
-    rng = np.random.default_rng(0)
+    """Patches per second of CPU time at random places, by the median."""
+    return 1 / float(np.median([timed(lambda: read(box)).cpu for box in boxes(shape, patch, count)]))  # noqa: B023
+
+
+def when_cold(path: Path, opened: Callable[[Path], Any], shape: tuple[int, ...], patch: tuple[int, ...]) -> float:
+    """Seconds to open a file that is not in the system's cache and read a patch, by the median."""
     taken = []
+    for box in boxes(shape, patch, 15):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        taken.append(timed(lambda: copied(opened(path), box)).wall)  # noqa: B023
+    return float(np.median(taken))
+
+
+def copied(array: Any, box: Any) -> NDArray[Any]:
+    """A patch in memory of its own."""
+    found: NDArray[Any] = array[box]
+    return np.array(found) if isinstance(found, np.memmap) else found
+
+
+def boxes(shape: tuple[int, ...], patch: tuple[int, ...], count: int) -> Iterator[Any]:
+    """Random places of a patch in the first channel."""
+    rng = np.random.default_rng(0)
     for _ in range(count):
         starts = [int(rng.integers(n - p + 1)) for n, p in zip(shape[1:], patch, strict=True)]
-        box = (0, *(slice(start, start + p) for start, p in zip(starts, patch, strict=True)))
-        taken.append(timed(lambda: read(box)).cpu)  # noqa: B023
-    return 1 / float(np.median(taken))
+        yield (0, *(slice(start, start + p) for start, p in zip(starts, patch, strict=True)))
 
 
 @dataclass(frozen=True)
