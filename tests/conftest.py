@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from medssl.data.cases import DatasetConfig
-from medssl.data.nifti import write_image
+from medssl.data.nifti import list_volumes, read_label, write_image, write_label
 from medssl.data.recipe import Recipe
 from medssl.prepare import prepare
 
@@ -66,4 +66,33 @@ def balls(tmp_path_factory):
     root = tmp_path_factory.mktemp("balls")
     raw = write_balls(root / "raw", labelled=8, unlabelled=4)
     prepare(raw, root / "prepared", BALLS, workers=0)
+    return raw, root / "prepared"
+
+
+PARTLY = BALLS.model_copy(
+    update={
+        "values": {"shell": (3,), "core": (7, 9)},
+        "ignore": (200,),
+        "regions": {"ball": ("shell", "core")},
+    }
+)
+
+
+def in_own_values(label):
+    """Shell 3, core 7 and 9 in turn; somebody annotated every third slice along Z."""
+    values = np.array([0, 3, 7], np.uint8)[label]
+    values[..., ::2][values[..., ::2] == 7] = 9
+    values[..., 1::3] = values[..., 2::3] = 200
+    return values
+
+
+@pytest.fixture(scope="session")
+def partly_annotated(tmp_path_factory):
+    """`(raw folder, prepared folder)` of balls with values of their own, annotated in part; read only."""
+    root = tmp_path_factory.mktemp("partly")
+    raw = write_balls(root / "raw", labelled=8, unlabelled=4)
+    for path in list_volumes(raw / "labels"):
+        label = read_label(path)
+        write_label(path, in_own_values(label.array), label)
+    prepare(raw, root / "prepared", PARTLY, workers=0)
     return raw, root / "prepared"

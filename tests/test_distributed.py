@@ -31,6 +31,7 @@ METHODS: dict[str, dict] = {  # settings of each; without the students' dropout,
     # Some voxels of an untrained network must count, more in one process than in another.
     "fixmatch": {"method": {"threshold": 0.4, "views": 2, "cutmix": 1.0}},
     "bcp": {},
+    "bcp, weighted by voxel": {"method": {"name": "bcp", "weighting": "voxel", "pretrain": 0.05}},
     "ucf_mix": {},
     "rail": {},
     "umct": {"method": {"uncertainty": "entropy", "pretrain": 0.05}},
@@ -39,11 +40,19 @@ METHODS: dict[str, dict] = {  # settings of each; without the students' dropout,
 }
 
 
-@pytest.fixture
-def splits(balls, tmp_path):
+PARTLY_ANNOTATED = ("supervised", "bcp", "bcp, weighted by voxel", "combined")
+"""Weigh by voxels that are known, of which one process has more than another."""
+
+
+def split_of(balls, tmp_path):
     path = tmp_path / "splits.json"
     write_split(path, make_split(read_prepared(balls[1]), labelled=2, val=3, test=2, seed=0))
     return path
+
+
+@pytest.fixture
+def splits(balls, tmp_path):
+    return split_of(balls, tmp_path)
 
 
 def settings_of(balls, splits, method, **train_settings):
@@ -79,8 +88,10 @@ def wait_for_rows(run, count, process):
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_losses_and_scores_are_those_of_one_process_with_the_joint_batch(balls, splits, tmp_path, count):
-    settings = {method: settings_of(balls, splits, method) for method in METHODS}
+@pytest.mark.parametrize(("dataset", "methods"), [("balls", tuple(METHODS)), ("partly_annotated", PARTLY_ANNOTATED)])
+def test_losses_and_scores_are_those_of_one_process_with_the_joint_batch(request, tmp_path, count, dataset, methods):
+    volumes = request.getfixturevalue(dataset)
+    settings = {method: settings_of(volumes, split_of(volumes, tmp_path), method) for method in methods}
     (tmp_path / "settings.json").write_text(json.dumps(settings))
     process = torchrun(count, str(HERE / "train_together.py"), str(tmp_path / "settings.json"),
                        str(tmp_path / "results.json"))  # fmt: skip
@@ -89,7 +100,7 @@ def test_losses_and_scores_are_those_of_one_process_with_the_joint_batch(balls, 
     together = json.loads((tmp_path / "results.json").read_text())
     assert together["processes"] == count
     assert not [name for name in together["threads"] if "gloo" in name], "these can abort a process that ends"
-    for method in METHODS:
+    for method in methods:
         alone = steps(settings[method], torch.device("cpu"), 6)
         for one, many in zip(alone["losses"], together[method]["losses"], strict=True):
             assert many == pytest.approx(one, abs=1e-5, rel=1e-5), method

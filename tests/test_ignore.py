@@ -6,14 +6,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import BALLS, write_balls
+from conftest import PARTLY
 from typer.testing import CliRunner
 
 from medssl.cli import app
 from medssl.comparison import load_runs, make_rows
 from medssl.config import dump, parse
 from medssl.data.cases import IGNORED
-from medssl.data.nifti import list_volumes, read_label, write_image, write_label
+from medssl.data.nifti import write_image
 from medssl.data.patches import TrainingData
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import make_split, write_split
@@ -30,34 +30,14 @@ from medssl.run import RunConfig, make_predictor
 from medssl.scores import read_scores, summarise
 from medssl.train import make_streams, make_trainer, open_data, score_cases, train
 
-CONFIG = BALLS.model_copy(
-    update={
-        "values": {"shell": (3,), "core": (7, 9)},
-        "ignore": (200,),
-        "regions": {"ball": ("shell", "core")},
-    }
-)
-
-
-def in_own_values(label):
-    """Shell 3, core 7 and 9 in turn; somebody annotated every third slice along Z."""
-    values = np.array([0, 3, 7], np.uint8)[label]
-    values[..., ::2][values[..., ::2] == 7] = 9
-    values[..., 1::3] = values[..., 2::3] = 200
-    return values
-
 
 @pytest.fixture(scope="module")
-def partly(tmp_path_factory):
+def partly(partly_annotated, tmp_path_factory):
     """`(raw folder, prepared folder, splits.json)` of balls that were annotated in part; read only."""
-    root = tmp_path_factory.mktemp("partly")
-    raw = write_balls(root / "raw", labelled=8, unlabelled=4)
-    for path in list_volumes(raw / "labels"):
-        label = read_label(path)
-        write_label(path, in_own_values(label.array), label)
-    dataset = prepare(raw, root / "prepared", CONFIG, workers=0)
-    write_split(root / "splits.json", make_split(dataset, labelled=2, val=2, test=2, seed=0))
-    return raw, root / "prepared", root / "splits.json"
+    raw, prepared = partly_annotated
+    path = tmp_path_factory.mktemp("partly") / "splits.json"
+    write_split(path, make_split(read_prepared(prepared), labelled=2, val=2, test=2, seed=0))
+    return raw, prepared, path
 
 
 @pytest.fixture
@@ -143,7 +123,7 @@ def folders(tmp_path):
 
 
 def evaluated(folders, out, **options):
-    options = {"data": CONFIG, "workers": 0, "overwrite": True} | options
+    options = {"data": PARTLY, "workers": 0, "overwrite": True} | options
     return evaluate_folders(*folders, out, **options)
 
 
@@ -176,7 +156,7 @@ def test_the_overall_number_is_that_of_classes_but_where_a_tool_counts_regions(f
     assert strict.overall.dice.mean == pytest.approx((4 / 8 + 4 / 5) / 2)
     assert strict.overall.scored == 2
     assert nnunet.overall.dice.mean == pytest.approx(10 / 13)
-    plain = evaluated(folders, tmp_path / "s.csv", data=CONFIG.model_copy(update={"regions": {}}),
+    plain = evaluated(folders, tmp_path / "s.csv", data=PARTLY.model_copy(update={"regions": {}}),
                       conventions=["nnunet"])  # fmt: skip
     assert summarise(plain).overall.dice.mean == pytest.approx((4 / 8 + 4 / 5) / 2)
 
@@ -188,7 +168,7 @@ def test_the_table_says_what_labels_mean_and_comes_back_as_it_was(folders, tmp_p
         (s.class_name, s.label, s.is_region, s.status) for s in scores
     ]
     for key in ("classes", "values", "ignore", "regions"):
-        assert getattr(read.data, key) == getattr(CONFIG, key)
+        assert getattr(read.data, key) == getattr(PARTLY, key)
     assert "# region ball: 1 scored" in (tmp_path / "scores.csv").read_text()
     assert "regions left out" in (tmp_path / "scores.csv").read_text()
 
@@ -196,17 +176,17 @@ def test_the_table_says_what_labels_mean_and_comes_back_as_it_was(folders, tmp_p
 def test_what_references_mean_may_be_said_in_four_ways(folders, tmp_path):
     """By settings, in a file or not, by the prepared folder, or by the predictions.json beside the predictions."""
     scores = evaluated(folders, tmp_path / "scores.csv")
-    labels = CONFIG.model_dump(mode="json", include={"classes", "values", "ignore", "regions"})
+    labels = PARTLY.model_dump(mode="json", include={"classes", "values", "ignore", "regions"})
     dump({"data": {"name": "balls", **labels}}, tmp_path / "balls.yaml")
     words = ["evaluate", *map(str, folders), "-o", str(tmp_path / "b.csv"), "--workers", "0"]
     assert CliRunner().invoke(app, [*words, "--config", str(tmp_path / "balls.yaml")]).exit_code == 0
-    assert read_scores(tmp_path / "b.csv").data.values == CONFIG.values
+    assert read_scores(tmp_path / "b.csv").data.values == PARTLY.values
 
     raw = tmp_path / "raw"
     for folder in ("images", "labels"):
         (raw / folder).mkdir(parents=True)
         shutil.copy(folders[1] / "a.nii.gz", raw / folder / "a.nii.gz")
-    prepare(raw, tmp_path / "prepared", CONFIG, workers=0)
+    prepare(raw, tmp_path / "prepared", PARTLY, workers=0)
     by_folder = evaluated((folders[0], tmp_path / "prepared"), tmp_path / "c.csv", data=None)
     (folders[0] / "predictions.json").write_text(json.dumps(labels))
     by_record = evaluated(folders, tmp_path / "d.csv", data=None)
@@ -223,7 +203,7 @@ def test_labels_may_lie_in_several_folders_and_in_frames(folders, tmp_path):
     write_image(folders[0] / "b.nii.gz", prediction, affine)
     rows = ("id,image,label", "a,two/label.nii.gz,one/frames.nii.gz#1", "b,two/label.nii.gz,two/label.nii.gz")
     (tmp_path / "list.csv").write_text("\n".join(rows))
-    prepare(tmp_path / "list.csv", tmp_path / "prepared", CONFIG, workers=0)
+    prepare(tmp_path / "list.csv", tmp_path / "prepared", PARTLY, workers=0)
     scores = evaluated((folders[0], tmp_path / "prepared"), tmp_path / "a.csv", data=None)
     assert [score.dice for score in scores] == 2 * expected
     evaluated((folders[0], tmp_path / "prepared"), tmp_path / "b.csv", data=None, conventions=["monai"])
@@ -231,7 +211,7 @@ def test_labels_may_lie_in_several_folders_and_in_frames(folders, tmp_path):
 
 
 def test_values_that_stand_for_no_class_are_named(folders, tmp_path):
-    other = CONFIG.model_copy(update={"values": {"shell": (3,), "core": (7,)}})
+    other = PARTLY.model_copy(update={"values": {"shell": (3,), "core": (7,)}})
     with pytest.raises(DataError, match="holds 9, which stands for no class"):
         evaluated(folders, tmp_path / "s.csv", data=other)
     with pytest.raises(DataError, match="prediction holds label 3, 7, 9, 200; the classes are 0 to 2"):
