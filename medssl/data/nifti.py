@@ -16,6 +16,7 @@ import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +95,21 @@ def _read(source: Source) -> Volume:
         return read_series(path, source.part or None)
     if name.endswith(H5_SUFFIXES):
         return _read_h5(source)
+    if not source.part:
+        return _read_file(path)
+    stat = path.stat() if path.exists() else None
+    return _frame(_read_once(path, stat and (stat.st_size, stat.st_mtime_ns)), source)
+
+
+def _read_file(path: Path) -> Volume:
     _check_file(path)
-    volume = _read_nifti(path) if name.endswith(NIFTI_SUFFIXES) else _read_itk(path)
-    return _frame(volume, source) if source.part else volume
+    return _read_nifti(path) if path.name.lower().endswith(NIFTI_SUFFIXES) else _read_itk(path)
+
+
+@lru_cache(maxsize=1)
+def _read_once(path: Path, stamp: tuple[int, int] | None) -> Volume:
+    """A file as it was at `stamp`, kept until another is read: the frames of one come one after the other."""
+    return _read_file(path)
 
 
 def _read_h5(source: Source) -> Volume:

@@ -263,7 +263,12 @@ class TestAcdc:
         voxels = np.arange(5 * 6 * 7 * 4, dtype=np.int16).reshape(5, 6, 7, 4)
         write_image(tmp_path / "patient001/patient001_4d.nii.gz", voxels, np.eye(4))
         case = next(case for case in read_cases(tmp_path) if case.id == "patient001_frame03")
+        first = read_image(*case.images)
+        np.testing.assert_array_equal(first.array, voxels[..., 2])
+        first.array[...] = -1  # a reader's array is its own, though the file stays in memory for the next frame
         np.testing.assert_array_equal(read_image(*case.images).array, voxels[..., 2])
+        write_image(tmp_path / "patient001/patient001_4d.nii.gz", voxels[..., ::-1] + 7, np.eye(4))
+        np.testing.assert_array_equal(read_image(*case.images).array, voxels[..., 1] + 7)
 
     def test_a_rule_for_patients_is_not_needed(self, tmp_path):
         self.patient(tmp_path, "patient001", cine=False)
