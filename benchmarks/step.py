@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from medssl.data.splits import make_split, write_split
 from medssl.data.volume import Source
 from medssl.device import autocast, choose_device, wait_for
 from medssl.logs import RunLog
+from medssl.parts.views import Viewed
 from medssl.run import RunConfig
 from medssl.train import make_streams, make_trainer, open_data
 from medssl.trainer import Trainer, averaged, choose_workers
@@ -235,8 +236,8 @@ def taken_apart(config: RunConfig, folder: Path, device: torch.device, count: in
         (trainer_module, "on_device", "host to device"),
         (trainer.augment, "draw", "augmentation"),
         (trainer.augment, "apply", "augmentation"),
-        *((net, "forward", "teacher forward") for net in trainer.method.teachers()),
-        *((net, "forward", "student forward") for net in trainer.method.students()),
+        *((net, "forward", "teacher forward") for net in bare(trainer.method.teachers())),
+        *((net, "forward", "student forward") for net in bare(trainer.method.students())),
         (trainer, "forward", "losses and mixing"),
         (torch.Tensor, "backward", "backward"),
         (torch.nn.utils, "clip_grad_norm_", "optimiser"),
@@ -274,7 +275,7 @@ def timed(run: Callable[[], None], steps: int, device: torch.device) -> float:
 def recorded(trainer: Trainer, run: Callable[[], None]) -> list[tuple[torch.nn.Module, torch.Size, bool]]:
     """Network, input shape and whether it learns, of every forward pass of a step."""
     found: list[tuple[torch.nn.Module, torch.Size, bool]] = []
-    nets = (*trainer.method.students(), *trainer.method.teachers())
+    nets = bare((*trainer.method.students(), *trainer.method.teachers()))
     hooks = [
         net.register_forward_pre_hook(lambda net, args: found.append((net, args[0].shape, torch.is_grad_enabled())))
         for net in nets
@@ -283,6 +284,11 @@ def recorded(trainer: Trainer, run: Callable[[], None]) -> list[tuple[torch.nn.M
     for hook in hooks:
         hook.remove()
     return found
+
+
+def bare(nets: Iterable[torch.nn.Module]) -> list[torch.nn.Module]:
+    """Networks without the views in front of them, for methods may apply these apart."""
+    return [net.net if isinstance(net, Viewed) else net for net in nets]
 
 
 def floor_of(trainer: Trainer, forwards: list[tuple[torch.nn.Module, torch.Size, bool]]) -> Callable[[], None]:
