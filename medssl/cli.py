@@ -225,6 +225,7 @@ def split(
     overwrite: Overwrite = False,
 ) -> None:
     """Divide the patients of a prepared dataset into labelled, unlabelled, validation and test."""
+    from medssl.data.cases import namesakes
     from medssl.data.lists import read_published_split
     from medssl.data.names import read_id_list
     from medssl.data.prepared import read_prepared
@@ -255,6 +256,10 @@ def split(
             parts.pop("val", None)
         given = {**parts, **given}
     dataset = read_prepared(prepared)
+    if alike := namesakes({case.id: case.subject for case in dataset.cases.values()}):
+        print(f"medssl: {alike[0]} and {alike[1]} look like one patient, but each case counts as a patient of its own. "
+              "If patients have several scans, say by data.subject how to tell them, and prepare again; the split "
+              "may put a patient on both sides", file=sys.stderr)  # fmt: skip
     if published is None:
         counted = {"test": test, "val": val or folds or val_is_test, "labelled": labelled != "0"}
         taken = {part: ids for part, ids in declared_parts(dataset).items() if not counted.get(part)}

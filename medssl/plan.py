@@ -21,7 +21,7 @@ import yaml
 
 from medssl import __version__
 from medssl.config import found, merge, parse, update
-from medssl.data.cases import DatasetConfig
+from medssl.data.cases import PATIENT_FIRST, DatasetConfig
 from medssl.data.fingerprint import AIR, BODY, Fingerprint, take_fingerprint
 from medssl.data.layouts import declared, read_layout
 from medssl.data.nifti import read_label
@@ -369,6 +369,9 @@ def _data(facts: Fingerprint, dataset: DatasetConfig, spacing: tuple[float, ...]
     who = "every case counts as a patient of its own; if some share one, say how to tell: {pattern: '(patient\\d+)'}"
     if subject is not None:
         who = "how to tell who a case is of"
+    elif facts.namesakes is not None:
+        subject = {"pattern": PATIENT_FIRST}
+        who = f"{' and '.join(facts.namesakes)} look like one patient; null makes each case a patient of its own"
     elif facts.patients is not None and facts.patients < facts.cases:
         who = f"the dataset itself names its patients: {facts.cases} cases of {_count(facts.patients, 'patient')}"
     return {

@@ -16,6 +16,7 @@ from medssl.data.fingerprint import ClassFacts, Fingerprint, Grey, ImageFacts
 from medssl.data.layouts import read_cases
 from medssl.data.nifti import write_image
 from medssl.data.phantoms import KINDS, write_dataset
+from medssl.data.splits import load_split
 from medssl.errors import ConfigError, OutOfMemoryError
 from medssl.memory import USABLE
 from medssl.networks import check_patch
@@ -232,6 +233,25 @@ def test_patients_that_the_dataset_names_are_not_called_cases_of_their_own(tmp_p
     table.write_text("\n".join(row.split(",")[0] for row in rows))
     done("plan", table, "-o", out, "--classes", "background,ball", "--vram", 0, "--overwrite")
     assert "every case counts as a patient of its own" in out.read_text()
+
+
+def test_names_that_look_like_patients_become_their_rule_and_split_asks_without_it(tmp_path):
+    raw, out, prepared = tmp_path / "raw", tmp_path / "plan.yaml", tmp_path / "prepared"
+    image = np.random.default_rng(0).uniform(50, 100, (9, 10, 11)).astype(np.float32)
+    for id in ("p1_a", "p1_b", "p2_a", "p2_b", "p3_a", "p3_b"):
+        image += 1
+        write_image(raw / "images" / f"{id}.nii.gz", image, np.eye(4))
+        write_image(raw / "labels" / f"{id}.nii.gz", (image > 90).astype(np.uint8), np.eye(4))
+    done("plan", raw, "-o", out, "--classes", "background,ball", "--vram", 0)
+    assert "p1_a and p1_b look like one patient" in out.read_text()
+    words = ("--val", 1, "--test", 1, "--labelled", 1, "--overwrite", "-o", tmp_path / "splits.json")
+    done("prepare", raw, prepared, "--config", out)
+    assert "look like one patient" not in done("split", prepared, *words)
+    split = load_split(tmp_path / "splits.json")
+    assert {len({id[:2] for id in part}) for part in (split.labelled, split.val, split.test)} == {1}
+    assert {len(part) for part in (split.labelled, split.val, split.test)} == {2}
+    done("prepare", raw, prepared, "--config", out, "--set", "data.subject=null", "--overwrite")
+    assert "p1_a and p1_b look like one patient, but" in done("split", prepared, *words)
 
 
 def test_a_configuration_keeps_its_names_values_and_patients(tmp_path):

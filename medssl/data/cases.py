@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,10 @@ IGNORED = 255
 """The class of a voxel that nobody annotated, in prepared labels; see `DatasetConfig.ignore`."""
 LARGEST_VALUE = 65_535
 """Of a class in label files."""
+PATIENT_FIRST = r"^(\D*\d+)"
+"""What ids begin with where they name a patient and then a scan, as `patient001_frame12` and `sub-01_ses-2`."""
+MOST_SCANS = 10
+"""Of a patient on average, where ids look so; numbers that more cases share are rather those of a year or a site."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,27 @@ def subjects_of(ids: Sequence[str], rule: SubjectRule | None, source: Path) -> d
     if missing:
         raise DataError(f"{where} names no subject for {len(missing)} of {len(ids)} cases: {', '.join(missing)}")
     return {id: found[id] for id in ids}
+
+
+def namesakes(subjects: Mapping[str, str]) -> tuple[str, str] | None:
+    """Two cases that look like scans of one patient, in a dataset where each counts as a patient of its own.
+
+    Args:
+        subjects: the patient that each case id counts for.
+
+    Returns:
+        None where somebody told who is who, or where ids do not all look as PATIENT_FIRST has it.
+    """
+    if len(set(subjects.values())) < len(subjects):
+        return None
+    scans: dict[str, list[str]] = {}
+    for id in subjects:
+        match = re.fullmatch(PATIENT_FIRST + r"([-_. ].*)?", id)
+        if match is None:
+            return None
+        scans.setdefault(match[1], []).append(id)
+    first, second = next((ids[:2] for ids in scans.values() if len(ids) > 1), ("", ""))
+    return (first, second) if second and len(scans) >= max(3, len(subjects) / MOST_SCANS) else None
 
 
 def _groups(pattern: str) -> int:

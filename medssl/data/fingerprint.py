@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medssl.data.cases import IGNORED, Case, DatasetConfig
+from medssl.data.cases import IGNORED, Case, DatasetConfig, namesakes
 from medssl.data.labels import as_classes
 from medssl.data.layouts import read_layout
 from medssl.data.nifti import read_image, read_label
@@ -90,6 +90,8 @@ class Fingerprint:
     """Empty where there is no label; the only part that labels have a say in."""
     patients: int | None = None
     """How many the cases are of; None where nobody counted."""
+    namesakes: tuple[str, str] | None = None
+    """Two cases that look like scans of one patient, where each counts as a patient of its own."""
 
     @property
     def spacings(self) -> NDArray[np.float64]:
@@ -164,6 +166,7 @@ def take_fingerprint(source: Path, dataset: DatasetConfig, *, workers: int = 2) 
         labels=len(annotated),
         classes=_class_facts(dataset.classes, counts),
         patients=len({case.subject for case in cases}),
+        namesakes=namesakes({case.id: case.subject for case in cases}),
     )
 
 

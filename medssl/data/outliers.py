@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.data.cases import Case
+from medssl.data.cases import PATIENT_FIRST, Case, namesakes
 from medssl.data.findings import Distance, Facts, Finding
 from medssl.data.looks import Look
 from medssl.data.volume import by
@@ -46,6 +46,7 @@ def compare(cases: Sequence[Case], facts: Sequence[Facts], classes: Sequence[str
     pairs = list(zip(cases, facts, strict=True))
     yield from _same_volumes(pairs)
     yield from _divided_subjects(cases)
+    yield from _namesakes(cases)
     yield from _odd_geometry(pairs)
     yield from _odd_levels(pairs)
     yield from _identity(pairs)
@@ -336,6 +337,15 @@ def _sides(facts: Sequence[Facts]) -> NDArray[np.float64]:
     if len(values) < 2:
         return places
     return np.hstack([places, places - np.nanmean(places, axis=1, keepdims=True)])
+
+
+def _namesakes(cases: Sequence[Case]) -> Iterator[Finding]:
+    alike = namesakes({case.id: case.subject for case in cases})
+    if alike is not None:
+        found = f"{alike[0]} and {alike[1]} look like one patient; each case counts as a patient of its own"
+        fix = f"if patients have several scans, set data.subject, such as {{pattern: '{PATIENT_FIRST}'}}"
+        case = next(case for case in cases if case.id == alike[1])
+        yield _finding(case, case.images[0].path, "patients_by_name", found, fix)
 
 
 def _far(pairs: Pairs) -> Iterator[Finding]:

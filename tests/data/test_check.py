@@ -545,6 +545,7 @@ class TestReal:
         report = check(REAL / "acdc", DatasetConfig(name="acdc", classes=("b", "rv", "myo", "lv")), workers=0)
         found = {(finding.code, finding.case[:10]) for finding in report.findings}
         assert found == {  # the images of patients 74 and 76 are one, and two scans are finer than all others
+            ("patients_by_name", "patient001"),
             ("same_image", "patient076"),
             ("spacing_outlier", "patient038"),
             ("spacing_outlier", "patient057"),

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from medssl.cli import app
 from medssl.config import dump
-from medssl.data.cases import IGNORED, DatasetConfig, SubjectRule, subjects_of
+from medssl.data.cases import IGNORED, PATIENT_FIRST, DatasetConfig, SubjectRule, namesakes, subjects_of
 from medssl.data.check import check
 from medssl.data.layouts import LAYOUTS, declared, find_reader, read_cases, read_layout
 from medssl.data.layouts.base import Declared
@@ -724,3 +724,26 @@ class TestSubjects:
     def test_a_pattern_needs_one_group(self, pattern):
         with pytest.raises(ValueError, match="pattern"):
             SubjectRule(pattern=pattern)
+
+
+@pytest.mark.parametrize(
+    ("ids", "alike"),
+    [
+        (["patient001_frame01", "patient001_frame12", "patient002_frame01", "patient003_frame01"], (0, 1)),
+        (["sub-01_ses-1", "sub-02_ses-1", "sub-03_ses-1", "sub-02_ses-2"], (1, 3)),
+        (["BraTS-GLI-00000-000", "BraTS-GLI-00002-000", "BraTS-GLI-00002-001", "BraTS-GLI-00003-000"], (1, 2)),
+        (["case1", "case2", "case3", "case3.b"], (2, 3)),
+        (["hippocampus_001", "hippocampus_003", "hippocampus_004"], None),
+        (["0RZDK210BSM", "0RZDK210ABC", "1D7CUD1955Y", "2XGY1PMQ4DW"], None),
+        (["1a_x", "1b_x", "2_x", "3_x", "2_y"], None),  # not all of them begin like a patient
+        ([f"scan{year}_{n:03}" for year in (2019, 2020, 2021) for n in range(30)], None),  # years, not patients
+        (["a1_x", "a1_y", "a2_x", "a2_y"], None),  # too few to tell
+    ],
+)
+def test_ids_that_look_like_several_scans_of_a_patient(ids, alike):
+    assert namesakes({id: id for id in ids}) == (alike and tuple(ids[n] for n in alike))
+    if alike:
+        told = subjects_of(ids, SubjectRule(pattern=PATIENT_FIRST), Path())
+        assert told[ids[alike[0]]] == told[ids[alike[1]]]
+        assert len(set(told.values())) == 3
+        assert namesakes(told) is None

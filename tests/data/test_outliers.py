@@ -128,6 +128,14 @@ class TestPatients:
             assert "patient p" in told
             assert all(scan.id in told for scan in scans)
 
+    @pytest.mark.parametrize("subject", ["p1", None])
+    def test_names_that_say_what_nobody_told(self, made, subject):
+        ids = [f"case{number:02d}_b" for number in range(2)]
+        scans = [replace(made.add(id), subject=subject or id) for id in ids]
+        assert [code for _, code in made.found(*scans)] == ["patients_by_name"] * (subject is None)
+        if subject is None:
+            assert "case00 and case00_b look like one patient" in made.told(*scans)
+
 
 class TestSizesAndGreyLevels:
     def test_a_spacing_that_no_other_has(self, made):
