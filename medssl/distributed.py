@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -52,12 +53,16 @@ def joined(device: str) -> Iterator[torch.device]:
     store = dist.PrefixStore(f"start-{restarts()}", store)  # type: ignore[attr-defined]
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
+    previous = signal.getsignal(signal.SIGTERM)
+    _on_sigterm(_close)
     try:
         yield chosen
     except Interrupted:
+        _on_sigterm(signal.SIG_IGN)
         _leave()
         raise
     except RuntimeError as error:  # the others may be gone: nothing that waits for them is done any more
+        _on_sigterm(signal.SIG_IGN)  # the launcher's, which may come before the message is out
         if not _is_lost_peer(error):
             raise
         raise DeviceError(
@@ -65,6 +70,22 @@ def joined(device: str) -> Iterator[torch.device]:
             f"reached; its own message tells why. Go on with --resume.\n({str(error).splitlines()[0][:200]})"
         ) from None
     _leave()
+    _on_sigterm(previous)
+
+
+class _Closed(RuntimeError):
+    """The launcher ends this process, as it does with all when one is lost."""
+
+
+def _close(signum: int, frame: Any) -> None:
+    """What SIGTERM means outside of training steps, where it asks them to stop: end with a message, not without."""
+    signal.signal(signum, signal.SIG_IGN)
+    raise _Closed("SIGTERM came from the launcher")
+
+
+def _on_sigterm(handler: Any) -> None:
+    with suppress(ValueError):  # not in the main thread: whoever runs us there handles signals
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _leave() -> None:
@@ -159,4 +180,6 @@ class StopVote:
 
 def _is_lost_peer(error: RuntimeError) -> bool:
     said = str(error).lower()
-    return isinstance(error, dist.DistError) or any(w in said for w in ("gloo", "nccl", "connection closed by peer"))
+    return isinstance(error, (dist.DistError, _Closed)) or any(
+        w in said for w in ("gloo", "nccl", "connection closed by peer")
+    )

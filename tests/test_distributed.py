@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -132,6 +133,28 @@ class TestLostProcess:
         assert not [path for path in run.iterdir() if "partial" in path.name]
         train(parse(RunConfig, settings), run, resume=True, until=reached + 2, device="cpu", quiet=True)
         assert load_checkpoint(run / "last.pt")["iteration"] == reached + 2
+
+    def test_tells_so_though_the_launcher_ends_the_others_meanwhile(self, tmp_path):
+        script = """
+            import os, signal, sys, time
+            from medssl.distributed import joined
+            from medssl.errors import DeviceError
+            try:
+                with joined("cpu"):
+                    try:
+                        raise RuntimeError("Gloo: connection closed by peer")
+                    finally:
+                        os.kill(os.getpid(), signal.SIGTERM)
+                        time.sleep(10)
+            except DeviceError as error:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.1)
+                sys.exit(f"told: {error}")
+        """
+        (tmp_path / "lost.py").write_text(textwrap.dedent(script))
+        process = torchrun(1, str(tmp_path / "lost.py"))
+        said = process.communicate(timeout=120)[0]
+        assert "told: process 0 of 1: another process of this training ended" in said
 
     def test_does_not_make_the_launcher_write_into_a_foreign_folder(self, balls, splits, tmp_path):
         (tmp_path / "run").mkdir()
