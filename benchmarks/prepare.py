@@ -1,7 +1,8 @@
 """What preparing costs, and what its store gives: time, memory, disk and patch reads, on CBCT-like phantoms.
 
-    python benchmarks/prepare.py --out benchmarks/results/prepare.json
-    python benchmarks/prepare.py --shape 400 400 300 --cases 2 --rounds 1 --out benchmarks/results/prepare-large.json
+    python benchmarks/prepare.py
+    python benchmarks/prepare.py --shape 300 300 224 --cases 4 --patches 96 --out benchmarks/results/prepare.json
+    python benchmarks/prepare.py --shape 400 400 300 --cases 2 --out benchmarks/results/prepare-large.json
     python benchmarks/prepare.py --shape 300 300 224 --cases 1 --rounds 1 --patches 96 --codecs \\
         --out benchmarks/results/prepare-codecs.json
 

@@ -57,14 +57,13 @@ def joined(device: str) -> Iterator[torch.device]:
     _on_sigterm(_close)
     try:
         yield chosen
-    except Interrupted:
-        _on_sigterm(signal.SIG_IGN)
-        _leave()
-        raise
-    except RuntimeError as error:  # the others may be gone: nothing that waits for them is done any more
+    except BaseException as error:
         _on_sigterm(signal.SIG_IGN)  # the launcher's, which may come before the message is out
-        if not _is_lost_peer(error):
+        if isinstance(error, Interrupted):
+            _leave()
+        if not isinstance(error, RuntimeError) or not _is_lost_peer(error):
             raise
+        # The others may be gone: nothing that waits for them is done any more.
         raise DeviceError(
             f"process {processes.rank()} of {processes.count()}: another process of this training ended or cannot be "
             f"reached; its own message tells why. Go on with --resume.\n({str(error).splitlines()[0][:200]})"
