@@ -38,7 +38,7 @@ from medssl.data.cases import DatasetConfig
 from medssl.data.check import survey
 from medssl.data.nifti import read_image, write_image
 from medssl.data.phantoms import KINDS, draw
-from medssl.data.prepared import BLOCK, GreyLevels, PreparedCase, _open, _save
+from medssl.data.prepared import BLOCK, PreparedCase, StoredImage, _open, _save
 from medssl.data.recipe import Intensity, Recipe, Turn
 from medssl.machine import available_cpus
 from medssl.prepare import BYTES_PER_VOXEL, BYTES_PER_WORKER, Task, prepare, prepare_case
@@ -144,13 +144,10 @@ def bare(job: Bare) -> None:
     image = grid.resample_image(np.ascontiguousarray(turn.apply(image)[box]))
     low, high = image.min(), image.max()
     codes = ((image - low) * (65535 / (high - low))).astype(np.uint16)
-    if grid.spacing == grid.cropped_spacing:
-        _save(job.out / f"{job.case.id}-image.b2nd", codes[None], blocks=(1, BLOCK, BLOCK, BLOCK))
-    else:
-        np.save(job.out / f"{job.case.id}-image.npy", codes[None])  # as the store does
+    np.save(job.out / f"{job.case.id}-image.npy", codes[None])
     label = np.asarray(nib.load(job.case.label.path).dataobj)
     label = grid.resample_label(np.ascontiguousarray(turn.apply(label)[box]))
-    _save(job.out / f"{job.case.id}-label.b2nd", label, blocks=(BLOCK, BLOCK, BLOCK))
+    _save(job.out / f"{job.case.id}-label.b2nd", label)
 
 
 def sizes(root: Path, cases: list[PreparedCase]) -> dict[str, float]:
@@ -191,17 +188,17 @@ def other_stores(case: PreparedCase, root: Path, side: int) -> dict[str, dict[st
     *Plain* arrays lie in a `.npy`, memory-mapped. *Cold* patches come from the disk, the cache having been emptied.
     """
     stored = case.open_image()
-    values, levels = stored[...], getattr(stored, "levels", None)
+    values, levels = stored[...], stored.levels
     patch = tuple(min(side, n) for n in values.shape[1:])
     kinds = {"float32": values}
     if levels is not None:
-        kinds["numbers"] = np.asarray(stored.codes[...])
+        kinds["numbers"] = np.asarray(stored.stored)
     found = {}
     for name, array in kinds.items():
 
         def read_from(path: Path, name: str = name) -> Any:
             opened = np.load(path, mmap_mode="r") if path.suffix == ".npy" else _open(path)
-            return GreyLevels(opened, levels) if name == "numbers" else opened
+            return StoredImage(opened, levels) if name == "numbers" else opened
 
         paths = {"plain": root / "other.npy"}
         np.save(paths["plain"], array)

@@ -137,7 +137,7 @@ def test_training_neither_needs_nor_heeds_forbidden_files(balls, tmp_path, metho
             for id in split.unlabelled:
                 (dataset.cases[id].folder / "label.b2nd").unlink(missing_ok=True)
             for id in split.test:
-                for file in ("image.b2nd", "label.b2nd"):
+                for file in ("image.npy", "label.b2nd"):
                     (dataset.cases[id].folder / file).unlink()
         settings = plain_settings((None, root), tmp_path / name / "splits.json", method, iterations=6)
         runs.append(train(parse(RunConfig, settings), tmp_path / name / "run", quiet=True))

@@ -3,8 +3,8 @@
 Reader count, number of processes, resuming and prefetching therefore change nothing. A stream that was
 built without labels has none to give: it never opens a label file.
 
-Volumes that fit are held in memory once, and threads cut patches from them; larger sets stay compressed
-on disk, and processes read of each volume what a patch touches.
+Volumes that fit are held in memory once, and threads cut patches from them; larger sets stay on disk, and
+processes read of each volume what a patch touches.
 """
 
 from __future__ import annotations

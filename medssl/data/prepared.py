@@ -1,12 +1,10 @@
 """The prepared folder: what `prepare` writes and training reads.
 
     prepared/dataset.json              settings and case list; written last, so its presence means "complete"
-    prepared/cases/<id>/image.b2nd     (M, x, y, z), chunked, read in part: numbers of grey levels, or float32
-    prepared/cases/<id>/image.npy      (M, x, y, z) uint16, in its stead: numbers of even grey levels, memory-mapped
-    prepared/cases/<id>/levels.npy     (n,) float32: the grey levels, or (M, 2): lowest and step; absent for float32
-    prepared/cases/<id>/label.b2nd     (x, y, z) uint8; absent for an unlabelled case
+    prepared/cases/<id>/image.npy      (M, x, y, z) uint16, memory-mapped: numbers of grey levels; or float32
+    prepared/cases/<id>/label.b2nd     (x, y, z) uint8, compressed, read in part; absent for an unlabelled case
     prepared/cases/<id>/centres.npy    (n, 4) uint16: class, x, y, z of foreground voxels; beside the label
-    prepared/cases/<id>/case.json      subject, grid, and what it was made from
+    prepared/cases/<id>/case.json      subject, grid, grey levels, and what it was made from
     prepared/unfinished/               cases that wait until all are there
 
 A case's folder appears whole or not at all, and `cases/` changes only when nothing can fail any more.
@@ -36,16 +34,14 @@ from medssl.data.volume import Source
 from medssl.errors import DataError
 from medssl.files import write_json
 
-FORMAT = 3
+FORMAT = 4
 CASES, UNFINISHED = "cases", "unfinished"
 BLOCK = 24
-"""Side of the cubes that are compressed one by one; a patch reads only those it touches."""
+"""Side of the cubes of a label that are compressed one by one; a patch reads only those it touches."""
 LEVELS = 2**16
-"""Grey levels that an image is stored in where it has more."""
-VOXELS_PER_LEVEL = 8
-"""An image of fewer voxels for each level keeps float32: a table of levels would be as large as what it saves."""
-FEW_VOXELS = 2**16
-"""An image of fewer voxels keeps float32 where it has no few levels of its own: there is little to save."""
+"""Grey levels that a channel is stored in, evenly spaced over its range."""
+LEVELS_IN_MIDDLE = 2**10
+"""An image keeps float32 if the middle 98 % of a channel spans fewer: a voxel far from all others takes the rest."""
 CENTRES = 10_000
 """Voxels of a class that a case remembers as centres of patches."""
 
@@ -63,17 +59,18 @@ class PreparedCase:
     label: Source | None
     part: str | None = None
     """See `Case.part`."""
+    levels: tuple[tuple[float, float], ...] | None = None
+    """Lowest grey level of each channel and the step to the next; None where the image is stored as float32."""
 
     @property
     def labelled(self) -> bool:
         """Whether the raw dataset held a label for this case."""
         return self.label is not None
 
-    def open_image(self) -> Any:
+    def open_image(self) -> StoredImage:
         """The image as an array that reads what is sliced, `(M, x, y, z)`."""
-        plain, levels = self.folder / "image.npy", self.folder / "levels.npy"
-        image = _map(plain) if plain.exists() else _open(self.folder / "image.b2nd")
-        return GreyLevels(image, np.load(levels)) if image.dtype.kind == "u" else image
+        levels = None if self.levels is None else np.array(self.levels, np.float32)
+        return StoredImage(_map(self.folder / "image.npy"), levels)
 
     def open_label(self) -> Any:
         """The label as an array that decompresses what is sliced, `(x, y, z)`."""
@@ -86,42 +83,32 @@ class PreparedCase:
 
 
 @dataclass(frozen=True)
-class GreyLevels:
-    """An image whose voxels are numbers of grey levels; a slice of it comes as float32."""
+class StoredImage:
+    """An image on disk; a slice of it comes as float32, in memory of its own."""
 
-    codes: Any
-    levels: NDArray[np.float32]
-    """The grey levels, `(n,)`. Or `(M, 2)`, for even ones: the lowest of each channel and the step to the next;
-    arithmetic takes half the time of a look into a table."""
+    stored: NDArray[Any]
+    """Numbers of grey levels, or float32, `(M, x, y, z)`."""
+    levels: NDArray[np.float32] | None
+    """Lowest grey level of each channel and the step to the next, `(M, 2)`; None for float32."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """`(M, x, y, z)`."""
-        return tuple(self.codes.shape)
-
-    @property
-    def are_even(self) -> bool:
-        """Whether levels are given by step, of which a channel has LEVELS."""
-        return self.levels.ndim == 2
+        return tuple(self.stored.shape)
 
     def __getitem__(self, key: Any) -> NDArray[np.float32]:
-        codes = np.asarray(self.codes[key])
-        values = np.empty(codes.shape, np.float32)
-        if self.are_even:
-            low, step = self._of_channels(key, codes.ndim)
-            np.multiply(codes, step, out=values, dtype=np.float32)
-            values += low
-            return values
-        flat, places = codes.reshape(-1), values.reshape(-1)
-        for start in range(0, flat.size, 2**15):  # a stretch stays in the processor's cache
-            part = slice(start, start + 2**15)
-            np.take(self.levels, flat[part], out=places[part], mode="clip")
+        found = self.stored[key]
+        if self.levels is None:
+            return np.array(found)
+        low, step = self._of_channels(self.levels, key, found.ndim)
+        values: NDArray[np.float32] = np.multiply(found, step, dtype=np.float32)
+        values += low
         return values
 
-    def _of_channels(self, key: Any, axes: int) -> NDArray[np.float32]:
+    def _of_channels(self, levels: NDArray[np.float32], key: Any, axes: int) -> NDArray[np.float32]:
         """Lowest level and step of the channels that a key takes, to be broadcast over its `axes` axes."""
         first = key[0] if isinstance(key, tuple) else key
-        taken = self.levels[slice(None) if first is Ellipsis else first]
+        taken = levels[slice(None) if first is Ellipsis else first]
         return taken if taken.ndim == 1 else taken.T.reshape(2, -1, *[1] * (axes - 1))
 
 
@@ -188,16 +175,10 @@ def write_case(root: Path, case: Case, prepared: Prepared, sources: Sources) -> 
     folder = root / UNFINISHED / case.id
     partial = folder.with_name(f".partial-{case.id}-{uuid.uuid4().hex}")
     partial.mkdir(parents=True)
-    encoded = _encode(prepared.image)
-    image = prepared.image if encoded is None else encoded.codes
-    if encoded is not None:
-        np.save(partial / "levels.npy", encoded.levels)
-    if encoded is not None and encoded.are_even:
-        np.save(partial / "image.npy", image)  # their low bits are noise, which does not compress: docs/performance.md
-    else:
-        _save(partial / "image.b2nd", image, blocks=(1, BLOCK, BLOCK, BLOCK))
+    image, levels = _encode(prepared.image)
+    np.save(partial / "image.npy", image)  # plain, for its low bits are noise: docs/performance.md
     if prepared.label is not None:
-        _save(partial / "label.b2nd", prepared.label, blocks=(BLOCK, BLOCK, BLOCK))
+        _save(partial / "label.b2nd", prepared.label)
         np.save(partial / "centres.npy", _centres(prepared.label))
     write_json(
         partial / "case.json",
@@ -205,6 +186,7 @@ def write_case(root: Path, case: Case, prepared: Prepared, sources: Sources) -> 
             **said_of(case),
             "sources": sources.to_json(),
             "grid": prepared.grid.to_json(),
+            "levels": levels,
         },
     )
     shutil.rmtree(folder, ignore_errors=True)
@@ -348,6 +330,7 @@ def _read_case(folder: Path) -> PreparedCase:
             images=tuple(Source.parse(image) for image in values["images"]),
             label=None if label is None else Source.parse(label),
             part=values["part"],
+            levels=values["levels"] and tuple((low, step) for low, step in values["levels"]),
         )
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{folder}: not a whole prepared case ({error}); prepare the dataset again") from None
@@ -362,76 +345,39 @@ def _centres(label: NDArray[Any]) -> NDArray[np.uint16]:
     return np.column_stack([values[which], *np.unravel_index(places[which], label.shape)]).astype(np.uint16)
 
 
-def _encode(image: NDArray[np.float32]) -> GreyLevels | None:
-    """Grey levels and which of them each voxel has; None where that would not pay.
+def _encode(image: NDArray[np.float32]) -> tuple[NDArray[Any], list[tuple[float, float]] | None]:
+    """The image by numbers of grey levels, off by half a level at most, with lowest level and step of each channel.
 
-    Exact where all grey levels of a channel are evenly spaced and few, as those of a scan that was not resampled.
-    Otherwise off by at most half of 1/65535 of a channel's range, 1/16 of what 12 bits of a scanner resolve.
+    As it is, with None, where LEVELS levels are too coarse for what a channel shows.
     """
-    own = [_own_levels(channel, LEVELS // len(image)) for channel in image]
-    channels = [levels for levels in own if levels is not None]
-    if len(channels) == len(image):
-        return _tabled(channels, image.shape)
-    return _even(image) if image.size >= FEW_VOXELS else None
+    numbers, levels = np.empty(image.shape, np.uint16), []
+    for channel, place in zip(image, numbers, strict=True):
+        low, high = float(channel.min()), float(channel.max())
+        step = (high - low) / (LEVELS - 1)
+        first, last = np.percentile(channel.reshape(-1)[:: 1 + channel.size // LEVELS], (1, 99))
+        if last - first < step * LEVELS_IN_MIDDLE:
+            return image, None
+        levels.append((low, step))
+        for slab, part in zip(channel, place, strict=True):  # a slab stays in the processor's cache
+            number = slab - np.float32(low)
+            number *= np.float32(1 / (step or 1))
+            number += np.float32(0.5)
+            part[...] = number
+    return numbers, levels
 
 
-def _tabled(
-    channels: Sequence[tuple[NDArray[np.uint16], NDArray[np.float32]]], shape: tuple[int, ...]
-) -> GreyLevels | None:
-    """Numbers and levels of each channel as one image; None where the table is large beside the image."""
-    levels = np.concatenate([own for _, own in channels])
-    codes = np.empty(shape, np.uint8 if len(levels) <= 256 else np.uint16)
-    if len(levels) * VOXELS_PER_LEVEL > codes.size:
-        return None
-    first = 0
-    for place, (numbers, own) in zip(codes, channels, strict=True):
-        np.add(numbers, first, out=place, casting="unsafe")
-        first += len(own)
-    return GreyLevels(codes, levels)
-
-
-def _own_levels(channel: NDArray[np.float32], most: int) -> tuple[NDArray[np.uint16], NDArray[np.float32]] | None:
-    """Number of each voxel's grey level, and the levels; None where they are more than `most`, or not even."""
-    low, high = float(channel.min()), float(channel.max())
-    some = np.unique(channel.reshape(-1)[:: 1 + channel.size // LEVELS]).astype(np.float64)
-    step = np.diff(some).min(initial=high - low)
-    if high - low > step * (most - 0.5):
-        return None
-    numbers = _numbers(channel, low, step)
-    levels = np.zeros(1 + int(numbers.max()), np.float32)
-    levels[numbers] = channel
-    return (numbers, levels) if np.array_equal(GreyLevels(numbers, levels)[:], channel) else None
-
-
-def _even(image: NDArray[np.float32]) -> GreyLevels:
-    """LEVELS levels over the range of each channel."""
-    codes, levels = np.empty(image.shape, np.uint16), np.empty((len(image), 2), np.float32)
-    for channel, place, scale in zip(image, codes, levels, strict=True):
-        low = float(channel.min())
-        step = (float(channel.max()) - low) / (LEVELS - 1)
-        scale[:], place[...] = (low, step), _numbers(channel, low, step)
-    return GreyLevels(codes, levels)
-
-
-def _numbers(channel: NDArray[np.float32], low: float, step: float) -> NDArray[np.uint16]:
-    numbers = np.empty(channel.shape, np.uint16)
-    for slab, place in zip(channel, numbers, strict=True):  # in float64, which would be large as a whole
-        place[...] = np.rint((slab.astype(np.float64) - low) / (step or 1))
-    return numbers
-
-
-def _save(path: Path, array: NDArray[Any], blocks: tuple[int, ...]) -> None:
-    blocks = tuple(min(block, n) for block, n in zip(blocks, array.shape, strict=True))
-    chunks = tuple(min(4 * block, n) for block, n in zip(blocks, array.shape, strict=True))
+def _save(path: Path, array: NDArray[Any]) -> None:
+    blocks = tuple(min(BLOCK, n) for n in array.shape)
+    chunks = tuple(min(4 * BLOCK, n) for n in array.shape)
     # Twice as fast to read as ZSTD, for a fifth more on disk: docs/performance.md.
     cparams = blosc2.CParams(codec=blosc2.Codec.LZ4, clevel=1, filters=[blosc2.Filter.BITSHUFFLE], nthreads=1)
     blosc2.asarray(np.ascontiguousarray(array), urlpath=str(path), mode="w", chunks=chunks, blocks=blocks,
                    cparams=cparams)  # fmt: skip
 
 
-def _map(path: Path) -> NDArray[np.uint16]:
+def _map(path: Path) -> NDArray[Any]:
     try:
-        mapped: NDArray[np.uint16] = np.load(path, mmap_mode="r")
+        mapped: NDArray[Any] = np.load(path, mmap_mode="r")
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be opened: {error}") from None
     return mapped
