@@ -182,6 +182,7 @@ def test_the_table_says_in_text_what_it_holds_in_numbers(write):
     said = dict(zip(heads, bcp, strict=True))
     assert (said["steps"], said["minutes"]) == ("30", "0.05")
     assert (said["method"], said["draws"], said["seeds"], said["patients"]) == ("bcp, 1 labelled", "1", "1", "8")
+    assert (said["labelled"], said["labelled patients"]) == ("1", "1")
     assert said["dice, %"] == f"{75 + mean:.1f}"
     assert said["against supervised"] == "+5.0"
     assert said["p, Holm, against supervised"] == "0.016"  # 2 / 2^8, twice

@@ -105,6 +105,17 @@ def test_dice_is_drawn_against_labels_once_there_are_two_counts(factory):
     assert words in one_page(factory, runs, overwrite=True).words
 
 
+def test_labelled_patients_are_told_where_they_are_fewer_than_cases(factory):
+    frames = {f"{patient}{frame}": patient for patient in "xyz" for frame in (1, 2)}
+    draws = {"both": ["x1", "x2"], "apart": ["y1", "z1"]}
+    splits = {name: {"labelled": cases, "unlabelled": [], "patients": frames} for name, cases in draws.items()}
+    runs = [factory.run(name, "bcp", seed, splits=split) for seed, (name, split) in enumerate(splits.items())]
+    runs.append(factory.run("one", "supervised", 1, splits={"labelled": ["x1"], "patients": frames}))
+    found = one_page(factory, [factory.score(run, {"a": {"liver": 1}}) for run in runs])
+    assert found.column("methods", "Labelled") == ["1", "2|1 to 2 patients"]
+    assert sorted(found.column("runs", "Labelled")) == ["1", "2", "2|1 patient"]
+
+
 def test_a_run_without_unlabelled_cases_is_a_line_right_across(factory):
     runs = [factory.score(factory.run(f"{n}", "bcp", 1, splits={"labelled": list("xwq")[:n]}), {"a": {"liver": n}})
             for n in (1, 2)]  # fmt: skip

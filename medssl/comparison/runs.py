@@ -73,6 +73,11 @@ class Run:
         return Key(method, len(self.splits["labelled"]), s["augment.preset"], s["train.iterations"], network)
 
     @property
+    def labelled_patients(self) -> int:
+        """Whose cases its labelled ones are; one whose patient nobody recorded is its own."""
+        return len({self.patients.get(case, case) for case in self.splits["labelled"]})
+
+    @property
     def seed(self) -> int:
         """The seed that decides everything random in the run."""
         return int(self.settings["train.seed"])

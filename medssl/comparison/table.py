@@ -34,6 +34,9 @@ class TableRow:
     name: str
     method: str
     labelled: int
+    """Cases."""
+    labelled_patients: int
+    """The most that a run has."""
     draws: int
     seeds: int
     patients: int
@@ -70,8 +73,8 @@ def table_cells(
 ) -> list[list[str]]:
     """The table as text, its heads first; Dice and IoU in percent, distances in mm, an empty cell for None."""
     factor, unit = scale_of(metric).factor, "%" if scale_of(metric) is POINTS else "mm"
-    heads = ["method", "labelled", "draws", "seeds", "patients", "steps", "minutes", f"{metric}, {unit}",
-             "95 % interval", "sd of patients", "sd of runs", "median"]  # fmt: skip
+    heads = ["method", "labelled", "labelled patients", "draws", "seeds", "patients", "steps", "minutes",
+             f"{metric}, {unit}", "95 % interval", "sd of patients", "sd of runs", "median"]  # fmt: skip
     for reference in references:
         heads += [f"against {reference}", *(f"{name} against {reference}" for name in _AGAINST)]
     return [heads, *(_cells_of(row, factor, references) for row in table)]
@@ -89,6 +92,7 @@ def _table_row(row: Row, against: dict[str, Against], metric: str) -> TableRow:
         name=row.name,
         method=row.key.method,
         labelled=row.key.labelled,
+        labelled_patients=max(run.labelled_patients for run in row.runs),
         draws=len({run.replicate.draw for run in row.scored}),
         seeds=len({run.seed for run in row.scored}),
         patients=about.patients if about else 0,
@@ -121,6 +125,6 @@ def _cells_of(row: TableRow, factor: float, references: Sequence[str]) -> list[s
         return [number(one.gain, "+.1f"), between(one.low, one.high), effect, p(one.p), p(one.p_holm), one.verdict]
 
     compared = (cell for reference in references for cell in told(row.against.get(reference)))
-    return [row.name, *map(str, (row.labelled, row.draws, row.seeds, row.patients, row.steps)), f"{row.minutes:.2f}",
-            number(row.mean), between(row.low, row.high), number(row.sd), number(row.sd_of_trainings),
-            number(row.median), *compared]  # fmt: skip
+    counts = (row.labelled, row.labelled_patients, row.draws, row.seeds, row.patients, row.steps)
+    return [row.name, *map(str, counts), f"{row.minutes:.2f}", number(row.mean), between(row.low, row.high),
+            number(row.sd), number(row.sd_of_trainings), number(row.median), *compared]  # fmt: skip

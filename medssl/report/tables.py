@@ -317,7 +317,14 @@ def _key_columns() -> list[Column]:
 
 def _key_cells(row: Row) -> list[Cell]:
     return [Cell(row.key.method, conditions_of(row), colour=row.colour),
-            Cell(str(row.key.labelled), order=row.key.labelled)]  # fmt: skip
+            _labelled_cell(row.key.labelled, {run.labelled_patients for run in row.runs})]  # fmt: skip
+
+
+def _labelled_cell(cases: int, patients: set[int]) -> Cell:
+    """Labelled cases, and whose they are where patients have several; runs of other draws may differ in that."""
+    ends = sorted({min(patients), max(patients)})
+    told = "" if ends == [cases] else f"{' to '.join(map(str, ends))} patient{'' if ends == [1] else 's'}"
+    return Cell(str(cases), told, order=cases)
 
 
 def _spread_cell(metric: str, spread: Spread) -> Cell:
@@ -374,7 +381,7 @@ def _run_line(row: Row, run: Run) -> list[Cell]:
     return [
         Cell(run.path.name),
         Cell(run.key.method, run.key.augment, colour=row.colour),
-        Cell(str(run.key.labelled), order=run.key.labelled),
+        _labelled_cell(run.key.labelled, {run.labelled_patients}),
         Cell(str(run.seed), order=run.seed),
         Cell(f"{run.last_step:,}", f"of {run.key.steps:,}", order=run.last_step),
         Cell(percent(best[0]), f"step {-best[1]:,.0f}", order=best[0]) if best else Cell(),
