@@ -371,6 +371,8 @@ class TestStopped:
         said = process.communicate(timeout=60)[1]
         assert process.returncode == 130, said
         assert "2 of 2 runs unfinished" in said
+        assert "exit code" not in said
+        assert [row["status"] for row in table(out)] == ["waiting", "waiting"]
         assert load_checkpoint(run / "last.pt")["iteration"] > 0
         assert not run.with_name(run.name.replace("seed-0", "seed-1")).exists()
 

@@ -94,6 +94,8 @@ def work(matrix: Bench, jobs: Mapping[Cell, Job], slots: Sequence[str | None], e
         for job, code in run_locally(todo, slots, stop) if engine == "local" else run_on_ray(todo, stop):
             cell = cells[job.name]
             codes[cell] = code
+            if code == Interrupted.exit_code:  # saved, or not begun
+                continue
             advance(str(cell))
             print(f"{cell}: {outcome(matrix, cell, code)}", file=sys.stderr, flush=True)
             write_table(matrix, codes)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from medssl.bench.matrix import ALL, Bench, Cell
 from medssl.bench.setup import finished
 from medssl.comparison import comparison_table, load_runs, make_rows, table_cells
+from medssl.errors import Interrupted
 from medssl.files import whole_file
 from medssl.logs import read_metrics, training_seconds
 from medssl.scores import read_scores, summarise
@@ -74,7 +75,8 @@ def _row(matrix: Bench, cell: Cell, code: int | None) -> dict[str, Any]:
     facts = {"method": cell.method, "labelled": cell.labelled or ALL, "draw": cell.draw, "seed": cell.seed}
     row = {**facts, "steps": steps, "run": run.relative_to(matrix.out)}
     if not matrix.is_done(cell):
-        return {**row, "status": f"failed ({code})" if code else "waiting"}
+        waits = code in (None, 0, Interrupted.exit_code)
+        return {**row, "status": "waiting" if waits else f"failed ({code})"}
     overall = summarise(read_scores(run / "scores.csv")).overall
     metrics = read_metrics(run / "metrics.csv")
     val = [each["val/dice"] for each in metrics if "val/dice" in each]
