@@ -91,9 +91,10 @@ class Combined(Method):
         """How much of the high frequencies a low student sees; 1 shows it the image."""
         low_in_high: float = Field(0.65, ge=0, le=1)
         """How much of the low frequencies a high student sees."""
-        filtered: Literal["before", "after", "unlabelled"] = "before"
+        filtered: Literal["before", "after", "unlabelled", "consistency"] = "before"
         """When images are cut to bands: `before` pasting, which keeps the faces of the box out of the high band, or
-        `after`. `unlabelled`: before, and labelled images keep all frequencies."""
+        `after`. `unlabelled`: before, and labelled images keep all frequencies. `consistency`: not, but students see
+        the unlabelled patches a second time, whole and cut, and only the squares are of that."""
         full_band: float = Field(0.2, ge=0, le=1)
         """Share of the steps in which all students see all frequencies, lest they part too far."""
         teachers: Literal["group", "student"] = "group"
@@ -243,8 +244,11 @@ class Combined(Method):
             sizes = [len(part) for part in parts]
             for part, mask, seen in zip(parts, masks, torch.split(logits, sizes), strict=True):
                 sides.append(self.sides(seen, part, mask))
-            unlabelled.append(logits[-len(image) :])  # in the order of `image`, pasted or not
+            apart = config.filtered == "consistency"
+            unlabelled.append(student.net(view.apply(image)) if apart else logits[-len(image) :])  # in its order
         where = torch.cat([mask.expand(len(image) // len(foreign), -1, -1, -1) for mask in foreign])
+        if config.filtered == "consistency":
+            where = torch.ones_like(where)
         labelled_side, pseudo_side = torch.stack(sides).sum(0)
         losses = {"labelled": labelled_side, "pseudo": config.alpha * pseudo_side}
         losses |= self.consistencies(unlabelled, told, where, rise)
@@ -277,7 +281,7 @@ class Combined(Method):
         filtered = self.config.filtered
         if filtered == "before":
             labelled = replace(labelled, image=view.apply(labelled.image))
-        if filtered != "after" and pseudo is not None:
+        if filtered in ("before", "unlabelled") and pseudo is not None:
             pseudo = replace(pseudo, image=view.apply(pseudo.image))
         parts = self.parts(labelled, pseudo, box)
         image = torch.cat([part.image for part in parts])

@@ -288,6 +288,19 @@ class TestBands:
             torch.testing.assert_close(image, band(pasted) if filtered == "after" else pasted)
         assert not torch.allclose(*seen)
 
+    def test_bands_may_be_of_the_consistency_alone(self):
+        ours, full = same_weights(build(filtered="consistency", full_band=0.0), build(bands=["full", "full"]))
+        seen, data = [], batch()
+        for student in ours.group(0).students:
+            student.net.register_forward_pre_hook(lambda net, args: seen.append(args[0]))
+        mine, theirs = step(ours).losses, step(full).losses
+        for name in ("labelled", "pseudo"):
+            torch.testing.assert_close(mine[name], theirs[name])
+        assert not torch.allclose(mine["full"], theirs["full"])
+        assert torch.equal(seen[0], seen[2])
+        for image, student in zip(seen[1::2], ours.group(0).students, strict=True):
+            torch.testing.assert_close(image, student.view.apply(data.unlabelled))
+
     def test_bands_are_soft_and_those_of_the_settings(self):
         low, high = split_frequencies(batch().image, "gauss", sigma=1.0)
         settings = {"frequency": {"kind": "gauss", "sigma": 1.0}, "high_in_low": 0.3, "low_in_high": 0.4}
