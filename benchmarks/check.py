@@ -22,8 +22,8 @@ from machine import tell
 from medssl.data.cases import Case
 from medssl.data.check import check, check_cases
 from medssl.data.findings import Facts
+from medssl.data.io import case_id, read_label
 from medssl.data.looks import count_voxels
-from medssl.data.nifti import case_id, read_label
 from medssl.data.outliers import compare
 from medssl.data.recipe import Turn
 from medssl.data.volume import Source

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from medssl.data.cases import DatasetConfig
 from medssl.data.check import survey
-from medssl.data.nifti import read_image, write_image
+from medssl.data.io import read_image, write_image
 from medssl.data.phantoms import KINDS, draw
 from medssl.data.prepared import BLOCK, PreparedCase, StoredImage, _open, _save
 from medssl.data.recipe import Intensity, Recipe, Turn

@@ -18,9 +18,9 @@ from pathlib import Path
 from command import run
 
 from medssl.data.cases import Case
+from medssl.data.io import case_id
 from medssl.data.layouts import read_cases
 from medssl.data.layouts.base import case, volumes
-from medssl.data.nifti import case_id
 
 
 def cases_of(source: Path) -> list[Case]:

@@ -22,9 +22,9 @@ from pathlib import Path
 from command import run
 
 from medssl.data.cases import Case
+from medssl.data.io import is_volume
 from medssl.data.layouts.base import case
 from medssl.data.layouts.dicom import series_folders
-from medssl.data.nifti import is_volume
 from medssl.errors import DataError
 
 SCAN = re.compile(r"PANCREAS_(\d{4})", re.IGNORECASE)

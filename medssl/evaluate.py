@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from medssl.config import parse
 from medssl.data.cases import IGNORED, DatasetConfig
+from medssl.data.io import SUFFIXES, case_id, is_volume, list_volumes, read_label
 from medssl.data.labels import read_classes, where_annotated
-from medssl.data.nifti import SUFFIXES, case_id, is_volume, list_volumes, read_label
 from medssl.data.prepared import PreparedDataset, read_prepared
 from medssl.data.volume import Source, Volume, by, corners_apart
 from medssl.errors import ConfigError, DataError

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from medssl.data.cases import DatasetConfig
+from medssl.data.io import read_label
 from medssl.data.labels import read_classes, where_annotated
-from medssl.data.nifti import read_label
 from medssl.data.volume import Source, Volume, by
 from medssl.errors import DataError
 from medssl.foreign import Table, read_table

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from medssl.data.nifti import SUFFIXES, case_id
+from medssl.data.io import SUFFIXES, case_id
 from medssl.data.volume import Source
 from medssl.errors import DataError
 from medssl.metrics import CONVENTIONS, METRICS

@@ -23,8 +23,8 @@ from medssl import __version__
 from medssl.config import found, merge, parse, update
 from medssl.data.cases import PATIENT_FIRST, DatasetConfig
 from medssl.data.fingerprint import AIR, BODY, Fingerprint, take_fingerprint
+from medssl.data.io import read_label
 from medssl.data.layouts import declared, read_layout
-from medssl.data.nifti import read_label
 from medssl.data.recipe import THICK_SLICE_RATIO
 from medssl.data.volume import by
 from medssl.errors import ConfigError, OutOfMemoryError

@@ -14,8 +14,8 @@ from medssl.checkpoint import load_checkpoint
 from medssl.config import load_yaml, parse
 from medssl.data.dicom import is_series_folder
 from medssl.data.hdf5 import SUFFIXES as H5_SUFFIXES
+from medssl.data.io import case_id, is_volume, list_volumes, read_image, write_label, write_shares
 from medssl.data.layouts.base import CHANNEL
-from medssl.data.nifti import case_id, is_volume, list_volumes, read_image, write_label, write_shares
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import PARTS, read_split
 from medssl.data.volume import Source

@@ -17,8 +17,8 @@ from pathlib import Path
 from medssl.data.cases import Case, DatasetConfig
 from medssl.data.check import Expected, check_case, report_of, survey
 from medssl.data.findings import Facts, Finding, require_usable
+from medssl.data.io import read_grid, stacked
 from medssl.data.labels import as_classes
-from medssl.data.nifti import read_grid, stacked
 from medssl.data.prepared import (
     UNFINISHED,
     PreparedDataset,

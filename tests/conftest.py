@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from medssl.data.cases import DatasetConfig
-from medssl.data.nifti import list_volumes, read_label, write_image, write_label
+from medssl.data.io import list_volumes, read_label, write_image, write_label
 from medssl.data.recipe import Recipe
 from medssl.prepare import prepare
 

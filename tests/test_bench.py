@@ -21,7 +21,7 @@ from medssl.bench.setup import write_splits
 from medssl.bench.times import time_rows
 from medssl.checkpoint import load_checkpoint
 from medssl.config import bundled, dump, parse
-from medssl.data.nifti import read_image, read_label
+from medssl.data.io import read_image, read_label
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import read_split
 from medssl.errors import ConfigError, DataError, DeviceError, DivergedError, RunsFailed

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from medssl.cli import app
 from medssl.config import dump
-from medssl.data.nifti import write_image
+from medssl.data.io import write_image
 from medssl.errors import ConfigError
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from medssl.cli import app
 from medssl.data.cases import DatasetConfig
 from medssl.data.check import check
-from medssl.data.nifti import write_image
+from medssl.data.io import write_image
 from medssl.data.volume import Volume
 from medssl.figures import class_colour
 from medssl.report.dataset import MOST_CASES, write_dataset_page

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from medssl.data.nifti import write_image
+from medssl.data.io import write_image
 from medssl.errors import ConfigError, DataError
 from medssl.evaluate import evaluate_folders, print_summary
 from medssl.explain import explain

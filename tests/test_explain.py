@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from medssl.data.nifti import read_label, write_image
+from medssl.data.io import read_label, write_image
 from medssl.errors import DataError
 from medssl.evaluate import evaluate_folders
 from medssl.explain import explain

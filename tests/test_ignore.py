@@ -13,7 +13,7 @@ from medssl.cli import app
 from medssl.comparison import load_runs, make_rows
 from medssl.config import dump, parse
 from medssl.data.cases import IGNORED
-from medssl.data.nifti import write_image
+from medssl.data.io import write_image
 from medssl.data.patches import TrainingData
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import make_split, write_split

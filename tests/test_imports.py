@@ -107,8 +107,8 @@ def test_the_lowest_modules_import_only_each_other(module):
     ("package", "allowed"),
     [
         ("monai", {"medssl.networks", "medssl.predictor", "medssl.data.patches"}),
-        ("nibabel", {"medssl.data.nifti", "medssl.data.volume"}),
-        ("SimpleITK", {"medssl.data.nifti", "medssl.data.dicom"}),
+        ("nibabel", {"medssl.data.io", "medssl.data.nifti", "medssl.data.volume"}),
+        ("SimpleITK", {"medssl.data.itk", "medssl.data.dicom"}),
         ("typer", {"medssl.cli"}),
         ("tensorboard", {"medssl.boards"}),
         ("mlflow", {"medssl.boards"}),

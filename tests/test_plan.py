@@ -13,8 +13,8 @@ from medssl.cli import app
 from medssl.config import bundled, load_yaml, merge, parse
 from medssl.data.cases import DatasetConfig
 from medssl.data.fingerprint import ClassFacts, Fingerprint, Grey, ImageFacts
+from medssl.data.io import write_image
 from medssl.data.layouts import read_cases
-from medssl.data.nifti import write_image
 from medssl.data.phantoms import KINDS, write_dataset
 from medssl.data.splits import load_split
 from medssl.errors import ConfigError, OutOfMemoryError

@@ -13,7 +13,7 @@ from torch import nn
 
 from medssl.checkpoint import load_checkpoint, save_checkpoint
 from medssl.config import merge, parse
-from medssl.data.nifti import read_image, read_label, write_image, write_label
+from medssl.data.io import read_image, read_label, write_image, write_label
 from medssl.data.prepared import read_prepared
 from medssl.data.recipe import Intensity, Recipe
 from medssl.data.splits import make_split, write_split

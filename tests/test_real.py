@@ -9,7 +9,7 @@ import pytest
 
 from medssl.config import bundled, merge, parse
 from medssl.data.cases import DatasetConfig
-from medssl.data.nifti import list_volumes, read_image, read_label
+from medssl.data.io import list_volumes, read_image, read_label
 from medssl.data.recipe import Recipe
 from medssl.data.splits import make_split, write_split
 from medssl.evaluate import evaluate_folders

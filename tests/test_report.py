@@ -13,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from medssl.data.nifti import read_image, write_image, write_shares
+from medssl.data.io import read_image, write_image, write_shares
 from medssl.data.volume import Volume
 from medssl.errors import ConfigError, DataError
 from medssl.evaluate import evaluate_folders

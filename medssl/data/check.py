@@ -17,10 +17,10 @@ import numpy as np
 
 from medssl.data.cases import Case, DatasetConfig
 from medssl.data.findings import Facts, Finding, Report
+from medssl.data.io import SUFFIXES, as_label, case_id, read_image, read_volume
 from medssl.data.labels import mapped
 from medssl.data.layouts import Layout, declared, read_layout
 from medssl.data.looks import Counts, Look, count_voxels, digest, few_levels, look_at
-from medssl.data.nifti import SUFFIXES, as_label, case_id, read_image, read_volume
 from medssl.data.outliers import compare, distances, out_of_family
 from medssl.data.volume import Source, Volume, by, corners_of
 from medssl.errors import DataError

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medssl.data.cases import IGNORED, Case, DatasetConfig, namesakes
+from medssl.data.io import read_image, read_label
 from medssl.data.labels import as_classes
 from medssl.data.layouts import read_layout
-from medssl.data.nifti import read_image, read_label
 from medssl.data.recipe import AIR_FRACTION, Intensity, Recipe, Triple
 from medssl.errors import DataError
 from medssl.progress import mapper, tracked

@@ -23,8 +23,9 @@ from medssl.config import dump
 from medssl.data.cases import IGNORED, DatasetConfig
 from medssl.data.check import SHEAR, STRAIGHTENED
 from medssl.data.findings import Report
+from medssl.data.io import as_label, is_volume, read_volume, rewrite
 from medssl.data.labels import as_classes
-from medssl.data.nifti import FORM_TOLERANCE, SPACING_TOLERANCE, as_label, is_volume, read_volume, rewrite
+from medssl.data.nifti import FORM_TOLERANCE, SPACING_TOLERANCE
 from medssl.data.volume import Affine, Volume, by, corners_apart, spacing_of
 from medssl.errors import ConfigError, DataError
 from medssl.progress import mapper, tracked

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medssl.data.cases import IGNORED, DatasetConfig
-from medssl.data.nifti import read_label
+from medssl.data.io import read_label
 from medssl.data.volume import Source, Volume
 from medssl.errors import DataError
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from medssl.data.nifti import write_image
+from medssl.data.io import write_image
 from medssl.errors import ConfigError, DataError
 
 Array = NDArray[np.float64]

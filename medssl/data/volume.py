@@ -12,6 +12,8 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from medssl.errors import DataError
+
 Affine = NDArray[np.float64]
 """`(4, 4)`, voxel index to RAS millimetres."""
 
@@ -106,3 +108,13 @@ def corners_apart(shape: tuple[int, ...], affine: Affine, other: Affine) -> floa
 def by(numbers: Iterable[float]) -> str:
     """Numbers along the axes, such as 5 x 6 x 7."""
     return " x ".join(f"{n:.6g}" if isinstance(n, float) else str(n) for n in numbers)
+
+
+def check_type(path: Path, dtype: np.dtype[Any]) -> None:
+    """
+    Raises:
+        DataError: a file's voxels are not one real number each.
+    """
+    if dtype.kind not in "iuf":
+        kind = {"c": "complex numbers", "V": "colours"}.get(dtype.kind, str(dtype))
+        raise DataError(f"{path}: one real number per voxel is wanted, found {kind}")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from medssl.comparison import Row, Run
 from medssl.data.cases import DatasetConfig
+from medssl.data.io import read_image, read_label
 from medssl.data.labels import read_classes, where_annotated
-from medssl.data.nifti import read_image, read_label
 from medssl.data.volume import Source, Volume
 from medssl.errors import DataError
 from medssl.figures import View, overlay

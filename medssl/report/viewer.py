@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.data.nifti import read_volume, write_image
+from medssl.data.io import read_volume, write_image
 from medssl.data.volume import Affine, Source, Volume
 from medssl.errors import ConfigError, DataError
 from medssl.figures import grey_window

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from medssl.comparison import Row
 from medssl.data.cases import IGNORED, DatasetConfig
+from medssl.data.io import read_label, read_volume
 from medssl.data.labels import read_classes
-from medssl.data.nifti import read_label, read_volume
 from medssl.data.volume import Source
 from medssl.errors import DataError
 from medssl.progress import mapper, tracked

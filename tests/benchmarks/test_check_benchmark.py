@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medssl.data.nifti import write_image
+from medssl.data.io import write_image
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "check.py"
 AFFINE = np.array([[0, 0.8, 0, 0], [0.9, 0, 0, 0], [0, 0, 1.5, 0], [0, 0, 0, 1.0]])

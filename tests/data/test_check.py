@@ -11,7 +11,7 @@ from rich.console import Console
 from medssl.data.cases import Case, DatasetConfig
 from medssl.data.check import check, check_cases
 from medssl.data.findings import Finding, require_usable
-from medssl.data.nifti import read_label, write_image
+from medssl.data.io import read_label, write_image
 from medssl.data.volume import Source
 from medssl.errors import DataError
 from medssl.prepare import prepare

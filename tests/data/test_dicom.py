@@ -7,7 +7,7 @@ import pytest
 import SimpleITK as sitk
 
 from medssl.data.dicom import is_series_folder, read_series, series_of
-from medssl.data.nifti import read_volume, write_image
+from medssl.data.io import read_volume, write_image
 from medssl.errors import DataError
 
 SHAPE = (5, 6, 7)

@@ -7,7 +7,7 @@ import pytest
 
 from medssl.data.cases import Case, DatasetConfig
 from medssl.data.fingerprint import MOST_CASES, evenly, image_facts, take_fingerprint
-from medssl.data.nifti import write_image
+from medssl.data.io import write_image
 from medssl.data.phantoms import write_dataset
 from medssl.data.volume import Source
 from medssl.errors import DataError

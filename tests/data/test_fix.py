@@ -16,7 +16,7 @@ from medssl.config import merge, parse
 from medssl.data.cases import DatasetConfig
 from medssl.data.check import check
 from medssl.data.fix import apply_fixes
-from medssl.data.nifti import read_image, read_label, read_volume
+from medssl.data.io import read_image, read_label, read_volume
 from medssl.data.volume import corners_apart
 from medssl.errors import ConfigError, DataError
 from medssl.prepare import prepare

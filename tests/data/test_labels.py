@@ -6,8 +6,8 @@ from pydantic import ValidationError
 
 from medssl.data.cases import IGNORED, Case, DatasetConfig
 from medssl.data.check import Expected, check_cases
+from medssl.data.io import read_image, read_volume, write_image
 from medssl.data.labels import as_classes
-from medssl.data.nifti import read_image, read_volume, write_image
 from medssl.data.prepared import read_prepared, settings_digest, write_dataset
 from medssl.data.recipe import Recipe
 from medssl.data.volume import Source, Volume

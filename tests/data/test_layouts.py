@@ -14,10 +14,10 @@ from medssl.cli import app
 from medssl.config import dump
 from medssl.data.cases import IGNORED, PATIENT_FIRST, DatasetConfig, SubjectRule, namesakes, subjects_of
 from medssl.data.check import check
+from medssl.data.io import read_image, write_image
 from medssl.data.layouts import LAYOUTS, declared, find_reader, read_cases, read_layout
 from medssl.data.layouts.base import Declared
 from medssl.data.layouts.datalist import write_datalist
-from medssl.data.nifti import read_image, write_image
 from medssl.data.prepared import read_prepared
 from medssl.data.volume import Source
 from medssl.errors import ConfigError, DataError

@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from medssl.data.cases import Case, DatasetConfig
 from medssl.data.check import check, check_cases
-from medssl.data.nifti import read_image, read_label, write_image
+from medssl.data.io import read_image, read_label, write_image
 from medssl.data.volume import Source
 
 DATASET = DatasetConfig(name="made", classes=("background", "left", "right"))

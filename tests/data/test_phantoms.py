@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from medssl.data.nifti import case_id, list_volumes, read_image, read_label
+from medssl.data.io import case_id, list_volumes, read_image, read_label
 from medssl.data.phantoms import DEFAULT_SHAPES, KINDS, draw, write_dataset
 from medssl.data.volume import spacing_of
 from medssl.errors import ConfigError, DataError

@@ -15,7 +15,7 @@ import pytest
 
 from medssl.config import dump, load_yaml, parse
 from medssl.data.cases import DatasetConfig
-from medssl.data.nifti import read_image, write_image
+from medssl.data.io import read_image, write_image
 from medssl.data.prepared import read_prepared
 from medssl.data.recipe import Recipe
 from medssl.errors import ConfigError, DataError, DeviceError

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from medssl.data.check import check
+from medssl.data.io import read_image, write_image
 from medssl.data.layouts import read_cases
-from medssl.data.nifti import read_image, write_image
 from medssl.errors import DataError
 
 FOLDER = Path(__file__).parents[2] / "data_prep"

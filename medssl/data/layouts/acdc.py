@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from medssl.data.cases import Case
+from medssl.data.io import case_id
 from medssl.data.layouts.base import Declared, Layout, Reader, case, volumes
-from medssl.data.nifti import case_id
 from medssl.data.volume import Source
 from medssl.errors import DataError
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from medssl.config import parse
 from medssl.data.cases import Case, DatasetConfig
-from medssl.data.nifti import VOXEL_FILES, case_id, is_volume, list_volumes
+from medssl.data.io import case_id, is_volume, list_volumes
+from medssl.data.itk import VOXEL_FILES
 from medssl.data.volume import Source
 from medssl.errors import DataError
 

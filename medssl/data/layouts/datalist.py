@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from medssl.data.cases import Case
+from medssl.data.io import case_id
 from medssl.data.layouts.base import Declared, Layout, Reader, case
 from medssl.data.layouts.description import declared_in
-from medssl.data.nifti import case_id
 from medssl.data.volume import Source
 from medssl.errors import DataError
 from medssl.files import whole_file

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from medssl.data.io import case_id
 from medssl.data.layouts.base import Layout, Reader, case, channel_files, others, paired, volumes
 from medssl.data.layouts.description import NAME, declared, read_description
-from medssl.data.nifti import case_id
 from medssl.errors import DataError
 
 FOLDERS = ("imagesTr", "imagesUn", "labelsTr")

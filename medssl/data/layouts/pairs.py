@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from medssl.data.io import case_id
 from medssl.data.layouts.base import Layout, Reader, case, subfolders, volumes
 from medssl.data.layouts.description import declared
-from medssl.data.nifti import case_id
 
 _LABEL = re.compile(r"(?:(.*)[-_. ])?(?:labels?|labelmap|gt|seg|segmentation|mask)", re.IGNORECASE)
 

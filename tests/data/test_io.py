@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from medssl.data.nifti import (
+from medssl.data.io import (
     case_id,
     list_volumes,
     read_grid,

@@ -1,0 +1,268 @@
+"""Read and write volumes of any format: NIfTI, NRRD and MetaImage, DICOM series, data sets of HDF5 files.
+
+An array is indexed `[x, y, z]` as stored in the file, and `affine` takes such an index to RAS millimetres (the NIfTI
+world), whatever the format. A file that cannot be trusted is a DataError that names it.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nibabel import Nifti1Header
+from numpy.typing import NDArray
+
+from medssl.data import itk, nifti
+from medssl.data.dicom import read_series, series_of
+from medssl.data.hdf5 import SUFFIXES as H5_SUFFIXES
+from medssl.data.hdf5 import Axes, read_h5
+from medssl.data.volume import Affine, Source, Volume, by, spacing_of
+from medssl.errors import DataError
+
+SUFFIXES = (*nifti.SUFFIXES, *itk.SUFFIXES)
+
+INTEGER_TOLERANCE = 1e-3
+"""A stored float this close to an integer is that label; farther away it was interpolated or is a probability."""
+
+_INT32 = np.iinfo(np.int32)
+
+
+def is_volume(path: Path) -> bool:
+    """Whether the file name ends like a volume that can be read, in any case."""
+    return path.name.lower().endswith(SUFFIXES)
+
+
+def case_id(path: Path) -> str:
+    """The file name without its volume suffix; dots inside the name stay."""
+    suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), path.suffix)
+    return path.name[: len(path.name) - len(suffix)]
+
+
+def list_volumes(folder: Path) -> list[Path]:
+    """Volume files directly inside a folder, sorted by name; hidden files are left out."""
+    return sorted(path for path in folder.iterdir() if is_volume(path) and not path.name.startswith("."))
+
+
+def read_volume(source: Path | Source) -> Volume:
+    """Read a volume in its own number type, the file's scaling applied.
+
+    Axes of length 1 after the third are dropped; a true fourth axis is kept last. Micrometres and
+    metres become millimetres.
+
+    Raises:
+        DataError: the file is missing, damaged, not a volume of real scalars, or its affine
+            cannot be inverted.
+    """
+    source = source if isinstance(source, Source) else Source(Path(source))
+    path = source.path
+    try:
+        volume = _read(source)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    _check_affine(path, volume.affine)
+    shape = (*volume.shape, *(n for n in volume.array.shape[3:] if n > 1))
+    return replace(volume, array=volume.array.reshape(shape), path=path)
+
+
+def read_grid(source: Source) -> tuple[tuple[int, ...], Affine]:
+    """Voxels along all axes of the file, also where a frame of it is meant, and the affine, from headers alone.
+
+    Lengths are in millimetres, as `read_volume` has them; the spacing of a DICOM series is that of one slice.
+
+    Raises:
+        DataError: the header cannot be read, or its affine cannot be inverted.
+    """
+    shape, affine = _read_grid(source)
+    _check_affine(source.path, affine)
+    return shape, affine
+
+
+def read_image(*sources: Path | Source) -> Volume:
+    """Read an intensity volume as float32; values too large for it become infinite.
+
+    Several files are stacked along the fourth axis, in the place of the first.
+
+    Raises:
+        DataError: as `read_volume`, or the files have different shapes.
+    """
+    return stacked([_as_image(read_volume(source)) for source in sources])
+
+
+def read_label(path: Path | Source) -> Volume:
+    """Read a label map as int32; float files are accepted when every value is within 1e-3 of an integer.
+
+    Raises:
+        DataError: as `read_volume`, or a value is not an integer.
+    """
+    return as_label(read_volume(path))
+
+
+def as_label(volume: Volume) -> Volume:
+    """The same volume with int32 voxels.
+
+    Raises:
+        DataError: a value is not within 1e-3 of an integer that int32 holds.
+    """
+    array = volume.array
+    if array.dtype.kind == "f":
+        rounded = np.rint(array)
+        with np.errstate(invalid="ignore"):
+            odd = ~(np.abs(array - rounded) <= INTEGER_TOLERANCE)  # NaN and infinity too
+        if odd.any():
+            raise DataError(
+                f"{volume.path}: a label map holds whole numbers, found {int(odd.sum())} other voxels, "
+                f"for example {float(array[odd][0]):g}; was it interpolated, or is it a probability map?"
+            )
+        array = rounded
+    low, high = array.min(), array.max()
+    if low < _INT32.min or high > _INT32.max:
+        raise DataError(f"{volume.path}: a label map holds class numbers, found values from {low:g} to {high:g}")
+    return replace(volume, array=array.astype(np.int32))
+
+
+def stacked(volumes: Sequence[Volume]) -> Volume:
+    """Volumes of one shape as the channels of one, in the place of the first.
+
+    Raises:
+        DataError: their shapes differ.
+    """
+    first = volumes[0]
+    for other in volumes[1:]:
+        if other.shape != first.shape:
+            raise DataError(
+                f"{other.path}: shape {by(other.shape)}, where {first.path} of the same case has {by(first.shape)}"
+            )
+    if len(volumes) == 1:
+        return first
+    return replace(first, array=np.concatenate([one.array.reshape(*first.shape, -1) for one in volumes], axis=3))
+
+
+def write_label(path: Path, array: NDArray[Any], like: Volume) -> None:
+    """Write a label map with the geometry and header of `like`, as the smallest unsigned type that fits.
+
+    Codes, units and both forms of a NIfTI header are kept; the scaling is reset. The file appears
+    whole or not at all.
+    """
+    dtype = np.uint8 if array.max(initial=0) < 256 else np.uint16
+    nifti.write(Path(path), array.astype(dtype), like.affine, like.header)
+
+
+def write_shares(path: Path, array: NDArray[np.floating[Any]], like: Volume) -> None:
+    """Write numbers from 0 to 1 with the geometry and header of `like`, a byte a voxel in steps of 1/255."""
+    nifti.write(Path(path), np.rint(255 * array.clip(0, 1)).astype(np.uint8), like.affine, like.header, slope=1 / 255)
+
+
+def write_image(path: Path, array: NDArray[Any], affine: Affine) -> None:
+    """Write an array in its own dtype, bool as uint8, with an affine in RAS millimetres.
+
+    The file appears whole or not at all.
+    """
+    nifti.write(Path(path), array.astype(np.uint8) if array.dtype == bool else array, affine, None)
+
+
+def rewrite(path: Path, out: Path, header: Nifti1Header | None, array: NDArray[Any] | None = None) -> None:
+    """Write a file again with a mended header, or with other voxels of the same shape; all else stays as it is.
+
+    The name of `out` decides whether it is packed.
+
+    Args:
+        header: of `Volume.header`, changed at will; None for a file that is not NIfTI, which keeps its own.
+        array: takes the place of the voxels in its own dtype, without scaling; None keeps their bytes.
+    """
+    if header is None:
+        itk.rewrite(path, out, array)
+    else:
+        nifti.rewrite(path, out, header, array)
+
+
+def _read(source: Source) -> Volume:
+    path, name = source.path, source.path.name.lower()
+    if path.is_dir():
+        return read_series(path, source.part or None)
+    if name.endswith(H5_SUFFIXES):
+        return _read_h5(source)
+    if not source.part:
+        return _read_file(path)
+    stat = path.stat() if path.exists() else None
+    return _frame(_read_once(path, stat and (stat.st_size, stat.st_mtime_ns)), source)
+
+
+def _read_file(path: Path) -> Volume:
+    _check_file(path)
+    return nifti.read(path) if path.name.lower().endswith(nifti.SUFFIXES) else itk.read(path)
+
+
+@lru_cache(maxsize=1)
+def _read_once(path: Path, stamp: tuple[int, int] | None) -> Volume:
+    """A file as it was at `stamp`, kept until another is read: the frames of one come one after the other."""
+    return _read_file(path)
+
+
+def _read_h5(source: Source) -> Volume:
+    """A data set by name, then what its file does not say: the order of its axes and its spacing."""
+    match = re.fullmatch(r"([^@]*)(?:@(xyz|zyx))?(?:@([\d.]+(?:x[\d.]+x[\d.]+)?))?", source.part)
+    if match is None:
+        raise DataError(
+            f"{source}: after the # a data set is wanted, such as image, image@zyx or image@xyz@0.6x0.6x1.2"
+        )
+    numbers = [float(number) for number in match[3].split("x")] if match[3] else []
+    axes: Axes = "zyx" if match[2] == "zyx" else "xyz"
+    return read_h5(source.path, match[1] or "image", axes=axes, spacing=(numbers * 3)[:3] or None)
+
+
+def _frame(volume: Volume, source: Source) -> Volume:
+    """One of the volumes along the fourth axis."""
+    count = volume.array.shape[3] if volume.array.ndim > 3 else 1
+    if not source.part.isdecimal() or int(source.part) >= count:
+        raise DataError(f"{source.path}: frame {source.part} is wanted, it has {count}, counted from 0")
+    array = volume.array.reshape(*volume.shape, count, -1)
+    return replace(volume, array=np.ascontiguousarray(array[..., int(source.part), :]))
+
+
+def _read_grid(source: Source) -> tuple[tuple[int, ...], Affine]:
+    path, name = source.path, source.path.name.lower()
+    if name.endswith(H5_SUFFIXES):
+        volume = read_volume(source)
+        return volume.array.shape, volume.affine
+    try:
+        if path.is_dir():
+            series = series_of(path)
+            found = series[source.part] if source.part else next(iter(series.values()))
+            (columns, rows, frames), (_, affine) = found.size, itk.read_grid(found.paths[0])
+            return (columns, rows, frames * found.files), affine
+        return nifti.read_grid(path) if name.endswith(nifti.SUFFIXES) else itk.read_grid(path)
+    except (EOFError, zlib.error, RuntimeError, StopIteration, *nifti.ERRORS) as error:
+        raise DataError(f"{path}: its header cannot be read ({' '.join(str(error).split())})") from None
+
+
+def _as_image(volume: Volume) -> Volume:
+    with np.errstate(over="ignore"):
+        return replace(volume, array=np.asarray(volume.array, np.float32))
+
+
+def _check_file(path: Path) -> None:
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    if not is_volume(path):
+        raise DataError(f"{path}: not a format that can be read; known are {', '.join(SUFFIXES)}")
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        raise DataError(f"{path}: the file is empty (0 bytes)")
+    if held := nifti.foreign(head):
+        raise DataError(f"{path}: the file holds {held}")
+
+
+def _check_affine(path: Path, affine: Affine) -> None:
+    if not np.isfinite(affine).all():
+        raise DataError(f"{path}: its affine holds NaN or infinity, so the volume has no place in space")
+    spacing = np.array(spacing_of(affine))
+    # Of unit axes, so that a tiny spacing is not taken for a missing axis.
+    if (spacing == 0).any() or abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-4:
+        raise DataError(f"{path}: its affine cannot be inverted, so the volume has no place in space")
