@@ -28,7 +28,7 @@ from medssl.run import load_run_config
 from medssl.scores import Summary, summarise
 from medssl.train import train
 
-METHODS = ("supervised", "mean_teacher", "bcp")
+METHODS = ("supervised", "bcp", "combined")
 LABELLED, VAL, TEST, UNLABELLED = 3, 4, 10, 30
 
 
