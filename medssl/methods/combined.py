@@ -237,6 +237,7 @@ class Combined(Method):
         """
         config, told = self.config, self.told(number, image, said)
         foreign = [box, ~box] if config.copy_paste else [torch.ones_like(box)]
+        again = config.filtered == "consistency"
         unlabelled, sides = [], []
         for student, view in zip(self.group(number).students, views, strict=True):
             parts, logits = self.look(student.net, view, labelled, told.pseudo, box)
@@ -244,11 +245,10 @@ class Combined(Method):
             sizes = [len(part) for part in parts]
             for part, mask, seen in zip(parts, masks, torch.split(logits, sizes), strict=True):
                 sides.append(self.sides(seen, part, mask))
-            apart = config.filtered == "consistency"
-            unlabelled.append(student.net(view.apply(image)) if apart else logits[-len(image) :])  # in its order
+            # In the order of `image`: as pasted, or seen a second time.
+            unlabelled.append(student.net(view.apply(image)) if again else logits[-len(image) :])
         where = torch.cat([mask.expand(len(image) // len(foreign), -1, -1, -1) for mask in foreign])
-        if config.filtered == "consistency":
-            where = torch.ones_like(where)
+        where = torch.ones_like(where) if again else where
         labelled_side, pseudo_side = torch.stack(sides).sum(0)
         losses = {"labelled": labelled_side, "pseudo": config.alpha * pseudo_side}
         losses |= self.consistencies(unlabelled, told, where, rise)
