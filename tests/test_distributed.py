@@ -29,14 +29,15 @@ METHODS: dict[str, dict] = {  # settings of each; without the students' dropout,
     "supervised": {"train": {"unlabelled_batch": 0}},
     "mean_teacher": {},
     "cps": {},
-    # Some voxels of an untrained network must count, more in one process than in another.
+    # Some voxels of an untrained network must count, more in one process than in another. None may lie on the threshold,
+    # where the last bit of a sum decides.
     "fixmatch": {"method": {"threshold": 0.4, "views": 2, "cutmix": 1.0}},
     "bcp": {},
     "bcp, weighted by voxel": {"method": {"name": "bcp", "weighting": "voxel", "pretrain": 0.05}},
     "ucf_mix": {},
     "rail": {},
     "umct": {"method": {"uncertainty": "entropy", "pretrain": 0.05}},
-    "sss": {"method": {"threshold": 0.4, "backbone": "stand_in", "prompts": {"reliable": 0.34}}},
+    "sss": {"method": {"threshold": 0.42, "backbone": "stand_in", "prompts": {"reliable": 0.34}}},
     "combined": {"method": {"pretrain": 0.05}},
 }
 
@@ -103,10 +104,8 @@ def test_losses_and_scores_are_those_of_one_process_with_the_joint_batch(request
     assert not [name for name in together["threads"] if "gloo" in name], "these can abort a process that ends"
     for method in methods:
         alone = steps(settings[method], torch.device("cpu"), 6)
-        pairs = list(zip(alone["losses"], together[method]["losses"], strict=True))
-        # A voxel on the edge of a threshold may fall on either side, by the last bit of a sum; so once, and little.
-        assert all(many == pytest.approx(one, abs=1e-4) for one, many in pairs), method
-        assert sum(many != pytest.approx(one, abs=1e-5, rel=1e-5) for one, many in pairs) <= 1, method
+        for one, many in zip(alone["losses"], together[method]["losses"], strict=True):
+            assert many == pytest.approx(one, abs=1e-5, rel=1e-5), method
         assert together[method]["scores"] == pytest.approx(alone["scores"], abs=1e-3)
         digests = together[method]["digests"]
         assert len(digests) == count
