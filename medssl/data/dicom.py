@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.data.volume import Affine, Oddity, Volume, by
+from medssl.data.volume import LPS_TO_RAS, Affine, Oddity, Volume, by
 from medssl.errors import DataError
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -39,7 +39,6 @@ _NO_IMAGES = re.compile(
     # and surfaces, reports, documents, and structures, plans and records of radiotherapy.
     r"1\.2\.840\.10008\.(1\.3\.10|5\.1\.4\.1\.1\.((9|11|88|104)(\.\d+)*|66(\.[12356])?|67|481\.[3-9]))$"
 )
-_LPS_TO_RAS = np.diag([-1.0, -1, 1, 1])
 _Vector = NDArray[np.float64]
 
 
@@ -302,7 +301,7 @@ def _as_simpleitk_has_it(folder: Path, path: Path) -> Volume:
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(reader.GetDirection(), (3, 3)) * np.array(reader.GetSpacing())
     affine[:3, 3] = reader.GetOrigin()
-    return Volume(_pixels(path), _LPS_TO_RAS @ affine, None, folder)
+    return Volume(_pixels(path), LPS_TO_RAS @ affine, None, folder)
 
 
 def _read_frames(folder: Path, headers: Sequence[_Header]) -> Volume:
@@ -379,7 +378,7 @@ def _stack(place: Path, slices: Sequence[_Slice], depth: float) -> tuple[list[in
     affine = np.eye(4)
     affine[:3, :3] = np.column_stack([*(first.axes * first.spacing[:, None]), step])
     affine[:3, 3] = positions[0]
-    return order, _LPS_TO_RAS @ affine, oddities
+    return order, LPS_TO_RAS @ affine, oddities
 
 
 def _require_same(

@@ -1,4 +1,4 @@
-"""NRRD and MetaImage files by SimpleITK, whose LPS world is turned to RAS here and nowhere else."""
+"""NRRD and MetaImage files by SimpleITK, their LPS world turned to RAS."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.data.volume import Affine, Volume, check_type
+from medssl.data.volume import LPS_TO_RAS, Affine, Volume, check_type
 from medssl.errors import DataError
 
 SUFFIXES = (".nrrd", ".mha", ".mhd")
@@ -62,7 +62,7 @@ def _affine_of(image: Any) -> Affine:
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.array(image.GetSpacing())
     affine[:3, 3] = image.GetOrigin()
-    return np.diag([-1.0, -1, 1, 1]) @ affine  # LPS to RAS
+    return LPS_TO_RAS @ affine
 
 
 def _check_parts(path: Path) -> None:

@@ -16,6 +16,8 @@ from medssl.errors import DataError
 
 Affine = NDArray[np.float64]
 """`(4, 4)`, voxel index to RAS millimetres."""
+LPS_TO_RAS = np.diag([-1.0, -1, 1, 1])
+"""From the world of DICOM and ITK to that of NIfTI."""
 
 
 @dataclass(frozen=True)
