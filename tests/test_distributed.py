@@ -29,8 +29,8 @@ METHODS: dict[str, dict] = {  # settings of each; without the students' dropout,
     "supervised": {"train": {"unlabelled_batch": 0}},
     "mean_teacher": {},
     "cps": {},
-    # Some voxels of an untrained network must count, more in one process than in another. None may lie on the threshold,
-    # where the last bit of a sum decides.
+    # Some voxels of an untrained network must count, more in one process than in another, and none lie on the
+    # threshold, where the last bit of a sum decides.
     "fixmatch": {"method": {"threshold": 0.4, "views": 2, "cutmix": 1.0}},
     "bcp": {},
     "bcp, weighted by voxel": {"method": {"name": "bcp", "weighting": "voxel", "pretrain": 0.05}},
