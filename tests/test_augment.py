@@ -345,7 +345,7 @@ def test_blur_is_a_gaussian_with_its_edges_continued():
     image = torch.randn(1, 2, 9, 8, 7)
     out = make("strong").shade(image, [Draw(blur=0.8)])
     for channel in range(2):
-        expected = ndimage.gaussian_filter(image[0, channel].numpy(), 0.8, mode="nearest", radius=2)
+        expected = ndimage.gaussian_filter(image[0, channel].numpy(), 0.8, mode="nearest", radius=3)
         np.testing.assert_allclose(out[0, channel].numpy(), expected, atol=1e-5)
 
 

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medssl.parts.grey import extended, smoothed
+
 Kind = Literal["haar", "gauss", "fft"]
 
 REACH = 4
@@ -51,8 +53,8 @@ def split_frequencies(
             low = block_mean(image, [2**n for n in halvings(levels, spacing)])
         else:
             widths = [sigma / mm for mm in spacing]
-            smooth = _smoothed if kind == "gauss" else _smoothed_by_fft
-            low = smooth(image, [width if width > FINEST else 0.0 for width in widths])
+            widths = [width if width > FINEST else 0.0 for width in widths]
+            low = smoothed(image, widths, REACH) if kind == "gauss" else _smoothed_by_fft(image, widths)
         return low, image - low
 
 
@@ -76,32 +78,13 @@ def block_mean(image: Tensor, sides: Sequence[int]) -> Tensor:
     return means
 
 
-def _smoothed(image: Tensor, widths: Sequence[float]) -> Tensor:
-    """A Gaussian of these standard deviations in voxels, axis by axis.
-
-    Taps are added up one by one: a convolution would be rounded to TF32 on GPUs.
-    """
-    for axis, width in enumerate(widths, start=2):
-        if width == 0:
-            continue
-        reach, size = math.ceil(REACH * width), image.shape[axis]
-        taps = [math.exp(-0.5 * (k / width) ** 2) for k in range(reach + 1)]
-        total = 2 * sum(taps) - taps[0]
-        padded = _extended(image, axis, reach)
-        image = image * (taps[0] / total)
-        for k in range(1, reach + 1):
-            both = padded.narrow(axis, reach - k, size) + padded.narrow(axis, reach + k, size)
-            image = image.add_(both, alpha=taps[k] / total)
-    return image
-
-
 def _smoothed_by_fft(image: Tensor, widths: Sequence[float]) -> Tensor:
-    """`_smoothed` in Fourier space: `exp(-2 (pi f s)^2)` along each axis, `f` in cycles per voxel."""
+    """`smoothed` in Fourier space: `exp(-2 (pi f s)^2)` along each axis, `f` in cycles per voxel."""
     shape, axes = image.shape, [axis for axis, width in enumerate(widths, start=2) if width > 0]
     if not axes:
         return image
     for axis in axes:
-        image = _extended(image, axis, math.ceil(REACH * widths[axis - 2]))
+        image = extended(image, axis, math.ceil(REACH * widths[axis - 2]))
     spectrum = torch.fft.rfftn(image, dim=axes)
     for axis in axes:
         frequencies = torch.fft.rfftfreq if axis == axes[-1] else torch.fft.fftfreq
@@ -112,10 +95,3 @@ def _smoothed_by_fft(image: Tensor, widths: Sequence[float]) -> Tensor:
     for axis in axes:
         image = image.narrow(axis, (image.shape[axis] - shape[axis]) // 2, shape[axis])
     return image
-
-
-def _extended(image: Tensor, axis: int, reach: int) -> Tensor:
-    """The image with its outermost voxels repeated `reach` times at both ends of an axis."""
-    pads = [0] * 6
-    pads[2 * (4 - axis)] = pads[2 * (4 - axis) + 1] = reach
-    return F.pad(image, pads, mode="replicate")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from medssl.parts.grey import bent, smoothed
 from medssl.parts.schedules import generator
 
 SHADED, BLURRED, BENT = 0.8, 0.5, 0.5
@@ -35,28 +34,13 @@ def _shaded(volume: Tensor, seed: int) -> Tensor:
     """One strong view, `(M, X, Y, Z)`; all numbers are drawn on the host, so nothing waits for the device."""
     chance, reach = torch.rand(2, 5, generator=generator(seed)).tolist()
     if chance[0] < BENT:
-        low, high = volume.amin((1, 2, 3), keepdim=True), volume.amax((1, 2, 3), keepdim=True)
-        span = (high - low).clamp_min(1e-6)
-        volume = ((volume - low) / span) ** (4 ** (reach[0] - 0.5)) * span + low
+        volume = bent(volume, 4 ** (reach[0] - 0.5))
     if chance[1] < SHADED:
         mean, deviation = volume.mean((1, 2, 3), keepdim=True), volume.std((1, 2, 3), keepdim=True)
         volume = mean + (0.5 + reach[1]) * (volume - mean) + (reach[2] - 0.5) * deviation
     if chance[2] < BLURRED:
-        volume = _blurred(volume, 0.1 + 1.9 * reach[3])
+        volume = smoothed(volume[None], 3 * [0.1 + 1.9 * reach[3]])[0]
     return volume.clone()
-
-
-def _blurred(volume: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur axis by axis, edges continued; a sum of shifted copies, which no convolution rounds to TF32."""
-    radius = max(1, round(3 * sigma))
-    weights = [math.exp(-((offset / sigma) ** 2) / 2) for offset in range(-radius, radius + 1)]
-    for axis in (1, 2, 3):
-        pad = [0] * 6
-        pad[6 - 2 * axis : 8 - 2 * axis] = radius, radius
-        padded, size = F.pad(volume[None], pad, mode="replicate")[0], volume.shape[axis]
-        shifted = (padded.narrow(axis, start, size) * (w / sum(weights)) for start, w in enumerate(weights))
-        volume = sum(shifted, torch.zeros_like(volume))
-    return volume
 
 
 def dropped(features: Tensor, rate: float, seeds: Sequence[int], *, channels: bool = False) -> Tensor:
