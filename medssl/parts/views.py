@@ -5,7 +5,7 @@ A view knows no network and draws nothing: it is the same in training and at inf
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol, cast
 
@@ -39,36 +39,22 @@ class Identity:
 
 @dataclass(frozen=True)
 class Axes:
-    """The axes in another order, then some of them backwards: all turns by 90 degrees and all mirror images.
+    """The axes in another order.
 
     A network behind it must be able to take the sides, and the spacing, in that order.
     """
 
     order: tuple[int, int, int] = (0, 1, 2)
     """Which axis of the image (0 is X) becomes the first, second and third that the network sees."""
-    flips: tuple[int, ...] = ()
-    """Those that the network sees backwards, numbered in its own order."""
 
     def __post_init__(self) -> None:
-        if sorted(self.order) != [0, 1, 2] or len({0, 1, 2} & set(self.flips)) < len(self.flips):
-            raise ValueError(f"order must name each of the axes 0, 1 and 2 once, and flips some of them, got {self}")
-
-    @classmethod
-    def turned(cls, first: int, second: int, times: int) -> Axes:
-        """A turn by `times` quarters from the first towards the second axis, as `torch.rot90`."""
-        flips = ((), (first,), (first, second), (second,))[times % 4]
-        order = [0, 1, 2]
-        if times % 2:
-            order[first], order[second] = second, first
-        return cls((order[0], order[1], order[2]), flips)
+        if sorted(self.order) != [0, 1, 2]:
+            raise ValueError(f"order must name each of the axes 0, 1 and 2 once, got {self}")
 
     def apply(self, image: Tensor) -> Tensor:
-        turned = image.permute(0, 1, *(2 + axis for axis in self.order))
-        return turned.flip([2 + axis for axis in self.flips]) if self.flips else turned
+        return image.permute(0, 1, *(2 + axis for axis in self.order))
 
     def undo(self, logits: Tensor) -> Tensor:
-        if self.flips:
-            logits = logits.flip([2 + axis for axis in self.flips])
         return logits.permute(0, 1, *(2 + self.order.index(axis) for axis in range(3)))
 
 
@@ -77,8 +63,7 @@ class Band:
     """The low or the high frequencies of an image, with some of the others.
 
     Each volume's band is brought to the standard deviation of the image it comes from: high frequencies are often ten
-    times fainter than low ones. All is in float32. The split sees the image's own axes, hence in a `Chain` a band comes
-    before `Axes`.
+    times fainter than low ones. All is in float32.
     """
 
     which: Literal["low", "high"]
@@ -95,23 +80,6 @@ class Band:
             return _as_loud_as(image, torch.add(kept, other, alpha=self.leak))
 
     def undo(self, logits: Tensor) -> Tensor:
-        return logits
-
-
-@dataclass(frozen=True)
-class Chain:
-    """Views one after the other."""
-
-    views: Sequence[View]
-
-    def apply(self, image: Tensor) -> Tensor:
-        for view in self.views:
-            image = view.apply(image)
-        return image
-
-    def undo(self, logits: Tensor) -> Tensor:
-        for view in reversed(self.views):
-            logits = view.undo(logits)
         return logits
 
 

@@ -154,13 +154,17 @@ def test_a_block_has_one_value_and_the_last_one_is_what_is_left():
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
-@pytest.mark.parametrize("flips", [(), (0,), (1, 2)])
+@pytest.mark.parametrize("flips", [(), (2,), (3, 4)])
 def test_a_split_turns_with_the_image_on_even_sides(kind, order, flips):
-    view, spacing = Axes(order, flips), (1.0, 2.0, 1.0)
+    spacing = (1.0, 2.0, 1.0)
+
+    def turn(volume):
+        return Axes(order).apply(volume).flip(flips)
+
     low, high = split_frequencies(image((4, 6, 8)), kind, spacing=spacing)
-    turned = split_frequencies(view.apply(image((4, 6, 8))), kind, spacing=[spacing[axis] for axis in order])
-    torch.testing.assert_close(turned[0], view.apply(low), rtol=0, atol=1e-5)
-    torch.testing.assert_close(turned[1], view.apply(high), rtol=0, atol=1e-5)
+    turned = split_frequencies(turn(image((4, 6, 8))), kind, spacing=[spacing[axis] for axis in order])
+    torch.testing.assert_close(turned[0], turn(low), rtol=0, atol=1e-5)
+    torch.testing.assert_close(turned[1], turn(high), rtol=0, atol=1e-5)
 
 
 def test_haar_blocks_belong_to_the_patch_and_the_gaussian_to_the_voxels():

@@ -8,11 +8,10 @@ import torch
 from torch import nn
 
 from medssl.ema import ema_update
-from medssl.parts.views import Axes, Band, Chain, Identity, Viewed
+from medssl.parts.views import Axes, Band, Identity, Viewed
 
 SHAPE = (5, 6, 7)
 ORDERS = list(itertools.permutations(range(3)))
-FLIPS = [flips for count in range(4) for flips in itertools.combinations(range(3), count)]
 
 
 def halves(image):
@@ -29,9 +28,7 @@ def thirds(image):
 VIEWS = {
     "identity": Identity(),
     "order": Axes((2, 0, 1)),
-    "turn": Axes.turned(0, 2, 1),
     "band": Band("low", thirds, leak=0.2),
-    "chain": Chain([Band("high", thirds), Axes((1, 2, 0), (0, 2)), Axes((0, 2, 1), (1,))]),
 }
 
 
@@ -40,48 +37,29 @@ def image(seed=0, modalities=2):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("flips", FLIPS)
-def test_undoing_a_change_of_axes_brings_every_voxel_back(order, flips):
-    view = Axes(order, flips)
+def test_undoing_a_change_of_axes_brings_every_voxel_back(order):
+    view = Axes(order)
     seen = view.apply(image())
     assert seen.shape[2:] == tuple(SHAPE[axis] for axis in order)
     assert torch.equal(view.undo(seen), image())
 
 
-def test_changes_of_axes_are_48_different_ones():
-    seen = {str(Axes(order, flips).apply(image()).flatten().tolist()) for order in ORDERS for flips in FLIPS}
-    assert len(seen) == 48
+def test_changes_of_axes_are_six_different_ones():
+    assert len({str(Axes(order).apply(image()).flatten().tolist()) for order in ORDERS}) == 6
 
 
-@pytest.mark.parametrize("plane", [(0, 1), (1, 0), (0, 2), (1, 2), (2, 1)])
-@pytest.mark.parametrize("times", [-1, 0, 1, 2, 3, 4])
-def test_turns_are_those_of_torch(plane, times):
-    view = Axes.turned(*plane, times)
-    expected = torch.rot90(image(), times, [2 + axis for axis in plane])
-    assert torch.equal(view.apply(image()), expected)
-    assert torch.equal(view.undo(expected), image())
-
-
-@pytest.mark.parametrize(("order", "flips"), [((0, 1, 1), ()), ((0, 1, 3), ()), ((0, 1, 2), (3,)), ((0, 1, 2), (1, 1))])
-def test_what_is_no_change_of_axes_is_refused(order, flips):
+@pytest.mark.parametrize("order", [(0, 1, 1), (0, 1, 3)])
+def test_what_is_no_order_of_the_axes_is_refused(order):
     with pytest.raises(ValueError, match="axes 0, 1 and 2"):
-        Axes(order, flips)
+        Axes(order)
 
 
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS.keys())
 def test_a_network_of_single_voxels_predicts_the_same_behind_any_axes(view):
     torch.manual_seed(0)
     net = nn.Conv3d(2, 3, 1)
-    bands = [v for v in getattr(view, "views", [view]) if isinstance(v, Band)]
-    torch.testing.assert_close(Viewed(net, view)(image()), net(Chain(bands).apply(image())))
-
-
-def test_a_chain_goes_there_in_order_and_back_in_reverse():
-    first, second = Axes((1, 2, 0)), Axes((0, 1, 2), (0,))
-    chain = Chain([first, second])
-    assert torch.equal(chain.apply(image()), second.apply(first.apply(image())))
-    assert torch.equal(chain.undo(chain.apply(image())), image())
-    assert not torch.equal(chain.apply(image()), Chain([second, first]).apply(image()))
+    seen = view.apply(image()) if isinstance(view, Band) else image()
+    torch.testing.assert_close(Viewed(net, view)(image()), net(seen))
 
 
 @pytest.mark.parametrize("which", ["low", "high"])
@@ -117,7 +95,7 @@ def test_bands_are_float32_under_autocast():
 
 def test_a_viewed_network_has_the_weights_of_its_network_and_copies_whole():
     net = nn.Conv3d(2, 3, 3, padding=1)
-    viewed = Viewed(net, VIEWS["chain"])
+    viewed = Viewed(net, VIEWS["order"])
     assert list(viewed.state_dict()) == ["net.weight", "net.bias"]
     assert [id(p) for p in viewed.parameters()] == [id(p) for p in net.parameters()]
     twin = copy.deepcopy(viewed)
@@ -128,6 +106,6 @@ def test_a_viewed_network_has_the_weights_of_its_network_and_copies_whole():
 
 
 def test_networks_behind_different_views_follow_each_other():
-    teacher, student = Viewed(nn.Conv3d(2, 3, 1), Identity()), Viewed(nn.Conv3d(2, 3, 1), VIEWS["chain"])
+    teacher, student = Viewed(nn.Conv3d(2, 3, 1), Identity()), Viewed(nn.Conv3d(2, 3, 1), VIEWS["order"])
     ema_update(teacher, [student], decay=0.0)
     torch.testing.assert_close(teacher.state_dict(), student.state_dict())
