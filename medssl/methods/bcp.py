@@ -110,7 +110,7 @@ class BCP(Method):
     def mixed_loss(self, logits: Tensor, mixed: Sample, box: Tensor) -> Tensor:
         """Cross-entropy and Dice of a pasted batch, `mixed.weight` being 1 or `alpha` by side, 0 where not known."""
         if self.config.weighting == "voxel":
-            trusted = processes.total(mixed.weight.mean()) / processes.count()
+            trusted = processes.mean(mixed.weight.mean())
             ce = cross_entropy(logits, mixed.target, mixed.weight) * trusted
             return (ce + dice_loss(logits, mixed.target, mixed.weight, self.config.dice)) / 2
         sides = (torch.stack([box, ~box]).unsqueeze(1) & (mixed.weight > 0)).to(mixed.weight.dtype)  # (2, B, X, Y, Z)

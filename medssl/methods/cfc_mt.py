@@ -22,9 +22,9 @@ from medssl.methods.base import Follow, MakeNet, Method, MethodConfig, StepResul
 from medssl.parts.frequency import Kind, split_frequencies
 from medssl.parts.gauges import gap, gauges
 from medssl.parts.losses import DiceForm, consistency, dice_ce
-from medssl.parts.pseudo import likeliest
+from medssl.parts.pseudo import likeliest, probabilities
 from medssl.parts.sample import Progress, TrainBatch
-from medssl.parts.schedules import ramp_up
+from medssl.parts.schedules import ramp_up, warmed_up
 from medssl.parts.views import Band, Identity, Viewed
 
 
@@ -142,10 +142,5 @@ class CFCMT(Method):
         return [self.teacher]
 
     def followers(self, progress: Progress) -> Sequence[Follow]:
-        decay = min(1 - 1 / (progress.iteration + 1), self.config.ema_decay)
+        decay = warmed_up(self.config.ema_decay, progress.iteration)
         return [Follow(self.teacher, [self.low, self.high], decay)]
-
-
-def probabilities(logits: Tensor) -> Tensor:
-    """Class probabilities as targets: in float32 and without a gradient."""
-    return logits.detach().float().softmax(1)

@@ -18,14 +18,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from medssl.methods.base import Follow, MakeNet, Method, MethodConfig, StepResult, at_rest
-from medssl.methods.cfc_mt import Frequencies, probabilities
+from medssl.methods.cfc_mt import Frequencies
 from medssl.parts.fusion import fuse
 from medssl.parts.gauges import gap, gauges, mean_trust
 from medssl.parts.losses import DiceForm, consistency, cross_entropy, dice_ce
 from medssl.parts.mix import paste, random_box
-from medssl.parts.pseudo import entropy, largest_component, likeliest
+from medssl.parts.pseudo import entropy, largest_component, likeliest, probabilities
 from medssl.parts.sample import Progress, Sample, TrainBatch, concat
-from medssl.parts.schedules import ramp_up
+from medssl.parts.schedules import ramp_up, warmed_up
 from medssl.parts.views import Band, Identity, View, Viewed
 
 
@@ -341,7 +341,7 @@ class Combined(Method):
             return [follow for number in self.turn(progress) for follow in self.group(number).united()]
         decay = self.config.ema_decay
         if not self.config.pretrain:
-            decay = min(1 - 1 / (self.steps(progress) + 1), decay)
+            decay = warmed_up(decay, self.steps(progress))
         return [follow for number in self.turn(progress) for follow in self.group(number).followers(decay)]
 
 

@@ -113,7 +113,7 @@ class FixMatch(Method):
         """The loss on pseudo-labels of confident voxels; for `ce` that of eq. 4."""
         if self.config.loss == "dice":
             return dice_loss(logits, sample.target, sample.weight, self.config.dice)
-        confident = processes.total(sample.weight.mean()) / processes.count()
+        confident = processes.mean(sample.weight.mean())
         return confident * cross_entropy(logits, sample.target, sample.weight)
 
     def students(self) -> Sequence[nn.Module]:

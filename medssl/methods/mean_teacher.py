@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from medssl.methods.base import Follow, MakeNet, Method, MethodConfig, Pair, StepResult
 from medssl.parts.gauges import gauges
 from medssl.parts.losses import DiceForm, consistency, dice_ce
-from medssl.parts.pseudo import likeliest
+from medssl.parts.pseudo import likeliest, probabilities
 from medssl.parts.sample import Progress, TrainBatch
-from medssl.parts.schedules import normal, ramp_up
+from medssl.parts.schedules import normal, ramp_up, warmed_up
 
 
 class MeanTeacher(Method):
@@ -48,15 +48,21 @@ class MeanTeacher(Method):
     def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
         logits = self.pair.student(torch.cat([batch.image, batch.unlabelled]))
         labelled, unlabelled = logits.split([len(batch.image), len(batch.unlabelled)])
-        taught = self.pair.taught(self.noisy(batch.unlabelled, batch.seeds))
+        taught, counts = self.pair.taught(self.noisy(batch.unlabelled, batch.seeds)), self.counts(batch, progress)
         weight = self.config.consistency_weight * ramp_up(progress, self.config.ramp)
         return StepResult(
             losses={
                 "supervised": dice_ce(labelled, batch.label, batch.known, dice=self.config.dice),
-                "consistency": weight * consistency(unlabelled, taught.float().softmax(1)),
+                "consistency": weight * consistency(unlabelled, probabilities(taught), counts),
             },
-            stats=gauges(batch.label, likeliest(taught), taught.shape[1], known=batch.known, student=unlabelled),
+            stats=gauges(
+                batch.label, likeliest(taught), taught.shape[1], known=batch.known, weight=counts, student=unlabelled
+            ),
         )
+
+    def counts(self, batch: TrainBatch, progress: Progress) -> Tensor | None:
+        """How much each unlabelled voxel counts, `(B, X, Y, Z)`; None for all alike."""
+        return None
 
     def noisy(self, image: Tensor, seeds: Sequence[int]) -> Tensor:
         """The image plus clipped Gaussian noise."""
@@ -69,5 +75,4 @@ class MeanTeacher(Method):
         return [self.pair.teacher]
 
     def followers(self, progress: Progress) -> Sequence[Follow]:
-        decay = min(1 - 1 / (progress.iteration + 1), self.config.ema_decay)
-        return [Follow(self.pair.teacher, [self.pair.student], decay)]
+        return [Follow(self.pair.teacher, [self.pair.student], warmed_up(self.config.ema_decay, progress.iteration))]

@@ -19,9 +19,9 @@ from medssl.methods.base import Follow, MakeNet, Method, MethodConfig, Pair, Ste
 from medssl.parts import processes
 from medssl.parts.gauges import gap, gauges
 from medssl.parts.losses import DiceForm, consistency, cross_entropy, dice_ce, dice_loss, flatness
-from medssl.parts.pseudo import likeliest, sharpen
+from medssl.parts.pseudo import likeliest, probabilities, sharpen
 from medssl.parts.sample import Progress, TrainBatch
-from medssl.parts.schedules import ramp_up
+from medssl.parts.schedules import ramp_up, warmed_up
 
 
 class RAIL(Method):
@@ -155,7 +155,7 @@ class RAIL(Method):
 
     def sharpened(self, logits: Tensor) -> Tensor:
         """Class probabilities that leave little doubt."""
-        return sharpen(logits.float().softmax(1), self.config.temperature)
+        return sharpen(probabilities(logits), self.config.temperature)
 
     def students(self) -> Sequence[nn.Module]:
         return [student for turn in range(2) for student in self.group(turn).students]
@@ -166,7 +166,7 @@ class RAIL(Method):
     def followers(self, progress: Progress) -> Sequence[Follow]:
         turn, steps = self.turn(progress)
         pair = self.group(turn).pair
-        return [Follow(pair.teacher, [pair.student], min(1 - 1 / (steps + 1), self.config.ema_decay))]
+        return [Follow(pair.teacher, [pair.student], warmed_up(self.config.ema_decay, steps))]
 
 
 class Group(nn.Module):

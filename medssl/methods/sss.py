@@ -26,7 +26,7 @@ from medssl.parts.gauges import gap, gauges
 from medssl.parts.losses import DiceForm, dice_ce, voxel_mean
 from medssl.parts.perturb import strong_view
 from medssl.parts.prompts import FACTS, Prompt, describe, make_prompts
-from medssl.parts.pseudo import likeliest
+from medssl.parts.pseudo import likeliest, probabilities
 from medssl.parts.sample import Progress, TrainBatch
 from medssl.parts.schedules import generator, mix
 
@@ -111,7 +111,7 @@ class SSS(Method):
             self.backbone = load_sam2(self.config.checkpoint, self.config.architecture, device)
 
     def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
-        probs = at_rest(self.student, batch.weak_view()).float().softmax(1)
+        probs = probabilities(at_rest(self.student, batch.weak_view()))
         losses: dict[str, Tensor] = {}
         stats: dict[str, Tensor] = {}
         if self.backbone is not None:

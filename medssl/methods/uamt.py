@@ -9,17 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import reduce
 
-import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from medssl.errors import ConfigError
-from medssl.methods.base import MakeNet, StepResult
+from medssl.methods.base import MakeNet
 from medssl.methods.inside import dropout_layers
 from medssl.methods.mean_teacher import MeanTeacher
-from medssl.parts.gauges import gauges
-from medssl.parts.losses import consistency, dice_ce
-from medssl.parts.pseudo import entropy, likeliest
+from medssl.parts.pseudo import entropy, probabilities
 from medssl.parts.sample import Progress, TrainBatch
 from medssl.parts.schedules import mix, ramp_up
 
@@ -50,26 +47,13 @@ class UAMT(MeanTeacher):
                 "set network.dropout above 0, as configs/method/uamt.yaml does"
             )
 
-    def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
-        logits = self.pair.student(torch.cat([batch.image, batch.unlabelled]))
-        labelled, unlabelled = logits.split([len(batch.image), len(batch.unlabelled)])
-        taught = self.pair.taught(self.noisy(batch.unlabelled, batch.seeds))
-        certain = (self.uncertainty(batch.unlabelled, batch.seeds) < self.highest(progress)).float()
-        weight = self.config.consistency_weight * ramp_up(progress, self.config.ramp)
-        return StepResult(
-            losses={
-                "supervised": dice_ce(labelled, batch.label, batch.known, dice=self.config.dice),
-                "consistency": weight * consistency(unlabelled, taught.float().softmax(1), certain),
-            },
-            stats=gauges(
-                batch.label, likeliest(taught), taught.shape[1], known=batch.known, weight=certain, student=unlabelled
-            ),
-        )
+    def counts(self, batch: TrainBatch, progress: Progress) -> Tensor:
+        return (self.uncertainty(batch.unlabelled, batch.seeds) < self.highest(progress)).float()
 
     def uncertainty(self, image: Tensor, seeds: Sequence[int]) -> Tensor:
         """Entropy of the mean of the teacher's predictions, `(B, X, Y, Z)`, from 0 to 1 for a uniform one."""
         draws = ([mix(seed, number) for seed in seeds] for number in range(1, self.config.passes + 1))
-        probs = (self.pair.taught(self.noisy(image, drawn), dropout=drawn).float().softmax(1) for drawn in draws)
+        probs = (probabilities(self.pair.taught(self.noisy(image, drawn), dropout=drawn)) for drawn in draws)
         return entropy(reduce(Tensor.add_, probs) / self.config.passes)
 
     def highest(self, progress: Progress) -> float:

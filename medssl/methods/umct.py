@@ -21,7 +21,7 @@ from medssl.methods.inside import dropout_layers
 from medssl.parts.fusion import fuse, mean_and_variance, others
 from medssl.parts.gauges import gap, gauges
 from medssl.parts.losses import dice_loss, soft_dice_loss
-from medssl.parts.pseudo import entropy, likeliest
+from medssl.parts.pseudo import entropy, likeliest, probabilities
 from medssl.parts.sample import Progress, TrainBatch
 from medssl.parts.schedules import mix
 
@@ -109,10 +109,10 @@ class UMCT(Method):
     def opinion(self, net: nn.Module, image: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Probabilities and uncertainty of one view."""
         if self.config.uncertainty == "entropy":
-            probs = at_rest(net, image).float().softmax(1)
+            probs = probabilities(at_rest(net, image))
             return probs, entropy(probs)
         draws = ([mix(seed, number) for seed in seeds] for number in range(self.config.passes))
-        return mean_and_variance(at_rest(net, image, dropout=drawn).float().softmax(1) for drawn in draws)
+        return mean_and_variance(probabilities(at_rest(net, image, dropout=drawn)) for drawn in draws)
 
     def targets(self, probs: Tensor, uncertainty: Tensor) -> Tensor:
         """The fused labels `q_v` of each view, `(V, B, C, X, Y, Z)`; arguments as `opinions` gives them."""

@@ -24,6 +24,11 @@ def likeliest(logits: Tensor) -> Tensor:
     return logits.max(1).indices
 
 
+def probabilities(logits: Tensor) -> Tensor:
+    """Class probabilities `(B, C, X, Y, Z)` as targets: in float32 and without a gradient."""
+    return logits.detach().float().softmax(1)
+
+
 def entropy(probs: Tensor) -> Tensor:
     """How undecided a voxel is, `(..., C, X, Y, Z)` to `(..., X, Y, Z)`: 0 for one sure class, 1 for C equal ones."""
     return cast(Tensor, torch.special.entr(probs)).sum(-4) / math.log(probs.shape[-4])

@@ -23,6 +23,11 @@ def ramp_up(progress: Progress, length: float) -> float:
     return math.exp(-5 * (1 - min(1.0, progress.fraction / length)) ** 2)
 
 
+def warmed_up(decay: float, step: int) -> float:
+    """An EMA decay reached from 0 as `1 - 1/(step + 1)`: a teacher is the mean of its students so far, until then."""
+    return min(1 - 1 / (step + 1), decay)
+
+
 def generator(*seed: int) -> torch.Generator:
     """A CPU generator that is a function of its seeds, such as (run seed, iteration)."""
     return torch.Generator().manual_seed(mix(*seed))
