@@ -15,9 +15,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from medssl.methods.base import Follow, MakeNet, Method, MethodConfig, Pair, StepResult
-from medssl.parts import processes
 from medssl.parts.gauges import gap, gauges
-from medssl.parts.losses import DiceForm, cross_entropy, dice_ce, dice_loss
+from medssl.parts.losses import DiceForm, cross_entropy, dice_ce, dice_loss, trusted
 from medssl.parts.mix import paste, random_box
 from medssl.parts.pseudo import largest_component, likeliest
 from medssl.parts.sample import Progress, Sample, TrainBatch, concat
@@ -110,8 +109,7 @@ class BCP(Method):
     def mixed_loss(self, logits: Tensor, mixed: Sample, box: Tensor) -> Tensor:
         """Cross-entropy and Dice of a pasted batch, `mixed.weight` being 1 or `alpha` by side, 0 where not known."""
         if self.config.weighting == "voxel":
-            trusted = processes.mean(mixed.weight.mean())
-            ce = cross_entropy(logits, mixed.target, mixed.weight) * trusted
+            ce = cross_entropy(logits, mixed.target, mixed.weight) * trusted(mixed.weight)
             return (ce + dice_loss(logits, mixed.target, mixed.weight, self.config.dice)) / 2
         sides = (torch.stack([box, ~box]).unsqueeze(1) & (mixed.weight > 0)).to(mixed.weight.dtype)  # (2, B, X, Y, Z)
         space = (1, 2, 3, 4)

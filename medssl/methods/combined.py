@@ -21,7 +21,7 @@ from medssl.methods.base import Follow, MakeNet, Method, MethodConfig, StepResul
 from medssl.methods.cfc_mt import Frequencies
 from medssl.parts.fusion import fuse
 from medssl.parts.gauges import gap, gauges, mean_trust
-from medssl.parts.losses import DiceForm, consistency, cross_entropy, dice_ce
+from medssl.parts.losses import DiceForm, consistency, cross_entropy, dice_ce, trusted
 from medssl.parts.mix import paste, random_box
 from medssl.parts.pseudo import entropy, largest_component, likeliest, probabilities
 from medssl.parts.sample import Progress, Sample, TrainBatch, concat
@@ -64,11 +64,12 @@ class Combined(Method):
 
         q    = sum_k r_k c_k p_k / sum_k r_k c_k,    c_k = 1 / (U_k + floor),  r_k = `own` for the group's own, else 1
         w    = (1 - entropy q), `disputed` times where teachers name different classes
-        L_s  = S(p_s, y) + alpha CE(p_s, argmax q; w) + r(t) (w_full |p_s - q|^2 + w_cross |p_s - sg p_s'|^2)
+        L_s  = S(p_s, y) + alpha w CE(p_s, argmax q) + r(t) w (w_full |p_s - q|^2 + w_cross |p_s - sg p_s'|^2)
 
     for each student `s` of a group that learns, `s'` the others of its group. `S` is Dice and cross-entropy, over
-    whole labelled patches and over the labelled side of pasted ones, each by itself as in BCP; squares are averaged
-    over unlabelled voxels. BCP's students learn on pasted patches alone, and whole ones are new to them.
+    whole labelled patches and over the labelled side of pasted ones, each by itself as in BCP. The other terms are
+    sums over unlabelled voxels, each counted `w` times, divided by the number of these voxels: where all are unsure,
+    they teach little. BCP's students learn on pasted patches alone, and whole ones are new to them.
 
     In stage one students learn from labelled patches, whole and pasted into each other, and the networks of a group
     stay one: after each step all take the students' mean. The mean of students is a teacher only while they are near
@@ -258,9 +259,11 @@ class Combined(Method):
         """The loss on what experts labelled, and on pseudo-labels where `foreign`, `(X, Y, Z)`: `(2,)`."""
         regions = part.weight * torch.stack([~foreign, foreign]).unsqueeze(1)  # (2, B, X, Y, Z)
         if self.config.pseudo == "dice_ce":
-            return dice_ce(logits, part.target, regions, dice=self.config.dice)
-        told = cross_entropy(logits, part.target, regions[1])
-        return torch.stack([dice_ce(logits, part.target, regions[0], dice=self.config.dice), told])
+            labelled, told = dice_ce(logits, part.target, regions, dice=self.config.dice)
+        else:
+            labelled = dice_ce(logits, part.target, regions[0], dice=self.config.dice)
+            told = cross_entropy(logits, part.target, regions[1])
+        return torch.stack([labelled, told * trusted(part.weight, foreign)])
 
     def told(self, number: int, image: Tensor, said: Said) -> Told:
         """What the students of a group are told of unlabelled patches; arguments as `group_step`."""
@@ -306,11 +309,12 @@ class Combined(Method):
             seen: each student's logits on patches with the unlabelled voxels `where`, `(B, X, Y, Z)`.
         """
         trust = told.pseudo.weight * where
+        counts = rise * trusted(told.pseudo.weight, where)
         full = torch.stack([consistency(logits, told.probs, trust) for logits in seen]).sum()
-        losses = {"full": self.config.full_weight * rise * full}
+        losses = {"full": self.config.full_weight * counts * full}
         if len(seen) > 1:
             cross = [consistency(a, probabilities(b), trust) for a in seen for b in seen if b is not a]
-            losses["cross"] = self.config.cross_weight * rise * torch.stack(cross).sum() / (len(seen) - 1)
+            losses["cross"] = self.config.cross_weight * counts * torch.stack(cross).sum() / (len(seen) - 1)
         return losses
 
     def stats(

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from medssl.errors import ConfigError
 from medssl.methods.base import MakeNet, Method, MethodConfig, StepResult
 from medssl.methods.inside import decoder_blocks, with_fewer_channels
-from medssl.parts import processes
 from medssl.parts.gauges import gap, gauges
-from medssl.parts.losses import DiceForm, cross_entropy, dice_ce, dice_loss
+from medssl.parts.losses import DiceForm, cross_entropy, dice_ce, dice_loss, trusted
 from medssl.parts.mix import paste, random_box
 from medssl.parts.perturb import strong_view
 from medssl.parts.sample import Progress, Sample, TrainBatch
@@ -113,8 +112,7 @@ class FixMatch(Method):
         """The loss on pseudo-labels of confident voxels; for `ce` that of eq. 4."""
         if self.config.loss == "dice":
             return dice_loss(logits, sample.target, sample.weight, self.config.dice)
-        confident = processes.mean(sample.weight.mean())
-        return confident * cross_entropy(logits, sample.target, sample.weight)
+        return trusted(sample.weight) * cross_entropy(logits, sample.target, sample.weight)
 
     def students(self) -> Sequence[nn.Module]:
         return [self.student]

@@ -23,7 +23,7 @@ from medssl.methods.inside import decoder_blocks, with_agreeing_channels
 from medssl.methods.promptable import PromptableBackbone, StandIn, answers, load_sam2, shown, vote
 from medssl.parts import processes
 from medssl.parts.gauges import gap, gauges
-from medssl.parts.losses import DiceForm, dice_ce, voxel_mean
+from medssl.parts.losses import DiceForm, dice_ce, trusted, voxel_mean
 from medssl.parts.perturb import strong_view
 from medssl.parts.prompts import FACTS, Prompt, describe, make_prompts
 from medssl.parts.pseudo import likeliest, probabilities
@@ -61,6 +61,9 @@ class SSS(Method):
         L = L_seg(s(x), y) + w mean_v L_seg(s(x_v), argmax q; trust)
         q = (p + vote m) / (1 + vote) where a promptable network was heard, else p
         trust = max q where that reaches the threshold, else 0
+
+    `L_seg` on strong views is as much smaller as voxels are trusted less on average, rather than averaged over the
+    trusted ones.
 
     `x_v` are strong views of the patch as the trainer augments it. In each block of the decoder, so at each scale, the
     channels on which they agree weigh more (`by_agreement`). A single image passes the student unchanged, which is how
@@ -122,7 +125,7 @@ class SSS(Method):
         confidence, target = probs.max(1)
         trust = torch.where(confidence >= self.config.threshold, confidence, 0)
         labelled, by_view = self.student(batch.image), self.enhanced(batch)
-        strong = [dice_ce(z, target, trust, dice=self.config.dice) for z in by_view]
+        strong = [trusted(trust) * dice_ce(z, target, trust, dice=self.config.dice) for z in by_view]
         losses["supervised"] = dice_ce(labelled, batch.label, batch.known, dice=self.config.dice)
         losses["strong"] = self.config.strong_weight * torch.stack(strong).mean()
         stats |= gauges(batch.label, target, probs.shape[1], known=batch.known, weight=trust)

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from medssl.methods.base import StepResult
 from medssl.methods.cfc_mt import CFCMT
-from medssl.parts import processes
 from medssl.parts.frequency import block_mean
 from medssl.parts.gauges import mean_trust
-from medssl.parts.losses import dice_ce
+from medssl.parts.losses import dice_ce, trusted
 from medssl.parts.pseudo import entropy, likeliest, probabilities
 from medssl.parts.sample import Progress, Sample, TrainBatch
 from medssl.parts.schedules import ramp_up
@@ -52,8 +51,7 @@ class UCFMix(CFCMT):
         seen = self.look(batch)
         low, high = (probabilities(logits) for logits in seen.unlabelled)
         mixed = self.mix(batch.unlabelled, low, high)
-        trust = processes.mean(mixed.weight.mean())
-        weight = self.config.mix_weight * ramp_up(progress, self.config.ramp) * trust
+        weight = self.config.mix_weight * ramp_up(progress, self.config.ramp) * trusted(mixed.weight)
         losses = self.losses(seen, batch, progress)
         for name, student in {"mix_low": self.low, "mix_high": self.high}.items():
             logits = student.net(mixed.image)  # bands already

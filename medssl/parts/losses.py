@@ -114,6 +114,22 @@ def voxel_mean(values: Tensor, weight: Tensor | None = None, eps: float = 1e-5) 
     return _everywhere((values * weight).sum()) / processes.total(weight.float().sum()).clamp_min(eps)
 
 
+def trusted(weight: Tensor, region: Tensor | None = None) -> Tensor:
+    """How far the voxels of a region are trusted, the mean over those of all processes; 0 where it is empty.
+
+    A loss that is averaged by weight, times this, is a sum over the region's voxels by their weights, divided by their
+    number: where all are unsure they teach little, instead of as much as sure ones.
+
+    Args:
+        weight: `(B, X, Y, Z)`, at least 0.
+        region: mask of the same shape, or one that all volumes share; None is everywhere.
+    """
+    if region is None:
+        return processes.total(weight.mean()) / processes.count()
+    inside = region.expand_as(weight)
+    return processes.total((weight * inside).sum()) / processes.total(inside.sum()).clamp_min(1)
+
+
 def _everywhere(local: Tensor) -> Tensor:
     """A sum over all processes. They average their gradients afterwards, so that each one's own counts as often."""
     return processes.total(local.detach()) + processes.count() * (local - local.detach())

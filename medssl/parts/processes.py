@@ -30,8 +30,3 @@ def total(local: Tensor) -> Tensor:
     summed = local.clone()
     dist.all_reduce(summed)
     return summed
-
-
-def mean(local: Tensor) -> Tensor:
-    """The mean of a tensor over all processes, as `total`."""
-    return total(local) / count()

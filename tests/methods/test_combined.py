@@ -14,7 +14,7 @@ from medssl.methods import METHODS
 from medssl.methods.combined import Said
 from medssl.networks import NetworkConfig, make_network
 from medssl.parts.frequency import split_frequencies
-from medssl.parts.losses import consistency, cross_entropy, dice_ce
+from medssl.parts.losses import cross_entropy, dice_ce
 from medssl.parts.mix import random_box
 from medssl.parts.sample import Progress, TrainBatch
 from medssl.parts.schedules import generator
@@ -167,12 +167,16 @@ def test_losses_are_those_of_the_equations():
         outward = student.net(torch.where(box, mine[:1], other[1:]))
         labelled += dice_ce(inward, data.label[1:], 1.0 * ~box[None], dice="linear")
         labelled += dice_ce(outward, data.label[:1], 1.0 * box[None], dice="linear")
-        pseudo += dice_ce(inward, target[:1], trust[:1] * box, dice="linear")
-        pseudo += dice_ce(outward, target[1:], trust[1:] * ~box, dice="linear")
+        pseudo += trust[0][box].mean() * dice_ce(inward, target[:1], trust[:1] * box, dice="linear")
+        pseudo += trust[1][~box].mean() * dice_ce(outward, target[1:], trust[1:] * ~box, dice="linear")
         seen.append(torch.cat([inward, outward]))
-    trust = trust * torch.stack([box, ~box])
-    full = sum(consistency(logits, told.probs, trust) for logits in seen)
-    cross = sum(consistency(seen[s], seen[1 - s].softmax(1).detach(), trust) for s in (0, 1))
+    where = torch.stack([box, ~box])
+
+    def squares(logits, probs):
+        return (trust * where * ((logits.softmax(1) - probs) ** 2).mean(1)).sum() / where.sum()
+
+    full = sum(squares(logits, told.probs) for logits in seen)
+    cross = sum(squares(seen[s], seen[1 - s].softmax(1).detach()) for s in (0, 1))
     expected = {"labelled": labelled, "pseudo": 0.3 * pseudo, "full": 0.7 * full, "cross": 0.4 * cross}
     result = step(method)
     torch.testing.assert_close(result.losses, expected)
