@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from medssl.methods.base import Follow, MakeNet, Method, MethodConfig, Pair, StepResult, at_rest
@@ -27,8 +27,8 @@ from medssl.parts.schedules import ramp_up, warmed_up
 class RAIL(Method):
     """Each student learns from labels, its group's teacher, and the best of all four students.
 
-    With `b` the student of the lowest Dice loss on the labelled patches, and for another student `s` of the group
-    whose turn it is:
+    With `b` the student of the lowest Dice loss on labelled patches, and for another student `s` of the group whose
+    turn it is:
 
         supervised    CE + Dice
         disagreement  0.5 mean (p_s - y)^2 over voxels where s and b name different classes,
@@ -46,6 +46,8 @@ class RAIL(Method):
     - Errors are voxels whose likeliest class is not the label; the released code takes a maximum over a spatial axis
       there, and in the second half of the disagreement term a softmax over one.
     - The teacher predicts once a step, in evaluation mode; so do resting students, without gradients.
+    - `b` is chosen by the running mean of that loss, and stays until another is better by a margin. The released code
+      takes the best of each batch, which for batches of one patch changes in most steps.
     - A group sees new patches in its turn. The released code keeps two epochs of patches, so that each group sees each.
     - The learning rate is the trainer's.
     - The two architectures are what `networks` makes of the `network` section: plain and residual blocks for the
@@ -66,6 +68,10 @@ class RAIL(Method):
         """Of the second half of the confidence term."""
         teacher_weight: float = Field(10.0, ge=0)
         """`w_t` once ramped up."""
+        best_over: PositiveInt = 50
+        """Steps over which a student's Dice loss is averaged to find the best; 1 is the batch alone, as released."""
+        best_margin: float = Field(0.005, ge=0)
+        """How much lower than the best's another's must be to take its place."""
         ramp: float = Field(0.375, ge=0, le=1)
         """Share of the run over which both weights rise from 0.0067 of their value."""
         temperature: float = Field(0.1, gt=0)
@@ -79,6 +85,12 @@ class RAIL(Method):
     def __init__(self, config: Config, make_net: MakeNet) -> None:
         super().__init__(config, make_net)
         self.groups = nn.ModuleList(Group(make_net, *config.networks) for _ in range(2))
+        self.running: Tensor
+        self.leader: Tensor
+        self.looks: Tensor
+        self.register_buffer("running", torch.zeros(4))  # of all students, those of the first group first
+        self.register_buffer("leader", torch.zeros(1, dtype=torch.int64))
+        self.register_buffer("looks", torch.zeros((), dtype=torch.int64))
 
     def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
         turn, _ = self.turn(progress)
@@ -96,7 +108,7 @@ class RAIL(Method):
         guided = [self.config.teacher_weight * rise * consistency(z, target) for z in unlabelled[:2]]
         losses = {"supervised": torch.stack(supervised).sum(), "teacher": torch.stack(guided).sum()}
         if turn > 1:
-            best = self.best(labelled, batch.label, batch.known)
+            best = self.best(turn, labelled, batch.label, batch.known)
             losses["disagreement"] = self.disagreement_loss(labelled, batch.label, best, batch.known)
             losses["confidence"] = self.config.confidence_weight * rise * self.confidence_loss(unlabelled, best)
         pseudo, classes = likeliest(taught), taught.shape[1]
@@ -113,11 +125,22 @@ class RAIL(Method):
         turn, step = divmod(progress.iteration, length)
         return turn, turn // 2 * length + step
 
-    def best(self, labelled: Sequence[Tensor], label: Tensor, known: Tensor | None = None) -> Tensor:
-        """The number of the student with the lowest Dice loss, `(1,)`; the same in all processes."""
-        with torch.no_grad():
-            losses = torch.stack([dice_loss(z, label, known, form=self.config.dice) for z in labelled])
-        return processes.total(losses).argmin(0, keepdim=True)
+    @torch.no_grad()
+    def best(self, turn: int, labelled: Sequence[Tensor], label: Tensor, known: Tensor | None = None) -> Tensor:
+        """The best student's place in `labelled`, `(1,)`, after a look at this batch; the same in all processes.
+
+        Args:
+            labelled: logits of all students, those of the learning group first.
+        """
+        config, own = self.config, 2 * (turn % 2)
+        losses = torch.stack([dice_loss(z, label, known, form=config.dice) for z in labelled]).roll(own)
+        share = 1 / (self.looks + 1).clamp_max(config.best_over)
+        self.running += share * (processes.total(losses) / processes.count() - self.running)
+        lowest = self.running.argmin(0, keepdim=True)
+        takes_over = (self.running[lowest] < self.running[self.leader] - config.best_margin) | (self.looks == 0)
+        self.leader.copy_(torch.where(takes_over, lowest, self.leader))
+        self.looks += 1
+        return (self.leader - own) % 4
 
     def disagreement_loss(
         self, labelled: Sequence[Tensor], label: Tensor, best: Tensor, known: Tensor | None = None

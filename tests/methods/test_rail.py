@@ -88,8 +88,30 @@ def test_the_best_student_is_the_one_of_the_lowest_dice_loss_on_labelled_patches
     method, label = build(), batch().label
     wrong = (label + 1) % 3
     half = torch.where(torch.arange(7) < 4, label, wrong)
-    assert method.best(logits_of(wrong, half, label, wrong), label).tolist() == [2]
-    assert method.best(logits_of(wrong, half, wrong, wrong), label).tolist() == [1]
+    assert method.best(2, logits_of(wrong, half, label, wrong), label).tolist() == [2]
+    assert build().best(2, logits_of(wrong, half, wrong, wrong), label).tolist() == [1]
+
+
+def test_the_best_student_is_that_of_many_batches_and_keeps_its_place_in_both_turns():
+    """The third student, who learns in odd turns, is the best until the first has been better for long enough."""
+    method, label = build(best_over=4, best_margin=0.01), batch().label
+    wrong = (label + 1) % 3
+    half = torch.where(torch.arange(7) < 4, label, wrong)
+    assert method.best(2, logits_of(half, wrong, label, wrong), label).tolist() == [2]
+    assert method.best(3, logits_of(label, wrong, half, wrong), label).tolist() == [0]  # the first group rests
+    assert method.best(2, logits_of(label, wrong, half, wrong), label).tolist() == [2]
+    places = [method.best(2, logits_of(label, wrong, half, wrong), label).item() for _ in range(8)]
+    assert places == sorted(places, reverse=True)
+    assert places[-1] == 0
+
+
+def test_a_student_that_is_better_by_less_than_the_margin_does_not_take_over():
+    method, label = build(best_over=1, best_margin=0.5), batch().label
+    wrong = (label + 1) % 3
+    half = torch.where(torch.arange(7) < 4, label, wrong)
+    assert method.best(2, logits_of(half, wrong, wrong, wrong), label).tolist() == [0]
+    assert method.best(2, logits_of(half, label, wrong, wrong), label).tolist() == [0]
+    assert method.best(2, logits_of(wrong, label, wrong, wrong), label).tolist() == [1]
 
 
 def test_perfect_students_that_agree_have_no_disagreement():
