@@ -16,6 +16,7 @@ import torch
 
 from medssl.augment import Augment
 from medssl.boards import Setting, check_packages
+from medssl.canaries import PseudoLabels, canary_cases, learned_cases
 from medssl.checkpoint import load_checkpoint
 from medssl.config import bundled, dump, merge
 from medssl.data.cases import IGNORED
@@ -33,7 +34,7 @@ from medssl.methods.base import Method
 from medssl.metrics import dice
 from medssl.networks import count_parameters
 from medssl.parts import processes
-from medssl.predictor import Predictor, Which
+from medssl.predictor import Predictor
 from medssl.run import RunConfig, build_method, environment, make_predictor, parse_method
 from medssl.trainer import Trainer
 from medssl.watchman import ROWS, Watchman
@@ -227,43 +228,21 @@ def make_streams(config: RunConfig, data: TrainingData) -> tuple[PatchStream, Pa
     return labelled, stream(split.unlabelled, seed=(train.seed, 1), labels=False)
 
 
-def canary_cases(config: RunConfig, data: TrainingData) -> list[str]:
-    """The labelled cases that `train.canaries` keeps out of training, drawn by the run's seed."""
-    order = np.random.default_rng((config.train.seed, 5)).permutation(len(data.split.labelled))
-    return [data.split.labelled[place] for place in order[: config.train.canaries]]
-
-
-def learned_cases(config: RunConfig, data: TrainingData) -> list[str]:
-    """The labelled cases to learn from: all but those of the canaries' patients.
-
-    Raises:
-        ConfigError: none is left.
-    """
-    held = {data.subject(id) for id in canary_cases(config, data)}
-    learned = [id for id in data.split.labelled if data.subject(id) not in held]
-    if not learned:
-        raise ConfigError(
-            f"train.canaries {config.train.canaries}: no labelled case is left to learn from; the split has "
-            f"{len(data.split.labelled)}, of {len({data.subject(id) for id in data.split.labelled})} patients"
-        )
-    return learned
-
-
 def validate_cases(trainer: Trainer, config: RunConfig, data: TrainingData, log: RunLog) -> dict[str, float]:
     """Mean foreground Dice over the validation cases, by sliding window on the prepared grid.
 
-    The canaries are scored on the way.
+    Pseudo-labels of the canaries are scored on the way, the prediction of a method that makes none.
     """
-    if canaries := canary_cases(config, data):
-        which: Which = "teacher" if trainer.method.teachers() else "student"
-        teacher = make_predictor(trainer.method, config, trainer.device, network=which)
-        log.canaries(trainer.iteration, score_cases(teacher, data, canaries, "canary", trainer.iteration, log))
     predictor = make_predictor(trainer.method, config, trainer.device)
+    if canaries := canary_cases(config, data):
+        makes_some = trainer.method.needs_unlabelled
+        told = PseudoLabels(trainer, config, predictor.classes) if makes_some else predictor
+        log.canaries(trainer.iteration, score_cases(told, data, canaries, "canary", trainer.iteration, log))
     return score_cases(predictor, data, data.split.val, "val", trainer.iteration, log)
 
 
 def score_cases(
-    predictor: Predictor, data: TrainingData, ids: Sequence[str], part: str, iteration: int, log: RunLog
+    predictor: Predictor | PseudoLabels, data: TrainingData, ids: Sequence[str], part: str, iteration: int, log: RunLog
 ) -> dict[str, float]:
     """Mean foreground Dice over labelled or validation cases, and by class; empty where there is no case.
 

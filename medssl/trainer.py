@@ -78,8 +78,8 @@ class TrainConfig(Settings):
     """Readers of patches in each process. null: none on the CPU; on a GPU two threads for volumes in memory, and up
     to eight processes for larger sets."""
     canaries: NonNegativeInt = 0
-    """Labelled cases that are kept out of training, with all scans of their patients: at each validation the teacher's
-    prediction of them is scored, as a direct look at how good pseudo-labels are."""
+    """Labelled cases that are kept out of training, with all scans of their patients: at each validation the
+    labels that the method would give their patches are scored, as a direct look at how good pseudo-labels are."""
     validate_every: PositiveInt | None = None
     """Steps between validations; null divides the run into ten."""
     save_every: PositiveInt | None = None

@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import nn
 
 from medssl.augment import Augment, AugmentConfig
+from medssl.canaries import PseudoLabels, canary_cases, learned_cases
 from medssl.checkpoint import load_checkpoint
 from medssl.config import dump, parse
 from medssl.data.prepared import read_prepared
@@ -25,12 +27,10 @@ from medssl.errors import ConfigError, DataError, DivergedError, OutOfMemoryErro
 from medssl.logs import read_metrics
 from medssl.machine import available_cpus
 from medssl.methods import METHODS
-from medssl.run import RunConfig
+from medssl.run import RunConfig, make_predictor
 from medssl.train import (
     baseline_folder,
-    canary_cases,
     dry_run,
-    learned_cases,
     make_streams,
     make_trainer,
     open_data,
@@ -600,7 +600,7 @@ def test_labelled_and_unlabelled_patches_differ(config, balls):
     assert not torch.equal(batch.image, batch.unlabelled)
 
 
-def test_canaries_train_nobody_and_score_the_teacher(config, balls, tmp_path):
+def test_canaries_train_nobody_and_score_pseudo_labels(config, balls, tmp_path):
     """With another case's label for the canary, weights stay the same and its score does not."""
     one = train(config("mean_teacher", canaries=1, iterations=10), tmp_path / "one", quiet=True)
     settings = config("mean_teacher", canaries=1, iterations=10)
@@ -621,6 +621,24 @@ def test_canaries_train_nobody_and_score_the_teacher(config, balls, tmp_path):
     rows = [[row for row in read_metrics(run / "metrics.csv") if "canary/dice" in row] for run in (one, two)]
     assert [row["step"] for row in rows[0]] == [10]
     assert rows[0][0]["canary/dice"] != rows[1][0]["canary/dice"]
+
+
+def test_canaries_score_what_patches_are_told_not_what_a_volume_is_predicted_as(config, tmp_path):
+    """A teacher that has learned nothing sees many components, of which BCP tells the largest of each patch."""
+    settings = config("bcp")
+    trainer = make_trainer(settings, tmp_path, torch.device("cpu"))
+    patch = np.random.default_rng(0).standard_normal((1, 12, 12, 8), np.float32)
+    told = PseudoLabels(trainer, settings, settings.data.classes).probabilities(patch)
+    assert set(np.unique(told)) == {0.0, 1.0}
+    expected = trainer.method.eval().pseudo_label(torch.from_numpy(patch)[None]).target[0]
+    np.testing.assert_array_equal(told.argmax(0), expected)
+    predicted = make_predictor(trainer.method, settings, trainer.device, network="teacher").probabilities(patch)
+    pieces = [
+        [ndimage.label(each.argmax(0) == value, np.ones((3, 3, 3)))[1] for value in (1, 2)]
+        for each in (told, predicted)
+    ]
+    assert max(pieces[0]) == 1
+    assert max(pieces[1]) > 1
 
 
 def test_canaries_leave_somebody_to_learn_from(config, tmp_path):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from medssl.config import Settings
 from medssl.methods.inside import with_dropout
-from medssl.parts.sample import Progress, TrainBatch
+from medssl.parts.sample import Progress, Sample, TrainBatch
 
 
 class MakeNet(Protocol):
@@ -82,6 +82,11 @@ class Method(nn.Module):
     def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
         """Losses of one batch, a pure function of its arguments and the weights."""
         raise TypeError(f"{type(self).__name__} must define step")
+
+    def pseudo_label(self, image: Tensor) -> Sample | None:
+        """What a step would tell of unlabelled patches `(B, M, X, Y, Z)`, as they are before augmentation changed their
+        grey levels; None from a method that needs none. Canaries are scored by it."""
+        return None
 
     def students(self) -> Sequence[nn.Module]:
         """The networks that learn; each is an optimiser group of its own."""

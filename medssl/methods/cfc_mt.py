@@ -23,7 +23,7 @@ from medssl.parts.frequency import Kind, split_frequencies
 from medssl.parts.gauges import gap, gauges
 from medssl.parts.losses import DiceForm, consistency, dice_ce
 from medssl.parts.pseudo import likeliest, probabilities
-from medssl.parts.sample import Progress, TrainBatch
+from medssl.parts.sample import Progress, Sample, TrainBatch
 from medssl.parts.schedules import ramp_up, warmed_up
 from medssl.parts.views import Band, Identity, Viewed
 
@@ -134,6 +134,9 @@ class CFCMT(Method):
             "gap": (gap(low, taught) + gap(high, taught)) / 2,
             "dissent": gap(low, likeliest(high)),
         }
+
+    def pseudo_label(self, image: Tensor) -> Sample:
+        return Sample.of(image, likeliest(at_rest(self.teacher, image)))
 
     def students(self) -> Sequence[nn.Module]:
         return [self.low, self.high]

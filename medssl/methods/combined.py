@@ -175,7 +175,7 @@ class Combined(Method):
             return self.pretrain_step(self.turn(progress), labelled, box, views, partly=batch.known is not None)
 
         weak = batch.weak_view() if self.config.teachers_see == "weak" else batch.unlabelled
-        said = Said.of(torch.stack([probabilities(at_rest(net, weak)) for net in self.teachers()]))
+        said = self.said(weak)
         rise, image = ramp_up(progress, self.config.ramp), batch.unlabelled
         results = [self.group_step(n, labelled, image, said, box, views, rise) for n in self.turn(progress)]
         losses = {name: torch.stack([one.losses[name] for one in results]).sum() for name in results[0].losses}
@@ -254,6 +254,14 @@ class Combined(Method):
         losses = {"labelled": labelled_side, "pseudo": config.alpha * pseudo_side}
         losses |= self.consistencies(unlabelled, told, where, rise)
         return StepResult(losses, self.stats(labelled, unlabelled, told, where, said))
+
+    def pseudo_label(self, image: Tensor) -> Sample:
+        """What the first group is told."""
+        return self.told(0, image, self.said(image)).pseudo
+
+    def said(self, image: Tensor) -> Said:
+        """What the teachers say of patches `(B, M, X, Y, Z)`."""
+        return Said.of(torch.stack([probabilities(at_rest(net, image)) for net in self.teachers()]))
 
     def sides(self, logits: Tensor, part: Sample, foreign: Tensor) -> Tensor:
         """The loss on what experts labelled, and on pseudo-labels where `foreign`, `(X, Y, Z)`: `(2,)`."""

@@ -13,11 +13,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from medssl.methods.base import MakeNet, Method, MethodConfig, StepResult
+from medssl.methods.base import MakeNet, Method, MethodConfig, StepResult, at_rest
 from medssl.parts.gauges import gauges
 from medssl.parts.losses import DiceForm, cross_entropy, dice_ce
 from medssl.parts.pseudo import likeliest
-from medssl.parts.sample import Progress, TrainBatch
+from medssl.parts.sample import Progress, Sample, TrainBatch
 from medssl.parts.schedules import ramp_up
 
 
@@ -64,6 +64,10 @@ class CPS(Method):
     def supervised(self, logits: Tensor, batch: TrainBatch) -> Tensor:
         """The supervision loss of one network, in Dice and cross-entropy."""
         return dice_ce(logits, batch.label, batch.known, dice=self.config.dice)
+
+    def pseudo_label(self, image: Tensor) -> Sample:
+        """What the first network is told."""
+        return Sample.of(image, likeliest(at_rest(self.second, image)))
 
     def students(self) -> Sequence[nn.Module]:
         return [self.first, self.second]

@@ -16,7 +16,7 @@ from medssl.methods.base import Follow, MakeNet, Method, MethodConfig, Pair, Ste
 from medssl.parts.gauges import gauges
 from medssl.parts.losses import DiceForm, consistency, dice_ce
 from medssl.parts.pseudo import likeliest, probabilities
-from medssl.parts.sample import Progress, TrainBatch
+from medssl.parts.sample import Progress, Sample, TrainBatch
 from medssl.parts.schedules import normal, ramp_up, warmed_up
 
 
@@ -67,6 +67,9 @@ class MeanTeacher(Method):
     def noisy(self, image: Tensor, seeds: Sequence[int]) -> Tensor:
         """The image plus clipped Gaussian noise."""
         return image + self.config.noise * normal(image, seeds).clamp(-2, 2)
+
+    def pseudo_label(self, image: Tensor) -> Sample:
+        return Sample.of(image, likeliest(self.pair.taught(image)))
 
     def students(self) -> Sequence[nn.Module]:
         return [self.pair.student]

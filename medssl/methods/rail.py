@@ -20,7 +20,7 @@ from medssl.parts import processes
 from medssl.parts.gauges import gap, gauges
 from medssl.parts.losses import DiceForm, consistency, cross_entropy, dice_ce, dice_loss, flatness
 from medssl.parts.pseudo import likeliest, probabilities, sharpen
-from medssl.parts.sample import Progress, TrainBatch
+from medssl.parts.sample import Progress, Sample, TrainBatch
 from medssl.parts.schedules import ramp_up, warmed_up
 
 
@@ -179,6 +179,10 @@ class RAIL(Method):
     def sharpened(self, logits: Tensor) -> Tensor:
         """Class probabilities that leave little doubt."""
         return sharpen(probabilities(logits), self.config.temperature)
+
+    def pseudo_label(self, image: Tensor) -> Sample:
+        """What the first group is told."""
+        return Sample.of(image, likeliest(self.group(0).pair.taught(image)))
 
     def students(self) -> Sequence[nn.Module]:
         return [student for turn in range(2) for student in self.group(turn).students]

@@ -27,7 +27,7 @@ from medssl.parts.losses import DiceForm, dice_ce, trusted, voxel_mean
 from medssl.parts.perturb import strong_view
 from medssl.parts.prompts import FACTS, Prompt, describe, make_prompts
 from medssl.parts.pseudo import likeliest, probabilities
-from medssl.parts.sample import Progress, TrainBatch
+from medssl.parts.sample import Progress, Sample, TrainBatch
 from medssl.parts.schedules import generator, mix
 
 REMEMBERED = 1024
@@ -122,14 +122,22 @@ class SSS(Method):
                 losses["stand_in"] = self.lesson(self.backbone, batch, probs.shape[1], rng)
             self.remember(batch, probs.shape[1])
             probs, stats = self.heard(self.backbone, batch, probs)
-        confidence, target = probs.max(1)
-        trust = torch.where(confidence >= self.config.threshold, confidence, 0)
+        target, trust = self.trusted_classes(probs)
         labelled, by_view = self.student(batch.image), self.enhanced(batch)
         strong = [trusted(trust) * dice_ce(z, target, trust, dice=self.config.dice) for z in by_view]
         losses["supervised"] = dice_ce(labelled, batch.label, batch.known, dice=self.config.dice)
         losses["strong"] = self.config.strong_weight * torch.stack(strong).mean()
         stats |= gauges(batch.label, target, probs.shape[1], known=batch.known, weight=trust)
         return StepResult(losses, {**stats, "gap": gap(by_view[0], target)})
+
+    def pseudo_label(self, image: Tensor) -> Sample:
+        """Without the promptable network's votes."""
+        return Sample(image, *self.trusted_classes(probabilities(at_rest(self.student, image))))
+
+    def trusted_classes(self, probs: Tensor) -> tuple[Tensor, Tensor]:
+        """The likeliest classes, and the probability of each where that reaches the threshold, else 0."""
+        confidence, target = probs.max(1)
+        return target, torch.where(confidence >= self.config.threshold, confidence, 0)
 
     def enhanced(self, batch: TrainBatch) -> Sequence[Tensor]:
         """The student's logits on each strong view."""

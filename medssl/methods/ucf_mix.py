@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from medssl.methods.base import StepResult
+from medssl.methods.base import StepResult, at_rest
 from medssl.methods.cfc_mt import CFCMT
 from medssl.parts.frequency import block_mean
 from medssl.parts.gauges import mean_trust
@@ -57,6 +57,10 @@ class UCFMix(CFCMT):
             logits = student.net(mixed.image)  # bands already
             losses[name] = weight * dice_ce(logits, mixed.target, mixed.weight, dice=self.config.dice)
         return StepResult(losses, self.stats(seen, batch) | {"selected": mean_trust(mixed.weight)})
+
+    def pseudo_label(self, image: Tensor) -> Sample:
+        """What students are told of the mix, whose bands are its image."""
+        return self.mix(image, *(probabilities(at_rest(student, image)) for student in (self.low, self.high)))
 
     @torch.no_grad()
     def mix(self, image: Tensor, low: Tensor, high: Tensor) -> Sample:

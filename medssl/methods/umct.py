@@ -22,7 +22,7 @@ from medssl.parts.fusion import fuse, mean_and_variance, others
 from medssl.parts.gauges import gap, gauges
 from medssl.parts.losses import dice_loss, soft_dice_loss
 from medssl.parts.pseudo import entropy, likeliest, probabilities
-from medssl.parts.sample import Progress, TrainBatch
+from medssl.parts.sample import Progress, Sample, TrainBatch
 from medssl.parts.schedules import mix
 
 
@@ -119,6 +119,10 @@ class UMCT(Method):
         floor, most = self.config.floor, self.config.most
         views = range(len(probs))
         return torch.stack([fuse(others(probs, v), others(uncertainty, v), floor=floor, most=most)[0] for v in views])
+
+    def pseudo_label(self, image: Tensor) -> Sample:
+        """What the first view is told."""
+        return Sample.of(image, likeliest(self.targets(*self.opinions(image, range(len(image))))[0]))
 
     def students(self) -> Sequence[nn.Module]:
         return list(self.nets)

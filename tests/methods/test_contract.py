@@ -277,3 +277,19 @@ def test_published_settings_make_a_step(path, network):
     config = load_run_config([bundled("data/hippocampus.yaml"), path], small)
     result = build_method(config).train().step(make_batch(1, 3, (12, 8, 8)), STAGES[-1], generator(0))
     assert torch.isfinite(total(result))
+
+
+@pytest.mark.parametrize(("channels", "classes", "shape"), CASES)
+def test_every_method_that_needs_unlabelled_patches_says_what_it_would_tell_them(name, channels, classes, shape):
+    method = build(name, channels, classes).eval()
+    image, before = make_batch(channels, classes, shape).unlabelled, copy.deepcopy(method.state_dict())
+    with torch.no_grad():
+        told, again = method.pseudo_label(image), method.pseudo_label(image)
+    assert (told is None) is not METHODS[name].needs_unlabelled
+    if told is None:
+        return
+    assert told.target.shape == told.weight.shape == (2, *shape)
+    assert 0 <= told.target.min() <= told.target.max() < classes
+    assert told.weight.min() >= 0
+    assert torch.equal(told.target, again.target)
+    torch.testing.assert_close(method.state_dict(), before, rtol=0, atol=0)

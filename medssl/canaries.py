@@ -1,0 +1,68 @@
+"""Labelled cases that nobody learns from, on which the labels that unlabelled patches get are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.inferers import sliding_window_inference
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medssl.data.patches import TrainingData
+from medssl.device import autocast
+from medssl.errors import ConfigError
+from medssl.run import RunConfig
+from medssl.trainer import Trainer
+
+
+def canary_cases(config: RunConfig, data: TrainingData) -> list[str]:
+    """The labelled cases that `train.canaries` keeps out of training, drawn by the run's seed."""
+    order = np.random.default_rng((config.train.seed, 5)).permutation(len(data.split.labelled))
+    return [data.split.labelled[place] for place in order[: config.train.canaries]]
+
+
+def learned_cases(config: RunConfig, data: TrainingData) -> list[str]:
+    """The labelled cases to learn from: all but those of the canaries' patients.
+
+    Raises:
+        ConfigError: none is left.
+    """
+    held = {data.subject(id) for id in canary_cases(config, data)}
+    learned = [id for id in data.split.labelled if data.subject(id) not in held]
+    if not learned:
+        raise ConfigError(
+            f"train.canaries {config.train.canaries}: no labelled case is left to learn from; the split has "
+            f"{len(data.split.labelled)}, of {len({data.subject(id) for id in data.split.labelled})} patients"
+        )
+    return learned
+
+
+class PseudoLabels:
+    """What a method in training would tell of a volume's patches, one beside the other; scored as a predictor is."""
+
+    def __init__(self, trainer: Trainer, config: RunConfig, classes: Sequence[str]) -> None:
+        self.trainer, self.patch, self.classes = trainer, config.train.patch, tuple(classes)
+        self.batch = config.window.batch
+
+    @torch.no_grad()
+    def probabilities(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """1 for the class that a voxel is told, `(M, x, y, z)` to `(C, x, y, z)`; its share where patches overlap."""
+        method, device = self.trainer.method, self.trainer.device
+        mode = method.training
+        method.eval()
+        told = sliding_window_inference(
+            torch.from_numpy(np.ascontiguousarray(image))[None], self.patch, self.batch, self._told, overlap=0.0,
+            mode="constant", sw_device=device, device=torch.device("cpu"),
+        )  # fmt: skip
+        method.train(mode)
+        assert isinstance(told, Tensor)
+        return np.asarray(told[0].numpy())
+
+    def _told(self, patches: Tensor) -> Tensor:
+        with autocast(self.trainer.device, self.trainer.precision):
+            sample = self.trainer.method.pseudo_label(patches)
+        assert sample is not None
+        return F.one_hot(sample.target.long(), len(self.classes)).movedim(-1, 1).float()
