@@ -9,6 +9,7 @@ and groups that take turns (RAIL, arXiv 2505.03538). Which of them are on by def
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self, cast
@@ -55,6 +56,16 @@ class Told:
     """The same before a class was chosen, `(B, C, X, Y, Z)`."""
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What a student is shown of a step's patches."""
+
+    view: View
+    box: Tensor
+    """Where patches are pasted, `(X, Y, Z)` bool. Each student of a group has a box of its own: they start alike, and
+    from the same patches would stay one network."""
+
+
 class Combined(Method):
     """What all groups' teachers say together labels the unlabelled voxels that copy-paste mixes in.
 
@@ -86,7 +97,8 @@ class Combined(Method):
         data of equal spacing; thick slices want them alike, and groups then differ by their random start."""
         bands: tuple[Literal["full", "low", "high", "either"], ...] = Field(("full",), min_length=1)
         """What each student of a group sees. `either`: low or high frequencies, drawn for each step, and all of them at
-        inference. `[full, full]` is the control for `[low, high]`, `[full]` that for `[either]`."""
+        inference. `[full, full]` is the control for `[low, high]`, `[full]` that for `[either]`; without copy-paste
+        and dropout nothing sets two full students apart."""
         frequency: Frequencies = Frequencies()
         high_in_low: float = Field(0.2, ge=0, le=1)
         """How much of the high frequencies a low student sees; 1 shows it the image."""
@@ -169,26 +181,29 @@ class Combined(Method):
 
     def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
         labelled = Sample.of(batch.image, batch.label, known=batch.known)
-        box = random_box(batch.image.shape[2:], self.config.box, rng, batch.image.device)
-        views = self.drawn_views(rng)
+        shown = self.drawn(batch.image, rng)
         if self.pretraining(progress):
-            return self.pretrain_step(self.turn(progress), labelled, box, views, partly=batch.known is not None)
+            return self.pretrain_step(self.turn(progress), labelled, shown, partly=batch.known is not None)
 
         weak = batch.weak_view() if self.config.teachers_see == "weak" else batch.unlabelled
         said = self.said(weak)
         rise, image = ramp_up(progress, self.config.ramp), batch.unlabelled
-        results = [self.group_step(n, labelled, image, said, box, views, rise) for n in self.turn(progress)]
+        results = [self.group_step(n, labelled, image, said, shown, rise) for n in self.turn(progress)]
         losses = {name: torch.stack([one.losses[name] for one in results]).sum() for name in results[0].losses}
         stats = {name: torch.stack([one.stats[name] for one in results]).mean(0) for name in results[0].stats}
         return StepResult(losses, stats)
 
-    def drawn_views(self, rng: torch.Generator) -> list[View]:
-        """What each student of a group sees in this step."""
-        full, which = torch.rand(2, generator=rng).tolist()
-        if full < self.config.full_band:
-            return [Identity() for _ in self.config.bands]
+    def drawn(self, image: Tensor, rng: torch.Generator) -> list[Shown]:
+        """What each student of a group is shown in this step, of patches like `(B, M, X, Y, Z)`."""
+
+        def box() -> Tensor:
+            return random_box(image.shape[2:], self.config.box, rng, image.device)
+
+        first, (full, which) = box(), torch.rand(2, generator=rng).tolist()
         either = "low" if which < 0.5 else "high"
-        return [self.bands[either if band == "either" else band] for band in self.config.bands]
+        names = ["full" if full < self.config.full_band else band for band in self.config.bands]
+        views = [self.bands[either if name == "either" else name] for name in names]
+        return [Shown(view, box() if number else first) for number, view in enumerate(views)]
 
     def pretraining(self, progress: Progress) -> bool:
         """Whether this step still belongs to stage one."""
@@ -207,13 +222,13 @@ class Combined(Method):
         return turns // len(self.groups) * self.config.turn + step
 
     def pretrain_step(
-        self, turn: Sequence[int], labelled: Sample, box: Tensor, views: Sequence[View], *, partly: bool = False
+        self, turn: Sequence[int], labelled: Sample, shown: Sequence[Shown], *, partly: bool = False
     ) -> StepResult:
         """Students on labelled patches, pasted into each other; `partly`: some voxels are not known."""
         losses = []
         for number in turn:
-            for student, view in zip(self.group(number).students, views, strict=True):
-                parts, logits = self.look(student.net, view, labelled, None, box)
+            for student, each in zip(self.group(number).students, shown, strict=True):
+                parts, logits = self.look(student.net, each, labelled, None)
                 seen = concat(*parts)
                 losses.append(dice_ce(logits, seen.target, seen.weight if partly else None, dice=self.config.dice))
         return StepResult({"pretrain": torch.stack(losses).sum()})
@@ -224,8 +239,7 @@ class Combined(Method):
         labelled: Sample,
         image: Tensor,
         said: Said,
-        box: Tensor,
-        views: Sequence[View],
+        shown: Sequence[Shown],
         rise: float,
     ) -> StepResult:
         """The losses of one group's students, summed over them.
@@ -233,23 +247,23 @@ class Combined(Method):
         Args:
             image: unlabelled, as students see it, `(B, M, X, Y, Z)`.
             said: of it by all teachers.
-            views: of each student.
+            shown: to each student.
             rise: how far the ramp is up.
         """
         config, told = self.config, self.told(number, image, said)
-        foreign = [box, ~box] if config.copy_paste else [torch.ones_like(box)]
         again = config.filtered == "consistency"
-        unlabelled, sides = [], []
-        for student, view in zip(self.group(number).students, views, strict=True):
-            parts, logits = self.look(student.net, view, labelled, told.pseudo, box)
-            masks = [torch.zeros_like(box)] * (len(parts) - len(foreign)) + foreign
+        unlabelled, where, sides = [], [], []
+        for student, each in zip(self.group(number).students, shown, strict=True):
+            parts, logits = self.look(student.net, each, labelled, told.pseudo)
+            foreign = [each.box, ~each.box] if config.copy_paste else [torch.ones_like(each.box)]
+            masks = [torch.zeros_like(each.box)] * (len(parts) - len(foreign)) + foreign
             sizes = [len(part) for part in parts]
             for part, mask, seen in zip(parts, masks, torch.split(logits, sizes), strict=True):
                 sides.append(self.sides(seen, part, mask))
             # In the order of `image`: as pasted, or seen a second time.
-            unlabelled.append(student.net(view.apply(image)) if again else logits[-len(image) :])
-        where = torch.cat([mask.expand(len(image) // len(foreign), -1, -1, -1) for mask in foreign])
-        where = torch.ones_like(where) if again else where
+            unlabelled.append(student.net(each.view.apply(image)) if again else logits[-len(image) :])
+            pasted = torch.cat([mask.expand(len(image) // len(foreign), -1, -1, -1) for mask in foreign])
+            where.append(torch.ones_like(pasted) if again else pasted)
         labelled_side, pseudo_side = torch.stack(sides).sum(0)
         losses = {"labelled": labelled_side, "pseudo": config.alpha * pseudo_side}
         losses |= self.consistencies(unlabelled, told, where, rise)
@@ -286,15 +300,15 @@ class Combined(Method):
         return Told(Sample(image, target, torch.where(said.disputed, config.disputed * trust, trust)), fused)
 
     def look(
-        self, net: nn.Module, view: View, labelled: Sample, pseudo: Sample | None, box: Tensor
+        self, net: nn.Module, shown: Shown, labelled: Sample, pseudo: Sample | None
     ) -> tuple[list[Sample], Tensor]:
         """What a student learns from, and its logits on all of that, `(B, C, X, Y, Z)`."""
-        filtered = self.config.filtered
+        filtered, view = self.config.filtered, shown.view
         if filtered == "before":
             labelled = replace(labelled, image=view.apply(labelled.image))
         if filtered in ("before", "unlabelled") and pseudo is not None:
             pseudo = replace(pseudo, image=view.apply(pseudo.image))
-        parts = self.parts(labelled, pseudo, box)
+        parts = self.parts(labelled, pseudo, shown.box)
         image = torch.cat([part.image for part in parts])
         return parts, net(view.apply(image) if filtered == "after" else image)
 
@@ -310,32 +324,38 @@ class Combined(Method):
         p, q = pseudo[: len(pseudo) // 2], pseudo[len(pseudo) // 2 :]
         return [*whole, paste(inside=p, outside=j, box=box), paste(inside=i, outside=q, box=box)]
 
-    def consistencies(self, seen: Sequence[Tensor], told: Told, where: Tensor, rise: float) -> dict[str, Tensor]:
-        """Squares to what the teachers say and, for several students, to what the others say.
+    def consistencies(
+        self, seen: Sequence[Tensor], told: Told, where: Sequence[Tensor], rise: float
+    ) -> dict[str, Tensor]:
+        """Squares to what the teachers say and, for several students, to what the others say of voxels that both saw.
 
         Args:
             seen: each student's logits on patches with the unlabelled voxels `where`, `(B, X, Y, Z)`.
         """
-        trust = told.pseudo.weight * where
-        counts = rise * trusted(told.pseudo.weight, where)
-        full = torch.stack([consistency(logits, told.probs, trust) for logits in seen]).sum()
-        losses = {"full": self.config.full_weight * counts * full}
+
+        def squares(logits: Tensor, probs: Tensor, where: Tensor) -> Tensor:
+            trust = told.pseudo.weight
+            return trusted(trust, where) * consistency(logits, probs, trust * where)
+
+        full = torch.stack([squares(logits, told.probs, here) for logits, here in zip(seen, where, strict=True)]).sum()
+        losses = {"full": self.config.full_weight * rise * full}
         if len(seen) > 1:
-            cross = [consistency(a, probabilities(b), trust) for a in seen for b in seen if b is not a]
-            losses["cross"] = self.config.cross_weight * counts * torch.stack(cross).sum() / (len(seen) - 1)
+            pairs = itertools.permutations(range(len(seen)), 2)
+            cross = [squares(seen[a], probabilities(seen[b]), where[a] & where[b]) for a, b in pairs]
+            losses["cross"] = self.config.cross_weight * rise * torch.stack(cross).sum() / (len(seen) - 1)
         return losses
 
     def stats(
-        self, labelled: Sample, seen: Sequence[Tensor], told: Told, where: Tensor, said: Said
+        self, labelled: Sample, seen: Sequence[Tensor], told: Told, where: Sequence[Tensor], said: Said
     ) -> dict[str, Tensor]:
         """The gauges of a group's turn, and the share of voxels for which teachers name different classes."""
         pseudo = told.pseudo
         stats = gauges(
             labelled.target, pseudo.target, said.probs.shape[2], known=labelled.weight > 0, weight=pseudo.weight
         )
-        stats["gap"] = gap(seen[0], pseudo.target, where)
+        stats["gap"] = gap(seen[0], pseudo.target, where[0])
         if len(seen) > 1:
-            stats["dissent"] = gap(seen[1], likeliest(seen[0]), where)
+            stats["dissent"] = gap(seen[1], likeliest(seen[0]), where[0] & where[1])
         return stats | {"disputed": mean_trust(said.disputed)}
 
     def group(self, number: int) -> Group:

@@ -1,5 +1,6 @@
 """What the combined method is made of: each part by itself, what it costs, and the methods it reduces to."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -15,8 +16,8 @@ from medssl.methods.combined import Said
 from medssl.networks import NetworkConfig, make_network
 from medssl.parts.frequency import split_frequencies
 from medssl.parts.losses import cross_entropy, dice_ce
-from medssl.parts.mix import random_box
-from medssl.parts.sample import Progress, TrainBatch
+from medssl.parts.mix import paste, random_box
+from medssl.parts.sample import Progress, Sample, TrainBatch
 from medssl.parts.schedules import generator
 from medssl.run import parse_method
 
@@ -108,9 +109,21 @@ class TestReductions:
             mine, theirs = (method.followers(Progress(iteration, 100))[0] for method in (ours, bcp))
             assert mine.decay == theirs.decay
 
-    def test_students_that_see_all_and_are_equal_are_bcp_once_each(self):
+    def test_students_that_see_all_are_bcp_each_with_a_box_of_its_own(self):
         bcp, ours = make("bcp"), build(**{**PLAIN, "bands": ["full", "full", "full"]})
-        torch.testing.assert_close(total(step(ours)), 3 * total(step(bcp)))
+        boxes = [shown.box for shown in ours.drawn(batch().image, generator(0))]
+        assert not any(torch.equal(a, b) for a, b in itertools.combinations(boxes, 2))
+        labelled, pseudo = Sample.of(batch().image, batch().label), bcp.pseudo_label(batch().unlabelled)
+        expected = 0
+        for box in boxes:
+            inward, outward = paste(pseudo[:1], labelled[1:], box), paste(labelled[:1], pseudo[1:], box)
+            expected += sum(bcp.mixed_loss(bcp.pair.student(one.image), one, box) for one in (inward, outward))
+        torch.testing.assert_close(total(step(ours)), expected)
+
+    def test_students_that_see_all_and_start_alike_part(self):
+        ours = build(bands=["full", "full"], full_band=1.0)
+        one, other = torch.autograd.grad(total(step(ours)), [student.net.weight for student in ours.group(0).students])
+        assert not torch.allclose(one, other)
 
     def test_groups_of_equal_networks_are_bcp_in_turn(self):
         bcp, ours = make("bcp"), build(**{**PLAIN, "axes": 2 * [(0, 1, 2)]})
@@ -158,10 +171,12 @@ def test_losses_are_those_of_the_equations():
     method, data = part_ways(build(full_band=0.0, ramp=0.0, alpha=0.3, full_weight=0.7, cross_weight=0.4)), batch()
     probs = torch.stack([net(data.unlabelled).softmax(1) for net in method.teachers()]).detach()
     told = method.told(0, data.unlabelled, Said.of(probs))
-    target, trust, box = told.pseudo.target, told.pseudo.weight, random_box(SHAPE, 2 / 3, generator(0))
+    target, trust, boxes = told.pseudo.target, told.pseudo.weight, []
     assert 0 < trust.min() < trust.max() < 1
     labelled, pseudo, seen = 0, 0, []
-    for student in method.group(0).students:
+    for student, shown in zip(method.group(0).students, method.drawn(data.image, generator(0)), strict=True):
+        box = shown.box
+        boxes.append(torch.stack([box, ~box]))
         mine, other = student.view.apply(data.image), student.view.apply(data.unlabelled)
         inward = student.net(torch.where(box, other[:1], mine[1:]))
         outward = student.net(torch.where(box, mine[:1], other[1:]))
@@ -170,13 +185,13 @@ def test_losses_are_those_of_the_equations():
         pseudo += trust[0][box].mean() * dice_ce(inward, target[:1], trust[:1] * box, dice="linear")
         pseudo += trust[1][~box].mean() * dice_ce(outward, target[1:], trust[1:] * ~box, dice="linear")
         seen.append(torch.cat([inward, outward]))
-    where = torch.stack([box, ~box])
 
-    def squares(logits, probs):
+    def squares(logits, probs, where):
         return (trust * where * ((logits.softmax(1) - probs) ** 2).mean(1)).sum() / where.sum()
 
-    full = sum(squares(logits, told.probs) for logits in seen)
-    cross = sum(squares(seen[s], seen[1 - s].softmax(1).detach()) for s in (0, 1))
+    full = sum(squares(logits, told.probs, where) for logits, where in zip(seen, boxes, strict=True))
+    both = boxes[0] & boxes[1]
+    cross = sum(squares(seen[s], seen[1 - s].softmax(1).detach(), both) for s in (0, 1))
     expected = {"labelled": labelled, "pseudo": 0.3 * pseudo, "full": 0.7 * full, "cross": 0.4 * cross}
     result = step(method)
     torch.testing.assert_close(result.losses, expected)
@@ -283,8 +298,9 @@ class TestBands:
         for student in method.group(0).students:
             student.net.register_forward_pre_hook(lambda net, args: seen.append(args[0]))
         step(method)
-        box = random_box(SHAPE, 2 / 3, generator(0))
-        for image, student in zip(seen, method.group(0).students, strict=True):
+        shown = method.drawn(data.image, generator(0))
+        assert torch.equal(shown[0].box, random_box(SHAPE, 2 / 3, generator(0)))
+        for image, student, box in zip(seen, method.group(0).students, [one.box for one in shown], strict=True):
             band = student.view.apply
             mine = band(data.image) if filtered == "before" else data.image
             other = data.unlabelled if filtered == "after" else band(data.unlabelled)
@@ -301,7 +317,6 @@ class TestBands:
         for name in ("labelled", "pseudo"):
             torch.testing.assert_close(mine[name], theirs[name])
         assert not torch.allclose(mine["full"], theirs["full"])
-        assert torch.equal(seen[0], seen[2])
         for image, student in zip(seen[1::2], ours.group(0).students, strict=True):
             torch.testing.assert_close(image, student.view.apply(data.unlabelled))
 
@@ -314,13 +329,12 @@ class TestBands:
             torch.testing.assert_close(student.view.apply(batch().image), gain * band)
 
     def test_in_their_share_of_the_steps_all_students_see_all(self):
-        method, seen = build(full_band=0.25), []
-        for student in method.group(0).students:
-            student.net.register_forward_pre_hook(lambda net, args: seen.append(args[0]))
+        method, whole = build(full_band=0.25), 0
         for seed in range(100):
-            step(method, seed=seed)
-        alike = [torch.equal(low, high) for low, high in zip(seen[::2], seen[1::2], strict=True)]
-        assert 12 < sum(alike) < 38
+            views = [shown.view for shown in method.drawn(batch().image, generator(seed))]
+            whole += all(torch.equal(view.apply(batch().image), batch().image) for view in views)
+            assert len({type(view) for view in views}) == 1
+        assert 12 < whole < 38
 
     def test_a_teacher_sees_all_or_what_its_student_sees(self):
         image = batch().image
