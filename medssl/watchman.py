@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 ROWS = 20
 """The least number of rows in a row that show a fault before it is said."""
-COLLAPSED = 0.1
-"""A class has collapsed when its share of the pseudo-labels is below this part of its share of the labels."""
-AGREED = 1e-4
-"""A gap below this means that networks agree everywhere."""
+COLLAPSED, GROWN = 0.1, 4.0
+"""A class has collapsed when its share of the pseudo-labels is below the first part of its share of the labels, and run
+wild when it is above the second."""
+AGREED, PARTED = 1e-3, 0.8
+"""Networks agree everywhere when the voxels in which they differ are fewer than the first part of the foreground, and a
+teacher knows less than its students when they are more than the second."""
 COPIED, LOST = 1e-6, 0.5
 """A lag below the first is that of a copy; above the second a teacher does not follow."""
 
@@ -27,6 +29,13 @@ WORDS = {
         student no longer learns (train.lr, a loss of 0), or method.ema_decay is near 0.""",
     "lost": """a teacher's weights have been far from its student's for a while, so it teaches what the student has left
         behind. The likely cause: method.ema_decay is too near 1 for this number of steps, or train.lr is high.""",
+    "parted": """student and teacher have differed in nearly as many voxels as have foreground for a while. The likely
+        cause: the teacher is worse than its students, as the mean of students that have parted is, or has stayed
+        behind. Look at the Dice of pseudo-labels (train.canaries=2), lower method.ema_decay or train.lr, or give each
+        student a teacher of its own where the method has that (combined: method.teachers=student).""",
+    "grown": """pseudo-labels of {name} are {pseudo:.2%} of the voxels where labels are {prior:.2%}: the class is
+        growing wild. The likely cause: the teacher has learned too little from the labels yet, or confirms its own
+        mistakes. Give unlabelled patches less weight, let it rise later, or compare with method supervised.""",
     "agreed": """student and teacher, or two students, have named the same class in nearly every voxel for a while, so
         they have little to teach each other. The likely cause: they have become one network, or patches show background
         alone. Add noise or stronger augmentation, or look at train.foreground.""",
@@ -91,18 +100,28 @@ class Watchman:
         if self._always("stat/pseudo/0", lambda share: share == 1) and self._mean("stat/prior/0") < 1:
             yield "background", WORDS["background"]
             return
-        if self._always("stat/gap", lambda gap: gap < AGREED):
+        foreground = self._foreground()
+        if any(self._always(name, lambda gap: gap < AGREED * foreground) for name in ("stat/gap", "stat/dissent")):
             yield "agreed", WORDS["agreed"]
+        if self._always("stat/gap", lambda gap: gap > PARTED * foreground):
+            yield "parted", WORDS["parted"]
         if not self._always("stat/selected", lambda share: share == 0):
-            yield from self._collapsed()
+            yield from self._classes()
 
-    def _collapsed(self) -> Iterator[tuple[str, str]]:
-        """Classes that pseudo-labels have lost."""
+    def _foreground(self) -> float:
+        """The share of foreground in labels or pseudo-labels, whichever has more; of all voxels where none tells."""
+        told = [name for name in ("stat/prior/0", "stat/pseudo/0") if all(name in row for row in self.rows)]
+        return 1 - min((self._mean(name) for name in told), default=0.0)
+
+    def _classes(self) -> Iterator[tuple[str, str]]:
+        """Classes that pseudo-labels have lost, or have far too much of."""
         for value, name in enumerate(self.classes):
             if all(f"stat/{kind}/{value}" in row for row in self.rows for kind in ("pseudo", "prior")):
                 pseudo, prior = self._mean(f"stat/pseudo/{value}"), self._mean(f"stat/prior/{value}")
                 if pseudo < COLLAPSED * prior:
                     yield f"class {value}", WORDS["collapsed"].format(name=name, pseudo=pseudo, prior=prior)
+                elif value > 0 and pseudo > GROWN * prior > 0:
+                    yield f"class {value} grown", WORDS["grown"].format(name=name, pseudo=pseudo, prior=prior)
 
     def _names(self, prefix: str) -> list[str]:
         return [name for name in self.rows[-1] if name.startswith(prefix)]

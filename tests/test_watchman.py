@@ -16,6 +16,11 @@ FAULTS = {
     "a teacher has had its student's weights": {"stat/lag/0": 0.0},
     "far from its student's": {"stat/lag/0": 0.8},
     "the same class in nearly every voxel": {"stat/gap": 0.0},
+    "nearly as many voxels as have foreground": {"stat/gap": 0.09},
+    "pseudo-labels of core are 9.00% of the voxels where labels are 2.00%": {
+        "stat/pseudo/0": 0.84,
+        "stat/pseudo/2": 0.09,
+    },
     "background alone": {"stat/pseudo/0": 1.0, "stat/pseudo/1": 0.0, "stat/pseudo/2": 0.0, "stat/gap": 0.0},
     "pseudo-labels of core are 0.10% of the voxels where labels are 2.00%": {"stat/pseudo/2": 0.001},
 }
@@ -66,6 +71,18 @@ def test_validations_between_rows_and_stages_without_gauges_are_passed_over():
         guard.look({"val/dice": 0.5})
         said = guard.look({**HEALTHY, "stat/gap": 0.0})
     assert len(said) == 1
+
+
+def test_two_students_that_have_become_one_network_are_noticed():
+    assert "or two students" in told(watchman(), {**HEALTHY, "stat/dissent": 0.0}, 20)[0]
+    assert told(watchman(), {**HEALTHY, "stat/dissent": 0.01}, 20) == []
+
+
+def test_what_is_little_for_an_image_may_be_much_for_a_small_organ():
+    organ = {"stat/prior/0": 0.9995, "stat/prior/1": 0.0003, "stat/prior/2": 0.0002,
+             "stat/pseudo/0": 0.9995, "stat/pseudo/1": 0.0003, "stat/pseudo/2": 0.0002}  # fmt: skip
+    assert told(watchman(), {**HEALTHY, **organ, "stat/gap": 9e-5}, 20) == []
+    assert len(told(watchman(), {**HEALTHY, **organ, "stat/gap": 1e-7}, 20)) == 1
 
 
 def test_a_class_that_labels_do_not_show_either_is_not_missed():
