@@ -17,7 +17,7 @@ class TrainBatch:
     label: Tensor
     """Their labels, `(Bl, X, Y, Z)`, integer classes."""
     unlabelled: Tensor
-    """Unlabelled images, `(Bu, M, X, Y, Z)`; Bu may be 0."""
+    """Unlabelled images, `(Bu, M, X, Y, Z)`; Bu is 0 where the method needs none, and nowhere else."""
     seeds: tuple[int, ...]
     """One per unlabelled image. What a method draws for a volume it draws from these, so that it is the same on
     however many devices a batch is spread; what it draws for a step it draws from the step's `rng`."""
