@@ -657,7 +657,7 @@ def test_canaries_leave_somebody_to_learn_from(config, tmp_path):
         ("uamt", {"threshold": 0.0}, {}, "raise it for uamt"),
         ("combined", {"pretrain": 0.0, "alpha": 0.0}, {}, "loss/pseudo has been exactly 0"),
         ("combined", {"pretrain": 0.0}, {}, None),
-        ("bcp", {"pretrain": 0.0}, {}, None),
+        ("bcp", {"pretrain": 0.0, "ema_decay": 0.5}, {}, None),
         ("mean_teacher", {}, {}, None),
     ],
 )
