@@ -425,9 +425,9 @@ def _odd_ids(cases: Iterable[Case]) -> Iterator[Finding]:
             fix = "give it an id without slashes that does not begin with a dot"
             yield Finding(id, same[0].images[0].path, "error", "bad_id", f"{id!r} cannot name files", fix)
         if len(same) > 1:
-            files = [path.name for case in same for path in case.files]
-            found = f"{len(same)} cases have this id: {', '.join(files)}"
-            fix = "keep one file of each name, listed once"
+            files = dict.fromkeys(path for case in same for path in case.files)
+            found = f"{len(same)} cases have this id: {', '.join(path.name for path in files)}"
+            fix = "keep one image and one label of it, listed once, and move the others elsewhere"
             yield Finding(id, same[-1].images[0].path, "error", "duplicate", found, fix)
 
 
