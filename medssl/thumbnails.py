@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
-from medssl.data.recipe import Turn
+from medssl.data.grid import Turn
 from medssl.data.volume import Volume
 from medssl.figures import class_colour, grey_window
 

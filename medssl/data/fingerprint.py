@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medssl.data.cases import IGNORED, Case, DatasetConfig, namesakes
+from medssl.data.grid import Triple
 from medssl.data.io import read_image, read_label
 from medssl.data.labels import as_classes
 from medssl.data.layouts import read_layout
-from medssl.data.recipe import AIR_FRACTION, Intensity, Recipe, Triple
+from medssl.data.recipe import AIR_FRACTION, Intensity, Recipe
 from medssl.errors import DataError
 from medssl.progress import mapper, tracked
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medssl.data.cases import IGNORED
-from medssl.data.recipe import Turn
+from medssl.data.grid import Turn
 from medssl.data.volume import Volume
 
 PERCENTILES = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)
