@@ -6,6 +6,7 @@ import io
 import json
 import re
 
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
@@ -66,6 +67,13 @@ class TestPage:
         page = (raw.parent / "page.html").read_text(encoding="utf-8")
         assert "default-src 'none'" in html.unescape(page)
         assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
+
+    def test_a_label_stored_along_other_axes_is_drawn_the_same(self, raw):
+        expected = check(raw, DATASET, workers=0, draw=draw_case)
+        path = raw / "labels" / "b.nii.gz"
+        nib.save(nib.load(path).as_reoriented(np.array([[2, 1], [0, -1], [1, 1]])), path)
+        found = check(raw, DATASET, workers=0, draw=draw_case)
+        assert [facts.picture for facts in found.facts] == [facts.picture for facts in expected.facts]
 
     def test_workers_draw_the_same(self, raw):
         alone, spread = (check(raw, DATASET, workers=workers, draw=draw_case) for workers in (0, 2))

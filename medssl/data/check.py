@@ -17,6 +17,7 @@ import numpy as np
 
 from medssl.data.cases import Case, DatasetConfig
 from medssl.data.findings import Facts, Finding, Report
+from medssl.data.grid import Turn, aligned
 from medssl.data.io import SUFFIXES, as_label, case_id, read_image, read_volume
 from medssl.data.labels import mapped
 from medssl.data.layouts import Layout, declared, read_layout
@@ -215,7 +216,8 @@ def check_case(case: Case, expected: Expected) -> Checked:
 
 
 def _drawn_label(label: Volume | None, image: Volume, places: dict[int, int]) -> Volume | None:
-    """The label by class and in the order of the image's axes, if it lies on the image's grid."""
+    """The label by class and along the image's axes, if it lies on the image's grid."""
+    label = None if label is None else aligned(label, image)
     if label is None or label.shape != image.shape or label.orientation != image.orientation:
         return None
     classes = mapped(label.array, places)
@@ -387,15 +389,11 @@ def _shift(image: Volume, label: Volume) -> float | None:
 
     None when the axes do not correspond at all: other shapes, or other spacings or directions.
     """
+    turn = Turn.onto(image.affine, label.affine)
+    if turn is None or (label := turn.apply_to_volume(label)).shape != image.shape:
+        return None
     to_image = np.linalg.inv(image.affine) @ label.affine
-    turn = np.rint(to_image[:3, :3])  # which label axis runs along which image axis, and whether backwards
-    if not (np.abs(turn).sum(0) == 1).all() or not (np.abs(turn).sum(1) == 1).all():
-        return None
-    if tuple(np.abs(turn).astype(int) @ np.array(label.shape)) != image.shape:
-        return None
-    corners = corners_of(label.shape)
-    last = np.where(turn.sum(1) < 0, np.array(image.shape) - 1, 0)  # a flipped axis starts at its far end
-    return float(np.abs((corners @ to_image.T)[:, :3] - (corners[:, :3] @ turn.T + last)).max())
+    return float(np.abs(corners_of(image.shape) @ (to_image - np.eye(4)).T).max())
 
 
 def _layout_findings(layout: Layout) -> Iterator[Finding]:

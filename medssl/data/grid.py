@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+
+from medssl.data.volume import Affine, Volume
 
 Triple = tuple[int, int, int]
 NumberT = TypeVar("NumberT", bound=np.generic)
@@ -39,9 +41,28 @@ class Turn:
         flips = [bool((directions[i, axes[i]] > 0) != (code in "RAS")) for i, code in enumerate(orientation)]
         return cls((axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2]))
 
+    @classmethod
+    def onto(cls, like: Affine, affine: Affine) -> Turn | None:
+        """The turn after which the axes are those of another affine; None where none of them run along these."""
+        order = np.rint(np.linalg.inv(like[:3, :3]) @ affine[:3, :3])  # other axes by own axes: -1, 0 or 1
+        if not all((np.abs(order).sum(axis) == 1).all() for axis in (0, 1)):
+            return None
+        axes, flips = np.abs(order).argmax(1).tolist(), (order.sum(1) < 0).tolist()
+        return cls((axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2]))
+
     def apply(self, array: NDArray[Any]) -> NDArray[Any]:
-        """`(X, Y, Z)` as stored to the new axes; a view, not a copy."""
-        return np.transpose(array, self.axes)[tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)]
+        """`(X, Y, Z)` or `(X, Y, Z, M)` as stored to the new axes; a view, not a copy."""
+        turned = np.transpose(array, (*self.axes, *range(3, array.ndim)))
+        return turned[tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)]
+
+    def apply_to_volume(self, volume: Volume) -> Volume:
+        """The volume on the new axes, every voxel where it was in the world."""
+        back = np.zeros((4, 4))  # from a new index to the one as stored
+        back[3, 3] = 1
+        for new, (axis, flip) in enumerate(zip(self.axes, self.flips, strict=True)):
+            back[axis, new] = -1 if flip else 1
+            back[axis, 3] = volume.shape[axis] - 1 if flip else 0
+        return replace(volume, array=self.apply(volume.array), affine=volume.affine @ back)
 
     def undo(self, array: NDArray[Any]) -> NDArray[Any]:
         """The inverse of `apply`."""
@@ -51,6 +72,12 @@ class Turn:
     def apply_to_axes(self, values: tuple[float, float, float]) -> tuple[float, float, float]:
         """One number per stored axis to one per new axis."""
         return values[self.axes[0]], values[self.axes[1]], values[self.axes[2]]
+
+
+def aligned(volume: Volume, like: Volume) -> Volume:
+    """The volume with the axes of another, in order and direction; as it is where its own run along none of these."""
+    turn = Turn.onto(like.affine, volume.affine)
+    return volume if turn is None else turn.apply_to_volume(volume)
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,12 @@ class Recipe(Settings):
         _refuse_beyond_memory(image, len(oriented), grid)
         prepared_label = None
         if label is not None:
-            turned = _turn_of(label, image, turn).apply(label.array)[inside]
+            onto_image = Turn.onto(image.affine, label.affine)
+            if onto_image is None:
+                raise DataError(
+                    f"{label.path}: the label's axes do not run along those of {image.path}; see `medssl check`"
+                )
+            turned = turn.apply(onto_image.apply(label.array))[inside]
             prepared_label = grid.resample_label(turned.astype(class_type(turned.max()), order="C"))
         made = (grid.resample_image(self._normalise(channel[inside], foreground[inside])) for channel in oriented)
         if len(oriented) == 1:
@@ -214,17 +219,6 @@ def _refuse_beyond_memory(image: Volume, channels: int, grid: Grid) -> None:
             f"{by(grid.prepared)} at {by(grid.spacing)} mm, which take {needed / 2**30:.1f} GiB where "
             f"{free / 2**30:.1f} are free; is the spacing right? Mend it, or change data.recipe.spacing"
         )
-
-
-def _turn_of(label: Volume, image: Volume, turn: Turn) -> Turn:
-    """The image's turn, unless the label's axes are stored in another order or direction."""
-    to_image = np.linalg.inv(image.affine[:3, :3]) @ label.affine[:3, :3]
-    order = np.rint(to_image)  # image axes by label axes: -1, 0 or 1
-    if sorted(np.abs(order).sum(0)) != [1, 1, 1] or sorted(np.abs(order).sum(1)) != [1, 1, 1]:
-        raise DataError(f"{label.path}: the label's axes do not run along those of {image.path}; see `medssl check`")
-    axes = [int(np.flatnonzero(order[axis])[0]) for axis in turn.axes]
-    flips = [flip != (order[axis].sum() < 0) for axis, flip in zip(turn.axes, turn.flips, strict=True)]
-    return Turn((axes[0], axes[1], axes[2]), (bool(flips[0]), bool(flips[1]), bool(flips[2])))
 
 
 def _target_spacing(
