@@ -6,6 +6,8 @@ a worker process, so one that is broken hides no other; what shows only beside t
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
@@ -39,6 +41,8 @@ SHEAR = 1e-3
 """Cosine between two voxel axes; more is no rounding, and ITK's geometry cannot hold it."""
 STRAIGHTENED = 0.02
 """Cosine up to which `fix` straightens axes: more is no small slip, and voxels would move."""
+NOT_ON_WINDOWS = re.compile(r'[<>:"|?*]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
+"""What an id cannot hold, end with or be there."""
 LISTED = 10
 """Label values named in one finding."""
 
@@ -414,7 +418,7 @@ def _layout_findings(layout: Layout) -> Iterator[Finding]:
 
 
 def _odd_ids(cases: Iterable[Case]) -> Iterator[Finding]:
-    """Ids that are taken twice, or that cannot name a folder."""
+    """Ids that are taken twice, or that cannot name a folder, here or on other file systems."""
     by_id: dict[str, list[Case]] = {}
     for case in cases:
         by_id.setdefault(case.id, []).append(case)
@@ -422,11 +426,21 @@ def _odd_ids(cases: Iterable[Case]) -> Iterator[Finding]:
         if id.startswith(".") or not id.isprintable() or {"/", "\\"} & set(id):
             fix = "give it an id without slashes that does not begin with a dot"
             yield Finding(id, same[0].images[0].path, "error", "bad_id", f"{id!r} cannot name files", fix)
+        elif NOT_ON_WINDOWS.search(id):
+            fix = "give it another id if the data may ever lie there"
+            yield Finding(id, same[0].images[0].path, "warning", "odd_id", f"{id!r} cannot name files on Windows", fix)
         if len(same) > 1:
             files = dict.fromkeys(path for case in same for path in case.files)
             found = f"{len(same)} cases have this id: {', '.join(path.name for path in files)}"
             fix = "keep one image and one label of it, listed once, and move the others elsewhere"
             yield Finding(id, same[-1].images[0].path, "error", "duplicate", found, fix)
+    folded: dict[str, str] = {}
+    for id, same in by_id.items():
+        other = folded.setdefault(unicodedata.normalize("NFC", id).casefold(), id)
+        if other != id:
+            found = f"{id!r} and {other!r} are one name where case does not count, as on Windows and macOS"
+            fix = "give one of them another id: there, one case would replace the other"
+            yield Finding(id, same[0].images[0].path, "warning", "odd_id", found, fix)
 
 
 def _dataset_findings(place: Path, facts: Sequence[Facts], expected: Expected) -> Iterator[Finding]:

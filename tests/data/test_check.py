@@ -239,6 +239,23 @@ class TestDataset:
             prepare(tmp_path / "raw" / "list.csv", tmp_path / "out", DATASET, workers=0)
         assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
+    @pytest.mark.parametrize("id", ["a:b", "con", "Nul.2", "COM1", "what?", "dot."])
+    def test_an_id_that_windows_cannot_take_is_a_warning(self, tmp_path, id):
+        Pair(tmp_path)
+        (tmp_path / "list.csv").write_text(f"id,image\n{id},images/case.nii.gz\n")
+        (finding,) = check(tmp_path / "list.csv", DATASET, workers=1).findings
+        expect(finding, "warning", "odd_id", repr(id), "Windows")
+
+    @pytest.mark.parametrize("other", ["SCAN-\u00e91", "scan-e\u03011"])
+    def test_ids_that_are_one_name_elsewhere_are_a_warning(self, tmp_path, other):
+        Pair(tmp_path, "one")
+        Pair(tmp_path, "two")
+        text = f"id,image\nscan-\u00e91,images/one.nii.gz\nconsole,images/two.nii.gz\n{other},images/two.nii.gz\n"
+        (tmp_path / "list.csv").write_text(text, encoding="utf-8")
+        (finding,) = [f for f in check(tmp_path / "list.csv", DATASET, workers=1).findings if f.code == "odd_id"]
+        expect(finding, "warning", "odd_id", repr(other), repr("scan-\u00e91"))
+        assert finding.case == other
+
     def test_declared_channels_count(self, tmp_path):
         Pair(tmp_path).image(np.stack([image_array(), image_array()], -1))
         declared = {"labels": {"background": 0, "a": 1, "b": 2}, "channel_names": {"0": "T1", "1": "T2"}}
