@@ -34,6 +34,8 @@ UNIT_LOW = -200.0
 FAR = 2.0
 """An unlabelled case is far off from this many times the largest distance that a labelled one has to the others; from
 more where labelled cases are few, `FAR * (1 + FEWEST / labelled)`."""
+ALIKE = 0.1
+"""Spreads; where all labelled cases are nearer to each other, distances are in units of this one."""
 RARE = 0.02
 """A class that no more than this share of the labelled cases lacks is missed in them."""
 
@@ -70,7 +72,8 @@ def distances(cases: Sequence[Case], facts: Sequence[Facts]) -> tuple[Distance, 
     spread = np.maximum(1.4826 * np.median(np.abs(labelled - middle), axis=0), 0.5 * labelled.std(0))
     spread = np.maximum(spread, 0.05)  # what all labelled cases share may still differ by 5 %
     own = np.array([_nearest(row, np.delete(labelled, i, 0), spread) for i, row in enumerate(labelled)])
-    found = [Distance(id, float(_nearest(row, labelled, spread) / own.max())) for id, row in others]
+    unit = max(own.max(), ALIKE)
+    found = [Distance(id, float(_nearest(row, labelled, spread) / unit)) for id, row in others]
     return tuple(sorted(found, key=lambda each: (-each.score, each.case)))
 
 
