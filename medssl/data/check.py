@@ -249,7 +249,7 @@ def _read_label(source: Source, expected: Expected, notes: _Notes) -> tuple[Volu
         return None, Counts({})
     counts = count_voxels(label)
     by_class = counts.by_class(expected.places)
-    _check_values(label, counts.voxels, by_class.voxels, expected, notes)
+    _check_values(label, counts.voxels, by_class, expected, notes)
     return label, by_class
 
 
@@ -344,17 +344,19 @@ def _check_geometry(volume: Volume, notes: _Notes) -> None:
         notes.warning("sheared", found, f"{fix}: ITK-based tools refuse it or place it elsewhere")
 
 
-def _check_values(
-    label: Volume, voxels: dict[int, int], by_class: dict[int, int], expected: Expected, notes: _Notes
-) -> None:
+def _check_values(label: Volume, voxels: dict[int, int], by_class: Counts, expected: Expected, notes: _Notes) -> None:
     negative = {value: count for value, count in voxels.items() if value < 0 and value not in expected.places}
     if negative:
         notes.error("negative", f"the label holds {_list(negative)}", "write classes as 0, 1, 2 and so on")
     if expected.classes is not None:
         _check_declared(label, voxels, expected.places, notes)
-    if by_class.keys() <= {0}:
-        notes.warning("empty_label", "no voxel but background", "correct when nothing is there to see")
-    elif 0 not in by_class:
+    if not by_class.voxels:
+        found = f"every voxel is {_list(voxels)}, which means that nobody looked there"
+        notes.warning("empty_label", found, "remove the label, so that the case counts as unlabelled")
+    elif by_class.voxels.keys() <= {0}:
+        found = "no voxel but background" + (" and what nobody annotated" if by_class.ignored else "")
+        notes.warning("empty_label", found, "correct when nothing is there to see")
+    elif 0 not in by_class.voxels:
         notes.warning("no_background", f"no voxel of background, only {_list(voxels)}", "look at the label")
 
 

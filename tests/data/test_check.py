@@ -198,6 +198,15 @@ class TestLabels:
         onehot = np.stack([label_array() == value for value in range(3)], -1).astype(np.uint8)
         expect(pair.label(onehot).finding(), "error", "label_axes", "5 x 6 x 7 x 3")
 
+    def test_a_label_that_nobody_drew_is_told_from_one_of_background(self, pair):
+        dataset = DATASET.model_copy(update={"ignore": (9,)})
+        unseen = np.full(SHAPE, 9, np.uint8)
+        expect(pair.label(unseen).finding(dataset), "warning", "empty_label", "every voxel is 9 (210 voxels)", "looked")
+        unseen[0] = 0
+        expect(
+            pair.label(unseen).finding(dataset), "warning", "empty_label", "but background and what nobody annotated"
+        )
+
     def test_an_empty_label_and_one_without_background(self, pair):
         expect(pair.label(np.zeros(SHAPE, np.uint8)).finding(), "warning", "empty_label")
         expect(pair.label(np.ones(SHAPE, np.uint8)).finding(), "warning", "no_background")
