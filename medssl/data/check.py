@@ -140,6 +140,7 @@ def report_of(
     """
     cases = layout.cases
     facts = tuple(fact for fact, _ in results)
+    apart = distances(cases, facts) if is_all else ()
     findings = [
         *(finding for _, found in results for finding in found),
         *_layout_findings(layout),
@@ -148,9 +149,8 @@ def report_of(
           for finding in out_of_family(fact.case, path, fact.look, fact.voxels, facts)),
         *_odd_ids(cases),
         *(_dataset_findings(source or Path(), facts, expected) if is_all else ()),
-        *(compare(cases, facts, expected.classes) if is_all else ()),
+        *(compare(cases, facts, expected.classes, apart) if is_all else ()),
     ]  # fmt: skip
-    apart = distances(cases, facts) if is_all else ()
     return Report(source, cases, tuple(findings), facts, expected.classes, apart, layout.name or None)
 
 

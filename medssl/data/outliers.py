@@ -43,8 +43,15 @@ _BACKGROUND = {0}
 _AXES = ("left-right", "front-back", "head-foot")
 
 
-def compare(cases: Sequence[Case], facts: Sequence[Facts], classes: Sequence[str] | None) -> Iterator[Finding]:
-    """What is odd about cases beside each other. `facts` stands in the order of `cases`."""
+def compare(
+    cases: Sequence[Case], facts: Sequence[Facts], classes: Sequence[str] | None, apart: Sequence[Distance]
+) -> Iterator[Finding]:
+    """What is odd about cases beside each other.
+
+    Args:
+        facts: in the order of `cases`.
+        apart: their `distances`.
+    """
     pairs = list(zip(cases, facts, strict=True))
     yield from _same_volumes(pairs)
     yield from _divided_subjects(cases)
@@ -54,7 +61,7 @@ def compare(cases: Sequence[Case], facts: Sequence[Facts], classes: Sequence[str
     yield from _identity(pairs)
     yield from _missed_classes(pairs, classes)
     yield from _flips(pairs)
-    yield from _far(pairs)
+    yield from _far(pairs, apart)
 
 
 def distances(cases: Sequence[Case], facts: Sequence[Facts]) -> tuple[Distance, ...]:
@@ -351,11 +358,11 @@ def _namesakes(cases: Sequence[Case]) -> Iterator[Finding]:
         yield _finding(case, case.images[0].path, "patients_by_name", found, fix)
 
 
-def _far(pairs: Pairs) -> Iterator[Finding]:
+def _far(pairs: Pairs, apart: Sequence[Distance]) -> Iterator[Finding]:
     by_id = {case.id: case for case, _ in pairs}
     labelled = sum(case.label is not None and fact.look is not None for case, fact in pairs)
     limit = FAR * (1 + FEWEST / max(1, labelled))
-    for id, score in distances([case for case, _ in pairs], [fact for _, fact in pairs]):
+    for id, score in apart:
         if score > limit:
             case = by_id[id]
             found = f"unlike every labelled case: {score:.1f} times as far off as the oddest of these is from the rest"
