@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medssl.data.itk import affine_of
 from medssl.data.volume import LPS_TO_RAS, Affine, Oddity, Volume, by
 from medssl.errors import DataError
 
@@ -298,10 +299,7 @@ def _read_unplaced(folder: Path, headers: Sequence[_Header]) -> Volume:
 
 def _as_simpleitk_has_it(folder: Path, path: Path) -> Volume:
     reader, _ = _reader(path, lambda reader: reader.ReadImageInformation())
-    affine = np.eye(4)
-    affine[:3, :3] = np.reshape(reader.GetDirection(), (3, 3)) * np.array(reader.GetSpacing())
-    affine[:3, 3] = reader.GetOrigin()
-    return Volume(_pixels(path), LPS_TO_RAS @ affine, None, folder)
+    return Volume(_pixels(path), affine_of(reader), None, folder)
 
 
 def _read_frames(folder: Path, headers: Sequence[_Header]) -> Volume:
