@@ -281,7 +281,7 @@ def _check_image(notes: _Notes, source: Source, declared: int) -> Volume | None:
         notes.unreadable(error)
         return None
     _check_geometry(image, notes)
-    channels = 1 if image.array.ndim == 3 else image.array.shape[3]
+    channels = len(image.channels)
     if channels != declared:
         found = f"shape {by(image.array.shape)}: {_count(channels, 'volume')} where {declared} is declared"
         notes.error("channels", found, "keep one volume per declared channel, or declare the channels")
@@ -292,12 +292,10 @@ def _check_image(notes: _Notes, source: Source, declared: int) -> Volume | None:
         found = f"{_count(count, 'voxel')} NaN, infinite or beyond float32, the first at index {_index(first)}"
         notes.error("not_finite", found, "replace these voxels, or export the image again")
         return image
-    axes = (0, 1, 2)
-    for number, same in enumerate(np.atleast_1d(image.array.min(axes) == image.array.max(axes))):
-        if same:
+    for number, channel in enumerate(image.channels):
+        if channel.min() == channel.max():
             name = "every voxel" if channels == 1 else f"every voxel of channel {number}"
-            value = float(image.array.reshape(-1, channels)[0, number])
-            notes.warning("constant", f"{name} is {value:g}", "look at the image: it shows nothing")
+            notes.warning("constant", f"{name} is {channel[0, 0, 0]:g}", "look at the image: it shows nothing")
     seen = few_levels(image)
     if len(seen) > 1:
         found = f"holds {', '.join(map(str, seen))} and hardly anything else, as a label map does"

@@ -93,9 +93,8 @@ class Recipe(Settings):
             DataError: the prepared image would be larger than memory; the label's axes run elsewhere.
         """
         turn = Turn.to(self.orientation, image.affine)
-        channels = image.array[None] if image.array.ndim == 3 else np.moveaxis(image.array, -1, 0)
         # In memory as it is walked through from here on, which files seldom are: (M, x, y, z).
-        oriented = np.ascontiguousarray([turn.apply(channel) for channel in channels])
+        oriented = np.ascontiguousarray([turn.apply(channel) for channel in image.channels])
         foreground = self._foreground(oriented)
         box = _bounding_box(foreground, self.margin) if self.crop else [(0, n) for n in foreground.shape]
         inside = tuple(slice(start, stop) for start, stop in box)
