@@ -22,10 +22,10 @@ from machine import tell
 from medssl.data.cases import Case
 from medssl.data.check import check, check_cases
 from medssl.data.findings import Facts
+from medssl.data.grid import Turn
 from medssl.data.io import case_id, read_label
 from medssl.data.looks import count_voxels
 from medssl.data.outliers import compare, distances
-from medssl.data.recipe import Turn
 from medssl.data.volume import Source
 
 Pair = tuple[Case, Facts]
