@@ -22,10 +22,10 @@ from machine import tell
 from medssl.data.cases import Case
 from medssl.data.check import check, check_cases
 from medssl.data.findings import Facts
+from medssl.data.grid import Turn
 from medssl.data.io import case_id, read_label
 from medssl.data.looks import count_voxels
-from medssl.data.outliers import compare
-from medssl.data.recipe import Turn
+from medssl.data.outliers import compare, distances
 from medssl.data.volume import Source
 
 Pair = tuple[Case, Facts]
@@ -121,7 +121,8 @@ def stranger(image: Path) -> Pair:
 def called(code: str, pairs: Sequence[Pair]) -> set[str]:
     """Ids of the cases with this finding."""
     cases, facts = zip(*pairs, strict=True)
-    return {finding.case for finding in compare(cases, facts, None) if finding.code == code and finding.case}
+    findings = compare(cases, facts, None, distances(cases, facts))
+    return {finding.case for finding in findings if finding.code == code and finding.case}
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """The job behind `medssl evaluate`: predictions and references in, scores.csv out.
 
 Files are matched by case id. Predictions hold the places of classes. What the values of references stand for, where
-nobody annotated them, and which regions are scored beside the classes is said by the dataset's settings. Nothing is
-resampled: two volumes that do not share a grid are an error, and every fault of every case is known before the first
-is scored.
+nobody annotated them, and which regions are scored beside the classes is said by the dataset's settings. A reference
+whose axes are stored in another order or direction is turned to those of the prediction. Nothing is resampled: two
+volumes that do not share a grid are an error, and every fault of every case is known before the first is scored.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from medssl.config import parse
 from medssl.data.cases import IGNORED, DatasetConfig
-from medssl.data.io import SUFFIXES, case_id, is_volume, list_volumes, read_label
-from medssl.data.labels import read_classes, where_annotated
+from medssl.data.grid import aligned
+from medssl.data.io import SUFFIXES, case_id, is_volume, list_volumes
+from medssl.data.labels import read_classes, read_pair
 from medssl.data.prepared import PreparedDataset, read_prepared
 from medssl.data.volume import Source, Volume, by, corners_apart
 from medssl.errors import ConfigError, DataError
@@ -319,6 +320,7 @@ def _faults_of_grids(prediction: Volume, reference: Volume) -> list[str]:
     grids = f"\nprediction {_describe(prediction)}\nreference  {_describe(reference)}"
     if prediction.array.ndim != 3 or reference.array.ndim != 3:
         return [f"a label map has three axes{grids}"]
+    reference = aligned(reference, prediction)
     if prediction.shape != reference.shape:
         return [f"prediction and reference lie on different grids: their shapes differ{grids}"]
     apart = corners_apart(reference.shape, prediction.affine, reference.affine)
@@ -369,6 +371,6 @@ def _indent(case: str, fault: str) -> str:
 def _score(
     pair: _Pair, labels: dict[int, str], data: DatasetConfig | None, plan: Plan, threads: int
 ) -> dict[str, list[ClassScore]]:
-    prediction, reference = where_annotated(read_label(pair.prediction), read_classes(pair.reference, data), data)
+    prediction, reference = read_pair(pair.prediction, pair.reference, data)
     regions = {} if data is None else data.region_places
     return score_case(pair.case, prediction, reference, labels, plan, regions=regions, threads=threads)

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from medssl.data.cases import DatasetConfig
+from medssl.data.grid import aligned
 from medssl.data.io import read_label
-from medssl.data.labels import read_classes, where_annotated
+from medssl.data.labels import read_pair
 from medssl.data.volume import Source, Volume, by
 from medssl.errors import DataError
 from medssl.foreign import Table, read_table
@@ -123,6 +124,7 @@ def _compare_volumes(mine: Source, theirs: Source) -> str | None:
     one, other = _read(mine), _read(theirs)
     if one is None or other is None:
         return "a file is not there any more, so nobody can tell whether they are the same"
+    other = aligned(other, one)
     if one.shape != other.shape:
         return f"{by(one.shape)} voxels in A, {by(other.shape)} in B"
     if not np.allclose(one.spacing, other.spacing, rtol=1e-4):
@@ -287,10 +289,9 @@ def _read_pair(files: tuple[Source, Source], data: str) -> tuple[Volume, Volume]
     """Prediction and reference as they were compared; `data` is what the table says of labels, as JSON."""
     config = DatasetConfig.model_validate_json(data) if data else None
     try:
-        prediction, reference = read_label(files[0]), read_classes(files[1], config)
+        return read_pair(*files, config)
     except DataError:
         return None
-    return None if prediction.shape != reference.shape else where_annotated(prediction, reference, config)
 
 
 def _same(x: float | None, y: float | None, slack: float) -> bool:

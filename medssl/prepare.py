@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medssl.data.cases import Case, DatasetConfig
-from medssl.data.check import Expected, check_case, report_of, survey
+from medssl.data.check import report_of, survey
 from medssl.data.findings import Facts, Finding, require_usable
+from medssl.data.inspect import Expected, check_case
 from medssl.data.io import read_grid, stacked
 from medssl.data.labels import as_classes
 from medssl.data.prepared import (

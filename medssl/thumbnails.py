@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
-from medssl.data.recipe import Turn
+from medssl.data.grid import Turn
 from medssl.data.volume import Volume
 from medssl.figures import class_colour, grey_window
 
@@ -29,7 +29,7 @@ def draw_case(image: Volume, label: Volume | None) -> bytes:
         label: a class map of the same shape, or None.
     """
     turn = Turn.to("RAS", image.affine)
-    grey = turn.apply(image.array if image.array.ndim == 3 else image.array[..., 0])
+    grey = turn.apply(image.channels[0])
     classes = None if label is None else turn.apply(label.array)
     window = grey_window(grey[tuple(slice(None, None, -(-n // _SAMPLED)) for n in grey.shape)])
     spacing = np.array(turn.apply_to_axes(image.spacing))

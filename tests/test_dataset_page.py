@@ -6,6 +6,7 @@ import io
 import json
 import re
 
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
@@ -53,7 +54,7 @@ class TestPage:
         done = run(raw, "--html", tmp_path / "page.html", "--workers", 0)
         assert done.exit_code == 3
         page = (tmp_path / "page.html").read_text(encoding="utf-8")
-        assert pictures(page) == [("error", "d"), ("warning", "b"), ("", "a"), ("", "c&lt;i&gt;")]
+        assert pictures(page) == [("error", "d"), ("warning", "b"), ("warning", "c&lt;i&gt;"), ("", "a")]
         assert page.count("data:image/jpeg") == 3
         assert "<i>" not in page
         assert "the file is empty (0 bytes)" in page
@@ -66,6 +67,13 @@ class TestPage:
         page = (raw.parent / "page.html").read_text(encoding="utf-8")
         assert "default-src 'none'" in html.unescape(page)
         assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
+
+    def test_a_label_stored_along_other_axes_is_drawn_the_same(self, raw):
+        expected = check(raw, DATASET, workers=0, draw=draw_case)
+        path = raw / "labels" / "b.nii.gz"
+        nib.save(nib.load(path).as_reoriented(np.array([[2, 1], [0, -1], [1, 1]])), path)
+        found = check(raw, DATASET, workers=0, draw=draw_case)
+        assert [facts.picture for facts in found.facts] == [facts.picture for facts in expected.facts]
 
     def test_workers_draw_the_same(self, raw):
         alone, spread = (check(raw, DATASET, workers=workers, draw=draw_case) for workers in (0, 2))
@@ -150,7 +158,7 @@ class TestFix:
             tmp_path / "page.html"
         ).read_text(encoding="utf-8")
         done = run(tmp_path / "fixed", "--json", "--workers", 0)
-        assert json.loads(done.stdout)["findings"] == []
+        assert [finding["code"] for finding in json.loads(done.stdout)["findings"]] == ["odd_id"]  # of c<i>
 
     def test_three_when_an_error_is_left_and_json_tells_both(self, raw, tmp_path):
         (raw / "images" / "b.nii.gz").write_bytes(b"")

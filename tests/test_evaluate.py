@@ -5,6 +5,7 @@ import math
 import shutil
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
 from rich.console import Console
@@ -229,6 +230,30 @@ def test_the_tolerance_of_grids_grows_with_the_voxels(tmp_path):
     assert len(evaluate_folders(large / "p", large / "r", tmp_path / "scores.csv")) == 1
     with pytest.raises(DataError, match="different grids"):
         evaluate_folders(small / "p", small / "r", tmp_path / "other.csv")
+
+
+@pytest.mark.parametrize("axes", [[(0, -1), (1, -1), (2, 1)], [(2, 1), (0, -1), (1, 1)]])
+@pytest.mark.parametrize("affine", [AFFINE, oblique()])
+def test_a_reference_stored_along_other_axes_scores_the_same(tmp_path, axes, affine):
+    """The first axis of the file becomes axis `axes[0][0]`, backwards where `axes[0][1]` is -1, and so on."""
+    rng = np.random.default_rng(0)
+    prediction, reference = (rng.integers(0, 3, SHAPE).astype(np.uint8) for _ in range(2))
+    save(tmp_path / "p" / "a.nii.gz", prediction, affine)
+    save(tmp_path / "r" / "a.nii.gz", reference, affine)
+    turned = nib.load(tmp_path / "r" / "a.nii.gz").as_reoriented(np.array(axes))
+    (tmp_path / "turned").mkdir()
+    nib.save(turned, tmp_path / "turned" / "a.nii.gz")
+    one, other = (evaluate_folders(tmp_path / "p", tmp_path / name, tmp_path / f"{name}.csv", workers=0)
+                  for name in ("r", "turned"))  # fmt: skip
+    assert list(one) == list(other)
+    assert not [line for line in explain(tmp_path / "r.csv", tmp_path / "turned.csv") if "other files" in line]
+
+
+def test_a_turned_reference_that_lies_elsewhere_is_refused(tmp_path):
+    save(tmp_path / "p" / "a.nii.gz", label_map(liver=[(1, 1, 1)]))
+    save(tmp_path / "r" / "a.nii.gz", label_map(liver=[(1, 1, 1)]), AFFINE @ np.diag([-1, -1, 1, 1]))
+    with pytest.raises(DataError, match="different grids: corners are up to"):
+        evaluate_folders(tmp_path / "p", tmp_path / "r", tmp_path / "scores.csv", workers=0)
 
 
 def test_sheared_axes_are_refused(tmp_path):

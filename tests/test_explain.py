@@ -3,6 +3,7 @@
 import json
 import re
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -100,6 +101,15 @@ def test_other_files_are_named_and_counted(folders):
     assert any(line.startswith("other cases: 2 (case1, case2) in A only") for line in lines)
     assert any(re.match(r"other files: case0, prediction: \d+ voxels differ", line) for line in lines)
     assert reasons(a, b)["dice"][0].startswith("2 by other files: both are Dice of the volume")
+
+
+def test_rules_are_found_for_a_reference_stored_along_other_axes(folders):
+    expected = reasons(scored(folders, "a.csv"), scored(folders, "b.csv", conventions=["monai"]))
+    for path in folders[1].iterdir():
+        nib.save(nib.load(path).as_reoriented(np.array([[2, 1], [0, -1], [1, 1]])), path)
+    found = reasons(scored(folders, "c.csv"), scored(folders, "d.csv", conventions=["monai"]))
+    assert found == expected
+    assert any(found.values())
 
 
 def test_another_spacing_is_named(folders):

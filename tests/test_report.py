@@ -8,6 +8,7 @@ import json
 import re
 from html.parser import HTMLParser
 
+import nibabel as nib
 import numpy as np
 import pytest
 import yaml
@@ -369,6 +370,16 @@ def test_a_named_protocol_lists_where_it_was_not_followed(factory):
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     words = one_page(factory, [run]).words
     assert words.count("Unlike the published toy_paper: the network is another; no dropout.") == 1
+
+
+def test_a_reference_stored_along_other_axes_gives_the_same_pictures_and_confusion(factory):
+    run = factory.score(factory.run("run", "bcp", 1), {"a": {"liver": 1, "stone": 2}}, uncertainty=0.2)
+    expected = one_page(factory, [run])
+    path = factory.root / "references" / "run" / "a.nii.gz"
+    nib.save(nib.load(path).as_reoriented(np.array([[2, 1], [0, -1], [1, 1]])), path)
+    found = Page(write_report([run], factory.root / "again"))
+    assert found.images == expected.images
+    assert any("webp" in uri[:20] for uri in found.images)
 
 
 @pytest.mark.parametrize("kind", ["images", "predictions"])

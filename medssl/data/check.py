@@ -1,13 +1,16 @@
 """Every fault of a dataset at once, before anything is written: the job behind `medssl check`.
 
 An *error* is what `prepare` cannot use; a *warning* is for its owner to judge. Each case is read once, in
-a worker process, so one that is broken hides no other; what shows only beside the others is left to `outliers`.
+a worker process, by `inspect`, so one that is broken hides no other; what shows only beside the others is left to
+`outliers`.
 """
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 from statistics import mode
@@ -17,29 +20,19 @@ import numpy as np
 
 from medssl.data.cases import Case, DatasetConfig
 from medssl.data.findings import Facts, Finding, Report
-from medssl.data.io import SUFFIXES, as_label, case_id, read_image, read_volume
+from medssl.data.grid import aligned
+from medssl.data.inspect import Expected, check_case, check_label, listed
+from medssl.data.io import SUFFIXES, case_id
 from medssl.data.labels import mapped
 from medssl.data.layouts import Layout, declared, read_layout
-from medssl.data.looks import Counts, Look, count_voxels, digest, few_levels, look_at
+from medssl.data.looks import Look, digest, look_at
 from medssl.data.outliers import compare, distances, out_of_family
-from medssl.data.volume import Source, Volume, by, corners_of
+from medssl.data.volume import Source, Volume
 from medssl.errors import DataError
 from medssl.progress import mapper, tracked
 
-GRID_WARNING = 0.01
-"""Voxels that a corner of the label may lie off the image's: rounding of float32 headers stays far below."""
-GRID_ERROR = 0.5
-"""From half a voxel on, a label voxel belongs to another image voxel than the one at its index."""
-SPACINGS = (0.01, 20.0)
-"""Millimetres; a finer or coarser voxel is more likely a wrong unit than a scan."""
-FAR_ORIGIN = 10_000.0
-"""Millimetres from the world's origin; no scanner is so long, and float32 coordinates get coarse."""
-SHEAR = 1e-3
-"""Cosine between two voxel axes; more is no rounding, and ITK's geometry cannot hold it."""
-STRAIGHTENED = 0.02
-"""Cosine up to which `fix` straightens axes: more is no small slip, and voxels would move."""
-LISTED = 10
-"""Label values named in one finding."""
+NOT_ON_WINDOWS = re.compile(r'[<>:"|?*]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
+"""What an id cannot hold, end with or be there."""
 
 Result = tuple[Facts, list[Finding]]
 Draw = Callable[[Volume, Volume | None], Any]
@@ -100,24 +93,6 @@ def check_cases(cases: Sequence[Case], dataset: DatasetConfig | None = None, *, 
     return report_of(None, Layout(tuple(cases)), expected, _check_all(cases, expected, workers))
 
 
-@dataclass(frozen=True)
-class Expected:
-    """What a dataset says of itself."""
-
-    classes: tuple[str, ...] | None
-    channels: int
-    places: dict[int, int]
-    """See `DatasetConfig.places`."""
-
-    @classmethod
-    def of(cls, dataset: DatasetConfig) -> Expected:
-        return cls(dataset.classes, len(dataset.channels), dataset.places)
-
-    @classmethod
-    def plain(cls, classes: tuple[str, ...] | None, channels: int) -> Expected:
-        return cls(classes, channels, {place: place for place in range(len(classes or ()))})
-
-
 def report_of(
     source: Path | None,
     layout: Layout,
@@ -135,6 +110,7 @@ def report_of(
     """
     cases = layout.cases
     facts = tuple(fact for fact, _ in results)
+    apart = distances(cases, facts) if is_all else ()
     findings = [
         *(finding for _, found in results for finding in found),
         *_layout_findings(layout),
@@ -143,9 +119,8 @@ def report_of(
           for finding in out_of_family(fact.case, path, fact.look, fact.voxels, facts)),
         *_odd_ids(cases),
         *(_dataset_findings(source or Path(), facts, expected) if is_all else ()),
-        *(compare(cases, facts, expected.classes) if is_all else ()),
+        *(compare(cases, facts, expected.classes, apart) if is_all else ()),
     ]  # fmt: skip
-    apart = distances(cases, facts) if is_all else ()
     return Report(source, cases, tuple(findings), facts, expected.classes, apart, layout.name or None)
 
 
@@ -169,53 +144,9 @@ def _check_case(case: Case, expected: Expected, draw: Draw | None) -> Result:
     return facts, checked.findings
 
 
-@dataclass(frozen=True)
-class Checked:
-    """A case that was read, with everything that is wrong with it."""
-
-    findings: list[Finding]
-    images: list[Volume | None]
-    """A volume of each file, float32; None where it cannot be read."""
-    label: Volume | None
-    """int32, with the values of the file; None where there is none, or it is no label map."""
-    counts: Counts
-    """Of the label."""
-
-    @property
-    def image(self) -> Volume | None:
-        """The first file's volume."""
-        return self.images[0]
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether nothing keeps the case from being used."""
-        return all(finding.severity != "error" for finding in self.findings)
-
-
-def check_case(case: Case, expected: Expected) -> Checked:
-    """Read the files of one case; everything that is wrong with them."""
-    findings: list[Finding] = []
-    channels = expected.channels if len(case.images) == 1 else 1
-    images = [_check_image(_Notes(case.id, source.path, findings), source, channels) for source in case.images]
-    image = images[0]
-    if len(images) not in (1, expected.channels):
-        found = f"{len(images)} image files where {_count(expected.channels, 'channel')} is declared"
-        fix = "give each case a file per declared channel, or declare the channels"
-        _Notes(case.id, case.images[0].path, findings).error("channels", found, fix)
-    for source, other in zip(case.images[1:], images[1:], strict=True):
-        if image is not None and other is not None:
-            _check_grids(image, other, _Notes(case.id, source.path, findings), what="another modality")
-    label, counts = None, Counts({})
-    if case.label is not None:
-        notes = _Notes(case.id, case.label.path, findings)
-        label, counts = _read_label(case.label, expected, notes)
-        if label is not None and image is not None:
-            _check_grids(image, label, notes)
-    return Checked(findings, images, label, counts)
-
-
 def _drawn_label(label: Volume | None, image: Volume, places: dict[int, int]) -> Volume | None:
-    """The label by class and in the order of the image's axes, if it lies on the image's grid."""
+    """The label by class and along the image's axes, if it lies on the image's grid."""
+    label = None if label is None else aligned(label, image)
     if label is None or label.shape != image.shape or label.orientation != image.orientation:
         return None
     classes = mapped(label.array, places)
@@ -230,172 +161,10 @@ def _digest(image: Volume | None) -> str:
 def _check_lone_label(path: Path, expected: Expected) -> tuple[Facts, list[Finding]]:
     """A label without an image: what it holds, for whoever wonders where it belongs."""
     id, findings = case_id(path), list[Finding]()
-    label, counts = _read_label(Source(path), expected, _Notes(id, path, findings))
+    label, counts = check_label(id, Source(path), expected, findings)
     if label is None:
         return Facts(id), findings
     return Facts(id, label.shape, label.spacing, counts.voxels, look=Look.of_grid(label)), findings
-
-
-def _read_label(source: Source, expected: Expected, notes: _Notes) -> tuple[Volume | None, Counts]:
-    """The label map and what it holds, by class where a value is one's; what is wrong with it is taken down."""
-    label = _check_label(notes, source)
-    if label is None:
-        return None, Counts({})
-    counts = count_voxels(label)
-    by_class = counts.by_class(expected.places)
-    _check_values(label, counts.voxels, by_class.voxels, expected, notes)
-    return label, by_class
-
-
-@dataclass(frozen=True)
-class _Notes:
-    """Takes down what is found in one file of a case."""
-
-    case: str
-    file: Path
-    findings: list[Finding]
-
-    def error(self, code: str, found: str, fix: str) -> None:
-        self.findings.append(Finding(self.case, self.file, "error", code, found, fix))
-
-    def warning(self, code: str, found: str, fix: str) -> None:
-        self.findings.append(Finding(self.case, self.file, "warning", code, found, fix))
-
-    def unreadable(self, error: DataError) -> None:
-        self.error("unreadable", self.without_file(error), "replace the file")
-
-    def without_file(self, error: DataError) -> str:
-        return str(error).removeprefix(f"{self.file}: ")
-
-
-def _check_image(notes: _Notes, source: Source, declared: int) -> Volume | None:
-    try:
-        image = read_image(source)
-    except DataError as error:
-        notes.unreadable(error)
-        return None
-    _check_geometry(image, notes)
-    channels = 1 if image.array.ndim == 3 else image.array.shape[3]
-    if channels != declared:
-        found = f"shape {by(image.array.shape)}: {_count(channels, 'volume')} where {declared} is declared"
-        notes.error("channels", found, "keep one volume per declared channel, or declare the channels")
-    finite = np.isfinite(image.array)
-    if not finite.all():
-        first = np.unravel_index(int(np.argmin(finite)), finite.shape)
-        count = finite.size - int(np.count_nonzero(finite))
-        found = f"{_count(count, 'voxel')} NaN, infinite or beyond float32, the first at index {_index(first)}"
-        notes.error("not_finite", found, "replace these voxels, or export the image again")
-        return image
-    axes = (0, 1, 2)
-    for number, same in enumerate(np.atleast_1d(image.array.min(axes) == image.array.max(axes))):
-        if same:
-            name = "every voxel" if channels == 1 else f"every voxel of channel {number}"
-            value = float(image.array.reshape(-1, channels)[0, number])
-            notes.warning("constant", f"{name} is {value:g}", "look at the image: it shows nothing")
-    seen = few_levels(image)
-    if len(seen) > 1:
-        found = f"holds {', '.join(map(str, seen))} and hardly anything else, as a label map does"
-        notes.warning("like_label", found, "if it is one, name it so that its image is found, or move it elsewhere")
-    return image
-
-
-def _check_label(notes: _Notes, source: Source) -> Volume | None:
-    """The label map as int32, or None where it is none."""
-    try:
-        volume = read_volume(source)
-    except DataError as error:
-        notes.unreadable(error)
-        return None
-    _check_geometry(volume, notes)
-    if volume.array.ndim != 3:
-        found = f"shape {by(volume.array.shape)}: 4 axes where a label map has 3"
-        notes.error("label_axes", found, "write one map of class numbers; from one-hot channels, their argmax")
-        return None
-    try:
-        return as_label(volume)
-    except DataError as error:
-        notes.error("not_integer", notes.without_file(error), "export the label again as whole class numbers")
-        return None
-
-
-def _check_geometry(volume: Volume, notes: _Notes) -> None:
-    """What makes one file's place or size in space doubtful."""
-    for odd in volume.oddities:
-        notes.warning(odd.code, odd.found, odd.fix)
-    if 1 in volume.shape:
-        notes.warning("one_slice", f"shape {by(volume.shape)}: one voxel thick", "3D training learns little from it")
-    low, high = SPACINGS
-    if min(volume.spacing) < low or max(volume.spacing) > high:
-        fix = f"correct the unit if it is not millimetres ({low:g} to {high:g} are usual)"
-        notes.warning("spacing", f"spacing {by(volume.spacing)} mm", fix)
-    if np.abs(volume.affine[:3, 3]).max() > FAR_ORIGIN:
-        found = f"the first voxel lies at {by(volume.affine[:3, 3])} mm"
-        notes.warning("far_origin", found, "correct the origin: coordinates so large lose precision")
-    if volume.shear > SHEAR:
-        found = f"the voxel axes are not at right angles: the cosine between two of them is {volume.shear:.2g}"
-        small = volume.shear <= STRAIGHTENED
-        fix = "`medssl check --fix` straightens so little" if small else "resample the volume on straight axes"
-        notes.warning("sheared", found, f"{fix}: ITK-based tools refuse it or place it elsewhere")
-
-
-def _check_values(
-    label: Volume, voxels: dict[int, int], by_class: dict[int, int], expected: Expected, notes: _Notes
-) -> None:
-    negative = {value: count for value, count in voxels.items() if value < 0 and value not in expected.places}
-    if negative:
-        notes.error("negative", f"the label holds {_list(negative)}", "write classes as 0, 1, 2 and so on")
-    if expected.classes is not None:
-        _check_declared(label, voxels, expected.places, notes)
-    if by_class.keys() <= {0}:
-        notes.warning("empty_label", "no voxel but background", "correct when nothing is there to see")
-    elif 0 not in by_class:
-        notes.warning("no_background", f"no voxel of background, only {_list(voxels)}", "look at the label")
-
-
-def _check_declared(label: Volume, voxels: dict[int, int], places: dict[int, int], notes: _Notes) -> None:
-    unknown = {value: count for value, count in voxels.items() if value >= 0 and value not in places}
-    if unknown:
-        found = f"the label holds {_list(unknown)}; the dataset names {_spans(places)}"
-        fix = "correct the label, declare a class for them, or map them with data.values, such as `NAME: [1, 85]`"
-        notes.error("unknown_value", found, fix)
-    slope, inter = label.scaling
-    stored = {round((value - inter) / slope, 3) for value in voxels}
-    if not unknown and stored != set(voxels) and stored <= places.keys():
-        found = f"stored as {_set(stored)}, read with scl_slope {slope:g} and scl_inter {inter:g} as {_set(voxels)}"
-        notes.error("scaled_label", found, "write the label without scaling: either reading is a valid label")
-
-
-def _check_grids(image: Volume, label: Volume, notes: _Notes, what: str = "label") -> None:
-    """Whether both lie on one grid in the world; the axes of a label may be stored in another order."""
-    shift = _shift(image, label)
-    if shift is not None and shift <= GRID_WARNING:
-        return
-    if shift is None or shift > GRID_ERROR:
-        first = f"image and {what} lie on different grids" + (f", up to {shift:.3g} voxels apart" if shift else "")
-        if image.shape != label.shape and image.shape == label.shape[::-1]:
-            first += f"; the axes of the {what} look transposed"
-        found = "\n".join([first, f"image {_grid(image)}", f"{what} {_grid(label)}"])
-        fix = f"resample the {what} onto the image's grid, or copy the image's header if only that is wrong"
-        notes.error("grid", found, fix)
-        return
-    found = f"the grid of the {what} lies up to {shift:.3g} voxels off the image's"
-    notes.warning("grid_shift", found, "harmless if a tool rounded the header; the image's grid is used")
-
-
-def _shift(image: Volume, label: Volume) -> float | None:
-    """Largest distance, in image voxels along an axis, of a label corner from where it belongs.
-
-    None when the axes do not correspond at all: other shapes, or other spacings or directions.
-    """
-    to_image = np.linalg.inv(image.affine) @ label.affine
-    turn = np.rint(to_image[:3, :3])  # which label axis runs along which image axis, and whether backwards
-    if not (np.abs(turn).sum(0) == 1).all() or not (np.abs(turn).sum(1) == 1).all():
-        return None
-    if tuple(np.abs(turn).astype(int) @ np.array(label.shape)) != image.shape:
-        return None
-    corners = corners_of(label.shape)
-    last = np.where(turn.sum(1) < 0, np.array(image.shape) - 1, 0)  # a flipped axis starts at its far end
-    return float(np.abs((corners @ to_image.T)[:, :3] - (corners[:, :3] @ turn.T + last)).max())
 
 
 def _layout_findings(layout: Layout) -> Iterator[Finding]:
@@ -416,7 +185,7 @@ def _layout_findings(layout: Layout) -> Iterator[Finding]:
 
 
 def _odd_ids(cases: Iterable[Case]) -> Iterator[Finding]:
-    """Ids that are taken twice, or that cannot name a folder."""
+    """Ids that are taken twice, or that cannot name a folder, here or on other file systems."""
     by_id: dict[str, list[Case]] = {}
     for case in cases:
         by_id.setdefault(case.id, []).append(case)
@@ -424,11 +193,21 @@ def _odd_ids(cases: Iterable[Case]) -> Iterator[Finding]:
         if id.startswith(".") or not id.isprintable() or {"/", "\\"} & set(id):
             fix = "give it an id without slashes that does not begin with a dot"
             yield Finding(id, same[0].images[0].path, "error", "bad_id", f"{id!r} cannot name files", fix)
+        elif NOT_ON_WINDOWS.search(id):
+            fix = "give it another id if the data may ever lie there"
+            yield Finding(id, same[0].images[0].path, "warning", "odd_id", f"{id!r} cannot name files on Windows", fix)
         if len(same) > 1:
-            files = [path.name for case in same for path in case.files]
-            found = f"{len(same)} cases have this id: {', '.join(files)}"
-            fix = "keep one file of each name, listed once"
+            files = dict.fromkeys(path for case in same for path in case.files)
+            found = f"{len(same)} cases have this id: {', '.join(path.name for path in files)}"
+            fix = "keep one image and one label of it, listed once, and move the others elsewhere"
             yield Finding(id, same[-1].images[0].path, "error", "duplicate", found, fix)
+    folded: dict[str, str] = {}
+    for id, same in by_id.items():
+        other = folded.setdefault(unicodedata.normalize("NFC", id).casefold(), id)
+        if other != id:
+            found = f"{id!r} and {other!r} are one name where case does not count, as on Windows and macOS"
+            fix = "give one of them another id: there, one case would replace the other"
+            yield Finding(id, same[0].images[0].path, "warning", "odd_id", found, fix)
 
 
 def _dataset_findings(place: Path, facts: Sequence[Facts], expected: Expected) -> Iterator[Finding]:
@@ -436,7 +215,7 @@ def _dataset_findings(place: Path, facts: Sequence[Facts], expected: Expected) -
     if not present:
         return
     if expected.classes is None:
-        found = f"no classes are declared; the labels hold the values {_set(present)}"
+        found = f"no classes are declared; the labels hold the values {listed(present)}"
         fix = "name them under data.classes of a configuration, or under `labels` in dataset.json"
         yield Finding(None, place, "warning", "no_classes", found, fix)
         return
@@ -444,37 +223,3 @@ def _dataset_findings(place: Path, facts: Sequence[Facts], expected: Expected) -
         if value not in present:
             fix = "correct the declared classes if they are wrong"
             yield Finding(None, place, "warning", "class_absent", f"no label holds class {value}, {name}", fix)
-
-
-def _grid(volume: Volume) -> str:
-    origin = ", ".join(f"{x:.4g}" for x in volume.affine[:3, 3])
-    return f"{by(volume.shape)} at {by(volume.spacing)} mm, {volume.orientation} from ({origin})  {volume.path}"
-
-
-def _index(index: Iterable[object]) -> str:
-    return "(" + ", ".join(str(i) for i in index) + ")"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _set(values: Iterable[float]) -> str:
-    ordered = sorted(values)
-    return ", ".join(f"{value:g}" for value in ordered[:LISTED]) + (" and more" if len(ordered) > LISTED else "")
-
-
-def _spans(values: Iterable[int]) -> str:
-    """Whole numbers as few ranges, such as `0 to 3, 7`."""
-    runs: list[list[int]] = []
-    for value in sorted(values):
-        if runs and value == runs[-1][-1] + 1:
-            runs[-1].append(value)
-        else:
-            runs.append([value])
-    return ", ".join(f"{run[0]}" if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
-
-
-def _list(voxels: dict[int, int]) -> str:
-    shown = ", ".join(f"{value} ({_count(count, 'voxel')})" for value, count in sorted(voxels.items())[:LISTED])
-    return shown + (f" and {len(voxels) - LISTED} more values" if len(voxels) > LISTED else "")

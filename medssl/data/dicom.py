@@ -2,8 +2,7 @@
 
 A folder may hold several series; its subfolders are not searched. Headers are read through
 SimpleITK one file at a time, because its own series reader drops what it cannot read and spaces
-what is left evenly. Positions are millimetres in DICOM's LPS world until the affine is made. Here
-a *slice* is a file, or a frame of a multi-frame file.
+what is left evenly. What the headers say of the slices becomes a grid in `stack`.
 """
 
 from __future__ import annotations
@@ -18,28 +17,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.data.volume import LPS_TO_RAS, Affine, Oddity, Volume, by
+from medssl.data.itk import affine_of
+from medssl.data.stack import Slice, numbers_of, placed_slice, some, stack
+from medssl.data.volume import Oddity, Volume, by
 from medssl.errors import DataError
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
 """A file named so is taken for DICOM even where its magic is lost; others need the magic."""
 FEW = 8
 """Files that `is_series_folder` looks into."""
-SAME = 1e-3
-"""Cosines, and shares of a spacing, that differ by less are one and the same, rounded."""
-OFF_GRID = 0.1
-"""A slice farther than this share of a step from where an even stack has it cannot be used."""
-ROUNDING = (0.02, 0.01)
-"""Within this share of a step, or so many millimetres, a slice lies where it should."""
-LISTED = 5
-"""Faults of one kind named in an error."""
 
 _NO_IMAGES = re.compile(
     # The media directory, and under 1.2.840.10008.5.1.4.1.1: waveforms, presentation states, raw data, registrations
     # and surfaces, reports, documents, and structures, plans and records of radiotherapy.
     r"1\.2\.840\.10008\.(1\.3\.10|5\.1\.4\.1\.1\.((9|11|88|104)(\.\d+)*|66(\.[12356])?|67|481\.[3-9]))$"
 )
-_Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -109,31 +101,12 @@ def read_series(folder: Path, series: str | None = None) -> Volume:
     if any(header.slice is None for header in headers):
         return _read_unplaced(folder, headers)
     slices = [header.slice for header in headers if header.slice is not None]
-    order, affine, oddities = _stack(folder, slices, depth=headers[0].depth)
+    order, affine, oddities = stack(folder, slices, depth=headers[0].depth)
     unspaced = [header.path.name for header in headers if not header.spaced]
     if unspaced:
-        found = f"no PixelSpacing in {_some(unspaced)}: pixels are taken as 1 x 1 mm"
+        found = f"no PixelSpacing in {some(unspaced)}: pixels are taken as 1 x 1 mm"
         oddities = (*oddities, Oddity("no_spacing", found, "export the series again with its geometry"))
     return Volume(_read_slices([headers[i].path for i in order]), affine, None, folder, oddities=oddities)
-
-
-@dataclass(frozen=True)
-class _Slice:
-    """Where a slice lies, in LPS millimetres."""
-
-    name: str
-    size: tuple[int, int]
-    spacing: _Vector
-    """`(2,)`: from column to column, from row to row."""
-    axes: _Vector
-    """`(2, 3)`: unit vectors along which columns and rows are counted."""
-    position: _Vector
-    """`(3,)`: of the first pixel."""
-
-    @property
-    def normal(self) -> _Vector:
-        normal = np.cross(*self.axes)
-        return np.asarray(normal / np.linalg.norm(normal), np.float64)
 
 
 @dataclass(frozen=True)
@@ -148,7 +121,7 @@ class _Header:
     """Millimetres from slice to slice as the header has it: where there is but one slice, nothing says better."""
     spaced: bool
     """Whether the header tells how far pixels lie apart."""
-    slice: _Slice | None
+    slice: Slice | None
     """None when the header does not say where it lies."""
 
 
@@ -207,9 +180,9 @@ def _read_header(path: Path) -> _Header:
 
     size = (*reader.GetSize(), 1)[:3]
     spacing = (*reader.GetSpacing(), 1.0)[:3]
-    depth = _numbers(text("0018|0088"), 1)  # SpacingBetweenSlices, which counts gaps where SliceThickness does not
+    depth = numbers_of(text("0018|0088"), 1)  # SpacingBetweenSlices, which counts gaps where SliceThickness does not
     if depth is None:
-        depth = _numbers(text("0018|0050"), 1)
+        depth = numbers_of(text("0018|0050"), 1)
     between = text("0028|0030")
     plane = between or f"{spacing[1]}\\{spacing[0]}"  # ImagerPixelSpacing where SimpleITK finds that
     return _Header(
@@ -221,28 +194,8 @@ def _read_header(path: Path) -> _Header:
         components=reader.GetNumberOfComponents(),
         depth=spacing[2] if depth is None or depth[0] <= 0 else float(depth[0]),
         spaced=bool(between) or spacing[:2] != (1, 1),
-        slice=_placed(path.name, size[:2], text("0020|0032"), text("0020|0037"), plane),
+        slice=placed_slice(path.name, size[:2], text("0020|0032"), text("0020|0037"), plane),
     )
-
-
-def _placed(name: str, size: tuple[int, int], position: str, axes: str, between: str) -> _Slice | None:
-    """A slice from the texts of its header, whose spacing is of rows, then of columns; None when one is no good."""
-    place, directions, spacing = _numbers(position, 3), _numbers(axes, 6), _numbers(between, 2)
-    if place is None or directions is None or spacing is None or spacing.min() <= 0:
-        return None
-    directions = directions.reshape(2, 3)
-    if np.abs(directions @ directions.T - np.eye(2)).max() > 10 * SAME:
-        return None
-    return _Slice(name, size, spacing[::-1], directions, place)
-
-
-def _numbers(text: str, count: int) -> _Vector | None:
-    """Numbers of a header's text; None when they are not as many as they should be."""
-    try:
-        numbers = np.array([float(word) for word in text.split("\\")])
-    except ValueError:
-        return None
-    return numbers if len(numbers) == count and np.isfinite(numbers).all() else None
 
 
 def _summary(headers: Sequence[_Header]) -> Series:
@@ -290,7 +243,7 @@ def _read_unplaced(folder: Path, headers: Sequence[_Header]) -> Volume:
     what = "ImagePositionPatient, ImageOrientationPatient or PixelSpacing is missing or no good"
     advice = "export the series again with its geometry"
     if len(headers) > 1:
-        files = f"in {len(lost)} of {len(headers)} files ({_some(lost)})"
+        files = f"in {len(lost)} of {len(headers)} files ({some(lost)})"
         raise DataError(f"{folder}: {what} {files}: the order of slices is unknown; {advice}")
     odd = Oddity("no_orientation", f"{what}: orientation and position are unknown", advice)
     return replace(_as_simpleitk_has_it(folder, headers[0].path), oddities=(odd,))
@@ -298,10 +251,7 @@ def _read_unplaced(folder: Path, headers: Sequence[_Header]) -> Volume:
 
 def _as_simpleitk_has_it(folder: Path, path: Path) -> Volume:
     reader, _ = _reader(path, lambda reader: reader.ReadImageInformation())
-    affine = np.eye(4)
-    affine[:3, :3] = np.reshape(reader.GetDirection(), (3, 3)) * np.array(reader.GetSpacing())
-    affine[:3, 3] = reader.GetOrigin()
-    return Volume(_pixels(path), LPS_TO_RAS @ affine, None, folder)
+    return Volume(_pixels(path), affine_of(reader), None, folder)
 
 
 def _read_frames(folder: Path, headers: Sequence[_Header]) -> Volume:
@@ -326,11 +276,11 @@ def _read_frames(folder: Path, headers: Sequence[_Header]) -> Volume:
         )
         odd = Oddity("multi_frame", found, "compare with what dcm2niix makes of the file")
         return replace(volume, oddities=(odd,))
-    order, affine, oddities = _stack(path, placed, depth=headers[0].depth)
+    order, affine, oddities = stack(path, placed, depth=headers[0].depth)
     return Volume(_pixels(path)[..., order], affine, None, folder, oddities=oddities)
 
 
-def _frames(raw: bytes, size: tuple[int, int], count: int) -> list[_Slice] | None:
+def _frames(raw: bytes, size: tuple[int, int], count: int) -> list[Slice] | None:
     """Where the frames of an enhanced image lie; None when the file does not say so plainly.
 
     SimpleITK keeps the sequences that hold this to itself, and where frames are unordered it makes every spacing 1.
@@ -341,7 +291,7 @@ def _frames(raw: bytes, size: tuple[int, int], count: int) -> list[_Slice] | Non
     slices = []
     for number in range(count):
         position, axes, between = (values[number % len(values)] for values in found)
-        placed = _placed(f"frame {number + 1}", size, position, axes, between)
+        placed = placed_slice(f"frame {number + 1}", size, position, axes, between)
         if placed is None:
             return None
         slices.append(placed)
@@ -356,103 +306,3 @@ def _elements(raw: bytes, group: int, element: int) -> list[str]:
         raw[match.end() : match.end() + int.from_bytes(match[1], "little")].decode("ascii", "replace").strip(" \0")
         for match in re.finditer(mark + (b"(....)" if implicit else b"DS(..)"), raw, re.DOTALL)
     ]
-
-
-def _stack(place: Path, slices: Sequence[_Slice], depth: float) -> tuple[list[int], Affine, tuple[Oddity, ...]]:
-    """The order of slices along their normal, the affine to RAS of the stack, and what is odd about it.
-
-    Args:
-        place: the folder or file that errors name.
-        depth: millimetres from slice to slice where there is but one.
-    """
-    _require_same(place, slices, "direction", lambda one: one.axes, "is a localizer among them?")
-    _require_same(place, slices, "size in pixels", lambda one: np.array(one.size, np.float64), share=0)
-    _require_same(place, slices, "spacing in mm", lambda one: one.spacing)
-    first = slices[0]
-    heights = np.array([one.position @ first.normal for one in slices])
-    order = [int(i) for i in np.argsort(heights, kind="stable")]
-    _require_steps(place, [slices[i].name for i in order], heights[order])
-    positions = np.array([slices[i].position for i in order])
-    step = first.normal * depth if len(slices) == 1 else (positions[-1] - positions[0]) / (len(slices) - 1)
-    oddities = (*_uneven(place, [slices[i].name for i in order], positions, step), *_tilt(step, first.normal))
-    affine = np.eye(4)
-    affine[:3, :3] = np.column_stack([*(first.axes * first.spacing[:, None]), step])
-    affine[:3, 3] = positions[0]
-    return order, LPS_TO_RAS @ affine, oddities
-
-
-def _require_same(
-    place: Path,
-    slices: Sequence[_Slice],
-    what: str,
-    value: Callable[[_Slice], _Vector],
-    hint: str = "",
-    share: float = SAME,
-) -> None:
-    groups: list[tuple[_Vector, list[str]]] = []
-    for one in slices:
-        mine = value(one)
-        for known, names in groups:
-            if np.abs(mine - known).max() <= share * np.abs(known).max():
-                names.append(one.name)
-                break
-        else:
-            groups.append((mine, [one.name]))
-    if len(groups) == 1:
-        return
-    groups.sort(key=lambda group: -len(group[1]))
-    lines = [f"  {by(known.ravel())}: {_some(names)}" for known, names in groups[:LISTED]]
-    advice = "move those that do not belong into another folder" + (f"; {hint}" if hint else "")
-    raise DataError("\n".join([f"{place}: one {what} is wanted in a series, found {len(groups)}", *lines, advice]))
-
-
-def _require_steps(place: Path, names: Sequence[str], heights: _Vector) -> None:
-    """Neither two slices in one place nor a place without one; `heights` ascend along the normal."""
-    steps = np.diff(heights)
-    if not len(steps):
-        return
-    usual = float(np.sort(steps)[(len(steps) - 1) // 2])
-    doubled = np.flatnonzero(steps <= SAME * max(usual, SAME)).tolist()
-    if doubled:
-        pairs = [f"{names[i]} and {names[i + 1]}" for i in doubled]
-        raise DataError(
-            f"{place}: two slices at one position: {_some(pairs)}; keep one of each, or, if they are echoes or time "
-            "points, make a series of each"
-        )
-    gaps = np.flatnonzero(steps > 1.5 * usual).tolist()
-    if gaps:
-        found = [f"a gap of {steps[i]:.4g} mm between {names[i]} and {names[i + 1]}" for i in gaps]
-        raise DataError(
-            f"{place}: {_some(found)}, where slices lie {usual:.4g} mm apart; add the missing slices, or export "
-            "the series again"
-        )
-
-
-def _uneven(place: Path, names: Sequence[str], positions: _Vector, step: _Vector) -> tuple[Oddity, ...]:
-    """How far slices lie from where an even stack between the first and the last has them."""
-    off = np.linalg.norm(positions - positions[0] - np.arange(len(names))[:, None] * step, axis=1)
-    worst, length = int(off.argmax()), float(np.linalg.norm(step))
-    found = f"slices {length:.4g} mm apart would have {names[worst]} lie {off[worst]:.3g} mm from where it is"
-    if off[worst] > OFF_GRID * length:
-        raise DataError(f"{place}: uneven slices: {found}; resample the series with a tool that knows of it (dcm2niix)")
-    share, millimetres = ROUNDING
-    if off[worst] <= max(share * length, millimetres):
-        return ()
-    return (Oddity("uneven_slices", found, "harmless if so little does not matter; slices are taken as even"),)
-
-
-def _tilt(step: _Vector, normal: _Vector) -> tuple[Oddity, ...]:
-    """Whether slices shift in their own plane from one to the next."""
-    aside = float(np.linalg.norm(np.cross(step, normal)))
-    if aside <= SAME * np.linalg.norm(step):
-        return ()
-    degrees = np.degrees(np.arctan2(aside, step @ normal))
-    found = f"slices shift in their plane: the stack leans by {degrees:.3g} degrees, as under a tilted gantry"
-    fix = "resample to a straight grid, as dcm2niix does: many tools, ITK among them, cannot hold a sheared one"
-    return (Oddity("gantry_tilt", found, fix),)
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first few, and how many more."""
-    rest = len(names) - LISTED
-    return ", ".join(names[:LISTED]) + (f" and {rest} more" if rest > 0 else "")

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medssl.data.cases import IGNORED, Case, DatasetConfig, namesakes
+from medssl.data.grid import Triple
 from medssl.data.io import read_image, read_label
 from medssl.data.labels import as_classes
 from medssl.data.layouts import read_layout
-from medssl.data.recipe import AIR_FRACTION, Intensity, Recipe, Triple
+from medssl.data.recipe import AIR_FRACTION, Intensity, Recipe
 from medssl.errors import DataError
 from medssl.progress import mapper, tracked
 
@@ -181,7 +182,7 @@ def image_facts(case: Case) -> ImageFacts:
     image = read_image(*case.images)
     if not np.isfinite(image.array).all():
         raise DataError(f"{case.images[0]}: holds NaN or infinity; `medssl check` lists all such cases")
-    channels = tuple(_grey(channel) for channel in image.array.reshape(-1, _modalities(image.array)).T)
+    channels = tuple(_grey(channel.reshape(-1)) for channel in image.channels)
     threshold = BODY if all(grey.hounsfield for grey in channels) else None
     # A window costs nothing, z-scores would look at every voxel again.
     window = Intensity(kind="clip", window=(0, 1))
@@ -243,10 +244,6 @@ def _ranges(values: NDArray[Any]) -> str:
         least, most = f"{low:.4g}", f"{high:.4g}"
         told.append(f"{middle:.4g}" if least == most else f"{middle:.4g} ({least} to {most})")
     return " x ".join(told)
-
-
-def _modalities(array: NDArray[Any]) -> int:
-    return array.shape[3] if array.ndim > 3 else 1
 
 
 def _check_channels(source: Path, images: Sequence[ImageFacts]) -> None:

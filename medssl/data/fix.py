@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from medssl.config import dump
 from medssl.data.cases import IGNORED, DatasetConfig
-from medssl.data.check import SHEAR, STRAIGHTENED
 from medssl.data.findings import Report
+from medssl.data.inspect import SHEAR, STRAIGHTENED
 from medssl.data.io import as_label, is_volume, read_volume, rewrite
 from medssl.data.labels import as_classes
 from medssl.data.nifti import FORM_TOLERANCE, SPACING_TOLERANCE

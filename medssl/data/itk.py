@@ -35,7 +35,7 @@ def read(path: Path) -> Volume:
     array = sitk.GetArrayFromImage(image)  # (Z, Y, X[, M])
     check_type(path, array.dtype)
     array = np.moveaxis(array, (0, 1, 2), (2, 1, 0))
-    return Volume(array, _affine_of(image), None, path)
+    return Volume(array, affine_of(image), None, path)
 
 
 def read_grid(path: Path) -> tuple[tuple[int, ...], Affine]:
@@ -45,7 +45,15 @@ def read_grid(path: Path) -> tuple[tuple[int, ...], Affine]:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
-    return (*reader.GetSize(), reader.GetNumberOfComponents()), _affine_of(reader)
+    return (*reader.GetSize(), reader.GetNumberOfComponents()), affine_of(reader)
+
+
+def affine_of(image: Any) -> Affine:
+    """Of an image of SimpleITK, or of a reader that has read its header."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.array(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    return LPS_TO_RAS @ affine
 
 
 def rewrite(path: Path, out: Path, array: NDArray[Any] | None) -> None:
@@ -56,13 +64,6 @@ def rewrite(path: Path, out: Path, array: NDArray[Any] | None) -> None:
     new = old if array is None else sitk.GetImageFromArray(np.ascontiguousarray(array.T))
     new.CopyInformation(old)
     sitk.WriteImage(new, str(out), useCompression=True)
-
-
-def _affine_of(image: Any) -> Affine:
-    affine = np.eye(4)
-    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.array(image.GetSpacing())
-    affine[:3, 3] = image.GetOrigin()
-    return LPS_TO_RAS @ affine
 
 
 def _check_parts(path: Path) -> None:

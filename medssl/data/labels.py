@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medssl.data.cases import IGNORED, DatasetConfig
+from medssl.data.grid import aligned
 from medssl.data.io import read_label
-from medssl.data.volume import Source, Volume
+from medssl.data.volume import Source, Volume, by
 from medssl.errors import DataError
 
 
@@ -25,12 +26,25 @@ def read_classes(source: Path | Source, config: DatasetConfig | None) -> Volume:
     return label if config is None or config.is_plain else as_classes(label, config)
 
 
-def where_annotated(prediction: Volume, reference: Volume, config: DatasetConfig | None) -> tuple[Volume, Volume]:
-    """Both label maps, of one shape, with background wherever the reference is IGNORED."""
+def read_pair(
+    prediction: Path | Source, reference: Path | Source, config: DatasetConfig | None
+) -> tuple[Volume, Volume]:
+    """A prediction and its reference as they are compared: along the axes of the prediction, and with background
+    wherever nobody annotated the reference.
+
+    Raises:
+        DataError: as `read_classes`, or their shapes differ.
+    """
+    ours = read_label(prediction)
+    theirs = aligned(read_classes(reference, config), ours)
+    if ours.shape != theirs.shape:
+        raise DataError(
+            f"{prediction}: {by(ours.shape)} voxels, where the reference {reference} has {by(theirs.shape)}"
+        )
     if config is None or not config.ignore:
-        return prediction, reference
-    known = reference.array != IGNORED
-    return replace(prediction, array=prediction.array * known), replace(reference, array=reference.array * known)
+        return ours, theirs
+    known = theirs.array != IGNORED
+    return replace(ours, array=ours.array * known), replace(theirs, array=theirs.array * known)
 
 
 def as_classes(label: Volume, config: DatasetConfig) -> Volume:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medssl.data.cases import IGNORED
-from medssl.data.recipe import Turn
+from medssl.data.grid import Turn
 from medssl.data.volume import Volume
 
 PERCENTILES = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)
@@ -88,8 +88,7 @@ class Counts:
 
 def look_at(image: Volume) -> Look:
     """The numbers of an image `(X, Y, Z)` or `(X, Y, Z, M)`."""
-    first = image.array if image.array.ndim == 3 else image.array[..., 0]
-    return Look.of_grid(image, *_grey(Turn.to("RAS", image.affine).apply(first)))
+    return Look.of_grid(image, *_grey(Turn.to("RAS", image.affine).apply(image.channels[0])))
 
 
 def few_levels(image: Volume) -> list[int]:

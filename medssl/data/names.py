@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from medssl.data.hdf5 import SUFFIXES as H5_SUFFIXES
+from medssl.data.io import SUFFIXES
 from medssl.data.prepared import PreparedDataset
 from medssl.errors import ConfigError
 
@@ -14,7 +16,7 @@ FRAME = re.compile(r"(.+)_frame(\d+)")
 """A patient and the number of a frame, as in `patient001_frame12`."""
 SLICE = re.compile(r"(.+)_slice_?\d+")
 """A case and the number of a slice, as in `patient001_frame12_slice_3`."""
-ENDING = re.compile(r"\.(h5|nii|nii\.gz|npy|npz)$")
+ENDING = re.compile(f"({'|'.join(map(re.escape, (*SUFFIXES, *H5_SUFFIXES, '.npy', '.npz')))})$", re.IGNORECASE)
 """What lists may write behind an id."""
 SHOWN = 10
 """Unknown names that an error spells out."""

@@ -34,6 +34,8 @@ UNIT_LOW = -200.0
 FAR = 2.0
 """An unlabelled case is far off from this many times the largest distance that a labelled one has to the others; from
 more where labelled cases are few, `FAR * (1 + FEWEST / labelled)`."""
+ALIKE = 0.1
+"""Spreads; where all labelled cases are nearer to each other, distances are in units of this one."""
 RARE = 0.02
 """A class that no more than this share of the labelled cases lacks is missed in them."""
 
@@ -41,8 +43,15 @@ _BACKGROUND = {0}
 _AXES = ("left-right", "front-back", "head-foot")
 
 
-def compare(cases: Sequence[Case], facts: Sequence[Facts], classes: Sequence[str] | None) -> Iterator[Finding]:
-    """What is odd about cases beside each other. `facts` stands in the order of `cases`."""
+def compare(
+    cases: Sequence[Case], facts: Sequence[Facts], classes: Sequence[str] | None, apart: Sequence[Distance]
+) -> Iterator[Finding]:
+    """What is odd about cases beside each other.
+
+    Args:
+        facts: in the order of `cases`.
+        apart: their `distances`.
+    """
     pairs = list(zip(cases, facts, strict=True))
     yield from _same_volumes(pairs)
     yield from _divided_subjects(cases)
@@ -52,7 +61,7 @@ def compare(cases: Sequence[Case], facts: Sequence[Facts], classes: Sequence[str
     yield from _identity(pairs)
     yield from _missed_classes(pairs, classes)
     yield from _flips(pairs)
-    yield from _far(pairs)
+    yield from _far(pairs, apart)
 
 
 def distances(cases: Sequence[Case], facts: Sequence[Facts]) -> tuple[Distance, ...]:
@@ -70,7 +79,8 @@ def distances(cases: Sequence[Case], facts: Sequence[Facts]) -> tuple[Distance, 
     spread = np.maximum(1.4826 * np.median(np.abs(labelled - middle), axis=0), 0.5 * labelled.std(0))
     spread = np.maximum(spread, 0.05)  # what all labelled cases share may still differ by 5 %
     own = np.array([_nearest(row, np.delete(labelled, i, 0), spread) for i, row in enumerate(labelled)])
-    found = [Distance(id, float(_nearest(row, labelled, spread) / own.max())) for id, row in others]
+    unit = max(own.max(), ALIKE)
+    found = [Distance(id, float(_nearest(row, labelled, spread) / unit)) for id, row in others]
     return tuple(sorted(found, key=lambda each: (-each.score, each.case)))
 
 
@@ -348,11 +358,11 @@ def _namesakes(cases: Sequence[Case]) -> Iterator[Finding]:
         yield _finding(case, case.images[0].path, "patients_by_name", found, fix)
 
 
-def _far(pairs: Pairs) -> Iterator[Finding]:
+def _far(pairs: Pairs, apart: Sequence[Distance]) -> Iterator[Finding]:
     by_id = {case.id: case for case, _ in pairs}
     labelled = sum(case.label is not None and fact.look is not None for case, fact in pairs)
     limit = FAR * (1 + FEWEST / max(1, labelled))
-    for id, score in distances([case for case, _ in pairs], [fact for _, fact in pairs]):
+    for id, score in apart:
         if score > limit:
             case = by_id[id]
             found = f"unlike every labelled case: {score:.1f} times as far off as the oddest of these is from the rest"

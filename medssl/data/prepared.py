@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 
 from medssl.config import parse
 from medssl.data.cases import IGNORED, Case, DatasetConfig
+from medssl.data.grid import Grid
 from medssl.data.itk import VOXEL_FILES
-from medssl.data.recipe import Grid, Prepared
+from medssl.data.recipe import Prepared
 from medssl.data.volume import Source
 from medssl.errors import DataError
 from medssl.files import write_json

@@ -74,6 +74,11 @@ class Volume:
         return x, y, z
 
     @property
+    def channels(self) -> NDArray[Any]:
+        """`(M, X, Y, Z)`: the array by modality, of which there is one where it has three axes. A view."""
+        return self.array[None] if self.array.ndim == 3 else np.moveaxis(self.array, -1, 0)
+
+    @property
     def spacing(self) -> tuple[float, float, float]:
         """Millimetres between neighbouring voxels along each axis."""
         return spacing_of(self.affine)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from medssl.comparison import Row, Run
 from medssl.data.cases import DatasetConfig
-from medssl.data.io import read_image, read_label
-from medssl.data.labels import read_classes, where_annotated
+from medssl.data.grid import aligned
+from medssl.data.io import read_image
+from medssl.data.labels import read_pair
 from medssl.data.volume import Source, Volume
 from medssl.errors import DataError
 from medssl.figures import View, overlay
@@ -42,10 +43,11 @@ class Files:
         gone = [f"the {role} {path} no longer exists" for role, path in paths.items() if not path.exists()]
         if gone:
             raise DataError(" and ".join(gone))
-        image, *labels = read_image(self.image), read_label(self.prediction), read_classes(self.reference, self.data)
-        if {volume.shape for volume in labels} != {image.shape}:
+        prediction, reference = read_pair(self.prediction, self.reference, self.data)
+        image = aligned(read_image(self.image), prediction)
+        if image.shape != prediction.shape:
             raise DataError(f"image {self.image} and label maps have different shapes")
-        return image, *where_annotated(labels[0], labels[1], self.data)
+        return image, prediction, reference
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from medssl.comparison import Row
 from medssl.data.cases import IGNORED, DatasetConfig
+from medssl.data.grid import aligned
 from medssl.data.io import read_label, read_volume
 from medssl.data.labels import read_classes
-from medssl.data.volume import Source
+from medssl.data.volume import Source, Volume
 from medssl.errors import DataError
 from medssl.progress import mapper, tracked
 
@@ -139,22 +140,24 @@ def _agreements_of_case(
     reference: Source, files: Sequence[_Files], classes: int, data: DatasetConfig | None
 ) -> list[tuple[int, Agreement]]:
     try:
-        theirs = read_classes(reference, data).array
+        theirs = read_classes(reference, data)
     except DataError:
         return [(each.row, _nothing(classes, unread=1)) for each in files]
-    known = theirs != IGNORED if data is not None and data.ignore else np.ones(theirs.shape, bool)
-    return [(each.row, _read_and_compare(each, theirs, known, classes)) for each in files]
+    has_unknown = data is not None and bool(data.ignore)
+    return [(each.row, _read_and_compare(each, theirs, has_unknown, classes)) for each in files]
 
 
-def _read_and_compare(files: _Files, reference: NDArray[Any], known: NDArray[np.bool_], classes: int) -> Agreement:
+def _read_and_compare(files: _Files, reference: Volume, has_unknown: bool, classes: int) -> Agreement:
     try:
-        ours = read_label(files.prediction).array
+        prediction = read_label(files.prediction)
         sure = None
         if files.uncertainty is not None and files.uncertainty.exists():
             sure = 1 - read_volume(files.uncertainty).array
     except DataError:
         return _nothing(classes, unread=1)
-    highest = max(ours.max(initial=0), reference.max(initial=0, where=known))
-    if {ours.shape, ours.shape if sure is None else sure.shape} != {reference.shape} or highest >= classes:
+    ours, theirs = prediction.array, aligned(reference, prediction).array
+    known = theirs != IGNORED if has_unknown else np.ones(theirs.shape, bool)
+    highest = max(ours.max(initial=0), theirs.max(initial=0, where=known))
+    if {ours.shape, ours.shape if sure is None else sure.shape} != {theirs.shape} or highest >= classes:
         return _nothing(classes, unread=1)
-    return agreement(ours, reference, sure, classes, known)
+    return agreement(ours, theirs, sure, classes, known)

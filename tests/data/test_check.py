@@ -198,6 +198,15 @@ class TestLabels:
         onehot = np.stack([label_array() == value for value in range(3)], -1).astype(np.uint8)
         expect(pair.label(onehot).finding(), "error", "label_axes", "5 x 6 x 7 x 3")
 
+    def test_a_label_that_nobody_drew_is_told_from_one_of_background(self, pair):
+        dataset = DATASET.model_copy(update={"ignore": (9,)})
+        unseen = np.full(SHAPE, 9, np.uint8)
+        expect(pair.label(unseen).finding(dataset), "warning", "empty_label", "every voxel is 9 (210 voxels)", "looked")
+        unseen[0] = 0
+        expect(
+            pair.label(unseen).finding(dataset), "warning", "empty_label", "but background and what nobody annotated"
+        )
+
     def test_an_empty_label_and_one_without_background(self, pair):
         expect(pair.label(np.zeros(SHAPE, np.uint8)).finding(), "warning", "empty_label")
         expect(pair.label(np.ones(SHAPE, np.uint8)).finding(), "warning", "no_background")
@@ -238,6 +247,23 @@ class TestDataset:
         with pytest.raises(DataError, match="cannot name files"):
             prepare(tmp_path / "raw" / "list.csv", tmp_path / "out", DATASET, workers=0)
         assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+    @pytest.mark.parametrize("id", ["a:b", "con", "Nul.2", "COM1", "what?", "dot."])
+    def test_an_id_that_windows_cannot_take_is_a_warning(self, tmp_path, id):
+        Pair(tmp_path)
+        (tmp_path / "list.csv").write_text(f"id,image\n{id},images/case.nii.gz\n")
+        (finding,) = check(tmp_path / "list.csv", DATASET, workers=1).findings
+        expect(finding, "warning", "odd_id", repr(id), "Windows")
+
+    @pytest.mark.parametrize("other", ["SCAN-\u00e91", "scan-e\u03011"])
+    def test_ids_that_are_one_name_elsewhere_are_a_warning(self, tmp_path, other):
+        Pair(tmp_path, "one")
+        Pair(tmp_path, "two")
+        text = f"id,image\nscan-\u00e91,images/one.nii.gz\nconsole,images/two.nii.gz\n{other},images/two.nii.gz\n"
+        (tmp_path / "list.csv").write_text(text, encoding="utf-8")
+        (finding,) = [f for f in check(tmp_path / "list.csv", DATASET, workers=1).findings if f.code == "odd_id"]
+        expect(finding, "warning", "odd_id", repr(other), repr("scan-\u00e91"))
+        assert finding.case == other
 
     def test_declared_channels_count(self, tmp_path):
         Pair(tmp_path).image(np.stack([image_array(), image_array()], -1))

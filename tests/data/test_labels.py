@@ -5,7 +5,8 @@ import pytest
 from pydantic import ValidationError
 
 from medssl.data.cases import IGNORED, Case, DatasetConfig
-from medssl.data.check import Expected, check_cases
+from medssl.data.check import check_cases
+from medssl.data.inspect import Expected
 from medssl.data.io import read_image, read_volume, write_image
 from medssl.data.labels import as_classes
 from medssl.data.prepared import read_prepared, settings_digest, write_dataset

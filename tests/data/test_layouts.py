@@ -417,6 +417,14 @@ class TestPairs:
         ]
         assert [case.subject for case in cases] == ["p1", "p2", "p3", "p3"]
 
+    @pytest.mark.parametrize("image", ["T1.nii", "p1/T1.nii", "p1/ct.nii"])
+    def test_two_labels_of_one_image_are_an_error_that_names_both(self, tmp_path, image):
+        first, second = ("gt.nii", "mask.nii") if "ct" in image else ("T1_gt.nii", "T1_mask.nii")
+        folder = (tmp_path / image).parent
+        make(tmp_path, image, str(folder / first), str(folder / second))
+        (finding,) = [finding for finding in check(tmp_path, workers=0).errors if finding.code == "duplicate"]
+        assert finding.found == f"2 cases have this id: {Path(image).name}, {first}, {second}"
+
 
 class TestDatalist:
     def read(self, path, text, **options):

@@ -1,5 +1,6 @@
 """What is odd about cases beside each other: each oddity is put into a sound dataset, where nothing else is found."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -240,6 +241,21 @@ class TestUnlabelledCases:
         assert {distance.case for distance in report.distances} == {"noise", *(case.id for case in near)}
         assert all(distance.score < 2 for distance in report.distances[1:])
         assert not {case.id for case in near} & {finding.case for finding in report.findings}
+
+    def test_distances_are_numbers_where_all_labelled_cases_are_alike(self, tmp_path):
+        made = Made(tmp_path, 1)
+        near, far = (made.add(name, labelled=False) for name in ("near", "far"))
+        image, label = read_image(made.cases[0].files[0]), read_label(made.cases[0].files[1])
+        write_image(near.images[0].path, image.array, image.affine)
+        write_image(far.images[0].path, image.array, image.affine @ np.diag([3.0, 3, 3, 1]))
+        for number in range(6):
+            write_image(tmp_path / "images" / f"copy{number}.nii.gz", image.array, image.affine)
+            write_image(tmp_path / "labels" / f"copy{number}.nii.gz", label.array.astype(np.uint8), image.affine)
+        report = check(tmp_path, DATASET, workers=0)
+        json.dumps(report.to_json(), allow_nan=False)
+        assert [distance.case for distance in report.distances] == ["far", "near"]
+        assert report.distances[0].score > 10
+        assert report.distances[1].score == 0
 
     def test_nothing_is_computed_from_few_labelled_cases_and_that_is_said(self, tmp_path):
         made = Made(tmp_path, 4)

@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 from scipy import ndimage
 
-from medssl.data.recipe import Grid, Intensity, Recipe, Turn
+from medssl.data.grid import Grid, Turn
+from medssl.data.recipe import Intensity, Recipe
 from medssl.data.volume import Volume
 from medssl.errors import DataError
 

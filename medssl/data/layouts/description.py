@@ -16,7 +16,6 @@ from medssl.data.layouts.base import Declared
 from medssl.errors import DataError
 
 NAME = "dataset.json"
-BACKGROUND = "background"
 IGNORE = "ignore"
 
 

@@ -1,12 +1,14 @@
 """Images and labels side by side: `a.nii.gz` with `a_label.nii.gz`, or `a/image.nrrd` with `a/label.nrrd`.
 
 A label is what the last word of its name calls one; the image is what is left of the name, or the only other volume in
-the folder. Volumes lie in the source itself or in a folder for each case.
+the folder. Volumes lie in the source itself or in a folder for each case. An image with two labels becomes two cases,
+for `check` to find.
 """
 
 from __future__ import annotations
 
 import re
+from itertools import chain
 from pathlib import Path
 
 from medssl.data.io import case_id
@@ -32,14 +34,18 @@ def _read(folder: Path, alone: bool) -> Layout:
     """The cases of one folder; `alone`: it is the folder of a patient, and perhaps of one case."""
     files = [(path, _LABEL.fullmatch(case_id(path))) for path in volumes(folder)]
     images = [path for path, match in files if not match]
-    labels = {match[1] or "": path for path, match in files if match}
+    labels: dict[str, list[Path]] = {}
+    for path, match in files:
+        if match:
+            labels.setdefault(match[1] or "", []).append(path)
     if alone and len(images) == 1 and len(labels) <= 1:
-        return Layout((case(folder.name, images, next(iter(labels.values()), None)),))
+        return Layout(tuple(case(folder.name, images, label) for label in next(iter(labels.values()), [None])))
     cases = []
     for image in images:
         id = f"{folder.name}_{case_id(image)}" if alone else case_id(image)
-        cases.append(case(id, [image], labels.pop(case_id(image), None), folder.name if alone else ""))
-    return Layout(tuple(cases), labels_without_image=tuple(labels.values()))
+        own = labels.pop(case_id(image), [None])
+        cases += [case(id, [image], label, folder.name if alone else "") for label in own]
+    return Layout(tuple(cases), labels_without_image=tuple(chain(*labels.values())))
 
 
 READER = Reader("pairs", "volumes with labels beside them, such as a.nii.gz and a_label.nii.gz", fits, read, declared)

@@ -1,0 +1,193 @@
+"""Where voxels lie: axes in another order or direction, and a prepared array in its raw volume.
+
+A turn is exact and moves no voxel in the world. Images are resampled with a cubic spline (linear along a thick-slice
+axis); labels and probabilities class by class with linear weights, the largest of which wins.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from medssl.data.volume import Affine, Volume
+
+Triple = tuple[int, int, int]
+NumberT = TypeVar("NumberT", bound=np.generic)
+
+THICK_SLICE_RATIO = 3.0
+"""An axis is a thick-slice axis when its spacing exceeds the finest one this many times."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """An exact change of axis order and direction."""
+
+    axes: Triple
+    """`axes[i]` is the stored axis that becomes axis i."""
+    flips: tuple[bool, bool, bool]
+    """Which of the new axes run backwards."""
+
+    @classmethod
+    def to(cls, orientation: str, affine: NDArray[np.float64]) -> Turn:
+        """The turn after which the axes lie nearest to an orientation such as RAS."""
+        directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+        axes = max(itertools.permutations(range(3)), key=lambda p: sum(abs(directions[i, p[i]]) for i in range(3)))
+        flips = [bool((directions[i, axes[i]] > 0) != (code in "RAS")) for i, code in enumerate(orientation)]
+        return cls((axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2]))
+
+    @classmethod
+    def onto(cls, like: Affine, affine: Affine) -> Turn | None:
+        """The turn after which the axes are those of another affine; None where none of them run along these."""
+        order = np.rint(np.linalg.inv(like[:3, :3]) @ affine[:3, :3])  # other axes by own axes: -1, 0 or 1
+        if not all((np.abs(order).sum(axis) == 1).all() for axis in (0, 1)):
+            return None
+        axes, flips = np.abs(order).argmax(1).tolist(), (order.sum(1) < 0).tolist()
+        return cls((axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2]))
+
+    def apply(self, array: NDArray[Any]) -> NDArray[Any]:
+        """`(X, Y, Z)` or `(X, Y, Z, M)` as stored to the new axes; a view, not a copy."""
+        turned = np.transpose(array, (*self.axes, *range(3, array.ndim)))
+        return turned[tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)]
+
+    def apply_to_volume(self, volume: Volume) -> Volume:
+        """The volume on the new axes, every voxel where it was in the world."""
+        back = np.zeros((4, 4))  # from a new index to the one as stored
+        back[3, 3] = 1
+        for new, (axis, flip) in enumerate(zip(self.axes, self.flips, strict=True)):
+            back[axis, new] = -1 if flip else 1
+            back[axis, 3] = volume.shape[axis] - 1 if flip else 0
+        return replace(volume, array=self.apply(volume.array), affine=volume.affine @ back)
+
+    def undo(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The inverse of `apply`."""
+        array = array[tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)]
+        return np.transpose(array, np.argsort(self.axes))
+
+    def apply_to_axes(self, values: tuple[float, float, float]) -> tuple[float, float, float]:
+        """One number per stored axis to one per new axis."""
+        return values[self.axes[0]], values[self.axes[1]], values[self.axes[2]]
+
+
+def aligned(volume: Volume, like: Volume) -> Volume:
+    """The volume with the axes of another, in order and direction; as it is where its own run along none of these."""
+    turn = Turn.onto(like.affine, volume.affine)
+    return volume if turn is None else turn.apply_to_volume(volume)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where a prepared array lies in its raw volume; plain numbers, so it travels as JSON."""
+
+    shape: Triple
+    affine: list[list[float]]
+    axes: Triple
+    flips: tuple[bool, bool, bool]
+    start: Triple
+    """First voxel of the crop, on the turned axes."""
+    cropped: Triple
+    cropped_spacing: tuple[float, float, float]
+    prepared: Triple
+    """Voxels of the prepared array."""
+    spacing: tuple[float, float, float]
+    """Millimetres between prepared voxels."""
+    nearest: bool = False
+    """Everything takes the nearest voxel, see `Recipe.resize`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `Grid.from_json` reads them back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Grid:
+        """What `to_json` gave, after a round trip through a file."""
+        plain: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) and key != "affine" else value for key, value in values.items()
+        }
+        return cls(**plain)
+
+    def resample_image(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Crop grid to prepared grid: cubic, and linear along thick slices, where splines would ring."""
+        if self.nearest:
+            return _nearest(array, self.prepared)
+        thick = [s > THICK_SLICE_RATIO * min(self.cropped_spacing) for s in self.cropped_spacing]
+        fine_shape: Triple = tuple(  # type: ignore[assignment]
+            old if is_thick else new for old, new, is_thick in zip(array.shape, self.prepared, thick, strict=True)
+        )
+        array = _resample(array, fine_shape, self._steps(thick), order=3)
+        return _resample(array, self.prepared, self._steps([not t for t in thick]), order=1)
+
+    def resample_label(self, label: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.unsignedinteger[Any]]:
+        """Crop grid to prepared grid, each class as a linear mask, the largest winning."""
+        if self.cropped == self.prepared and self.cropped_spacing == self.spacing:
+            return label
+        if self.nearest:
+            return _nearest(label, self.prepared)
+        masks = ((int(value), label == value) for value in np.unique(label))
+        return _largest(masks, self.prepared, self._steps(), label.dtype.type)[0]
+
+    def largest(
+        self, probs: NDArray[np.floating[Any]]
+    ) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.floating[Any]]]:
+        """Prepared grid to crop grid: the class with the largest interpolated probability, and that probability."""
+        dtype = class_type(len(probs) - 1)
+        if self.cropped == self.prepared and self.cropped_spacing == self.spacing:
+            return np.asarray(np.argmax(probs, axis=0), dtype), probs.max(0)
+        if self.nearest:
+            return _nearest(np.argmax(probs, axis=0).astype(dtype), self.cropped), _nearest(probs.max(0), self.cropped)
+        back = [1 / step for step in self._steps()]
+        return _largest(enumerate(probs), self.cropped, back, dtype)
+
+    def place(self, array: NDArray[NumberT], outside: float = 0) -> NDArray[NumberT]:
+        """An array of the crop grid on the raw volume's own grid, with a constant outside the crop."""
+        whole = np.full(tuple(self.shape[axis] for axis in self.axes), outside, array.dtype)
+        whole[tuple(slice(s, s + n) for s, n in zip(self.start, self.cropped, strict=True))] = array
+        return Turn(self.axes, self.flips).undo(whole)
+
+    def _steps(self, keep: list[bool] | None = None) -> list[float]:
+        """Crop-grid voxels a prepared voxel spans along each axis; 1 along the axes to keep."""
+        keep = keep or [False] * 3
+        pairs = zip(self.cropped_spacing, self.spacing, keep, strict=True)
+        return [1.0 if kept else new / old for old, new, kept in pairs]
+
+
+def _resample(array: NDArray[np.float32], shape: Triple, steps: list[float], order: int) -> NDArray[np.float32]:
+    """Sample `shape` points, `steps` apart, centred on the array; its edge continues outwards."""
+    if array.shape == shape and steps == [1.0, 1.0, 1.0]:
+        return array
+    offset = [(old - 1) / 2 - step * (new - 1) / 2 for old, new, step in zip(array.shape, shape, steps, strict=True)]
+    out: NDArray[np.float32] = ndimage.affine_transform(
+        array, np.asarray(steps), offset, output_shape=shape, output=np.float32, order=order, mode="nearest"
+    )
+    return out
+
+
+def _nearest(array: NDArray[NumberT], shape: Triple) -> NDArray[NumberT]:
+    """The nearest of the array's voxels for each of `shape`, corners on corners."""
+    factors = [new / old for new, old in zip(shape, array.shape, strict=True)]
+    zoomed: NDArray[NumberT] = ndimage.zoom(array, factors, order=0, mode="nearest")
+    return zoomed
+
+
+def class_type(highest: int) -> type[np.unsignedinteger[Any]]:
+    """The smallest type that holds classes up to this one."""
+    return np.uint8 if highest < 256 else np.uint16
+
+
+def _largest(
+    maps: Iterable[tuple[int, NDArray[Any]]], shape: Triple, steps: list[float], dtype: type[np.unsignedinteger[Any]]
+) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.float32]]:
+    """Resample `(value, map)` pairs one by one; the value of the largest, and what it held. Ties go to the first."""
+    best = np.full(shape, -np.inf, np.float32)
+    classes = np.zeros(shape, dtype)
+    for value, weights in maps:
+        resampled = _resample(np.asarray(weights, np.float32), shape, steps, order=1)
+        better = resampled > best
+        best[better] = resampled[better]
+        classes[better] = value
+    return classes, best

@@ -1,0 +1,288 @@
+"""One case, read and looked at: everything that is wrong with its files, by themselves and beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medssl.data.cases import Case, DatasetConfig
+from medssl.data.findings import Finding
+from medssl.data.grid import Turn
+from medssl.data.io import as_label, read_image, read_volume
+from medssl.data.looks import Counts, count_voxels, few_levels
+from medssl.data.volume import Source, Volume, by, corners_of
+from medssl.errors import DataError
+
+GRID_WARNING = 0.01
+"""Voxels that a corner of the label may lie off the image's: rounding of float32 headers stays far below."""
+GRID_ERROR = 0.5
+"""From half a voxel on, a label voxel belongs to another image voxel than the one at its index."""
+SPACINGS = (0.01, 20.0)
+"""Millimetres; a finer or coarser voxel is more likely a wrong unit than a scan."""
+FAR_ORIGIN = 10_000.0
+"""Millimetres from the world's origin; no scanner is so long, and float32 coordinates get coarse."""
+SHEAR = 1e-3
+"""Cosine between two voxel axes; more is no rounding, and ITK's geometry cannot hold it."""
+STRAIGHTENED = 0.02
+"""Cosine up to which `fix` straightens axes: more is no small slip, and voxels would move."""
+LISTED = 10
+"""Label values named in one finding."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a dataset says of itself."""
+
+    classes: tuple[str, ...] | None
+    channels: int
+    places: dict[int, int]
+    """See `DatasetConfig.places`."""
+
+    @classmethod
+    def of(cls, dataset: DatasetConfig) -> Expected:
+        return cls(dataset.classes, len(dataset.channels), dataset.places)
+
+    @classmethod
+    def plain(cls, classes: tuple[str, ...] | None, channels: int) -> Expected:
+        return cls(classes, channels, {place: place for place in range(len(classes or ()))})
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A case that was read, with everything that is wrong with it."""
+
+    findings: list[Finding]
+    images: list[Volume | None]
+    """A volume of each file, float32; None where it cannot be read."""
+    label: Volume | None
+    """int32, with the values of the file; None where there is none, or it is no label map."""
+    counts: Counts
+    """Of the label."""
+
+    @property
+    def image(self) -> Volume | None:
+        """The first file's volume."""
+        return self.images[0]
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether nothing keeps the case from being used."""
+        return all(finding.severity != "error" for finding in self.findings)
+
+
+def check_case(case: Case, expected: Expected) -> Checked:
+    """Read the files of one case; everything that is wrong with them."""
+    findings: list[Finding] = []
+    channels = expected.channels if len(case.images) == 1 else 1
+    images = [_check_image(_Notes(case.id, source.path, findings), source, channels) for source in case.images]
+    image = images[0]
+    if len(images) not in (1, expected.channels):
+        found = f"{len(images)} image files where {_count(expected.channels, 'channel')} is declared"
+        fix = "give each case a file per declared channel, or declare the channels"
+        _Notes(case.id, case.images[0].path, findings).error("channels", found, fix)
+    for source, other in zip(case.images[1:], images[1:], strict=True):
+        if image is not None and other is not None:
+            _check_grids(image, other, _Notes(case.id, source.path, findings), what="another modality")
+    label, counts = None, Counts({})
+    if case.label is not None:
+        label, counts = check_label(case.id, case.label, expected, findings)
+        if label is not None and image is not None:
+            _check_grids(image, label, _Notes(case.id, case.label.path, findings))
+    return Checked(findings, images, label, counts)
+
+
+def check_label(id: str, source: Source, expected: Expected, findings: list[Finding]) -> tuple[Volume | None, Counts]:
+    """The label map and what it holds, by class where a value is one's; what is wrong with it joins `findings`."""
+    notes = _Notes(id, source.path, findings)
+    label = _read_label(notes, source)
+    if label is None:
+        return None, Counts({})
+    counts = count_voxels(label)
+    by_class = counts.by_class(expected.places)
+    _check_values(label, counts.voxels, by_class, expected, notes)
+    return label, by_class
+
+
+@dataclass(frozen=True)
+class _Notes:
+    """Takes down what is found in one file of a case."""
+
+    case: str
+    file: Path
+    findings: list[Finding]
+
+    def error(self, code: str, found: str, fix: str) -> None:
+        self.findings.append(Finding(self.case, self.file, "error", code, found, fix))
+
+    def warning(self, code: str, found: str, fix: str) -> None:
+        self.findings.append(Finding(self.case, self.file, "warning", code, found, fix))
+
+    def unreadable(self, error: DataError) -> None:
+        self.error("unreadable", self.without_file(error), "replace the file")
+
+    def without_file(self, error: DataError) -> str:
+        return str(error).removeprefix(f"{self.file}: ")
+
+
+def _check_image(notes: _Notes, source: Source, declared: int) -> Volume | None:
+    try:
+        image = read_image(source)
+    except DataError as error:
+        notes.unreadable(error)
+        return None
+    _check_geometry(image, notes)
+    channels = len(image.channels)
+    if channels != declared:
+        found = f"shape {by(image.array.shape)}: {_count(channels, 'volume')} where {declared} is declared"
+        notes.error("channels", found, "keep one volume per declared channel, or declare the channels")
+    finite = np.isfinite(image.array)
+    if not finite.all():
+        first = np.unravel_index(int(np.argmin(finite)), finite.shape)
+        count = finite.size - int(np.count_nonzero(finite))
+        found = f"{_count(count, 'voxel')} NaN, infinite or beyond float32, the first at index {_index(first)}"
+        notes.error("not_finite", found, "replace these voxels, or export the image again")
+        return image
+    for number, channel in enumerate(image.channels):
+        if channel.min() == channel.max():
+            name = "every voxel" if channels == 1 else f"every voxel of channel {number}"
+            notes.warning("constant", f"{name} is {channel[0, 0, 0]:g}", "look at the image: it shows nothing")
+    seen = few_levels(image)
+    if len(seen) > 1:
+        found = f"holds {', '.join(map(str, seen))} and hardly anything else, as a label map does"
+        notes.warning("like_label", found, "if it is one, name it so that its image is found, or move it elsewhere")
+    return image
+
+
+def _read_label(notes: _Notes, source: Source) -> Volume | None:
+    """The label map as int32, or None where it is none."""
+    try:
+        volume = read_volume(source)
+    except DataError as error:
+        notes.unreadable(error)
+        return None
+    _check_geometry(volume, notes)
+    if volume.array.ndim != 3:
+        found = f"shape {by(volume.array.shape)}: 4 axes where a label map has 3"
+        notes.error("label_axes", found, "write one map of class numbers; from one-hot channels, their argmax")
+        return None
+    try:
+        return as_label(volume)
+    except DataError as error:
+        notes.error("not_integer", notes.without_file(error), "export the label again as whole class numbers")
+        return None
+
+
+def _check_geometry(volume: Volume, notes: _Notes) -> None:
+    """What makes one file's place or size in space doubtful."""
+    for odd in volume.oddities:
+        notes.warning(odd.code, odd.found, odd.fix)
+    if 1 in volume.shape:
+        notes.warning("one_slice", f"shape {by(volume.shape)}: one voxel thick", "3D training learns little from it")
+    low, high = SPACINGS
+    if min(volume.spacing) < low or max(volume.spacing) > high:
+        fix = f"correct the unit if it is not millimetres ({low:g} to {high:g} are usual)"
+        notes.warning("spacing", f"spacing {by(volume.spacing)} mm", fix)
+    if np.abs(volume.affine[:3, 3]).max() > FAR_ORIGIN:
+        found = f"the first voxel lies at {by(volume.affine[:3, 3])} mm"
+        notes.warning("far_origin", found, "correct the origin: coordinates so large lose precision")
+    if volume.shear > SHEAR:
+        found = f"the voxel axes are not at right angles: the cosine between two of them is {volume.shear:.2g}"
+        small = volume.shear <= STRAIGHTENED
+        fix = "`medssl check --fix` straightens so little" if small else "resample the volume on straight axes"
+        notes.warning("sheared", found, f"{fix}: ITK-based tools refuse it or place it elsewhere")
+
+
+def _check_values(label: Volume, voxels: dict[int, int], by_class: Counts, expected: Expected, notes: _Notes) -> None:
+    negative = {value: count for value, count in voxels.items() if value < 0 and value not in expected.places}
+    if negative:
+        notes.error("negative", f"the label holds {_list(negative)}", "write classes as 0, 1, 2 and so on")
+    if expected.classes is not None:
+        _check_declared(label, voxels, expected.places, notes)
+    if not by_class.voxels:
+        found = f"every voxel is {_list(voxels)}, which means that nobody looked there"
+        notes.warning("empty_label", found, "remove the label, so that the case counts as unlabelled")
+    elif by_class.voxels.keys() <= {0}:
+        found = "no voxel but background" + (" and what nobody annotated" if by_class.ignored else "")
+        notes.warning("empty_label", found, "correct when nothing is there to see")
+    elif 0 not in by_class.voxels:
+        notes.warning("no_background", f"no voxel of background, only {_list(voxels)}", "look at the label")
+
+
+def _check_declared(label: Volume, voxels: dict[int, int], places: dict[int, int], notes: _Notes) -> None:
+    unknown = {value: count for value, count in voxels.items() if value >= 0 and value not in places}
+    if unknown:
+        found = f"the label holds {_list(unknown)}; the dataset names {_spans(places)}"
+        fix = "correct the label, declare a class for them, or map them with data.values, such as `NAME: [1, 85]`"
+        notes.error("unknown_value", found, fix)
+    slope, inter = label.scaling
+    stored = {round((value - inter) / slope, 3) for value in voxels}
+    if not unknown and stored != set(voxels) and stored <= places.keys():
+        found = f"stored as {listed(stored)}, read with scl_slope {slope:g} and scl_inter {inter:g} as {listed(voxels)}"
+        notes.error("scaled_label", found, "write the label without scaling: either reading is a valid label")
+
+
+def _check_grids(image: Volume, label: Volume, notes: _Notes, what: str = "label") -> None:
+    """Whether both lie on one grid in the world; the axes of a label may be stored in another order."""
+    shift = _shift(image, label)
+    if shift is not None and shift <= GRID_WARNING:
+        return
+    if shift is None or shift > GRID_ERROR:
+        first = f"image and {what} lie on different grids" + (f", up to {shift:.3g} voxels apart" if shift else "")
+        if image.shape != label.shape and image.shape == label.shape[::-1]:
+            first += f"; the axes of the {what} look transposed"
+        found = "\n".join([first, f"image {_grid(image)}", f"{what} {_grid(label)}"])
+        fix = f"resample the {what} onto the image's grid, or copy the image's header if only that is wrong"
+        notes.error("grid", found, fix)
+        return
+    found = f"the grid of the {what} lies up to {shift:.3g} voxels off the image's"
+    notes.warning("grid_shift", found, "harmless if a tool rounded the header; the image's grid is used")
+
+
+def _shift(image: Volume, label: Volume) -> float | None:
+    """Largest distance, in image voxels along an axis, of a label corner from where it belongs.
+
+    None when the axes do not correspond at all: other shapes, or other spacings or directions.
+    """
+    turn = Turn.onto(image.affine, label.affine)
+    if turn is None or (label := turn.apply_to_volume(label)).shape != image.shape:
+        return None
+    to_image = np.linalg.inv(image.affine) @ label.affine
+    return float(np.abs(corners_of(image.shape) @ (to_image - np.eye(4)).T).max())
+
+
+def _grid(volume: Volume) -> str:
+    origin = ", ".join(f"{x:.4g}" for x in volume.affine[:3, 3])
+    return f"{by(volume.shape)} at {by(volume.spacing)} mm, {volume.orientation} from ({origin})  {volume.path}"
+
+
+def _index(index: Iterable[object]) -> str:
+    return "(" + ", ".join(str(i) for i in index) + ")"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def listed(values: Iterable[float]) -> str:
+    """The first of some numbers."""
+    ordered = sorted(values)
+    return ", ".join(f"{value:g}" for value in ordered[:LISTED]) + (" and more" if len(ordered) > LISTED else "")
+
+
+def _spans(values: Iterable[int]) -> str:
+    """Whole numbers as few ranges, such as `0 to 3, 7`."""
+    runs: list[list[int]] = []
+    for value in sorted(values):
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    return ", ".join(f"{run[0]}" if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
+
+
+def _list(voxels: dict[int, int]) -> str:
+    shown = ", ".join(f"{value} ({_count(count, 'voxel')})" for value, count in sorted(voxels.items())[:LISTED])
+    return shown + (f" and {len(voxels) - LISTED} more values" if len(voxels) > LISTED else "")

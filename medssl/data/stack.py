@@ -1,0 +1,167 @@
+"""The geometry of a stack of DICOM slices: ordered along their normal, evenly spaced, or an error that says why not.
+
+A *slice* is a file, or a frame of a multi-frame file. Positions are millimetres in DICOM's LPS world until the affine
+is made. Nothing here reads a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medssl.data.volume import LPS_TO_RAS, Affine, Oddity, by
+from medssl.errors import DataError
+
+SAME = 1e-3
+"""Cosines, and shares of a spacing, that differ by less are one and the same, rounded."""
+OFF_GRID = 0.1
+"""A slice farther than this share of a step from where an even stack has it cannot be used."""
+ROUNDING = (0.02, 0.01)
+"""Within this share of a step, or so many millimetres, a slice lies where it should."""
+LISTED = 5
+"""Faults of one kind named in an error."""
+
+_Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Where a slice lies, in LPS millimetres."""
+
+    name: str
+    size: tuple[int, int]
+    spacing: _Vector
+    """`(2,)`: from column to column, from row to row."""
+    axes: _Vector
+    """`(2, 3)`: unit vectors along which columns and rows are counted."""
+    position: _Vector
+    """`(3,)`: of the first pixel."""
+
+    @property
+    def normal(self) -> _Vector:
+        normal = np.cross(*self.axes)
+        return np.asarray(normal / np.linalg.norm(normal), np.float64)
+
+
+def placed_slice(name: str, size: tuple[int, int], position: str, axes: str, between: str) -> Slice | None:
+    """A slice from the texts of its header, whose spacing is of rows, then of columns; None when one is no good."""
+    place, directions, spacing = numbers_of(position, 3), numbers_of(axes, 6), numbers_of(between, 2)
+    if place is None or directions is None or spacing is None or spacing.min() <= 0:
+        return None
+    directions = directions.reshape(2, 3)
+    if np.abs(directions @ directions.T - np.eye(2)).max() > 10 * SAME:
+        return None
+    return Slice(name, size, spacing[::-1], directions, place)
+
+
+def stack(place: Path, slices: Sequence[Slice], depth: float) -> tuple[list[int], Affine, tuple[Oddity, ...]]:
+    """The order of slices along their normal, the affine to RAS of the stack, and what is odd about it.
+
+    Args:
+        place: the folder or file that errors name.
+        depth: millimetres from slice to slice where there is but one.
+    """
+    _require_same(place, slices, "direction", lambda one: one.axes, "is a localizer among them?")
+    _require_same(place, slices, "size in pixels", lambda one: np.array(one.size, np.float64), share=0)
+    _require_same(place, slices, "spacing in mm", lambda one: one.spacing)
+    first = slices[0]
+    heights = np.array([one.position @ first.normal for one in slices])
+    order = [int(i) for i in np.argsort(heights, kind="stable")]
+    _require_steps(place, [slices[i].name for i in order], heights[order])
+    positions = np.array([slices[i].position for i in order])
+    step = first.normal * depth if len(slices) == 1 else (positions[-1] - positions[0]) / (len(slices) - 1)
+    oddities = (*_uneven(place, [slices[i].name for i in order], positions, step), *_tilt(step, first.normal))
+    affine = np.eye(4)
+    affine[:3, :3] = np.column_stack([*(first.axes * first.spacing[:, None]), step])
+    affine[:3, 3] = positions[0]
+    return order, LPS_TO_RAS @ affine, oddities
+
+
+def _require_same(
+    place: Path,
+    slices: Sequence[Slice],
+    what: str,
+    value: Callable[[Slice], _Vector],
+    hint: str = "",
+    share: float = SAME,
+) -> None:
+    groups: list[tuple[_Vector, list[str]]] = []
+    for one in slices:
+        mine = value(one)
+        for known, names in groups:
+            if np.abs(mine - known).max() <= share * np.abs(known).max():
+                names.append(one.name)
+                break
+        else:
+            groups.append((mine, [one.name]))
+    if len(groups) == 1:
+        return
+    groups.sort(key=lambda group: -len(group[1]))
+    lines = [f"  {by(known.ravel())}: {some(names)}" for known, names in groups[:LISTED]]
+    advice = "move those that do not belong into another folder" + (f"; {hint}" if hint else "")
+    raise DataError("\n".join([f"{place}: one {what} is wanted in a series, found {len(groups)}", *lines, advice]))
+
+
+def _require_steps(place: Path, names: Sequence[str], heights: _Vector) -> None:
+    """Neither two slices in one place nor a place without one; `heights` ascend along the normal."""
+    steps = np.diff(heights)
+    if not len(steps):
+        return
+    usual = float(np.sort(steps)[(len(steps) - 1) // 2])
+    doubled = np.flatnonzero(steps <= SAME * max(usual, SAME)).tolist()
+    if doubled:
+        pairs = [f"{names[i]} and {names[i + 1]}" for i in doubled]
+        raise DataError(
+            f"{place}: two slices at one position: {some(pairs)}; keep one of each, or, if they are echoes or time "
+            "points, make a series of each"
+        )
+    gaps = np.flatnonzero(steps > 1.5 * usual).tolist()
+    if gaps:
+        found = [f"a gap of {steps[i]:.4g} mm between {names[i]} and {names[i + 1]}" for i in gaps]
+        raise DataError(
+            f"{place}: {some(found)}, where slices lie {usual:.4g} mm apart; add the missing slices, or export "
+            "the series again"
+        )
+
+
+def _uneven(place: Path, names: Sequence[str], positions: _Vector, step: _Vector) -> tuple[Oddity, ...]:
+    """How far slices lie from where an even stack between the first and the last has them."""
+    off = np.linalg.norm(positions - positions[0] - np.arange(len(names))[:, None] * step, axis=1)
+    worst, length = int(off.argmax()), float(np.linalg.norm(step))
+    found = f"slices {length:.4g} mm apart would have {names[worst]} lie {off[worst]:.3g} mm from where it is"
+    if off[worst] > OFF_GRID * length:
+        raise DataError(f"{place}: uneven slices: {found}; resample the series with a tool that knows of it (dcm2niix)")
+    share, millimetres = ROUNDING
+    if off[worst] <= max(share * length, millimetres):
+        return ()
+    return (Oddity("uneven_slices", found, "harmless if so little does not matter; slices are taken as even"),)
+
+
+def _tilt(step: _Vector, normal: _Vector) -> tuple[Oddity, ...]:
+    """Whether slices shift in their own plane from one to the next."""
+    aside = float(np.linalg.norm(np.cross(step, normal)))
+    if aside <= SAME * np.linalg.norm(step):
+        return ()
+    degrees = np.degrees(np.arctan2(aside, step @ normal))
+    found = f"slices shift in their plane: the stack leans by {degrees:.3g} degrees, as under a tilted gantry"
+    fix = "resample to a straight grid, as dcm2niix does: many tools, ITK among them, cannot hold a sheared one"
+    return (Oddity("gantry_tilt", found, fix),)
+
+
+def numbers_of(text: str, count: int) -> _Vector | None:
+    """Numbers of a header's text; None when they are not as many as they should be."""
+    try:
+        numbers = np.array([float(word) for word in text.split("\\")])
+    except ValueError:
+        return None
+    return numbers if len(numbers) == count and np.isfinite(numbers).all() else None
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few, and how many more."""
+    rest = len(names) - LISTED
+    return ", ".join(names[:LISTED]) + (f" and {rest} more" if rest > 0 else "")
