@@ -10,14 +10,13 @@
     compare(row, other, "dice")                    a Comparison of any two rows, uncorrected
     verdict(gain.comparison, scale_of("dice"))     "better by 1.8 points (95 % interval 0.9 to 2.7)"
     rank_rows(rows, "dice")                        a Ranking per labelled count with two scored rows or more
-    comparison_table(rows, "dice")                 a TableRow of plain numbers per row, against one reference or several
-    table_cells(table, "dice")                     the same as text, heads first, for terminals, CSV and Markdown
+    comparison_table(rows, "dice")                 all of it as text, heads first, against one reference or several
 
 A metric is a name of `ClassScore`. A case's value is the mean over the classes where it is defined; a patient's the
 mean over cases; where a run does not know its patients each case is one, and `notes` says so. Replicates are
 (draw, seed), a draw being the labelled and unlabelled cases. Numbers stay as scores.csv has them (Dice from 0 to 1,
-distances in mm) but for `Gain.points` and `table_cells`; nothing is drawn or rendered here. How intervals and tests
-are made is told in `medssl.statistics`.
+distances in mm) but for `Gain.points` and `comparison_table`; nothing is drawn or rendered here. How intervals and
+tests are made is told in `medssl.statistics`.
 """
 
 from medssl.comparison.notes import differing_facts, facts, notes
@@ -33,7 +32,7 @@ from medssl.comparison.rows import (
     scale_of,
 )  # fmt: skip
 from medssl.comparison.runs import PARTS, Run, load_runs
-from medssl.comparison.table import TableRow, comparison_table, table_cells
+from medssl.comparison.table import comparison_table
 
 __all__ = [
     "BASELINE",
@@ -41,7 +40,6 @@ __all__ = [
     "Gain",
     "Row",
     "Run",
-    "TableRow",
     "compare",
     "comparison_table",
     "differing_facts",
@@ -53,5 +51,4 @@ __all__ = [
     "notes",
     "rank_rows",
     "scale_of",
-    "table_cells",
 ]
