@@ -141,7 +141,7 @@ class Scale:
 
 
 POINTS = Scale("points", 100, True)
-MILLIMETRES = Scale("mm", 1, False)
+DISTANCES = {"mm": Scale("mm", 1, False), "voxel": Scale("voxels", 1, False)}
 
 
 # ---- one method

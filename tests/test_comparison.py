@@ -1,6 +1,7 @@
 """Run folders compared by patient: rows hold several draws and seeds, and the numbers are those of their patients."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,13 +18,15 @@ from medssl.comparison import (
     rank_rows,
     scale_of,
 )  # fmt: skip
+from medssl.errors import ConfigError
 from medssl.figures import rank_plot
-from medssl.metrics import ClassScore
+from medssl.metrics import ClassScore, Plan
 from medssl.scores import Scores, write_scores
 from medssl.statistics import verdict
 
 PATIENTS = tuple(f"patient {i}" for i in range(8))
 CASES = tuple(f"{patient} {scan}" for patient in PATIENTS for scan in ("ED", "ES"))
+STRICT = Plan(metrics=("dice", "iou", "hd95", "asd"))
 HARD = dict(zip(CASES, np.random.default_rng(0).uniform(-0.1, 0.1, len(CASES)), strict=True))
 
 
@@ -31,7 +34,18 @@ HARD = dict(zip(CASES, np.random.default_rng(0).uniform(-0.1, 0.1, len(CASES)), 
 def write(tmp_path):
     """Write a run folder whose cases score about `level`; some part of it is left to chance."""
 
-    def write(method, seed=1, level=0.7, *, labelled=("x",), cases=CASES, patients=True, noise=0.01, settings=None):
+    def write(
+        method,
+        seed=1,
+        level=0.7,
+        *,
+        labelled=("x",),
+        cases=CASES,
+        patients=True,
+        noise=0.01,
+        settings=None,
+        plan=STRICT,
+    ):
         run = tmp_path / f"{method}-{'-'.join(labelled)}-{seed}"
         run.mkdir()
         config = {
@@ -53,7 +67,8 @@ def write(tmp_path):
         (run / "metrics.csv").write_text("step,loss/a,seconds_per_step\n30,0.5,0.1\n")
         rng = np.random.default_rng([seed, len(method), *map(ord, labelled)])
         scores = [_score(case, level + HARD[case] + noise * rng.normal()) for case in cases]
-        write_scores(run / "scores.csv", Scores(scores), dict.fromkeys(cases, (run / "p", run / "r")))
+        rules = {"convention": plan.conventions[0], "plan": plan}
+        write_scores(run / "scores.csv", Scores(scores, **rules), dict.fromkeys(cases, (run / "p", run / "r")))
         return run
 
     return write
@@ -169,6 +184,30 @@ def test_distances_are_better_when_shorter(write):
     assert gain.comparison.difference.mean == pytest.approx(-1, abs=0.2)
     assert verdict(gain.comparison, scale_of("hd95")).startswith("better by ")
     assert rank_rows(rows, "hd95")[1].names[0] == "bcp, 1 labelled"
+
+
+def test_distances_in_voxels_are_called_so(write):
+    rows = several(write, [("supervised", 0.7), ("bcp", 0.8)], plan=replace(STRICT, units="voxel"))
+    heads, _, bcp = comparison_table(rows, "hd95")
+    said = dict(zip(heads, bcp, strict=True))
+    assert float(said["hd95, voxels"]) == pytest.approx(rows[1].describe("hd95").mean, abs=0.05)
+    assert " voxels (95 % interval " in said["verdict against supervised"]
+
+
+def test_numbers_by_different_rules_are_not_compared(write):
+    ours = write("bcp", plan=replace(STRICT, conventions=("monai",)))
+    theirs, voxels = write("supervised"), write("supervised", 2, plan=replace(STRICT, units="voxel"))
+    with pytest.raises(ConfigError) as caught:
+        load_runs([ours, theirs])
+    for words in (f"monai in voxel ({ours / 'scores.csv'})", f"strict in mm ({theirs / 'scores.csv'})", "--convention"):
+        assert words in str(caught.value)
+    with pytest.raises(ConfigError, match=r"strict in mm .*, strict in voxel .* the same --units"):
+        load_runs([theirs, voxels])
+
+
+def test_surface_dice_of_different_tolerances_is_a_note(write):
+    rows = rows_of(write("bcp"), write("bcp", 2, plan=replace(STRICT, tolerances={"heart": 2.0})))
+    assert notes(rows) == ["The runs were scored with different tolerances: their NSD does not compare."]
 
 
 def test_the_table_has_the_numbers_of_rows_and_gains(write):

@@ -65,7 +65,7 @@ class Factory:
         (run / "metrics.csv").write_text("step,loss/$a_,lr,seconds_per_step,val/dice\n" + "\n".join(rows) + "\n")
         return run
 
-    def score(self, run, predictions, *, images=True, classes=CLASSES, references=None, uncertainty=None):
+    def score(self, run, predictions, *, images=True, classes=CLASSES, references=None, uncertainty=None, **rules):
         """Predict each case as drawn, against rows of voxels that start at 0; all equally uncertain, or not asked."""
         sources, ours, theirs = (self.root / kind / run.name for kind in ("images", "predictions", "references"))
         for case, places in predictions.items():
@@ -82,7 +82,7 @@ class Factory:
                 "uncertainty": None if uncertainty is None else "uncertainty",
                 "images": {case: str(sources / f"{case}.nii.gz") for case in predictions}}  # fmt: skip
         (ours / "predictions.json").write_text(json.dumps(made))
-        evaluate_folders(ours, theirs, run / "scores.csv", workers=0)
+        evaluate_folders(ours, theirs, run / "scores.csv", workers=0, **rules)
         return run
 
 
@@ -301,6 +301,15 @@ def test_missed_and_invented_classes_are_counted_and_named(factory):
     assert found.column("metrics", "ASD") == ["0.00|n 1"]
     assert "liver 0.0 (missed), stone 0.0 (invented)" in found.words
     assert "Against supervised" not in " ".join(found.tables["methods"][0])
+
+
+def test_overall_numbers_are_by_the_convention_of_the_runs(factory):
+    run = factory.run("run", "bcp", 1)
+    factory.score(run, {"a": {"liver": 2, "stone": 1}, "b": {"liver": 0}}, conventions=["nnunet"])
+    found = one_page(factory, [run])
+    # Of the liver 1/3 and 1, of the stone, which was invented once, 0; nnU-Net takes the mean over classes.
+    assert found.column("metrics", "IoU") == ["33.3 ± 47.1|n 2"]
+    assert found.tables["metrics"][0][2] == "IoU, %|mean ± sd over classes"
 
 
 # ---- what a reader is warned of

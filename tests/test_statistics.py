@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from medssl.statistics import (
-    MILLIMETRES,
+    DISTANCES,
     Comparison,
     Interval,
     Replicate,
@@ -278,4 +278,4 @@ def test_the_verdict_in_words(comparison, words):
 
 
 def test_a_shorter_distance_is_better():
-    assert verdict(outcome(-0.81, -1.2, -0.4), MILLIMETRES) == "better by 0.8 mm (95 % interval 0.4 to 1.2)"
+    assert verdict(outcome(-0.81, -1.2, -0.4), DISTANCES["mm"]) == "better by 0.8 mm (95 % interval 0.4 to 1.2)"

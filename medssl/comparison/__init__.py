@@ -15,8 +15,8 @@
 A metric is a name of `ClassScore`. A case's value is the mean over the classes where it is defined; a patient's the
 mean over cases; where a run does not know its patients each case is one, and `notes` says so. Replicates are
 (draw, seed), a draw being the labelled and unlabelled cases. Numbers stay as scores.csv has them (Dice from 0 to 1,
-distances in mm) but for `Gain.points` and `comparison_table`; nothing is drawn or rendered here. How intervals and
-tests are made is told in `medssl.statistics`.
+distances in mm or voxels as `units_of` says) but for `Gain.points` and `comparison_table`; all runs are scored by one
+convention. Nothing is drawn or rendered here. How intervals and tests are made is told in `medssl.statistics`.
 """
 
 from medssl.comparison.notes import differing_facts, facts, notes
@@ -25,11 +25,13 @@ from medssl.comparison.rows import (
     Gain,
     Row,
     compare,
+    convention_of,
     gain_over_baseline,
     gains,
     make_rows,
     rank_rows,
     scale_of,
+    units_of,
 )  # fmt: skip
 from medssl.comparison.runs import PARTS, Run, load_runs
 from medssl.comparison.table import comparison_table
@@ -42,6 +44,7 @@ __all__ = [
     "Run",
     "compare",
     "comparison_table",
+    "convention_of",
     "differing_facts",
     "facts",
     "gain_over_baseline",
@@ -51,4 +54,5 @@ __all__ = [
     "notes",
     "rank_rows",
     "scale_of",
+    "units_of",
 ]

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 from medssl.comparison.runs import Key, Run, case_values, gathered
 from medssl.figures import STYLES, method_colours
-from medssl.metrics import METRICS
-from medssl.scores import Spread, Summary, summarise
+from medssl.metrics import CONVENTIONS, METRICS, Convention, Units
+from medssl.scores import Scores, Spread, Summary, summarise
 from medssl.statistics import (
-    MILLIMETRES,
+    DISTANCES,
     POINTS,
     Comparison,
     Description,
@@ -69,13 +69,18 @@ class Row:
         return tuple(run for run in self.runs if run.scores is not None)
 
     @cached_property
-    def summary(self) -> Summary | None:
-        """Over the cases of all its runs, a case counting once per run."""
-        if not self.scored:
+    def scores(self) -> Scores | None:
+        """Those of all its runs, a case counting once per run; None where there are none."""
+        tables = [run.scores for run in self.runs if run.scores is not None]
+        if not tables:
             return None
-        return summarise(
-            [replace(s, case=f"{i} {s.case}") for i, run in enumerate(self.scored) for s in run.scores or ()]
-        )
+        renamed = (replace(score, case=f"{i} {score.case}") for i, table in enumerate(tables) for score in table)
+        return Scores(renamed, convention=tables[0].convention, plan=tables[0].plan, data=tables[0].data)
+
+    @cached_property
+    def summary(self) -> Summary | None:
+        """Of its scores, by their convention."""
+        return None if self.scores is None else summarise(self.scores)
 
     @property
     def minutes(self) -> float:
@@ -188,12 +193,22 @@ def _name(key: Key, keys: Sequence[Key]) -> str:
     return ", ".join([f"{key.method}, {key.labelled} labelled", *varying])
 
 
-def scale_of(metric: str) -> Scale:
-    """Unit and direction of a metric: shares from 0 to 1 in points, distances in millimetres."""
+def convention_of(rows: Sequence[Row]) -> Convention:
+    """By which all rows were scored, as `load_runs` makes sure."""
+    return CONVENTIONS[next((row.scores.convention for row in rows if row.scores is not None), "strict")]
+
+
+def units_of(rows: Sequence[Row]) -> Units:
+    """Of the distances of all rows, as `load_runs` makes sure."""
+    return next((row.scores.units for row in rows if row.scores is not None), "mm")
+
+
+def scale_of(metric: str, units: Units = "mm") -> Scale:
+    """Unit and direction of a metric: shares from 0 to 1 in points, distances in the unit they were scored in."""
     facts = METRICS[metric]
     if facts.higher_is_better is None:
         raise ValueError(f"{metric}: neither larger nor smaller numbers are better, so methods do not compare by it")
-    return POINTS if facts.higher_is_better else MILLIMETRES
+    return POINTS if facts.higher_is_better else DISTANCES[units]
 
 
 def compare(row: Row, reference: Row, metric: str = "dice") -> Comparison | None:

@@ -129,7 +129,7 @@ def load_runs(paths: Sequence[Path]) -> list[Run]:
     """Read run folders, which must belong to one dataset.
 
     Raises:
-        ConfigError: no run, the same run twice, or runs of different datasets.
+        ConfigError: no run, the same run twice, runs of different datasets, or scores by different rules.
         DataError: a path is no run folder, all such paths listed, or one of its files cannot be read.
     """
     if not paths:
@@ -148,6 +148,13 @@ def load_runs(paths: Sequence[Path]) -> list[Run]:
     if len(datasets) > 1:
         found = ", ".join(f"{name} ({path})" for name, path in datasets.items())
         raise ConfigError(f"the runs belong to different datasets: {found}; write a report for each")
+    rules = {(run.scores.convention, run.scores.units): run.path for run in runs if run.scores is not None}
+    if len(rules) > 1:
+        found = ", ".join(f"{name} in {units} ({path / 'scores.csv'})" for (name, units), path in rules.items())
+        raise ConfigError(
+            f"the runs were scored by different conventions: {found}; their numbers do not compare: repeat `medssl "
+            "evaluate` with the same --convention, the first of several, and the same --units"
+        )
     return runs
 
 

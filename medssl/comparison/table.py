@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from medssl.comparison.rows import BASELINE, Gain, Row, gains, scale_of
+from medssl.comparison.rows import BASELINE, Gain, Row, gains, scale_of, units_of
 from medssl.statistics import POINTS, Interval, Scale, verdict
 
 _AGAINST = ("95 % interval", "effect", "p", "p, Holm,", "verdict")
@@ -15,9 +15,9 @@ def comparison_table(
 ) -> list[list[str]]:
     """The numbers of each row by patient, and its differences to the references, each with corrections of its own.
 
-    Heads first; Dice and IoU in percent, distances in mm, an empty cell for what is undefined.
+    Heads first; Dice and IoU in percent, distances in the unit of the scores, an empty cell for what is undefined.
     """
-    scale = scale_of(metric)
+    scale = scale_of(metric, units_of(rows))
     heads = ["method", "labelled", "labelled patients", "draws", "seeds", "patients", "steps", "minutes",
              f"{metric}, {'%' if scale is POINTS else scale.unit}", "95 % interval", "sd of patients", "sd of runs",
              "median"]  # fmt: skip

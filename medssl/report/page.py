@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from medssl import __version__
-from medssl.comparison import PARTS, Row, Run, notes, rank_rows
+from medssl.comparison import PARTS, Row, Run, convention_of, notes, rank_rows
 from medssl.figures import (
     STYLES,
     Curve,
@@ -29,7 +29,7 @@ from medssl.figures import (
     smooth,
     strip_plot,
 )  # fmt: skip
-from medssl.metrics import CONVENTIONS, METRICS
+from medssl.metrics import METRICS
 from medssl.report.gallery import Wall
 from medssl.report.tables import (
     Table,
@@ -83,7 +83,7 @@ def render(
         conditions_of=conditions_of,
         protocol=protocol(runs),
         notes=notes(rows, references),
-        conventions=[CONVENTIONS[name] for name in dict.fromkeys(run.scores.convention for run in runs if run.scores)],
+        convention=convention_of(rows),
         definitions=_definitions(rows),
         first=tables[:1],
         tables=tables[1:],
@@ -160,13 +160,10 @@ def _machine(run: Run) -> str:
 
 
 def _definitions(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """The shown metrics in words; HD95 and ASD as the conventions of the runs have them."""
-    rules = [CONVENTIONS[run.scores.convention] for row in rows for run in row.scored if run.scores]
-    meant = {"hd95": [rule.hd95 for rule in rules], "asd": [rule.asd for rule in rules]}
-    return [
-        (METRICS[name].title, " or ".join(dict.fromkeys(METRICS[each].description for each in meant.get(name, [name]))))
-        for name in shown_metrics(rows)
-    ]
+    """The shown metrics in words; HD95 and ASD as the convention of the runs has them."""
+    rule = convention_of(rows)
+    meant = {"hd95": rule.hd95, "asd": rule.asd}
+    return [(METRICS[name].title, METRICS[meant.get(name, name)].description) for name in shown_metrics(rows)]
 
 
 def _classes(rows: Sequence[Row]) -> dict[int, str]:

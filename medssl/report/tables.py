@@ -17,11 +17,13 @@ from medssl.comparison import (
     Gain,
     Row,
     Run,
+    convention_of,
     differing_facts,
     facts,
     gains,
     rank_rows,
     scale_of,
+    units_of,
 )  # fmt: skip
 from medssl.metrics import METRICS
 from medssl.published import PublishedRow
@@ -143,7 +145,7 @@ def _metrics_table(rows: Sequence[Row]) -> Table:
     others = [metric for metric in shown_metrics(rows) if metric != "dice"]
     columns = [
         *_key_columns(),
-        *(Column(_head(metric, rows), "mean ± sd") for metric in others),
+        *(Column(_head(metric, rows), f"mean ± sd over {_behind_overall(rows)}") for metric in others),
         Column("Missed / invented / absent", "classes of cases"),
     ]
     lines = [
@@ -152,8 +154,8 @@ def _metrics_table(rows: Sequence[Row]) -> Table:
         for row in rows if row.summary
     ]  # fmt: skip
     words = (
-        "Other metrics of all classes, mean ± standard deviation over cases and seeds. Missed: in the reference only; "
-        "invented: in the prediction only; absent: in neither."
+        f"Other metrics of all classes, mean ± standard deviation over {_behind_overall(rows)}. Missed: in the "
+        "reference only; invented: in the prediction only; absent: in neither."
     )
     return Table("metrics", words, columns, [("", lines)])
 
@@ -304,11 +306,14 @@ def _form_of(metric: str) -> _Form:
 
 
 def _head(metric: str, rows: Sequence[Row]) -> str:
-    """A metric with its unit, or units where runs were scored in several."""
+    """A metric with its unit."""
     unit = _form_of(metric).unit
-    if unit == "mm":
-        unit = " or ".join(dict.fromkeys(run.scores.units for row in rows for run in row.scored if run.scores))
-    return f"{METRICS[metric].title}, {unit}"
+    return f"{METRICS[metric].title}, {units_of(rows) if unit == 'mm' else unit}"
+
+
+def _behind_overall(rows: Sequence[Row]) -> str:
+    """What the overall numbers of the convention are means over."""
+    return "classes" if convention_of(rows).averages == "classes" else "cases and seeds"
 
 
 def _key_columns() -> list[Column]:
