@@ -14,7 +14,7 @@ from typing import NamedTuple
 from medssl.comparison.runs import Key, Run, case_values, gathered
 from medssl.figures import STYLES, method_colours
 from medssl.metrics import CONVENTIONS, METRICS, Convention, Units
-from medssl.scores import Scores, Spread, Summary, summarise
+from medssl.scores import Scores, Summary, summarise
 from medssl.statistics import (
     DISTANCES,
     POINTS,
@@ -91,13 +91,6 @@ class Row:
     def cases(self) -> int:
         """Different cases that any of its runs was scored on."""
         return len({score.case for run in self.scored for score in run.scores or ()})
-
-    @property
-    def spread_of_seeds(self) -> Spread:
-        """Mean and standard deviation of the runs' mean Dice."""
-        means = [m for run in self.scored if run.summary and (m := run.summary.overall.dice.mean) is not None]
-        sd = statistics.stdev(means) if len(means) > 1 else None
-        return Spread(statistics.fmean(means) if means else None, sd, len(means))
 
     @cached_property
     def case_dice(self) -> dict[str, float]:

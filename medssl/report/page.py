@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -179,7 +180,7 @@ def _classes(rows: Sequence[Row]) -> dict[int, str]:
 
 def _labels(rows: Sequence[Row]) -> list[Figure]:
     """Dice against the number of labels, where rows have several numbers; rows without unlabelled cases are levels."""
-    scored = [row for row in rows if row.spread_of_seeds.mean is not None]
+    scored = [row for row in rows if row.describe() is not None]
     curves: dict[str, list[Row]] = {}
     for row in scored:
         if not _has_all_labels(row):
@@ -194,7 +195,7 @@ def _labels(rows: Sequence[Row]) -> list[Figure]:
     levels = [(f"{row.name}, which is all", row.colour, _point(row).mean) for row in scored if _has_all_labels(row)]
     words = (
         "Dice against labelled cases. Filled dots are means over patients with their 95 % intervals, hollow dots are "
-        "single runs."
+        "those of single runs."
     )
     across = " Lines right across had a label for every training case." if levels else ""
     return [Figure(label_curve(drawn, levels, "Dice, %"), words + across)]
@@ -218,8 +219,7 @@ def _point(row: Row) -> Point:
     interval = mean_interval(row)
     assert interval is not None
     ends = [None if end is None else 100 * end for end in (interval.low, interval.high)]
-    runs = [100 * run.summary.overall.dice.mean for run in row.scored
-            if run.summary and run.summary.overall.dice.mean is not None]  # fmt: skip
+    runs = [100 * statistics.fmean(patients.values()) for patients in row.values().values() if patients]
     return Point(row.key.labelled, 100 * interval.mean, ends[0], ends[1], runs)
 
 
