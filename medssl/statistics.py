@@ -108,7 +108,12 @@ class Comparison:
     effect: float | None
     """The mean difference over its standard deviation across patients (Cohen's d for pairs); None where that is 0."""
     p: float | None
-    """Two-sided Wilcoxon signed-rank test, see `wilcoxon`."""
+    """Two-sided Wilcoxon signed-rank test over patients' means.
+
+    Patients without a difference are left out, as Wilcoxon did; a test without any other gives 1. Up to 50 of the
+    rest the distribution is exact, over all signs of the ranks as they are, ties included; beyond it is normal and
+    corrected for ties. None with fewer than `FEWEST_PATIENTS`.
+    """
     p_holm: float | None = None
     """`p` corrected for all comparisons that were made with it; None while it stands alone."""
 
@@ -200,17 +205,6 @@ def paired(
         effect=mean / sd if sd > 10**-_DIGITS else None,
         p=_wilcoxon(differences),
     )
-
-
-def wilcoxon(ours: Values, theirs: Values) -> float | None:
-    """Two-sided p of the signed-rank test over patients' means.
-
-    Patients without a difference are left out, as Wilcoxon did; a test without any other gives 1. Up to 50 of the
-    rest the distribution is exact, over all signs of the ranks as they are, ties included; beyond it is normal and
-    corrected for ties. None with fewer than `FEWEST_PATIENTS`.
-    """
-    (_, _, our_table), (_, _, their_table) = _tables([ours, theirs])
-    return _wilcoxon(_means(our_table, 0) - _means(their_table, 0))
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:

@@ -6,8 +6,6 @@
     gains(rows, "dice")                            a Gain or None per row: against supervised with as many labels,
                                                    p corrected (Holm) over the rows that share a baseline
     gains(rows, "dice", reference="bcp")           the same against another method
-    gain_over_baseline(row, rows)                  the entry of one row, where no other is needed
-    compare(row, other, "dice")                    a Comparison of any two rows, uncorrected
     verdict(gain.comparison, scale_of("dice"))     "better by 1.8 points (95 % interval 0.9 to 2.7)"
     rank_rows(rows, "dice")                        a Ranking per labelled count with two scored rows or more
     comparison_table(rows, "dice")                 all of it as text, heads first, against one reference or several
@@ -24,9 +22,7 @@ from medssl.comparison.rows import (
     BASELINE,
     Gain,
     Row,
-    compare,
     convention_of,
-    gain_over_baseline,
     gains,
     make_rows,
     rank_rows,
@@ -42,12 +38,10 @@ __all__ = [
     "Gain",
     "Row",
     "Run",
-    "compare",
     "comparison_table",
     "convention_of",
     "differing_facts",
     "facts",
-    "gain_over_baseline",
     "gains",
     "load_runs",
     "make_rows",

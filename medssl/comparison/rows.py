@@ -29,7 +29,6 @@ from medssl.statistics import (
     holm,
     paired,
     rank,
-    wilcoxon,
 )  # fmt: skip
 
 BASELINE = "supervised"
@@ -149,7 +148,6 @@ class Gain:
     """How far a row lies above another, the baseline, over the cases that both have."""
 
     comparison: Comparison
-    cases: int
     baseline: Row
 
     @property
@@ -204,24 +202,22 @@ def scale_of(metric: str, units: Units = "mm") -> Scale:
     return POINTS if facts.higher_is_better else DISTANCES[units]
 
 
-def compare(row: Row, reference: Row, metric: str = "dice") -> Comparison | None:
-    """A row less another, by patient, over the cases that both have; None without any."""
-    shared = shared_cases(row, reference, metric)
-    return paired(row.values(metric, shared), reference.values(metric, shared)) if shared else None
-
-
 def gains(rows: Sequence[Row], metric: str = "dice", reference: str = BASELINE) -> list[Gain | None]:
     """Each row against the row of the reference method with as many labels, the nearest where there are several.
 
     p-values are corrected over the rows that have one reference row. None for rows of the reference method itself,
     and where there is no such row or no shared case.
     """
-    return [_gain(row, rows, metric, reference) for row in rows]
-
-
-def gain_over_baseline(row: Row, rows: Sequence[Row]) -> Gain | None:
-    """The Dice of a row against the supervised row with as many labels; see `gains`."""
-    return _gain(row, rows, "dice", BASELINE)
+    found = [_gain(row, reference_row(row, rows, metric, reference), metric) for row in rows]
+    families: dict[Key, list[Gain]] = defaultdict(list)
+    for gain in found:
+        if gain is not None:
+            families[gain.baseline.key].append(gain)
+    corrected = {key: iter(holm([gain.comparison.p for gain in family])) for key, family in families.items()}
+    return [
+        gain and replace(gain, comparison=replace(gain.comparison, p_holm=next(corrected[gain.baseline.key])))
+        for gain in found
+    ]
 
 
 def rank_rows(rows: Sequence[Row], metric: str = "dice") -> dict[int, Ranking]:
@@ -239,16 +235,12 @@ def rank_rows(rows: Sequence[Row], metric: str = "dice") -> dict[int, Ranking]:
     return found
 
 
-def _gain(row: Row, rows: Sequence[Row], metric: str, reference: str) -> Gain | None:
-    baseline = reference_row(row, rows, metric, reference)
+def _gain(row: Row, baseline: Row | None, metric: str) -> Gain | None:
+    """Without the correction of its p."""
     shared = set() if baseline is None else shared_cases(row, baseline, metric)
     if baseline is None or not shared:
         return None
-    comparison = paired(row.values(metric, shared), baseline.values(metric, shared))
-    family = [other for other in rows if reference_row(other, rows, metric, reference) is baseline]
-    corrected = holm([_p(other, baseline, metric) for other in family])
-    place = next(i for i, other in enumerate(family) if other is row)
-    return Gain(replace(comparison, p_holm=corrected[place]), len(shared), baseline)
+    return Gain(paired(row.values(metric, shared), baseline.values(metric, shared)), baseline)
 
 
 def reference_row(row: Row, rows: Sequence[Row], metric: str, method: str) -> Row | None:
@@ -257,11 +249,6 @@ def reference_row(row: Row, rows: Sequence[Row], metric: str, method: str) -> Ro
         return None
     others = [r for r in rows if r.key.method == method and r.key.labelled == row.key.labelled and _cases(r, metric)]
     return max(others, key=lambda r: sum(map(lambda a, b: a == b, r.key, row.key)), default=None)
-
-
-def _p(row: Row, reference: Row, metric: str) -> float | None:
-    shared = shared_cases(row, reference, metric)
-    return wilcoxon(row.values(metric, shared), reference.values(metric, shared)) if shared else None
 
 
 def _cases(row: Row, metric: str) -> set[str]:
