@@ -76,25 +76,20 @@ class Scores(list[ClassScore]):
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean, sample standard deviation and percentiles of the `n` defined values; None below one (sd: two) of them."""
+    """Mean and sample standard deviation of the `n` defined values; None below one (sd: two) of them."""
 
     mean: float | None
     sd: float | None
     n: int
-    median: float | None = None
-    p5: float | None = None
-    p25: float | None = None
-    p75: float | None = None
-    p95: float | None = None
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         """Of numbers, which may be infinite."""
         if not values:
             return cls(None, None, 0)
-        ordered, mean = sorted(values), statistics.fmean(values)
+        mean = statistics.fmean(values)
         sd = statistics.stdev(values) if len(values) > 1 and math.isfinite(mean) else None
-        return cls(mean, sd, len(values), *(_percentile(ordered, share) for share in (50, 5, 25, 75, 95)))
+        return cls(mean, sd, len(values))
 
 
 @dataclass(frozen=True)
@@ -117,11 +112,6 @@ class ClassSummary:
     def dice(self) -> Spread:
         """0 to 1."""
         return self.spread("dice")
-
-    @property
-    def iou(self) -> Spread:
-        """0 to 1."""
-        return self.spread("iou")
 
     @property
     def hd95(self) -> Spread:
@@ -246,13 +236,6 @@ def _spreads_of_classes(classes: Sequence[ClassSummary]) -> dict[str, Spread]:
         means = [row.spread(metric).mean for row in classes]
         spreads[metric] = Spread.of([] if None in means else [mean for mean in means if mean is not None])
     return spreads
-
-
-def _percentile(ordered: Sequence[float], share: float) -> float:
-    """Between neighbours in proportion, as NumPy does it, infinite ones included."""
-    place = (len(ordered) - 1) * share / 100
-    low, high = ordered[math.floor(place)], ordered[math.ceil(place)]
-    return low if low == high else low + (high - low) * (place % 1)
 
 
 # ---- the table, written

@@ -93,8 +93,6 @@ class Description:
     sd: float | None
     """Over patients; None for one."""
     median: float
-    percentiles: dict[int, float]
-    """The 5th, 25th, 75th and 95th."""
     sd_of_trainings: float | None
     """Of the trainings' means, each over its patients; None for one training."""
     patients: int
@@ -153,7 +151,7 @@ DISTANCES = {"mm": Scale("mm", 1, False), "voxel": Scale("voxels", 1, False)}
 
 
 def describe(values: Values) -> Description:
-    """Mean, spread, median and percentiles over patients, and the spread of trainings."""
+    """Mean, spread and median over patients, and the spread of trainings."""
     _, patients, table = _table(values)
     means = _means(table, 0)
     of_trainings = [float(np.mean(list(found.values()))) for found in values.values() if found]
@@ -161,7 +159,6 @@ def describe(values: Values) -> Description:
         mean=float(means.mean()),
         sd=float(means.std(ddof=1)) if len(patients) > 1 else None,
         median=float(np.median(means)),
-        percentiles={q: float(np.percentile(means, q)) for q in (5, 25, 75, 95)},
         sd_of_trainings=float(np.std(of_trainings, ddof=1)) if len(of_trainings) > 1 else None,
         patients=len(patients),
     )

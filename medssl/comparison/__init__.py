@@ -2,7 +2,7 @@
 
     rows = make_rows(load_runs(paths))             one Row per method, labelled count, augmentation, steps, network
     row.interval("dice")                           mean over patients with its 95 % interval (None when not scored)
-    row.describe("dice")                           mean, sd, median, percentiles, sd of the trainings' means
+    row.describe("dice")                           mean, sd, median, sd of the trainings' means
     gains(rows, "dice")                            a Gain or None per row: against supervised with as many labels,
                                                    p corrected (Holm) over the rows that share a baseline
     gains(rows, "dice", reference="bcp")           the same against another method
