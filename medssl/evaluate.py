@@ -119,12 +119,14 @@ def evaluate_folders(
             "score", cases, apply(_score, pairs, repeat(labels), repeat(data), repeat(plan), repeat(threads))
         )
     said = None if data is None or (data.is_plain and not data.regions) else data
+    files = {pair.case: (pair.prediction, pair.reference) for pair in pairs}
     scores, *beside = (
-        Scores((score for case in scored for score in case[name]), unpredicted, convention=name, plan=plan, data=said)
+        Scores((score for case in scored for score in case[name]), unpredicted, convention=name, plan=plan, data=said,
+               files=files)
         for name in plan.conventions
-    )
+    )  # fmt: skip
     scores.beside = tuple(beside)
-    write_scores(out, scores, {pair.case: (pair.prediction, pair.reference) for pair in pairs})
+    write_scores(out, scores)
     if out.name == "scores.csv":
         log_test_scores(out.parent, scores)
     return scores

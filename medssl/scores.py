@@ -50,6 +50,7 @@ class Scores(list[ClassScore]):
         convention: str = "strict",
         plan: Plan | None = None,
         data: DatasetConfig | None = None,
+        files: Mapping[str, tuple[Path, Source]] | None = None,
         beside: Iterable[Scores] = (),
     ) -> None:
         super().__init__(scores)
@@ -60,6 +61,8 @@ class Scores(list[ClassScore]):
         """What the whole table was asked for."""
         self.data = data
         """What the values of the references mean, where they are more than places of classes; or its regions."""
+        self.files = {} if files is None else files
+        """Prediction and reference of each case."""
         self.beside = tuple(beside)
         """The same cases under the other conventions of the table."""
 
@@ -192,12 +195,9 @@ def read_scores(path: Path, convention: str | None = None) -> Scores:
     return scores
 
 
-def write_scores(out: Path, scores: Scores, files: Mapping[str, tuple[Path, Path | Source]]) -> None:
-    """Write the table, and those `beside` it; `files` gives each case's prediction and reference.
-
-    It appears whole or not at all.
-    """
-    paths = {case: [path.resolve() for path in pair] for case, pair in files.items()}
+def write_scores(out: Path, scores: Scores) -> None:
+    """Write the table, which knows its files, and those `beside` it. It appears whole or not at all."""
+    paths = {case: [path.resolve() for path in pair] for case, pair in scores.files.items()}
     tables = (scores, *scores.beside)
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(out) as partial, partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
@@ -329,7 +329,11 @@ def _parse_table(path: Path, lines: list[str]) -> dict[str, Scores]:
         plan = Plan(conventions=tuple(conventions), metrics=metrics, **settings)
     except (ConfigError, TypeError) as error:
         raise DataError(f"{path}: {error}") from None
-    tables = {name: Scores(unpredicted=unpredicted, convention=name, plan=plan, data=data) for name in conventions}
+    files: dict[str, tuple[Path, Source]] = {}
+    tables = {
+        name: Scores(unpredicted=unpredicted, convention=name, plan=plan, data=data, files=files)
+        for name in conventions
+    }
     regions = () if data is None else data.regions
     seen: set[tuple[str, str, int]] = set()
     for cells in table:
@@ -345,6 +349,7 @@ def _parse_table(path: Path, lines: list[str]) -> dict[str, Scores]:
             raise DataError(f"{where}: case {score.case} has label {score.label} twice")
         seen.add((convention, score.case, score.label))
         tables[convention].append(score)
+        files[score.case] = (Path(row["prediction"]), Source.parse(row["reference"]))
     return tables
 
 

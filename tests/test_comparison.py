@@ -16,6 +16,7 @@ from medssl.comparison import (
     rank_rows,
     scale_of,
 )  # fmt: skip
+from medssl.data.volume import Source
 from medssl.errors import ConfigError
 from medssl.figures import rank_plot
 from medssl.metrics import ClassScore, Plan
@@ -65,8 +66,9 @@ def write(tmp_path):
         (run / "metrics.csv").write_text("step,loss/a,seconds_per_step\n30,0.5,0.1\n")
         rng = np.random.default_rng([seed, len(method), *map(ord, labelled)])
         scores = [_score(case, level + HARD[case] + noise * rng.normal()) for case in cases]
-        rules = {"convention": plan.conventions[0], "plan": plan}
-        write_scores(run / "scores.csv", Scores(scores, **rules), dict.fromkeys(cases, (run / "p", run / "r")))
+        files = dict.fromkeys(cases, (run / "p", Source(run / "r")))
+        table = Scores(scores, convention=plan.conventions[0], plan=plan, files=files)
+        write_scores(run / "scores.csv", table)
         return run
 
     return write

@@ -106,6 +106,7 @@ def test_reading_gives_back_what_was_written(folders, tmp_path):
     read = read_scores(tmp_path / "scores.csv")
     assert read.unpredicted == written.unpredicted == (f"# {odd}", "c")
     assert odd in {score.case for score in read}
+    assert read.files == written.files
     assert len(read) == len(written) == 9
     for mine, theirs in zip(read, written, strict=True):
         assert replace(mine, values={}) == replace(theirs, values={})

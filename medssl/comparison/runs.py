@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import itertools
 import json
 import math
 import statistics
@@ -18,7 +16,6 @@ from typing import Any, NamedTuple
 import yaml
 
 from medssl.config import load_yaml
-from medssl.data.volume import Source
 from medssl.errors import ConfigError, DataError
 from medssl.logs import read_metrics, training_seconds
 from medssl.scores import Scores, Summary, counted, read_scores, summarise
@@ -55,8 +52,6 @@ class Run:
     environment: dict[str, Any]
     metrics: list[dict[str, float]]
     scores: Scores | None
-    files: dict[str, tuple[Path, Source]]
-    """Prediction and reference of each scored case."""
     made: dict[str, Any]
     """predictions.json, empty when there is none."""
     patients: dict[str, str] = field(default_factory=dict)
@@ -167,11 +162,10 @@ def _fault_of_folder(path: Path) -> str | None:
 
 def _load_run(path: Path) -> Run:
     config, text = _read_config(path / "config.yaml")
-    scores, files, made = None, {}, {}
+    scores, made = None, {}
     if (path / "scores.csv").exists():
         scores = read_scores(path / "scores.csv")
-        files = _read_files(path / "scores.csv")
-        notes = next((prediction for prediction, _ in files.values()), Path()).parent / "predictions.json"
+        notes = next((prediction for prediction, _ in scores.files.values()), Path()).parent / "predictions.json"
         made = _read_json(notes) if notes.is_file() else {}
     splits = _read_json(path / "splits.json")
     try:
@@ -183,7 +177,6 @@ def _load_run(path: Path) -> Run:
             environment=_read_json(path / "env.json"),
             metrics=read_metrics(path / "metrics.csv"),
             scores=scores,
-            files=files,
             made=made,
             patients={str(case): str(patient) for case, patient in splits.get("patients", {}).items()},
             quirks=tuple(map(str, splits.get("quirks", ()))),
@@ -214,13 +207,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise DataError(f"{path}: expected an object with named entries, found a {type(values).__name__}")
     return values
-
-
-def _read_files(path: Path) -> dict[str, tuple[Path, Source]]:
-    """Prediction and reference of each case in a table that `read_scores` has accepted."""
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        table = csv.DictReader(itertools.dropwhile(lambda line: line.startswith("#"), file))
-        return {row["case"]: (Path(row["prediction"]), Source.parse(row["reference"])) for row in table}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
