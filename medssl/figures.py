@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,18 +22,9 @@ from numpy.typing import NDArray
 
 from medssl.data.recipe import Turn
 from medssl.data.volume import Volume
+from medssl.palette import PALETTE, class_colour, grey_window
 from medssl.statistics import Ranking
 
-BASELINE_COLOUR = "#5c6670"
-PALETTE = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F",
-    "#003A5C", "#7A2E00", "#7CB342", "#6A2C57", "#B39DDB", "#00463A", "#20272D",
-)  # fmt: skip
-"""The first seven are told apart by colour-blind readers (after Okabe and Ito, without black and yellow); the others,
-mostly darker ones, are for a table of all methods."""
-CLASS_COLOURS = ("#56B4E9", "#E69F00", "#2FC38F", "#F08CC4", "#F0E442", "#9AA7FF", "#FF8A5B")
-"""Bright enough for a line on a grey scan."""
-STYLES = ("-", "--", ":", "-.")
 THICK_SLICES = 2.5
 """From this ratio of spacings on, slices are shown as they were scanned and not cut across."""
 BINS = 40
@@ -91,17 +82,6 @@ class View:
 
     caption: str
     uri: str
-
-
-def method_colours(methods: Iterable[str]) -> dict[str, str]:
-    """One colour per method, in order of first appearance; `supervised` is the grey baseline."""
-    others = [method for method in dict.fromkeys(methods) if method != "supervised"]
-    return {"supervised": BASELINE_COLOUR} | {m: PALETTE[i % len(PALETTE)] for i, m in enumerate(others)}
-
-
-def class_colour(label: int) -> str:
-    """The colour of a foreground class on scans."""
-    return CLASS_COLOURS[(label - 1) % len(CLASS_COLOURS)]
 
 
 def strip_plot(groups: Sequence[tuple[str, str, Sequence[float]]], axis: str) -> str:
@@ -311,13 +291,6 @@ def overlay(image: Volume, prediction: Volume, reference: Volume) -> list[View]:
         )
         for axis, index in slices
     ]
-
-
-def grey_window(grey: NDArray[Any]) -> tuple[float, float]:
-    """The grey levels that are shown black and white: the 0.5th and 99.5th percentile of what is finite."""
-    finite = grey[np.isfinite(grey)]
-    low, high = np.percentile(finite, [0.5, 99.5]) if finite.size else (0.0, 1.0)
-    return float(low), float(max(high, low + 1e-6))
 
 
 def _draw_curve(axes: Any, curve: Curve, *, shift: float, is_wide: bool, span: Sequence[int]) -> None:

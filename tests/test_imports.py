@@ -115,6 +115,7 @@ def test_the_lowest_modules_import_only_each_other(module):
         ("wandb", {"medssl.boards"}),
         ("sam2", {"medssl.methods.promptable"}),
         ("h5py", {"medssl.data.hdf5"}),
+        ("matplotlib", {"medssl.boards", "medssl.figures"}),
     ],
 )
 def test_a_library_has_few_doors(package, allowed):
@@ -152,3 +153,7 @@ def test_data_and_evaluation_load_without_torch():
     modules = members("medssl.data", "medssl.metrics", "medssl.scores", "medssl.evaluate", "medssl.explain")
     modules.remove("medssl.data.patches")
     assert loaded_after(f"import {', '.join(modules)}", "torch", "monai") == set()
+
+
+def test_numbers_and_thumbnails_load_without_matplotlib():
+    assert loaded_after("import medssl.comparison, medssl.thumbnails", "matplotlib") == set()

@@ -12,8 +12,8 @@ from functools import cached_property
 from typing import NamedTuple
 
 from medssl.comparison.runs import Key, Run, case_values, gathered
-from medssl.figures import STYLES, method_colours
 from medssl.metrics import CONVENTIONS, METRICS, Convention, Units
+from medssl.palette import STYLES, method_colours
 from medssl.scores import Scores, Summary, summarise
 from medssl.statistics import (
     DISTANCES,

@@ -17,12 +17,10 @@ from markupsafe import Markup
 from medssl import __version__
 from medssl.comparison import PARTS, Row, Run, convention_of, notes, rank_rows
 from medssl.figures import (
-    STYLES,
     Curve,
     Line,
     Point,
     calibration_plot,
-    class_colour,
     confusion_matrix,
     label_curve,
     line_plot,
@@ -31,6 +29,7 @@ from medssl.figures import (
     strip_plot,
 )  # fmt: skip
 from medssl.metrics import METRICS
+from medssl.palette import STYLES, class_colour
 from medssl.report.gallery import Wall
 from medssl.report.tables import (
     Table,
