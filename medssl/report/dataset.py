@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -141,7 +142,7 @@ def _distances(report: Report) -> Table:
 
 
 def _short(report: Report, text: str) -> str:
-    return text if report.source is None else text.replace(f"{report.source}/", "")
+    return text if report.source is None else text.replace(f"{report.source}{os.sep}", "")
 
 
 # ---- plots
