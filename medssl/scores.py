@@ -20,7 +20,7 @@ from medssl.data.cases import DatasetConfig
 from medssl.data.volume import Source
 from medssl.errors import ConfigError, DataError
 from medssl.files import whole_file
-from medssl.metrics import CONVENTIONS, METRICS, ClassScore, Convention, Plan, Status, Units
+from medssl.metrics import CONVENTIONS, METRICS, ClassScore, Plan, Status, Units
 
 KEYS = ("convention", "case", "class", "label", "status")
 PLACES = ("prediction_voxels", "reference_voxels", "prediction", "reference")
@@ -141,7 +141,7 @@ class Summary:
     overall: ClassSummary
 
 
-def summarise(scores: Sequence[ClassScore]) -> Summary:
+def summarise(scores: Scores) -> Summary:
     """Mean, spread and counts of each class and region, in order of label, and of all classes together."""
     by_class: dict[tuple[int, str], list[ClassScore]] = {}
     by_case: dict[str, list[ClassScore]] = {}
@@ -155,21 +155,18 @@ def summarise(scores: Sequence[ClassScore]) -> Summary:
         for (_, name), found in sorted(by_class.items())
     )
     overall = _summarise("overall", behind_overall, list(by_case.values()))
-    if _convention(scores).averages == "classes":
+    if CONVENTIONS[scores.convention].averages == "classes":
         names = {score.class_name for score in behind_overall}
         overall = replace(overall, spreads=_spreads_of_classes([row for row in classes if row.class_name in names]))
     return Summary(cases=len(by_case), classes=classes, overall=overall)
 
 
-def counted(scores: Sequence[ClassScore]) -> list[ClassScore]:
+def counted(scores: Scores) -> list[ClassScore]:
     """The rows behind the overall number: those of classes; of regions, where there are some, if the convention says
     so."""
-    are_regions = _convention(scores).has_regions_for_classes and any(score.is_region for score in scores)
+    rules = CONVENTIONS[scores.convention]
+    are_regions = rules.has_regions_for_classes and any(score.is_region for score in scores)
     return [score for score in scores if score.is_region == are_regions]
-
-
-def _convention(scores: Sequence[ClassScore]) -> Convention:
-    return CONVENTIONS[scores.convention if isinstance(scores, Scores) else "strict"]
 
 
 def read_scores(path: Path, convention: str | None = None) -> Scores:

@@ -14,7 +14,7 @@ from medssl.errors import ConfigError, DataError
 from medssl.evaluate import evaluate_folders, print_summary
 from medssl.explain import explain
 from medssl.metrics import METRICS
-from medssl.scores import Spread, read_scores, summarise
+from medssl.scores import Scores, Spread, read_scores, summarise
 
 SHAPE = (5, 6, 7)
 CLASSES = ["background", "liver", "spleen", "stone"]
@@ -376,7 +376,7 @@ def test_overall_is_the_mean_over_cases_of_their_defined_classes(folders, tmp_pa
 
 
 def test_summary_of_nothing_is_empty():
-    summary = summarise([])
+    summary = summarise(Scores())
     assert (summary.cases, summary.classes, summary.overall.dice.n) == (0, (), 0)
 
 

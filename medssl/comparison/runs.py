@@ -220,7 +220,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def case_values(run: Run, metric: str) -> dict[str, float]:
     """Each scored case's mean of a metric over the classes where it is defined; cases without any are left out."""
     if metric not in run.case_values:
-        defined = ((score.case, score.value(metric)) for score in counted(run.scores or ()))
+        defined = ((score.case, score.value(metric)) for score in counted(run.scores or Scores()))
         run.case_values[metric] = gathered((case, value) for case, value in defined if value is not None)
     return run.case_values[metric]
 
