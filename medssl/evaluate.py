@@ -30,7 +30,8 @@ from medssl.metrics import CONVENTIONS, METRICS, ClassScore, Plan, score_case
 from medssl.metrics.conventions import TOLERANCE
 from medssl.metrics.scoring import LARGEST_LABEL
 from medssl.progress import mapper, tracked
-from medssl.scores import Scores, Spread, summarise, write_scores
+from medssl.score_file import write_scores
+from medssl.scores import Scores, Spread, summarise
 
 if TYPE_CHECKING:
     from rich.console import Console

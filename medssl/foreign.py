@@ -17,7 +17,8 @@ from medssl.data.volume import Source
 from medssl.errors import DataError
 from medssl.metrics import CONVENTIONS, METRICS
 from medssl.metrics.conventions import TOLERANCE
-from medssl.scores import Scores, counted, read_scores
+from medssl.score_file import read_scores
+from medssl.scores import Scores, counted
 
 Averages = Literal["cases", "classes"]
 _CASES = ("case", "case_id", "caseid", "id", "name", "file", "filename", "subject", "patient", "image")

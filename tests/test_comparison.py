@@ -20,7 +20,8 @@ from medssl.data.volume import Source
 from medssl.errors import ConfigError
 from medssl.figures import rank_plot
 from medssl.metrics import ClassScore, Plan
-from medssl.scores import Scores, write_scores
+from medssl.score_file import write_scores
+from medssl.scores import Scores
 from medssl.statistics import verdict
 
 PATIENTS = tuple(f"patient {i}" for i in range(8))

@@ -14,7 +14,8 @@ from medssl.errors import ConfigError, DataError
 from medssl.evaluate import evaluate_folders, print_summary
 from medssl.explain import explain
 from medssl.metrics import METRICS
-from medssl.scores import Scores, Spread, read_scores, summarise
+from medssl.score_file import read_scores
+from medssl.scores import Scores, Spread, summarise
 
 SHAPE = (5, 6, 7)
 CLASSES = ["background", "liver", "spleen", "stone"]

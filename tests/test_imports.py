@@ -86,6 +86,7 @@ def test_data_knows_neither_methods_nor_jobs(module):
     members(
         "medssl.data",
         "medssl.metrics",
+        "medssl.score_file",
         "medssl.scores",
         "medssl.statistics",
         "medssl.evaluate",
@@ -150,7 +151,9 @@ def test_asking_the_command_about_itself_loads_nothing_heavy(flag):
 
 
 def test_data_and_evaluation_load_without_torch():
-    modules = members("medssl.data", "medssl.metrics", "medssl.scores", "medssl.evaluate", "medssl.explain")
+    modules = members(
+        "medssl.data", "medssl.metrics", "medssl.scores", "medssl.score_file", "medssl.evaluate", "medssl.explain"
+    )
     modules.remove("medssl.data.patches")
     assert loaded_after(f"import {', '.join(modules)}", "torch", "monai") == set()
 

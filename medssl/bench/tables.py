@@ -13,7 +13,8 @@ from medssl.comparison import comparison_table, load_runs, make_rows
 from medssl.errors import Interrupted
 from medssl.files import whole_file
 from medssl.logs import read_metrics, training_seconds
-from medssl.scores import read_scores, summarise
+from medssl.score_file import read_scores
+from medssl.scores import summarise
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -18,7 +18,8 @@ import yaml
 from medssl.config import load_yaml
 from medssl.errors import ConfigError, DataError
 from medssl.logs import read_metrics, training_seconds
-from medssl.scores import Scores, Summary, counted, read_scores, summarise
+from medssl.score_file import read_scores
+from medssl.scores import Scores, Summary, counted, summarise
 from medssl.statistics import Replicate
 
 PARTS = ("labelled", "unlabelled", "val", "test")
