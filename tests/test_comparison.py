@@ -18,8 +18,8 @@ from medssl.comparison import (
 )  # fmt: skip
 from medssl.data.volume import Source
 from medssl.errors import ConfigError
-from medssl.figures import rank_plot
 from medssl.metrics import ClassScore, Plan
+from medssl.plots import rank_plot
 from medssl.score_file import write_scores
 from medssl.scores import Scores
 from medssl.statistics import verdict

@@ -18,7 +18,7 @@ from medssl.data.io import read_image, write_image, write_shares
 from medssl.data.volume import Volume
 from medssl.errors import ConfigError, DataError
 from medssl.evaluate import evaluate_folders
-from medssl.figures import overlay
+from medssl.overlay import overlay
 from medssl.report import write_report
 
 SHAPE = (5, 6, 7)

@@ -14,9 +14,9 @@ from medssl.data.cases import Case
 from medssl.data.findings import FARTHEST, Facts, Finding, Report
 from medssl.data.looks import PERCENTILES
 from medssl.data.volume import by
-from medssl.figures import histograms, level_plot
 from medssl.files import whole_file
 from medssl.palette import class_colour
+from medssl.plots import histograms, level_plot
 from medssl.report.page import Figure, environment, policy, script
 from medssl.report.tables import Cell, Column, Table
 

@@ -12,8 +12,8 @@ from medssl.data.io import read_image, read_label
 from medssl.data.labels import read_classes, where_annotated
 from medssl.data.volume import Source, Volume
 from medssl.errors import DataError
-from medssl.figures import View, overlay
 from medssl.metrics import ClassScore
+from medssl.overlay import View, overlay
 from medssl.progress import mapper, tracked
 
 WORST = 4

@@ -16,7 +16,9 @@ from markupsafe import Markup
 
 from medssl import __version__
 from medssl.comparison import PARTS, Row, Run, convention_of, notes, rank_rows
-from medssl.figures import (
+from medssl.metrics import METRICS
+from medssl.palette import STYLES, class_colour
+from medssl.plots import (
     Curve,
     Line,
     Point,
@@ -28,8 +30,6 @@ from medssl.figures import (
     smooth,
     strip_plot,
 )  # fmt: skip
-from medssl.metrics import METRICS
-from medssl.palette import STYLES, class_colour
 from medssl.report.gallery import Wall
 from medssl.report.tables import (
     Table,
