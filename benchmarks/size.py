@@ -18,7 +18,8 @@ from pathlib import Path
 from machine import processor
 
 from medssl.logs import read_metrics
-from medssl.scores import read_scores, summarise
+from medssl.score_file import read_scores
+from medssl.scores import summarise
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 

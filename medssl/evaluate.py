@@ -31,7 +31,8 @@ from medssl.metrics import CONVENTIONS, METRICS, ClassScore, Plan, score_case
 from medssl.metrics.conventions import TOLERANCE
 from medssl.metrics.scoring import LARGEST_LABEL
 from medssl.progress import mapper, tracked
-from medssl.scores import Scores, Spread, summarise, write_scores
+from medssl.score_file import write_scores
+from medssl.scores import Scores, Spread, summarise
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -120,12 +121,14 @@ def evaluate_folders(
             "score", cases, apply(_score, pairs, repeat(labels), repeat(data), repeat(plan), repeat(threads))
         )
     said = None if data is None or (data.is_plain and not data.regions) else data
+    files = {pair.case: (pair.prediction, pair.reference) for pair in pairs}
     scores, *beside = (
-        Scores((score for case in scored for score in case[name]), unpredicted, convention=name, plan=plan, data=said)
+        Scores((score for case in scored for score in case[name]), unpredicted, convention=name, plan=plan, data=said,
+               files=files)
         for name in plan.conventions
-    )
+    )  # fmt: skip
     scores.beside = tuple(beside)
-    write_scores(out, scores, {pair.case: (pair.prediction, pair.reference) for pair in pairs})
+    write_scores(out, scores)
     if out.name == "scores.csv":
         log_test_scores(out.parent, scores)
     return scores

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import math
 import re
@@ -18,7 +17,8 @@ from medssl.data.volume import Source
 from medssl.errors import DataError
 from medssl.metrics import CONVENTIONS, METRICS
 from medssl.metrics.conventions import TOLERANCE
-from medssl.scores import Scores, counted, read_scores
+from medssl.score_file import read_scores
+from medssl.scores import Scores, counted
 
 Averages = Literal["cases", "classes"]
 _CASES = ("case", "case_id", "caseid", "id", "name", "file", "filename", "subject", "patient", "image")
@@ -110,9 +110,6 @@ def read_table(path: Path) -> Table:
 
 def _read_ours(path: Path) -> Table:
     scores = read_scores(path)
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        rows = csv.DictReader(itertools.dropwhile(lambda line: line.startswith("#"), file))
-        files = {row["case"]: (Source(Path(row["prediction"])), Source.parse(row["reference"])) for row in rows}
     rules = CONVENTIONS[scores.convention]
     return Table(
         says=f"medssl, convention {scores.convention} ({rules.source}), {scores.units}, {rules.hd95}, {rules.asd}, "
@@ -121,7 +118,7 @@ def _read_ours(path: Path) -> Table:
         + f"; empty classes: {rules.says}",
         cells={(score.case, score.class_name): dict(score.values) for score in scores},
         labels={score.class_name: score.label for score in scores},
-        files=files,
+        files={case: (Source(prediction), reference) for case, (prediction, reference) in scores.files.items()},
         averages=rules.averages,
         scores=scores,
         left_out=frozenset({score.class_name for score in scores} - {score.class_name for score in counted(scores)}),

@@ -93,8 +93,6 @@ class Description:
     sd: float | None
     """Over patients; None for one."""
     median: float
-    percentiles: dict[int, float]
-    """The 5th, 25th, 75th and 95th."""
     sd_of_trainings: float | None
     """Of the trainings' means, each over its patients; None for one training."""
     patients: int
@@ -108,7 +106,12 @@ class Comparison:
     effect: float | None
     """The mean difference over its standard deviation across patients (Cohen's d for pairs); None where that is 0."""
     p: float | None
-    """Two-sided Wilcoxon signed-rank test, see `wilcoxon`."""
+    """Two-sided Wilcoxon signed-rank test over patients' means.
+
+    Patients without a difference are left out, as Wilcoxon did; a test without any other gives 1. Up to 50 of the
+    rest the distribution is exact, over all signs of the ranks as they are, ties included; beyond it is normal and
+    corrected for ties. None with fewer than `FEWEST_PATIENTS`.
+    """
     p_holm: float | None = None
     """`p` corrected for all comparisons that were made with it; None while it stands alone."""
 
@@ -141,14 +144,14 @@ class Scale:
 
 
 POINTS = Scale("points", 100, True)
-MILLIMETRES = Scale("mm", 1, False)
+DISTANCES = {"mm": Scale("mm", 1, False), "voxel": Scale("voxels", 1, False)}
 
 
 # ---- one method
 
 
 def describe(values: Values) -> Description:
-    """Mean, spread, median and percentiles over patients, and the spread of trainings."""
+    """Mean, spread and median over patients, and the spread of trainings."""
     _, patients, table = _table(values)
     means = _means(table, 0)
     of_trainings = [float(np.mean(list(found.values()))) for found in values.values() if found]
@@ -156,7 +159,6 @@ def describe(values: Values) -> Description:
         mean=float(means.mean()),
         sd=float(means.std(ddof=1)) if len(patients) > 1 else None,
         median=float(np.median(means)),
-        percentiles={q: float(np.percentile(means, q)) for q in (5, 25, 75, 95)},
         sd_of_trainings=float(np.std(of_trainings, ddof=1)) if len(of_trainings) > 1 else None,
         patients=len(patients),
     )
@@ -200,17 +202,6 @@ def paired(
         effect=mean / sd if sd > 10**-_DIGITS else None,
         p=_wilcoxon(differences),
     )
-
-
-def wilcoxon(ours: Values, theirs: Values) -> float | None:
-    """Two-sided p of the signed-rank test over patients' means.
-
-    Patients without a difference are left out, as Wilcoxon did; a test without any other gives 1. Up to 50 of the
-    rest the distribution is exact, over all signs of the ranks as they are, ties included; beyond it is normal and
-    corrected for ties. None with fewer than `FEWEST_PATIENTS`.
-    """
-    (_, _, our_table), (_, _, their_table) = _tables([ours, theirs])
-    return _wilcoxon(_means(our_table, 0) - _means(their_table, 0))
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:

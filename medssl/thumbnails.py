@@ -11,7 +11,7 @@ from PIL import Image, ImageColor
 
 from medssl.data.grid import Turn
 from medssl.data.volume import Volume
-from medssl.figures import class_colour, grey_window
+from medssl.palette import class_colour, grey_window
 
 SIDE = 144
 """Pixels of a slice's square."""

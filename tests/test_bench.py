@@ -27,7 +27,7 @@ from medssl.data.splits import read_split
 from medssl.errors import ConfigError, DataError, DeviceError, DivergedError, RunsFailed
 from medssl.logs import read_metrics
 from medssl.predict import load_predictor
-from medssl.scores import read_scores
+from medssl.score_file import read_scores
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="stops runs by signals")
 

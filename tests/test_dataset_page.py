@@ -17,7 +17,7 @@ from medssl.data.cases import DatasetConfig
 from medssl.data.check import check
 from medssl.data.io import write_image
 from medssl.data.volume import Volume
-from medssl.figures import class_colour
+from medssl.palette import class_colour
 from medssl.report.dataset import MOST_CASES, write_dataset_page
 from medssl.thumbnails import SIDE, draw_case
 

@@ -27,7 +27,8 @@ from medssl.prepare import prepare
 from medssl.report import write_report
 from medssl.report.voxels import agreement, agreements
 from medssl.run import RunConfig, make_predictor
-from medssl.scores import read_scores, summarise
+from medssl.score_file import read_scores
+from medssl.scores import summarise
 from medssl.train import make_streams, make_trainer, open_data, score_cases, train
 
 

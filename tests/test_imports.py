@@ -86,6 +86,7 @@ def test_data_knows_neither_methods_nor_jobs(module):
     members(
         "medssl.data",
         "medssl.metrics",
+        "medssl.score_file",
         "medssl.scores",
         "medssl.statistics",
         "medssl.evaluate",
@@ -106,7 +107,7 @@ def test_the_lowest_modules_import_only_each_other(module):
 @pytest.mark.parametrize(
     ("package", "allowed"),
     [
-        ("monai", {"medssl.networks", "medssl.predictor", "medssl.data.patches"}),
+        ("monai", {"medssl.networks", "medssl.predictor", "medssl.canaries"}),
         ("nibabel", {"medssl.data.io", "medssl.data.nifti", "medssl.data.volume"}),
         ("SimpleITK", {"medssl.data.itk", "medssl.data.dicom"}),
         ("typer", {"medssl.cli"}),
@@ -115,6 +116,7 @@ def test_the_lowest_modules_import_only_each_other(module):
         ("wandb", {"medssl.boards"}),
         ("sam2", {"medssl.methods.promptable"}),
         ("h5py", {"medssl.data.hdf5"}),
+        ("matplotlib", {"medssl.boards", "medssl.overlay", "medssl.plots"}),
     ],
 )
 def test_a_library_has_few_doors(package, allowed):
@@ -149,6 +151,12 @@ def test_asking_the_command_about_itself_loads_nothing_heavy(flag):
 
 
 def test_data_and_evaluation_load_without_torch():
-    modules = members("medssl.data", "medssl.metrics", "medssl.scores", "medssl.evaluate", "medssl.explain")
+    modules = members(
+        "medssl.data", "medssl.metrics", "medssl.scores", "medssl.score_file", "medssl.evaluate", "medssl.explain"
+    )
     modules.remove("medssl.data.patches")
     assert loaded_after(f"import {', '.join(modules)}", "torch", "monai") == set()
+
+
+def test_numbers_and_thumbnails_load_without_matplotlib():
+    assert loaded_after("import medssl.comparison, medssl.thumbnails", "matplotlib") == set()

@@ -14,11 +14,12 @@ import pytest
 import yaml
 from PIL import Image
 
+from medssl.comparison import comparison_table, load_runs, make_rows
 from medssl.data.io import read_image, write_image, write_shares
 from medssl.data.volume import Volume
 from medssl.errors import ConfigError, DataError
 from medssl.evaluate import evaluate_folders
-from medssl.figures import overlay
+from medssl.overlay import overlay
 from medssl.report import write_report
 
 SHAPE = (5, 6, 7)
@@ -66,7 +67,7 @@ class Factory:
         (run / "metrics.csv").write_text("step,loss/$a_,lr,seconds_per_step,val/dice\n" + "\n".join(rows) + "\n")
         return run
 
-    def score(self, run, predictions, *, images=True, classes=CLASSES, references=None, uncertainty=None):
+    def score(self, run, predictions, *, images=True, classes=CLASSES, references=None, uncertainty=None, **rules):
         """Predict each case as drawn, against rows of voxels that start at 0; all equally uncertain, or not asked."""
         sources, ours, theirs = (self.root / kind / run.name for kind in ("images", "predictions", "references"))
         for case, places in predictions.items():
@@ -83,7 +84,7 @@ class Factory:
                 "uncertainty": None if uncertainty is None else "uncertainty",
                 "images": {case: str(sources / f"{case}.nii.gz") for case in predictions}}  # fmt: skip
         (ours / "predictions.json").write_text(json.dumps(made))
-        evaluate_folders(ours, theirs, run / "scores.csv", workers=0)
+        evaluate_folders(ours, theirs, run / "scores.csv", workers=0, **rules)
         return run
 
 
@@ -165,12 +166,12 @@ def one_page(factory, runs, **options):
 # ---- what the page says
 
 
-def test_dice_is_the_mean_over_cases_and_seeds_with_both_spreads_named(page):
-    # supervised 0.75 0.5 | 0.5 0.25, bcp 1 0.75 | 0.75 0.5
+def test_dice_is_the_mean_over_patients_with_both_spreads_named(page):
+    # supervised 0.75 0.5 | 0.5 0.25, bcp 1 0.75 | 0.75 0.5; means of patients 0.625 0.375 and 0.875 0.625
     assert page.column("methods", "Method") == [
         f"{method}|weak, 30 steps, student" for method in ("supervised", "bcp", "mean_teacher")
     ]
-    assert page.column("methods", "Dice") == ["50.0 ± 20.4|n 4", "75.0 ± 20.4|n 4", "not scored"]
+    assert page.column("methods", "Dice") == ["50.0 ± 17.7|n 2", "75.0 ± 17.7|n 2", "not scored"]
     assert page.column("methods", "sd of runs") == ["17.7", "17.7", "–"]  # of 0.625 0.375 and 0.875 0.625
     assert page.column("metrics", "IoU")[0] == "35.2 ± 18.8|n 4"  # of 3/5 1/3 1/3 1/7
     assert page.column("methods", "Steps") == ["30|0.1 min"] * 3  # of a quarter of a second each
@@ -302,6 +303,32 @@ def test_missed_and_invented_classes_are_counted_and_named(factory):
     assert found.column("metrics", "ASD") == ["0.00|n 1"]
     assert "liver 0.0 (missed), stone 0.0 (invented)" in found.words
     assert "Against supervised" not in " ".join(found.tables["methods"][0])
+
+
+def test_overall_numbers_are_by_the_convention_of_the_runs(factory):
+    run = factory.run("run", "bcp", 1)
+    factory.score(run, {"a": {"liver": 2, "stone": 1}, "b": {"liver": 0}}, conventions=["nnunet"])
+    found = one_page(factory, [run])
+    # Of the liver 1/3 and 1, of the stone, which was invented once, 0; nnU-Net takes the mean over classes.
+    assert found.column("metrics", "IoU") == ["33.3 ± 47.1|n 2"]
+    assert found.tables["metrics"][0][2] == "IoU, %|mean ± sd over classes"
+
+
+def test_a_patient_counts_once_in_mean_interval_and_spread_of_runs(factory):
+    patients = {"a": "one", "b": "one", "c": "one", "d": "two"}
+    runs = [factory.run(f"run-{seed}", "bcp", seed, splits={"patients": patients, "test": list(patients)})
+            for seed in (1, 2)]  # fmt: skip
+    for run, shift in zip(runs, (2, 4), strict=True):
+        factory.score(run, {case: {"liver": shift if case == "d" else 0} for case in patients})
+    found = one_page(factory, runs)
+    # Patients 1 1 and 0.5 0: means over runs 1 and 0.25, over patients 0.75 and 0.5.
+    assert found.column("methods", "Dice") == ["62.5 ± 53.0|n 2"]
+    assert found.column("methods", "sd of runs") == ["17.7"]
+    assert found.column("runs", "Dice") == ["87.5 ± 25.0", "75.0 ± 50.0"]
+    (row,) = make_rows(load_runs(runs))
+    heads, cells = comparison_table([row])
+    said = dict(zip(heads, cells, strict=True))
+    assert [said[name] for name in ("dice, %", "sd of patients", "sd of runs")] == ["62.5", "53.0", "17.7"]
 
 
 # ---- what a reader is warned of

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from medssl.bench.matrix import ALL, Bench, Cell
 from medssl.bench.setup import finished
-from medssl.comparison import comparison_table, load_runs, make_rows, table_cells
+from medssl.comparison import comparison_table, load_runs, make_rows
 from medssl.errors import Interrupted
 from medssl.files import whole_file
 from medssl.logs import read_metrics, training_seconds
-from medssl.scores import read_scores, summarise
+from medssl.score_file import read_scores
+from medssl.scores import summarise
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,8 +39,7 @@ def write_comparison(matrix: Bench) -> list[list[str]]:
     Beside it curves.csv has the mean validation Dice of each row at each step, and its spread over runs.
     """
     rows = make_rows(load_runs(finished(matrix)))
-    references = matrix.config.references
-    cells = table_cells(comparison_table(rows, "dice", references), "dice", references)
+    cells = comparison_table(rows, "dice", matrix.config.references)
     curves = [["row", "labelled", "step", "runs", "mean", "sd"]]
     for row in rows:
         for point in row.curve("val/dice"):

@@ -2,22 +2,19 @@
 
     rows = make_rows(load_runs(paths))             one Row per method, labelled count, augmentation, steps, network
     row.interval("dice")                           mean over patients with its 95 % interval (None when not scored)
-    row.describe("dice")                           mean, sd, median, percentiles, sd of the trainings' means
+    row.describe("dice")                           mean, sd, median, sd of the trainings' means
     gains(rows, "dice")                            a Gain or None per row: against supervised with as many labels,
                                                    p corrected (Holm) over the rows that share a baseline
     gains(rows, "dice", reference="bcp")           the same against another method
-    gain_over_baseline(row, rows)                  the entry of one row, where no other is needed
-    compare(row, other, "dice")                    a Comparison of any two rows, uncorrected
     verdict(gain.comparison, scale_of("dice"))     "better by 1.8 points (95 % interval 0.9 to 2.7)"
     rank_rows(rows, "dice")                        a Ranking per labelled count with two scored rows or more
-    comparison_table(rows, "dice")                 a TableRow of plain numbers per row, against one reference or several
-    table_cells(table, "dice")                     the same as text, heads first, for terminals, CSV and Markdown
+    comparison_table(rows, "dice")                 all of it as text, heads first, against one reference or several
 
 A metric is a name of `ClassScore`. A case's value is the mean over the classes where it is defined; a patient's the
 mean over cases; where a run does not know its patients each case is one, and `notes` says so. Replicates are
 (draw, seed), a draw being the labelled and unlabelled cases. Numbers stay as scores.csv has them (Dice from 0 to 1,
-distances in mm) but for `Gain.points` and `table_cells`; nothing is drawn or rendered here. How intervals and tests
-are made is told in `medssl.statistics`.
+distances in mm or voxels as `units_of` says) but for `Gain.points` and `comparison_table`; all runs are scored by one
+convention. Nothing is drawn or rendered here. How intervals and tests are made is told in `medssl.statistics`.
 """
 
 from medssl.comparison.notes import differing_facts, facts, notes
@@ -25,15 +22,15 @@ from medssl.comparison.rows import (
     BASELINE,
     Gain,
     Row,
-    compare,
-    gain_over_baseline,
+    convention_of,
     gains,
     make_rows,
     rank_rows,
     scale_of,
+    units_of,
 )  # fmt: skip
 from medssl.comparison.runs import PARTS, Run, load_runs
-from medssl.comparison.table import TableRow, comparison_table, table_cells
+from medssl.comparison.table import comparison_table
 
 __all__ = [
     "BASELINE",
@@ -41,17 +38,15 @@ __all__ = [
     "Gain",
     "Row",
     "Run",
-    "TableRow",
-    "compare",
     "comparison_table",
+    "convention_of",
     "differing_facts",
     "facts",
-    "gain_over_baseline",
     "gains",
     "load_runs",
     "make_rows",
     "notes",
     "rank_rows",
     "scale_of",
-    "table_cells",
+    "units_of",
 ]

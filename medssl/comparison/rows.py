@@ -12,11 +12,11 @@ from functools import cached_property
 from typing import NamedTuple
 
 from medssl.comparison.runs import Key, Run, case_values, gathered
-from medssl.figures import STYLES, method_colours
-from medssl.metrics import METRICS
-from medssl.scores import Spread, Summary, summarise
+from medssl.metrics import CONVENTIONS, METRICS, Convention, Units
+from medssl.palette import STYLES, method_colours
+from medssl.scores import Scores, Summary, summarise
 from medssl.statistics import (
-    MILLIMETRES,
+    DISTANCES,
     POINTS,
     Comparison,
     Description,
@@ -29,7 +29,6 @@ from medssl.statistics import (
     holm,
     paired,
     rank,
-    wilcoxon,
 )  # fmt: skip
 
 BASELINE = "supervised"
@@ -69,13 +68,18 @@ class Row:
         return tuple(run for run in self.runs if run.scores is not None)
 
     @cached_property
-    def summary(self) -> Summary | None:
-        """Over the cases of all its runs, a case counting once per run."""
-        if not self.scored:
+    def scores(self) -> Scores | None:
+        """Those of all its runs, a case counting once per run; None where there are none."""
+        tables = [run.scores for run in self.runs if run.scores is not None]
+        if not tables:
             return None
-        return summarise(
-            [replace(s, case=f"{i} {s.case}") for i, run in enumerate(self.scored) for s in run.scores or ()]
-        )
+        renamed = (replace(score, case=f"{i} {score.case}") for i, table in enumerate(tables) for score in table)
+        return Scores(renamed, convention=tables[0].convention, plan=tables[0].plan, data=tables[0].data)
+
+    @cached_property
+    def summary(self) -> Summary | None:
+        """Of its scores, by their convention."""
+        return None if self.scores is None else summarise(self.scores)
 
     @property
     def minutes(self) -> float:
@@ -86,13 +90,6 @@ class Row:
     def cases(self) -> int:
         """Different cases that any of its runs was scored on."""
         return len({score.case for run in self.scored for score in run.scores or ()})
-
-    @property
-    def spread_of_seeds(self) -> Spread:
-        """Mean and standard deviation of the runs' mean Dice."""
-        means = [m for run in self.scored if run.summary and (m := run.summary.overall.dice.mean) is not None]
-        sd = statistics.stdev(means) if len(means) > 1 else None
-        return Spread(statistics.fmean(means) if means else None, sd, len(means))
 
     @cached_property
     def case_dice(self) -> dict[str, float]:
@@ -151,7 +148,6 @@ class Gain:
     """How far a row lies above another, the baseline, over the cases that both have."""
 
     comparison: Comparison
-    cases: int
     baseline: Row
 
     @property
@@ -188,18 +184,22 @@ def _name(key: Key, keys: Sequence[Key]) -> str:
     return ", ".join([f"{key.method}, {key.labelled} labelled", *varying])
 
 
-def scale_of(metric: str) -> Scale:
-    """Unit and direction of a metric: shares from 0 to 1 in points, distances in millimetres."""
+def convention_of(rows: Sequence[Row]) -> Convention:
+    """By which all rows were scored, as `load_runs` makes sure."""
+    return CONVENTIONS[next((row.scores.convention for row in rows if row.scores is not None), "strict")]
+
+
+def units_of(rows: Sequence[Row]) -> Units:
+    """Of the distances of all rows, as `load_runs` makes sure."""
+    return next((row.scores.units for row in rows if row.scores is not None), "mm")
+
+
+def scale_of(metric: str, units: Units = "mm") -> Scale:
+    """Unit and direction of a metric: shares from 0 to 1 in points, distances in the unit they were scored in."""
     facts = METRICS[metric]
     if facts.higher_is_better is None:
         raise ValueError(f"{metric}: neither larger nor smaller numbers are better, so methods do not compare by it")
-    return POINTS if facts.higher_is_better else MILLIMETRES
-
-
-def compare(row: Row, reference: Row, metric: str = "dice") -> Comparison | None:
-    """A row less another, by patient, over the cases that both have; None without any."""
-    shared = shared_cases(row, reference, metric)
-    return paired(row.values(metric, shared), reference.values(metric, shared)) if shared else None
+    return POINTS if facts.higher_is_better else DISTANCES[units]
 
 
 def gains(rows: Sequence[Row], metric: str = "dice", reference: str = BASELINE) -> list[Gain | None]:
@@ -208,12 +208,16 @@ def gains(rows: Sequence[Row], metric: str = "dice", reference: str = BASELINE) 
     p-values are corrected over the rows that have one reference row. None for rows of the reference method itself,
     and where there is no such row or no shared case.
     """
-    return [_gain(row, rows, metric, reference) for row in rows]
-
-
-def gain_over_baseline(row: Row, rows: Sequence[Row]) -> Gain | None:
-    """The Dice of a row against the supervised row with as many labels; see `gains`."""
-    return _gain(row, rows, "dice", BASELINE)
+    found = [_gain(row, reference_row(row, rows, metric, reference), metric) for row in rows]
+    families: dict[Key, list[Gain]] = defaultdict(list)
+    for gain in found:
+        if gain is not None:
+            families[gain.baseline.key].append(gain)
+    corrected = {key: iter(holm([gain.comparison.p for gain in family])) for key, family in families.items()}
+    return [
+        gain and replace(gain, comparison=replace(gain.comparison, p_holm=next(corrected[gain.baseline.key])))
+        for gain in found
+    ]
 
 
 def rank_rows(rows: Sequence[Row], metric: str = "dice") -> dict[int, Ranking]:
@@ -231,16 +235,12 @@ def rank_rows(rows: Sequence[Row], metric: str = "dice") -> dict[int, Ranking]:
     return found
 
 
-def _gain(row: Row, rows: Sequence[Row], metric: str, reference: str) -> Gain | None:
-    baseline = reference_row(row, rows, metric, reference)
+def _gain(row: Row, baseline: Row | None, metric: str) -> Gain | None:
+    """Without the correction of its p."""
     shared = set() if baseline is None else shared_cases(row, baseline, metric)
     if baseline is None or not shared:
         return None
-    comparison = paired(row.values(metric, shared), baseline.values(metric, shared))
-    family = [other for other in rows if reference_row(other, rows, metric, reference) is baseline]
-    corrected = holm([_p(other, baseline, metric) for other in family])
-    place = next(i for i, other in enumerate(family) if other is row)
-    return Gain(replace(comparison, p_holm=corrected[place]), len(shared), baseline)
+    return Gain(paired(row.values(metric, shared), baseline.values(metric, shared)), baseline)
 
 
 def reference_row(row: Row, rows: Sequence[Row], metric: str, method: str) -> Row | None:
@@ -249,11 +249,6 @@ def reference_row(row: Row, rows: Sequence[Row], metric: str, method: str) -> Ro
         return None
     others = [r for r in rows if r.key.method == method and r.key.labelled == row.key.labelled and _cases(r, metric)]
     return max(others, key=lambda r: sum(map(lambda a, b: a == b, r.key, row.key)), default=None)
-
-
-def _p(row: Row, reference: Row, metric: str) -> float | None:
-    shared = shared_cases(row, reference, metric)
-    return wilcoxon(row.values(metric, shared), reference.values(metric, shared)) if shared else None
 
 
 def _cases(row: Row, metric: str) -> set[str]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import itertools
 import json
 import math
 import statistics
@@ -18,10 +16,10 @@ from typing import Any, NamedTuple
 import yaml
 
 from medssl.config import load_yaml
-from medssl.data.volume import Source
 from medssl.errors import ConfigError, DataError
 from medssl.logs import read_metrics, training_seconds
-from medssl.scores import Scores, Summary, counted, read_scores, summarise
+from medssl.score_file import read_scores
+from medssl.scores import Scores, Summary, counted, summarise
 from medssl.statistics import Replicate
 
 PARTS = ("labelled", "unlabelled", "val", "test")
@@ -55,8 +53,6 @@ class Run:
     environment: dict[str, Any]
     metrics: list[dict[str, float]]
     scores: Scores | None
-    files: dict[str, tuple[Path, Source]]
-    """Prediction and reference of each scored case."""
     made: dict[str, Any]
     """predictions.json, empty when there is none."""
     patients: dict[str, str] = field(default_factory=dict)
@@ -129,7 +125,7 @@ def load_runs(paths: Sequence[Path]) -> list[Run]:
     """Read run folders, which must belong to one dataset.
 
     Raises:
-        ConfigError: no run, the same run twice, or runs of different datasets.
+        ConfigError: no run, the same run twice, runs of different datasets, or scores by different rules.
         DataError: a path is no run folder, all such paths listed, or one of its files cannot be read.
     """
     if not paths:
@@ -148,6 +144,13 @@ def load_runs(paths: Sequence[Path]) -> list[Run]:
     if len(datasets) > 1:
         found = ", ".join(f"{name} ({path})" for name, path in datasets.items())
         raise ConfigError(f"the runs belong to different datasets: {found}; write a report for each")
+    rules = {(run.scores.convention, run.scores.units): run.path for run in runs if run.scores is not None}
+    if len(rules) > 1:
+        found = ", ".join(f"{name} in {units} ({path / 'scores.csv'})" for (name, units), path in rules.items())
+        raise ConfigError(
+            f"the runs were scored by different conventions: {found}; their numbers do not compare: repeat `medssl "
+            "evaluate` with the same --convention, the first of several, and the same --units"
+        )
     return runs
 
 
@@ -160,11 +163,10 @@ def _fault_of_folder(path: Path) -> str | None:
 
 def _load_run(path: Path) -> Run:
     config, text = _read_config(path / "config.yaml")
-    scores, files, made = None, {}, {}
+    scores, made = None, {}
     if (path / "scores.csv").exists():
         scores = read_scores(path / "scores.csv")
-        files = _read_files(path / "scores.csv")
-        notes = next((prediction for prediction, _ in files.values()), Path()).parent / "predictions.json"
+        notes = next((prediction for prediction, _ in scores.files.values()), Path()).parent / "predictions.json"
         made = _read_json(notes) if notes.is_file() else {}
     splits = _read_json(path / "splits.json")
     try:
@@ -176,7 +178,6 @@ def _load_run(path: Path) -> Run:
             environment=_read_json(path / "env.json"),
             metrics=read_metrics(path / "metrics.csv"),
             scores=scores,
-            files=files,
             made=made,
             patients={str(case): str(patient) for case, patient in splits.get("patients", {}).items()},
             quirks=tuple(map(str, splits.get("quirks", ()))),
@@ -209,13 +210,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _read_files(path: Path) -> dict[str, tuple[Path, Source]]:
-    """Prediction and reference of each case in a table that `read_scores` has accepted."""
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        table = csv.DictReader(itertools.dropwhile(lambda line: line.startswith("#"), file))
-        return {row["case"]: (Path(row["prediction"]), Source.parse(row["reference"])) for row in table}
-
-
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as one level, keys joined by dots."""
     flat: dict[str, Any] = {}
@@ -227,7 +221,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def case_values(run: Run, metric: str) -> dict[str, float]:
     """Each scored case's mean of a metric over the classes where it is defined; cases without any are left out."""
     if metric not in run.case_values:
-        defined = ((score.case, score.value(metric)) for score in counted(run.scores or ()))
+        defined = ((score.case, score.value(metric)) for score in counted(run.scores or Scores()))
         run.case_values[metric] = gathered((case, value) for case, value in defined if value is not None)
     return run.case_values[metric]
 

@@ -45,8 +45,8 @@ def write_report(
         workers: processes that read volumes and draw.
 
     Raises:
-        ConfigError: no run, the same run twice, runs of different datasets, a reference without a run, a report is
-            there already, or NiiVue is not where it was said to be.
+        ConfigError: no run, the same run twice, runs of different datasets, scores by different rules, a reference
+            without a run, a report is there already, or NiiVue is not where it was said to be.
         DataError: a path is no run folder, all such paths listed, or one of its files cannot be read.
     """
     out = Path(out)

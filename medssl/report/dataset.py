@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,8 +14,9 @@ from medssl.data.cases import Case
 from medssl.data.findings import FARTHEST, Facts, Finding, Report
 from medssl.data.looks import PERCENTILES
 from medssl.data.volume import by
-from medssl.figures import class_colour, histograms, level_plot
 from medssl.files import whole_file
+from medssl.palette import class_colour
+from medssl.plots import histograms, level_plot
 from medssl.report.page import Figure, environment, policy, script
 from medssl.report.tables import Cell, Column, Table
 
@@ -140,7 +142,7 @@ def _distances(report: Report) -> Table:
 
 
 def _short(report: Report, text: str) -> str:
-    return text if report.source is None else text.replace(f"{report.source}/", "")
+    return text if report.source is None else text.replace(f"{report.source}{os.sep}", "")
 
 
 # ---- plots

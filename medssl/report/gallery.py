@@ -13,8 +13,8 @@ from medssl.data.io import read_image
 from medssl.data.labels import read_pair
 from medssl.data.volume import Source, Volume
 from medssl.errors import DataError
-from medssl.figures import View, overlay
 from medssl.metrics import ClassScore
+from medssl.overlay import View, overlay
 from medssl.progress import mapper, tracked
 
 WORST = 4
@@ -104,14 +104,14 @@ def ranked(dice: Mapping[str, float], worst: int) -> list[tuple[str, str]]:
 def files_of(run: Run, case: str) -> Files | None:
     """The volumes of a run's case; None when nothing names its image."""
     images = run.made.get("images", {})
-    if case not in images:
+    if case not in images or run.scores is None:
         return None
-    prediction, reference = run.files[case]
+    prediction, reference = run.scores.files[case]
     folder = run.made.get("uncertainty")
     unsure = prediction.parent / str(folder) / prediction.name if folder else None
     image = images[case] if isinstance(images[case], str) else images[case][0]  # a string in files of version 0.1.0
     unsure = unsure if unsure and unsure.exists() else None
-    return Files(Source.parse(image), prediction, reference, unsure, run.scores.data if run.scores else None)
+    return Files(Source.parse(image), prediction, reference, unsure, run.scores.data)
 
 
 def _th(number: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -14,14 +15,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from medssl import __version__
-from medssl.comparison import PARTS, Row, Run, notes, rank_rows
-from medssl.figures import (
-    STYLES,
+from medssl.comparison import PARTS, Row, Run, convention_of, notes, rank_rows
+from medssl.metrics import METRICS
+from medssl.palette import STYLES, class_colour
+from medssl.plots import (
     Curve,
     Line,
     Point,
     calibration_plot,
-    class_colour,
     confusion_matrix,
     label_curve,
     line_plot,
@@ -29,7 +30,6 @@ from medssl.figures import (
     smooth,
     strip_plot,
 )  # fmt: skip
-from medssl.metrics import CONVENTIONS, METRICS
 from medssl.report.gallery import Wall
 from medssl.report.tables import (
     Table,
@@ -83,7 +83,7 @@ def render(
         conditions_of=conditions_of,
         protocol=protocol(runs),
         notes=notes(rows, references),
-        conventions=[CONVENTIONS[name] for name in dict.fromkeys(run.scores.convention for run in runs if run.scores)],
+        convention=convention_of(rows),
         definitions=_definitions(rows),
         first=tables[:1],
         tables=tables[1:],
@@ -160,13 +160,10 @@ def _machine(run: Run) -> str:
 
 
 def _definitions(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """The shown metrics in words; HD95 and ASD as the conventions of the runs have them."""
-    rules = [CONVENTIONS[run.scores.convention] for row in rows for run in row.scored if run.scores]
-    meant = {"hd95": [rule.hd95 for rule in rules], "asd": [rule.asd for rule in rules]}
-    return [
-        (METRICS[name].title, " or ".join(dict.fromkeys(METRICS[each].description for each in meant.get(name, [name]))))
-        for name in shown_metrics(rows)
-    ]
+    """The shown metrics in words; HD95 and ASD as the convention of the runs has them."""
+    rule = convention_of(rows)
+    meant = {"hd95": rule.hd95, "asd": rule.asd}
+    return [(METRICS[name].title, METRICS[meant.get(name, name)].description) for name in shown_metrics(rows)]
 
 
 def _classes(rows: Sequence[Row]) -> dict[int, str]:
@@ -182,7 +179,7 @@ def _classes(rows: Sequence[Row]) -> dict[int, str]:
 
 def _labels(rows: Sequence[Row]) -> list[Figure]:
     """Dice against the number of labels, where rows have several numbers; rows without unlabelled cases are levels."""
-    scored = [row for row in rows if row.spread_of_seeds.mean is not None]
+    scored = [row for row in rows if row.describe() is not None]
     curves: dict[str, list[Row]] = {}
     for row in scored:
         if not _has_all_labels(row):
@@ -197,7 +194,7 @@ def _labels(rows: Sequence[Row]) -> list[Figure]:
     levels = [(f"{row.name}, which is all", row.colour, _point(row).mean) for row in scored if _has_all_labels(row)]
     words = (
         "Dice against labelled cases. Filled dots are means over patients with their 95 % intervals, hollow dots are "
-        "single runs."
+        "those of single runs."
     )
     across = " Lines right across had a label for every training case." if levels else ""
     return [Figure(label_curve(drawn, levels, "Dice, %"), words + across)]
@@ -221,8 +218,7 @@ def _point(row: Row) -> Point:
     interval = mean_interval(row)
     assert interval is not None
     ends = [None if end is None else 100 * end for end in (interval.low, interval.high)]
-    runs = [100 * run.summary.overall.dice.mean for run in row.scored
-            if run.summary and run.summary.overall.dice.mean is not None]  # fmt: skip
+    runs = [100 * statistics.fmean(patients.values()) for patients in row.values().values() if patients]
     return Point(row.key.labelled, 100 * interval.mean, ends[0], ends[1], runs)
 
 

@@ -17,11 +17,13 @@ from medssl.comparison import (
     Gain,
     Row,
     Run,
+    convention_of,
     differing_facts,
     facts,
     gains,
     rank_rows,
     scale_of,
+    units_of,
 )  # fmt: skip
 from medssl.metrics import METRICS
 from medssl.published import PublishedRow
@@ -87,8 +89,8 @@ def result_tables(
 def _dice_table(rows: Sequence[Row], against: Mapping[str, Sequence[Gain | None]]) -> Table:
     columns = [
         *_key_columns(),
-        Column("Dice, %", "mean ± sd over cases and seeds"),
-        Column("95 % interval", "of the mean over patients"),
+        Column("Dice, %", "mean ± sd over patients"),
+        Column("95 % interval", "of the mean"),
         Column("sd of runs", "points"),
         *(Column(f"Against {reference}", "points") for reference in against),
         Column("Steps", "minutes of a run"),
@@ -97,9 +99,7 @@ def _dice_table(rows: Sequence[Row], against: Mapping[str, Sequence[Gain | None]
     lines = [
         [
             *_key_cells(row),
-            _spread_cell("dice", row.summary.overall.dice) if row.summary else Cell("not scored"),
-            _interval_cell(mean_interval(row)),
-            _points_cell(row.spread_of_seeds.sd),
+            *_dice_cells(row),
             *(_gain_cell(found[i]) for found in against.values()),
             Cell(f"{row.key.steps:,}", f"{row.minutes:,.1f} min", order=row.key.steps),
             _seeds(row),
@@ -108,7 +108,8 @@ def _dice_table(rows: Sequence[Row], against: Mapping[str, Sequence[Gain | None]
     ]
     words = (
         f"Dice of all classes, {conditions(rows)}. The runs of a row differ by their seed only, unless a note says "
-        "otherwise. Intervals take patients and trainings anew (bootstrap). Minutes are of steps, without validations."
+        "otherwise. A patient has the mean over cases and runs; sd of runs is of their means over patients. Intervals "
+        "take patients and trainings anew (bootstrap). Minutes are of steps, without validations."
     )
     return Table("methods", words, columns, [("", lines)])
 
@@ -143,7 +144,7 @@ def _metrics_table(rows: Sequence[Row]) -> Table:
     others = [metric for metric in shown_metrics(rows) if metric != "dice"]
     columns = [
         *_key_columns(),
-        *(Column(_head(metric, rows), "mean ± sd") for metric in others),
+        *(Column(_head(metric, rows), f"mean ± sd over {_behind_overall(rows)}") for metric in others),
         Column("Missed / invented / absent", "classes of cases"),
     ]
     lines = [
@@ -152,8 +153,8 @@ def _metrics_table(rows: Sequence[Row]) -> Table:
         for row in rows if row.summary
     ]  # fmt: skip
     words = (
-        "Other metrics of all classes, mean ± standard deviation over cases and seeds. Missed: in the reference only; "
-        "invented: in the prediction only; absent: in neither."
+        f"Other metrics of all classes, mean ± standard deviation over {_behind_overall(rows)}. Missed: in the "
+        "reference only; invented: in the prediction only; absent: in neither."
     )
     return Table("metrics", words, columns, [("", lines)])
 
@@ -304,11 +305,14 @@ def _form_of(metric: str) -> _Form:
 
 
 def _head(metric: str, rows: Sequence[Row]) -> str:
-    """A metric with its unit, or units where runs were scored in several."""
+    """A metric with its unit."""
     unit = _form_of(metric).unit
-    if unit == "mm":
-        unit = " or ".join(dict.fromkeys(run.scores.units for row in rows for run in row.scored if run.scores))
-    return f"{METRICS[metric].title}, {unit}"
+    return f"{METRICS[metric].title}, {units_of(rows) if unit == 'mm' else unit}"
+
+
+def _behind_overall(rows: Sequence[Row]) -> str:
+    """What the overall numbers of the convention are means over."""
+    return "classes" if convention_of(rows).averages == "classes" else "cases and seeds"
 
 
 def _key_columns() -> list[Column]:
@@ -347,8 +351,17 @@ def _printed_cell(number: Decimal | None) -> Cell:
     return Cell() if number is None else Cell(str(number), order=float(number))
 
 
-def _points_cell(sd: float | None) -> Cell:
-    return Cell() if sd is None else Cell(f"{100 * sd:.1f}", order=sd)
+def _dice_cells(row: Row) -> list[Cell]:
+    """Mean and spread over patients, the interval, and the spread of the runs' means."""
+    about = row.describe()
+    if about is None:
+        return [Cell("not scored" if row.summary is None else NOTHING), Cell(), Cell()]
+    sd = about.sd_of_trainings
+    return [
+        _spread_cell("dice", Spread(about.mean, about.sd, about.patients)),
+        _interval_cell(mean_interval(row)),
+        Cell() if sd is None else Cell(f"{100 * sd:.1f}", order=sd),
+    ]
 
 
 def _counts_cell(summary: ClassSummary) -> Cell:

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from medssl.data.io import read_volume, write_image
 from medssl.data.volume import Affine, Source, Volume
 from medssl.errors import ConfigError, DataError
-from medssl.figures import grey_window
 from medssl.files import whole_file
+from medssl.palette import grey_window
 from medssl.progress import track
 from medssl.report.gallery import Files, Wall
 

@@ -86,11 +86,12 @@ def agreements(rows: Sequence[Row], classes: int, *, workers: int = 2) -> list[A
     data: dict[Source, DatasetConfig | None] = {}
     for i, row in enumerate(rows):
         for run in row.scored:
+            assert run.scores is not None
             folder = run.made.get("uncertainty")
-            for prediction, reference in run.files.values():
+            for prediction, reference in run.scores.files.values():
                 unsure = prediction.parent / str(folder) / prediction.name if folder else None
                 by_reference[reference].append(_Files(i, prediction, unsure))
-                data[reference] = run.scores.data if run.scores else None
+                data[reference] = run.scores.data
     found = [_nothing(classes) for _ in rows]
     many = sum(map(len, by_reference.values())) >= _FEW
     with mapper(workers if many else 0) as apply:

@@ -1,4 +1,4 @@
-"""The pictures of a report, each a data URI that an HTML page can hold: plots as SVG, scans as WebP.
+"""The plots of a report, each an SVG as a data URI that an HTML page can hold.
 
 Nothing is read from disk, and nothing here depends on pyplot: figures are objects that are drawn, encoded and
 dropped. Names from data are drawn as plain text, never as mathematics.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,26 +16,12 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from medssl.data.recipe import Turn
-from medssl.data.volume import Volume
+from medssl.palette import PALETTE
 from medssl.statistics import Ranking
 
-BASELINE_COLOUR = "#5c6670"
-PALETTE = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F",
-    "#003A5C", "#7A2E00", "#7CB342", "#6A2C57", "#B39DDB", "#00463A", "#20272D",
-)  # fmt: skip
-"""The first seven are told apart by colour-blind readers (after Okabe and Ito, without black and yellow); the others,
-mostly darker ones, are for a table of all methods."""
-CLASS_COLOURS = ("#56B4E9", "#E69F00", "#2FC38F", "#F08CC4", "#F0E442", "#9AA7FF", "#FF8A5B")
-"""Bright enough for a line on a grey scan."""
-STYLES = ("-", "--", ":", "-.")
-THICK_SLICES = 2.5
-"""From this ratio of spacings on, slices are shown as they were scanned and not cut across."""
 BINS = 40
 """Most points of a smoothed curve."""
 MOST_NUMBERED = 9
@@ -46,10 +32,6 @@ _STYLE = {
     "axes.spines.right": False, "axes.edgecolor": "#8a939b", "xtick.color": "#4a535b", "ytick.color": "#4a535b",
     "axes.labelcolor": "#4a535b", "axes.grid": True, "grid.color": "#e6e9ec", "axes.axisbelow": True,
 }  # fmt: skip
-_AXES = "RAS"
-# The dashes stay visible where they lie on the line, so that a class that was missed looks unlike one that was hit.
-_REFERENCE: dict[str, Any] = {"linestyles": "solid", "linewidths": 1.1}
-_PREDICTION: dict[str, Any] = {"linestyles": [(0, (2.0, 1.6))], "linewidths": 2.3}
 
 
 @dataclass(frozen=True)
@@ -83,25 +65,6 @@ class Point(NamedTuple):
     low: float | None
     high: float | None
     runs: Sequence[float]
-
-
-@dataclass(frozen=True)
-class View:
-    """One slice of a case with both contours."""
-
-    caption: str
-    uri: str
-
-
-def method_colours(methods: Iterable[str]) -> dict[str, str]:
-    """One colour per method, in order of first appearance; `supervised` is the grey baseline."""
-    others = [method for method in dict.fromkeys(methods) if method != "supervised"]
-    return {"supervised": BASELINE_COLOUR} | {m: PALETTE[i % len(PALETTE)] for i, m in enumerate(others)}
-
-
-def class_colour(label: int) -> str:
-    """The colour of a foreground class on scans."""
-    return CLASS_COLOURS[(label - 1) % len(CLASS_COLOURS)]
 
 
 def strip_plot(groups: Sequence[tuple[str, str, Sequence[float]]], axis: str) -> str:
@@ -287,39 +250,6 @@ def smooth(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float]
     return tuple([float(np.mean(np.asarray(x)[part])) for part in parts] for x in (steps, values))  # type: ignore[return-value]
 
 
-def overlay(image: Volume, prediction: Volume, reference: Volume) -> list[View]:
-    """Three slices with the contours of both label maps, solid for the reference and dashed for the prediction.
-
-    Slices show the patient upright: front or head up, in the radiological way (the patient's right on the left
-    of the picture). A scan of thick slices is shown in its own plane; others in three planes, each where the
-    reference is largest. All are square, at one scale in millimetres.
-
-    Args:
-        image: `(X, Y, Z)` or `(X, Y, Z, M)`, of which the first channel is shown.
-    """
-    turn = Turn.to("RAS", image.affine)
-    spacing = turn.apply_to_axes(image.spacing)
-    grey, ours, theirs = (turn.apply(_first_channel(volume.array)) for volume in (image, prediction, reference))
-    shown = theirs if theirs.any() else ours
-    window = grey_window(grey)
-    slices = _choose_slices(shown > 0, spacing)
-    centre, side = _frame((ours > 0) | (theirs > 0), spacing, {axis for axis, _ in slices})
-    return [
-        View(
-            f"{('sagittal', 'coronal', 'axial')[axis]} slice {index + 1} of {grey.shape[axis]}",
-            _draw_slice(axis, [a.take(index, axis) for a in (grey, ours, theirs)], spacing, centre, side, window),
-        )
-        for axis, index in slices
-    ]
-
-
-def grey_window(grey: NDArray[Any]) -> tuple[float, float]:
-    """The grey levels that are shown black and white: the 0.5th and 99.5th percentile of what is finite."""
-    finite = grey[np.isfinite(grey)]
-    low, high = np.percentile(finite, [0.5, 99.5]) if finite.size else (0.0, 1.0)
-    return float(low), float(max(high, low + 1e-6))
-
-
 def _draw_curve(axes: Any, curve: Curve, *, shift: float, is_wide: bool, span: Sequence[int]) -> None:
     """Shifted a little to the side, so that intervals of methods stand beside each other."""
     width = span[-1] - span[0]
@@ -361,92 +291,7 @@ def _draw_places(axes: Any, y: int, colour: str, shares: Sequence[float]) -> Non
         start += share
 
 
-def _first_channel(array: NDArray[Any]) -> NDArray[Any]:
-    return array if array.ndim == 3 else array[..., 0]
-
-
-def _frame(mask: NDArray[np.bool_], spacing: Sequence[float], cut: set[int]) -> tuple[list[float], float]:
-    """Centre, and side with a margin, in mm, of a square around the mask, or around all of an empty one.
-
-    Args:
-        cut: the axes that slices are taken along; along a single one the extent is not seen.
-    """
-    where = np.argwhere(mask)
-    if not len(where):
-        where = np.array([[0, 0, 0], np.array(mask.shape) - 1])
-    low, high = where.min(0) * spacing, where.max(0) * spacing
-    seen = [axis for axis in range(3) if cut != {axis}]
-    return [float(c) for c in (low + high) / 2], 1.35 * float((high - low + spacing)[seen].max())
-
-
-def _choose_slices(mask: NDArray[np.bool_], spacing: Sequence[float]) -> list[tuple[int, int]]:
-    """`(axis, index)` of three slices of a volume, the most telling first."""
-    if max(spacing) / min(spacing) < THICK_SLICES:
-        return [(axis, int(_areas(mask, axis).argmax())) for axis in (2, 1, 0)]
-    axis = int(np.argmax(spacing))
-    filled = np.flatnonzero(_areas(mask, axis))
-    if not len(filled):
-        filled = np.arange(mask.shape[axis])
-    return [(axis, int(i)) for i in dict.fromkeys(filled[[len(filled) * k // 6 for k in (3, 1, 5)]])]
-
-
-def _areas(mask: NDArray[np.bool_], axis: int) -> NDArray[Any]:
-    return np.asarray(mask.sum(tuple(other for other in range(3) if other != axis)))
-
-
-def _draw_slice(
-    axis: int,
-    planes: Sequence[NDArray[Any]],
-    spacing: Sequence[float],
-    centre: Sequence[float],
-    side: float,
-    window: tuple[float, float],
-) -> str:
-    across, up = (other for other in range(3) if other != axis)
-    grey, ours, theirs = (plane.T for plane in planes)  # (up, across)
-    xs, ys = (np.arange(-1, n + 1) * spacing[a] for a, n in ((across, grey.shape[1]), (up, grey.shape[0])))
-    figure = Figure(figsize=(3.2, 3.2), facecolor="black")
-    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
-    axes.set_axis_off()
-    extent = (
-        xs[0] + spacing[across] / 2,
-        xs[-1] - spacing[across] / 2,
-        ys[0] + spacing[up] / 2,
-        ys[-1] - spacing[up] / 2,
-    )
-    axes.imshow(grey, cmap="gray", vmin=window[0], vmax=window[1], origin="lower", extent=extent,
-                interpolation="bilinear")  # fmt: skip
-    for labels, style in ((theirs, _REFERENCE), (ours, _PREDICTION)):
-        for label in np.unique(labels[labels > 0]):
-            contour = axes.contour(xs, ys, np.pad(labels == label, 1).astype(float), levels=[0.5],
-                                   colors=[class_colour(int(label))], **style)  # fmt: skip
-            contour.set_path_effects([withStroke(linewidth=style["linewidths"] + 1.4, foreground="black")])
-    # From high to low x: the patient's right, and in a sagittal slice the front, is on the left.
-    axes.set_xlim(centre[across] + side / 2, centre[across] - side / 2)
-    axes.set_ylim(centre[up] - side / 2, centre[up] + side / 2)
-    axes.set_aspect("equal")
-    _annotate(axes, _AXES[across], _AXES[up], side)
-    return _webp(figure)
-
-
-def _annotate(axes: Any, left: str, top: str, side: float) -> None:
-    """Letters of the directions, and a bar with its length."""
-    style = {"color": "white", "fontsize": 9, "path_effects": [withStroke(linewidth=2, foreground="black")]}
-    axes.text(0.02, 0.5, left, transform=axes.transAxes, ha="left", va="center", **style)
-    axes.text(0.5, 0.98, top, transform=axes.transAxes, ha="center", va="top", **style)
-    bar = max((mm for mm in (0.5, 1, 2, 5, 10, 20, 50, 100) if mm <= side / 3), default=side / 3)
-    axes.plot([0.96 - bar / side, 0.96], [0.04, 0.04], transform=axes.transAxes, color="white", linewidth=2.2,
-              path_effects=[withStroke(linewidth=4, foreground="black")])  # fmt: skip
-    axes.text(0.96, 0.055, f"{bar:g} mm", transform=axes.transAxes, ha="right", va="bottom", **style)
-
-
 def _svg(figure: Any) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _webp(figure: Any) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="webp", dpi=120, pil_kwargs={"quality": 85})
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
