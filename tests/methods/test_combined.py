@@ -167,11 +167,11 @@ def test_losses_are_those_of_the_equations(pseudo):
     assert 0.2 < disputed.float().mean() < 0.8
 
     def mean(values, trust, region):
-        return (trust * region * values).sum() / (trust * region).sum()
+        return (trust * region * values).sum() / region.sum()
 
     def told(logits, target, trust, region):
         ce = mean(nll(logits, target), trust, region)
-        return ce if pseudo == "ce" else (ce + dice(logits, target, trust * region)) / 2
+        return ce if pseudo == "ce" else (ce + mean(1.0, trust, region) * dice(logits, target, trust * region)) / 2
 
     def labelled(logits, label, region):
         return (mean(nll(logits, label), 1.0, region) + dice(logits, label, region)) / 2
