@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from by_hand import MIDWAY, RISE, SHAPE, assert_step, dice, doubt, nll, part_ways, squares
+from by_hand import batch as patches
 from pydantic import ValidationError
 from torch import nn
 
@@ -15,13 +17,13 @@ from medssl.methods import METHODS
 from medssl.methods.combined import Said
 from medssl.networks import NetworkConfig, make_network
 from medssl.parts.frequency import split_frequencies
-from medssl.parts.losses import cross_entropy, dice_ce
+from medssl.parts.losses import dice_ce
 from medssl.parts.mix import paste, random_box
+from medssl.parts.pseudo import largest_component
 from medssl.parts.sample import Progress, Sample, TrainBatch
 from medssl.parts.schedules import generator
 from medssl.run import parse_method
 
-SHAPE = (5, 6, 7)
 LATER = Progress(60, 100)
 BANDED = {  # the settings that most tests of parts are about
     "bands": ["low", "high"], "turn": 1, "whole": False, "pseudo": "dice_ce", "dice": "linear", "full_weight": 1.0,
@@ -41,15 +43,6 @@ def make(name, kernel=3, **settings):
 
 def build(kernel=3, **settings):
     return make("combined", kernel, **{**BANDED, **settings})
-
-
-def part_ways(method):
-    """Networks that differ, as after some training."""
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for p in method.parameters():
-            p.add_(0.3 * torch.randn_like(p))
-    return method
 
 
 def batch(size=2):
@@ -157,47 +150,66 @@ class TestReductions:
         assert_same(ours, supervised, {"labelled": "supervised"})
 
     @pytest.mark.parametrize("scope", ["voxel", "sample"])
-    def test_labels_by_the_others_alone_are_those_of_umct(self, scope):
-        ours = part_ways(build(axes=3 * [(0, 1, 2)], own=0.0, scope=scope))
-        umct = make("umct", uncertainty="entropy", scope=scope)
+    def test_losses_on_labels_by_the_others_alone_are_on_those_of_umct(self, scope):
+        settings = {"axes": 3 * [(0, 1, 2)], "own": 0.0, "scope": scope, "turn": 0, "alpha": 0.3, "full_weight": 0.7}
+        ours = part_ways(build(**{**APART, **settings, "ramp": 0.5, "pseudo": "ce"}))
+        umct, data = make("umct", uncertainty="entropy", scope=scope), batch()
         for mine, theirs in zip(ours.teachers(), umct.nets, strict=True):
             theirs.load_state_dict(mine.net.state_dict())
-        probs, uncertainty = umct.opinions(batch().unlabelled, batch().seeds)
-        for number, target in enumerate(umct.targets(probs, uncertainty)):
-            torch.testing.assert_close(ours.told(number, batch().unlabelled, Said.of(probs)).probs, target)
+        targets, students = umct.targets(*umct.opinions(data.unlabelled, data.seeds)), ours.students()
+        said = [student(data.unlabelled) for student in students]
+        expected = {
+            "labelled": sum(dice_ce(student(data.image), data.label, dice="linear") for student in students),
+            "pseudo": 0.3 * sum(nll(z, q.argmax(1)).mean() for z, q in zip(said, targets, strict=True)),
+            "full": 0.7 * RISE * sum(squares(z.softmax(1), q).mean() for z, q in zip(said, targets, strict=True)),
+        }
+        assert_step(ours.step(data, MIDWAY, generator(0)).losses, expected, students)
 
 
-def test_losses_are_those_of_the_equations():
-    method, data = part_ways(build(full_band=0.0, ramp=0.0, alpha=0.3, full_weight=0.7, cross_weight=0.4)), batch()
-    probs = torch.stack([net(data.unlabelled).softmax(1) for net in method.teachers()]).detach()
-    told = method.told(0, data.unlabelled, Said.of(probs))
-    target, trust, boxes = told.pseudo.target, told.pseudo.weight, []
-    assert 0 < trust.min() < trust.max() < 1
-    labelled, pseudo, seen = 0, 0, []
-    for student, shown in zip(method.group(0).students, method.drawn(data.image, generator(0)), strict=True):
-        box = shown.box
-        boxes.append(torch.stack([box, ~box]))
-        mine, other = student.view.apply(data.image), student.view.apply(data.unlabelled)
-        inward = student.net(torch.where(box, other[:1], mine[1:]))
-        outward = student.net(torch.where(box, mine[:1], other[1:]))
-        labelled += dice_ce(inward, data.label[1:], 1.0 * ~box[None], dice="linear")
-        labelled += dice_ce(outward, data.label[:1], 1.0 * box[None], dice="linear")
-        pseudo += trust[0][box].mean() * dice_ce(inward, target[:1], trust[:1] * box, dice="linear")
-        pseudo += trust[1][~box].mean() * dice_ce(outward, target[1:], trust[1:] * ~box, dice="linear")
-        seen.append(torch.cat([inward, outward]))
+@pytest.mark.parametrize("pseudo", ["ce", "dice_ce"])
+def test_losses_are_those_of_the_equations(pseudo):
+    """Two groups of two students, teachers that are told apart from them and label the weak view."""
+    settings = {"bands": ["low", "high"], "full_band": 0.0, "ramp": 0.5, "pseudo": pseudo}
+    weights = {"alpha": 0.3, "full_weight": 0.7, "cross_weight": 0.4, "own": 0.3, "disputed": 0.6}
+    method, data = part_ways(make("combined", **settings, **weights)), patches(unlabelled=2)
+    boxes = [shown.box for shown in method.drawn(data.image, generator(0))]
+    p = torch.stack([net(data.weak).softmax(1) for net in method.teachers()]).detach()
+    unsure = torch.stack([doubt(one) for one in p])
+    counts = torch.minimum(1 / (unsure + 1e-3), 20 * (1 / (unsure + 1e-3)).amin(0)).unsqueeze(2)
+    disputed = p[0].argmax(1) != p[1].argmax(1)
+    assert 0.2 < disputed.float().mean() < 0.8
 
-    def squares(logits, probs, where):
-        return (trust * where * ((logits.softmax(1) - probs) ** 2).mean(1)).sum() / where.sum()
+    def mean(values, trust, region):
+        return (trust * region * values).sum() / region.sum()
 
-    full = sum(squares(logits, told.probs, where) for logits, where in zip(seen, boxes, strict=True))
-    both = boxes[0] & boxes[1]
-    cross = sum(squares(seen[s], seen[1 - s].softmax(1).detach(), both) for s in (0, 1))
-    expected = {"labelled": labelled, "pseudo": 0.3 * pseudo, "full": 0.7 * full, "cross": 0.4 * cross}
-    result = step(method)
-    torch.testing.assert_close(result.losses, expected)
-    learned = [p for student in method.group(0).students for p in student.parameters()]
-    ours, theirs = (torch.autograd.grad(loss, learned) for loss in (total(result), sum(expected.values())))
-    torch.testing.assert_close(ours, theirs)
+    def told(logits, target, trust, region):
+        ce = mean(nll(logits, target), trust, region)
+        return ce if pseudo == "ce" else (ce + mean(1.0, trust, region) * dice(logits, target, trust * region)) / 2
+
+    def labelled(logits, label, region):
+        return (mean(nll(logits, label), 1.0, region) + dice(logits, label, region)) / 2
+
+    expected = dict.fromkeys(("labelled", "pseudo", "full", "cross"), 0.0)
+    for number in (0, 1):
+        by = counts * torch.tensor([0.3 if number == k else 1.0 for k in (0, 1)]).view(2, 1, 1, 1, 1, 1)
+        q = (by * p).sum(0) / by.sum(0)
+        target, trust = largest_component(q.argmax(1), 3), (1 - doubt(q)) * torch.where(disputed, 0.6, 1.0)
+        seen = []
+        for student, box in zip(method.group(number).students, boxes, strict=True):
+            mine, other = student.view.apply(data.image), student.view.apply(data.unlabelled)
+            inward, outward = torch.where(box, other[:1], mine[1:]), torch.where(box, mine[:1], other[1:])
+            whole, inward, outward = student.net(torch.cat([mine, inward, outward])).split([2, 1, 1])
+            expected["labelled"] += labelled(whole, data.label, torch.ones_like(trust))
+            expected["labelled"] += labelled(inward, data.label[1:], ~box[None])
+            expected["labelled"] += labelled(outward, data.label[:1], box[None])
+            expected["pseudo"] += 0.3 * told(inward, target[:1], trust[:1], box[None])
+            expected["pseudo"] += 0.3 * told(outward, target[1:], trust[1:], ~box[None])
+            seen.append(torch.cat([inward, outward]).softmax(1))
+        where = [torch.stack([box, ~box]) for box in boxes]
+        for one, other, here in zip(seen, seen[::-1], where, strict=True):
+            expected["full"] += 0.7 * RISE * mean(squares(one, q), trust, here)
+            expected["cross"] += 0.4 * RISE * mean(squares(one, other.detach()), trust, where[0] & where[1])
+    assert_step(method.step(data, MIDWAY, generator(0)).losses, expected, method.students())
 
 
 class TestCost:
@@ -404,23 +416,6 @@ class TestWhatIsSeen:
         torch.testing.assert_close(step(ours).losses["pseudo"], step(without).losses["pseudo"])
         for name, value in step(without).stats.items():
             torch.testing.assert_close(step(ours).stats[name], value)
-
-    def test_pseudo_labels_can_be_scored_by_cross_entropy_alone(self):
-        ours, data, box = (
-            part_ways(build(**PLAIN, pseudo="ce", alpha=0.3)),
-            batch(),
-            random_box(SHAPE, 2 / 3, generator(0)),
-        )
-        probs = torch.stack([net(data.unlabelled).softmax(1) for net in ours.teachers()]).detach()
-        target = ours.told(0, data.unlabelled, Said.of(probs)).pseudo.target
-        student = ours.students()[0]
-        inward = student(torch.where(box, data.unlabelled[:1], data.image[1:]))
-        outward = student(torch.where(box, data.image[:1], data.unlabelled[1:]))
-        expected = cross_entropy(inward, target[:1], 1.0 * box[None]) + cross_entropy(
-            outward, target[1:], 1.0 * ~box[None]
-        )
-        torch.testing.assert_close(step(ours).losses["pseudo"], 0.3 * expected)
-        torch.testing.assert_close(step(ours).losses["labelled"], step(part_ways(build(**PLAIN))).losses["labelled"])
 
     def test_a_student_of_either_band_sees_both_in_turn_and_all_at_inference(self):
         method, seen, data = build(bands=["either"], full_band=0.25, whole=True), [], batch()

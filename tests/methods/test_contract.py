@@ -56,6 +56,7 @@ def make_batch(channels, classes, shape, size=2):
         label=torch.randint(0, classes, (size, *shape)),
         unlabelled=torch.randn(size, channels, *shape),
         seeds=tuple(range(size)),
+        weak=torch.randn(size, channels, *shape),
     )
 
 
@@ -125,14 +126,15 @@ def test_teachers_start_as_their_student_and_move_towards_it(name):
 
 @pytest.mark.parametrize("progress", STAGES, ids=["start", "later", "end"])
 def test_step_changes_neither_batch_nor_weights(name, progress):
+    """Nor the teachers' running statistics; a student's follow what it learns from."""
     method, batch = build(name, 1, 3), make_batch(1, 3, (5, 6, 7))
-    batch_before = copy.deepcopy(batch)
+    batch_before, teachers = copy.deepcopy(batch), copy.deepcopy([net.state_dict() for net in method.teachers()])
     weights = {k: v.clone() for k, v in method.named_parameters()}
     method.step(batch, progress, generator(0))
-    assert torch.equal(batch.image, batch_before.image)
-    assert torch.equal(batch.label, batch_before.label)
-    assert torch.equal(batch.unlabelled, batch_before.unlabelled)
+    for part in ("image", "label", "unlabelled", "weak"):
+        assert torch.equal(getattr(batch, part), getattr(batch_before, part))
     assert all(torch.equal(v, weights[k]) for k, v in method.named_parameters())
+    torch.testing.assert_close([net.state_dict() for net in method.teachers()], teachers, rtol=0, atol=0)
 
 
 VARIANTS = [*((name, {}) for name in sorted(METHODS)), ("bcp", {"weighting": "voxel"}),

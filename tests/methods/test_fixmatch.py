@@ -1,30 +1,20 @@
 import pytest
 import torch
+from by_hand import MIDWAY, SHAPE, TinyNet, assert_step, batch, dice, nll, part_ways, segmentation
 from torch import nn
 
 from medssl.errors import ConfigError
 from medssl.methods import METHODS
-from medssl.networks import NetworkConfig, make_network
-from medssl.parts.losses import cross_entropy, dice_ce, dice_loss
+from medssl.methods.inside import with_fewer_channels
 from medssl.parts.perturb import strong_view
-from medssl.parts.sample import Progress, Sample, TrainBatch
+from medssl.parts.sample import Sample
 from medssl.parts.schedules import generator, mix
 from medssl.run import parse_method
-
-SHAPE = (5, 6, 7)
-LATER = Progress(60, 100)
 
 
 def build(make=lambda **changes: nn.Conv3d(1, 3, 3, padding=1), **settings):
     torch.manual_seed(0)
     return METHODS["fixmatch"](parse_method({"name": "fixmatch", **settings}), make)
-
-
-def batch(size=3):
-    torch.manual_seed(1)
-    label = torch.randint(0, 3, (2, *SHAPE))
-    unlabelled = torch.randn(size, 1, *SHAPE)
-    return TrainBatch(torch.randn(2, 1, *SHAPE), label, unlabelled, tuple(range(size)))
 
 
 def set_bias(method, values):
@@ -34,43 +24,40 @@ def set_bias(method, values):
         method.student.bias.copy_(torch.tensor(values))
 
 
-def test_the_weak_view_labels_and_the_strong_view_learns():
-    method, data = build(threshold=0.4), batch()
-    loss = method.step(data, LATER, generator(0)).losses["strong"]
-    confidence, target = method.student(data.unlabelled).softmax(1).max(1)
-    logits = method.student(strong_view(data.unlabelled, [mix(seed, 0) for seed in data.seeds]))
-    confident = confidence >= 0.4
-    assert 0 < confident.float().mean() < 1
-    expected = torch.nn.functional.cross_entropy(logits, target, reduction="none")[confident].sum() / target.numel()
-    torch.testing.assert_close(loss, expected)
+@pytest.mark.parametrize("loss", ["ce", "dice"])
+def test_losses_are_those_of_the_equations(loss):
+    """Equations 3 and 4 with two strong views, or Dice in place of 4, and UniMatch's view with fewer features."""
+    settings = {"loss": loss, "threshold": 0.8, "views": 2, "strong_weight": 0.7, "feature_weight": 0.3}
+    method, data = part_ways(build(TinyNet, feature_dropout=0.5, **settings)), batch()
+    losses = method.step(data, MIDWAY, generator(0)).losses
+    student = method.student
+    confidence, target = student(data.weak).detach().softmax(1).max(1)
+    confident = confidence >= 0.8
+    assert 0.2 < confident.float().mean() < 0.8
 
+    def unsupervised(logits):
+        return dice(logits, target, confident) if loss == "dice" else (confident * nll(logits, target)).mean()
 
-def test_no_gradient_passes_through_the_pseudo_label():
-    method, data = build(threshold=0.0), batch()
-    pseudo = method.pseudo_label(data.unlabelled)
-    assert not pseudo.target.requires_grad
-    assert not pseudo.weight.requires_grad
+    views = [strong_view(data.unlabelled, [mix(seed, view) for seed in data.seeds]) for view in (0, 1)]
+    labelled, first, second = student(torch.cat([data.image, *views])).split([2, 3, 3])
+    fewer = with_fewer_channels(student, data.weak, 0.5, data.seeds)
+    expected = {
+        "supervised": segmentation(labelled, data.label),
+        "strong": 0.7 * (unsupervised(first) + unsupervised(second)) / 2,
+        "features": 0.3 * unsupervised(fewer),
+    }
+    assert_step(losses, expected, [student])
 
 
 @pytest.mark.parametrize("loss", ["ce", "dice"])
 def test_an_unsure_network_learns_nothing_from_unlabelled_patches(loss):
     method, data = build(threshold=0.95, loss=loss), batch()
     set_bias(method, [0.0, 0.0, 0.0])
-    result = method.step(data, LATER, generator(0))
+    result = method.step(data, MIDWAY, generator(0))
     assert result.stats["selected"] == result.losses["strong"] == 0
-    torch.testing.assert_close(result.losses["supervised"], dice_ce(method.student(data.image), data.label))
+    torch.testing.assert_close(result.losses["supervised"], segmentation(method.student(data.image), data.label))
     set_bias(method, [0.0, 5.0, 0.0])
-    assert method.step(data, LATER, generator(0)).stats["selected"] == 1
-
-
-def test_unlabelled_terms_count_confident_voxels_as_each_loss_says():
-    torch.manual_seed(2)
-    logits, target = torch.randn(2, 3, *SHAPE), torch.randint(0, 3, (2, *SHAPE))
-    weight = (torch.rand(2, *SHAPE) < 0.3).float()
-    sample = Sample(logits[:, :1], target, weight)
-    ce = build(loss="ce").unsupervised(logits, sample)
-    torch.testing.assert_close(ce, cross_entropy(logits, target, weight) * weight.mean())
-    torch.testing.assert_close(build(loss="dice").unsupervised(logits, sample), dice_loss(logits, target, weight))
+    assert method.step(data, MIDWAY, generator(0)).stats["selected"] == 1
 
 
 def test_cutmix_moves_image_target_and_trust_together():
@@ -89,30 +76,11 @@ def test_cutmix_moves_image_target_and_trust_together():
 
 
 def test_a_single_patch_has_nobody_to_exchange_with():
-    result = build(cutmix=1.0, threshold=0.0).step(batch(size=1), LATER, generator(0))
+    result = build(cutmix=1.0, threshold=0.0).step(batch(unlabelled=1), MIDWAY, generator(0))
     assert torch.isfinite(result.losses["strong"])
 
 
-def test_views_of_a_patch_differ_and_their_losses_are_averaged():
-    method, data = build(views=2, threshold=0.0), batch()
-    seen = []
-    method.student.register_forward_hook(lambda net, args, out: seen.append(args[0]))
-    loss = method.step(data, LATER, generator(0)).losses["strong"]
-    _, first, second = seen[1].split([2, 3, 3])
-    assert not torch.allclose(first, second)
-    weak = method.pseudo_label(data.unlabelled)
-    each = [method.unsupervised(method.student(view), weak) for view in (first, second)]
-    torch.testing.assert_close(loss, sum(each) / 2)
-
-
-def test_a_view_with_fewer_channels_is_an_option():
-    network = NetworkConfig(channels=(4, 8, 16), strides=(2, 2), name="unet")
-    make = lambda **changes: make_network(network, 1, 3)  # noqa: E731
-    torch.manual_seed(1)
-    image, label = torch.randn(2, 1, 8, 8, 12), torch.randint(0, 3, (2, 8, 8, 12))
-    data = TrainBatch(image, label, torch.randn(2, 1, 8, 8, 12), (1, 2))
-    losses = build(make, feature_dropout=0.5, threshold=0.0).step(data, LATER, generator(0)).losses
-    assert losses["features"] > 0
-    assert "features" not in build(make).step(data, LATER, generator(0)).losses
+def test_a_view_with_fewer_channels_is_an_option_for_networks_that_say_what_their_decoder_is():
+    assert "features" not in build().step(batch(), MIDWAY, generator(0)).losses
     with pytest.raises(ConfigError, match=r"method\.feature_dropout"):
         build(feature_dropout=0.5)

@@ -2,37 +2,52 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from by_hand import MIDWAY, RISE, TinyNet, assert_step, batch, doubt, part_ways, segmentation, squares
 
 from medssl.errors import ConfigError
 from medssl.methods import METHODS
-from medssl.parts.losses import consistency
-from medssl.parts.sample import Progress, TrainBatch
-from medssl.parts.schedules import generator
+from medssl.methods.inside import with_dropout
+from medssl.parts.sample import Progress
+from medssl.parts.schedules import generator, mix, normal
 from medssl.run import parse_method
-
-SHAPE = (5, 6, 7)
 
 
 def build(dropout=0.5, **settings):
     torch.manual_seed(0)
-    return METHODS["uamt"](
-        parse_method({"name": "uamt", **settings}),
-        lambda **changes: nn.Sequential(nn.Conv3d(1, 8, 3, padding=1), nn.Dropout(dropout), nn.Conv3d(8, 3, 1)),
-    )
-
-
-def batch():
-    torch.manual_seed(1)
-    label = torch.randint(0, 3, (2, *SHAPE))
-    return TrainBatch(torch.randn(2, 1, *SHAPE), label, torch.randn(3, 1, *SHAPE), (1, 2, 3))
+    return METHODS["uamt"](parse_method({"name": "uamt", **settings}), lambda **changes: TinyNet(dropout)).train()
 
 
 def set_bias(method, values):
     """A teacher that says the same everywhere."""
     with torch.no_grad():
-        method.pair.teacher[2].weight.zero_()
-        method.pair.teacher[2].bias.copy_(torch.tensor(values))
+        method.pair.teacher.decoder.weight.zero_()
+        method.pair.teacher.decoder.bias.copy_(torch.tensor(values))
+
+
+def test_losses_are_those_of_the_equations():
+    """The gate by passes with noise and dropout of their own, and the target by one more prediction without dropout."""
+    settings = {"consistency_weight": 0.7, "ramp": 0.5, "noise": 0.2, "passes": 3, "threshold": 0.6}
+    method, data = part_ways(build(**settings)), batch()
+    student, teacher = method.pair.student, method.pair.teacher
+
+    def noisy(seeds):
+        return data.unlabelled + (0.2 * normal(data.unlabelled, seeds)).clamp(-0.4, 0.4)
+
+    with torch.no_grad():
+        draws = [[mix(seed, number) for seed in data.seeds] for number in (1, 2, 3)]
+        probs = sum(with_dropout(teacher, noisy(drawn), drawn).softmax(1) for drawn in draws) / 3
+        counts = doubt(probs) < 0.6 + 0.4 * math.exp(-5 * (1 - 0.25) ** 2)
+        target = teacher(noisy(data.seeds)).softmax(1)
+    assert 0.2 < counts.float().mean() < 0.8
+    torch.manual_seed(2)  # of the student's dropout
+    losses = method.step(data, MIDWAY, generator(0)).losses
+    torch.manual_seed(2)
+    labelled, unlabelled = student(torch.cat([data.image, data.unlabelled])).split([2, 3])
+    expected = {
+        "supervised": segmentation(labelled, data.label),
+        "consistency": 0.7 * RISE * squares(unlabelled.softmax(1), target)[counts].mean(),
+    }
+    assert_step(losses, expected, [student])
 
 
 def test_the_threshold_rises_from_three_quarters_to_all_of_the_largest_entropy():
@@ -65,25 +80,6 @@ def test_each_volume_has_its_own_draws():
     method, data = build(), batch()
     together = method.uncertainty(data.unlabelled, data.seeds)
     torch.testing.assert_close(together[1:], method.uncertainty(data.unlabelled[1:], data.seeds[1:]))
-
-
-def test_where_every_voxel_counts_it_is_mean_teacher():
-    uamt, data = build(dropout=0.5, threshold=1.0), batch()
-    set_bias(uamt, [0.0, 1.0, 0.0])
-    uamt.pair.student.eval()
-    plain = METHODS["mean_teacher"](parse_method({"name": "mean_teacher"}), lambda **changes: nn.Conv3d(1, 3, 1))
-    plain.pair = uamt.pair
-    one, two = (method.step(data, Progress(60, 100), generator(0)).losses for method in (uamt, plain))
-    torch.testing.assert_close(one, two)
-
-
-def test_the_mean_is_over_voxels_that_count():
-    torch.manual_seed(0)
-    logits, probs = torch.randn(2, 3, *SHAPE), torch.rand(2, 3, *SHAPE)
-    counts = (torch.rand(2, *SHAPE) < 0.3).float()
-    squares = ((logits.softmax(1) - probs) ** 2).movedim(1, -1)[counts > 0]
-    torch.testing.assert_close(consistency(logits, probs, counts), squares.mean())
-    assert consistency(logits, probs, 0 * counts) == 0
 
 
 def test_a_network_without_dropout_is_refused_with_the_key_to_set():

@@ -4,15 +4,12 @@ import math
 
 import pytest
 import torch
+from by_hand import MIDWAY, RISE, SHAPE, assert_step, batch, dice, doubt, nll, segmentation, squares
 from torch import nn
 
 from medssl.methods import METHODS
-from medssl.parts.losses import dice_ce
-from medssl.parts.sample import Progress, TrainBatch
 from medssl.parts.schedules import generator
 from medssl.run import parse_method
-
-SHAPE = (5, 6, 7)
 
 
 def build(name="ucf_mix", **settings):
@@ -25,13 +22,8 @@ def build(name="ucf_mix", **settings):
     return method
 
 
-def batch():
-    torch.manual_seed(1)
-    return TrainBatch(torch.randn(2, 1, *SHAPE), torch.randint(0, 3, (2, *SHAPE)), torch.randn(3, 1, *SHAPE), (1, 2, 3))
-
-
 def step(method):
-    return method.step(batch(), Progress(60, 100), generator(0))
+    return method.step(batch(), MIDWAY, generator(0))
 
 
 def probs_of(method):
@@ -103,13 +95,30 @@ def test_a_volume_stays_itself_where_both_students_see_it_whole():
     torch.testing.assert_close(method.mix(batch().unlabelled, *probs_of(method)).image, batch().unlabelled)
 
 
-def test_the_mix_counts_as_much_as_its_labels_are_sure():
-    method = build(mix_weight=0.7)
-    result, mixed = step(method), method.mix(batch().unlabelled, *probs_of(method))
-    for name, student in {"mix_low": method.low, "mix_high": method.high}.items():
-        loss = dice_ce(student.net(mixed.image), mixed.target, mixed.weight)
-        torch.testing.assert_close(result.losses[name], 0.7 * mixed.weight.mean() * loss)
-    torch.testing.assert_close(result.stats["selected"], mixed.weight.mean())
+def test_losses_are_those_of_the_equations():
+    settings = {"cross_weight": 0.4, "full_weight": 1.3, "mix_weight": 0.7, "ramp": 0.5, "block": 1}
+    method, data = build(**settings), batch()
+    p_low, p_high = probs_of(method)
+    p = method.teacher(data.unlabelled).softmax(1)
+    cross = squares(p_low, p_high.detach()) + squares(p_high, p_low.detach())
+    expected = {
+        "supervised_low": segmentation(method.low(data.image), data.label),
+        "supervised_high": segmentation(method.high(data.image), data.label),
+        "cross_frequency": 0.4 * RISE * cross.mean() / 2,
+        "full_frequency": 1.3 * RISE * (squares(p_low, p) + squares(p_high, p)).mean() / 2,
+    }
+    p_low, p_high = p_low.detach(), p_high.detach()
+    surer = (doubt(p_low) <= doubt(p_high)).unsqueeze(1)
+    assert 0.2 < surer.float().mean() < 0.8
+    q, (low, high) = torch.where(surer, p_low, p_high), bands_of(method)
+    target, trust = q.argmax(1), 1 - doubt(q)
+    for name, net in {"mix_low": method.low.net, "mix_high": method.high.net}.items():
+        logits = net(torch.where(surer, high, low))
+        told = (trust * nll(logits, target)).mean() + trust.mean() * dice(logits, target, trust)
+        expected[name] = 0.7 * RISE * told / 2
+    result = step(method)
+    assert_step(result.losses, expected, method.students())
+    torch.testing.assert_close(result.stats["selected"], trust.mean())
 
 
 def test_undecided_students_teach_nothing():
@@ -120,13 +129,3 @@ def test_undecided_students_teach_nothing():
     losses = step(method).losses
     assert losses["mix_low"].abs() < 1e-5
     assert losses["mix_high"].abs() < 1e-5
-
-
-def test_the_mix_teaches_each_student_by_its_own_loss_and_never_by_its_labels():
-    method = build()
-    losses = step(method).losses
-    losses["mix_low"].backward()
-    assert all(p.grad.abs().sum() > 0 for p in method.low.parameters())
-    assert all(p.grad is None for net in (method.high, method.teacher) for p in net.parameters())
-    mixed = method.mix(batch().unlabelled, *probs_of(method))
-    assert not any(x.requires_grad for x in (mixed.image, mixed.weight))
