@@ -337,7 +337,7 @@ def train(
     sets: Sets = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last.pt.")] = False,
     is_dry: Annotated[bool, typer.Option("--dry-run", help="Resolve, run a batch, write nothing.")] = False,
-    until: Annotated[int | None, typer.Option("--until", help="Stop, saved, after this step.")] = None,
+    until: Annotated[int | None, typer.Option("--until", min=1, help="Stop, saved, after this step.")] = None,
     memory: Annotated[
         float | None, typer.Option("--memory", min=0.1, help="GiB that a step may need; settings are fitted to it.")
     ] = None,

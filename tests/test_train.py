@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 from medssl.augment import Augment, AugmentConfig
 from medssl.checkpoint import load_checkpoint
+from medssl.cli import app
 from medssl.config import dump, parse
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import make_split, write_split
@@ -414,6 +416,21 @@ def test_a_run_is_fitted_into_a_budget_and_resumes_so(config, tmp_path, capsys):
     train(settings, run, memory=1.05, until=2, device="cpu", resume=True, quiet=True)
 
 
+def test_until_zero_takes_no_step_and_the_command_wants_one_at_least(config, tmp_path):
+    run = train(config(), tmp_path / "run", until=0, quiet=True)
+    assert load_checkpoint(run / "last.pt")["iteration"] == 0
+    done = CliRunner().invoke(app, ["train", "balls.yaml", "--until", "0"])
+    assert done.exit_code == 2
+    assert "--until" in done.output
+
+
+def test_a_finished_run_writes_its_last_checkpoint_once(config, tmp_path, monkeypatch):
+    written, save = [], torch.save
+    monkeypatch.setattr(torch, "save", lambda values, path: (written.append(path.name), save(values, path)))
+    train(config(iterations=6, validate_every=3), tmp_path / "run", quiet=True)
+    assert sum(name.endswith("last.pt") for name in written) == 2  # of steps 3 and 6
+
+
 def test_save_every_saves_between_validations(config, tmp_path):
     run = train(config(iterations=9, validate_every=100, save_every=4), tmp_path / "run", until=6, quiet=True)
     assert load_checkpoint(run / "last.pt")["iteration"] == 6
@@ -467,10 +484,6 @@ class TestWithBaseline:
         return tmp_path
 
     def medssl(self, files, *words):
-        from typer.testing import CliRunner
-
-        from medssl.cli import app
-
         return CliRunner().invoke(app, ["train", str(files / "config.yaml"), "--out", str(files / "run"), "--quiet",
                                         "--device", "cpu", *words])  # fmt: skip
 
