@@ -28,7 +28,7 @@ from medssl.data.layouts import declared, read_layout
 from medssl.data.recipe import THICK_SLICE_RATIO
 from medssl.data.volume import by
 from medssl.errors import ConfigError, OutOfMemoryError
-from medssl.files import whole_file, write_json
+from medssl.files import refuse_existing, whole_file, write_json
 from medssl.memory import SMALLEST_SIDE, USABLE, Memory, estimate, parts_of_batch
 from medssl.methods.base import MethodConfig
 from medssl.run import RunConfig
@@ -131,8 +131,8 @@ def plan(
         OutOfMemoryError: not even the smallest patch fits.
     """
     for path in (out, fingerprint):
-        if path is not None and path.exists() and not overwrite:
-            raise ConfigError(f"{path}: exists; choose another name, or replace it with --overwrite")
+        if path is not None:
+            refuse_existing(path, overwrite)
     facts = take_fingerprint(source, dataset, workers=workers)
     made = make_plan(facts, dataset, vram=vram, method=method, source=source, out=out)
     if fingerprint is not None:
