@@ -20,8 +20,9 @@ from medssl.augment import Augment, AugmentConfig
 from medssl.checkpoint import load_checkpoint
 from medssl.cli import app
 from medssl.config import dump, parse
+from medssl.data.draw import Wish, make_split
 from medssl.data.prepared import read_prepared
-from medssl.data.splits import make_split, write_split
+from medssl.data.splits import write_split
 from medssl.device import prepare_device
 from medssl.errors import ConfigError, DataError, DivergedError, OutOfMemoryError
 from medssl.logs import read_metrics
@@ -58,7 +59,7 @@ def plain_settings(balls, splits, method="supervised", **train_settings):
 @pytest.fixture
 def splits(balls, tmp_path):
     path = tmp_path / "splits.json"
-    write_split(path, make_split(read_prepared(balls[1]), labelled=2, val=2, test=2, seed=0))
+    write_split(path, make_split(read_prepared(balls[1]), Wish(labelled=2, val=2, test=2)))
     return path
 
 
@@ -132,7 +133,7 @@ def test_training_neither_needs_nor_heeds_forbidden_files(balls, tmp_path, metho
     for name in ("whole", "bare"):
         root = shutil.copytree(balls[1], tmp_path / name / "prepared")
         dataset = read_prepared(root)
-        split = make_split(dataset, labelled=2, val=2, test=2, seed=0)
+        split = make_split(dataset, Wish(labelled=2, val=2, test=2))
         write_split(tmp_path / name / "splits.json", split)
         if name == "bare":
             assert sum((dataset.cases[id].folder / "label.b2nd").exists() for id in split.unlabelled) == 2
@@ -545,7 +546,7 @@ class TestRefusals:
     def test_resume_with_another_split(self, balls, config, splits, tmp_path):
         run = train(config(), tmp_path / "run", until=1, quiet=True)
         kept = (run / "splits.json").read_bytes()
-        write_split(splits, make_split(read_prepared(balls[1]), labelled=2, val=2, test=2, seed=9))
+        write_split(splits, make_split(read_prepared(balls[1]), Wish(labelled=2, val=2, test=2, seed=9)))
         with pytest.raises(ConfigError, match="another split"):
             train(config(), run, resume=True, quiet=True)
         assert (run / "splits.json").read_bytes() == kept
@@ -589,7 +590,7 @@ class TestRefusals:
     def test_no_unlabelled_cases(self, balls, config, tmp_path):
         dataset = read_prepared(balls[1])
         free = [id for id, case in dataset.cases.items() if case.labelled]
-        split = make_split(dataset, labelled=4, val=2, test=2, seed=0, given={"unlabelled": []})
+        split = make_split(dataset, Wish(labelled=4, val=2, test=2, given={"unlabelled": []}))
         assert set(split.labelled) <= set(free)
         write_split(tmp_path / "none.json", split)
         settings = plain_settings(balls, tmp_path / "none.json", "bcp")

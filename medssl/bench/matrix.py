@@ -14,11 +14,12 @@ from pydantic import NonNegativeInt, PositiveInt, field_validator, model_validat
 from medssl.comparison import BASELINE
 from medssl.config import Settings, found, merge, parse, update
 from medssl.data.cases import DatasetConfig
+from medssl.data.draw import Unit
 from medssl.errors import ConfigError, DataError
 from medssl.predictor import Which
 from medssl.run import RunConfig
 
-ALL = "all"
+ALL: Literal["all"] = "all"
 """Stands where a count of labelled cases would: every training case with its label."""
 SAME_TIME = ", same time"
 """Ends the names of rows that train as long as the one of `as_long_as`."""
@@ -74,7 +75,7 @@ class BenchConfig(Settings):
     """Seeds of the choice of labelled patients; validation and test patients are those of the first."""
     seeds: tuple[NonNegativeInt, ...] = (0, 1, 2)
     """Training seeds."""
-    count: Literal["patients", "cases"] = "patients"
+    count: Unit = "patients"
     """What `labelled`, `val` and `test` count."""
     val: PositiveInt | None = None
     test: PositiveInt | None = None
