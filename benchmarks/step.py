@@ -29,10 +29,11 @@ from machine import facts
 import medssl.trainer as trainer_module
 from medssl.config import merge, parse
 from medssl.data.cases import Case
+from medssl.data.draw import Wish, make_split
 from medssl.data.patches import AHEAD
 from medssl.data.prepared import Sources, read_prepared, write_case, write_dataset
 from medssl.data.recipe import Grid, Prepared
-from medssl.data.splits import make_split, write_split
+from medssl.data.splits import write_split
 from medssl.data.volume import Source
 from medssl.device import autocast, choose_device, wait_for
 from medssl.logs import RunLog
@@ -137,9 +138,7 @@ def make_dataset(folder: Path, shape: str) -> None:
             label[tuple(slice(s, s + side // 3) for s, side in zip(start, size, strict=True))] = value
         write_case(folder / "prepared", case, Prepared(image, label, grid), Sources.of(case, config.data))
     write_dataset(folder / "prepared", config.data, cases)
-    write_split(
-        folder / "splits.json", make_split(read_prepared(folder / "prepared"), labelled=4, val=0, test=0, seed=0)
-    )
+    write_split(folder / "splits.json", make_split(read_prepared(folder / "prepared"), Wish(labelled=4)))
 
 
 def measure(config: RunConfig, folder: Path, device: torch.device, rounds: int, steps: int) -> dict[str, Any]:

@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 import typer.core
 
 from medssl import __version__
-from medssl.errors import InputError
-
-if TYPE_CHECKING:
-    from medssl.data.splits import Split
+from medssl.errors import ConfigError, InputError
+from medssl.files import refuse_existing
 
 EXPLAIN, IMPORT, EXPORT = "evaluate explain", "split import", "split export"
 
@@ -54,6 +51,7 @@ Labelled = Annotated[
 RenamedFrames = Annotated[
     bool, typer.Option("--renamed-frames", help="The lists count frames: frame02 is a patient's second.")
 ]
+Engine = Annotated[Literal["local", "ray"], typer.Option("--engine", help="local, or ray for a cluster.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="key=value over the files; repeatable.")]
 
 
@@ -87,7 +85,6 @@ def check(
 ) -> None:
     """List everything wrong with a dataset, which is never written to. Exit code 3 when a case is unusable."""
     from medssl.data.check import check as check_dataset
-    from medssl.errors import ConfigError
 
     draw: Any = None
     if html is not None:
@@ -95,8 +92,7 @@ def check(
         from medssl.thumbnails import draw_case
 
         draw = draw_case
-        if html.exists() and not overwrite:
-            raise ConfigError(f"{html}: exists; choose another name, or replace it with --overwrite")
+        refuse_existing(html, overwrite)
     if fix is not None:
         from medssl.data.fix import apply_fixes, fix_places
 
@@ -149,7 +145,6 @@ def plan(
     from medssl.plan import dataset_of
     from medssl.plan import plan as make
 
-    _refuse_existing(out, overwrite)
     given = {} if config is None else merge([found(config)]).get("data", {})
     names = None if classes is None else [one.strip() for one in classes.split(",")]
     facts, made = make(source, out, dataset_of(source, given, classes=names, name=name, layout=layout), vram=vram,
@@ -170,21 +165,18 @@ def prepare(
     workers: Annotated[
         int | None, typer.Option("--workers", min=0, help="Processes; all cores if memory allows.")
     ] = None,
-    engine: Annotated[str, typer.Option("--engine", help="local, or ray for a cluster.")] = "local",
+    engine: Engine = "local",
     address: Annotated[
         str | None, typer.Option("--address", help="With ray: the cluster, such as auto or HEAD:6379.")
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Orient, crop, normalise and resample a dataset into a store to train from; resumable."""
-    from medssl.errors import ConfigError
     from medssl.prepare import prepare as prepare_dataset
 
     sets = [*(sets or []), *([f"data.layout={layout}"] if layout else [])]
-    if engine not in ("local", "ray"):
-        raise ConfigError(f"--engine {engine}: expected local or ray")
     dataset = prepare_dataset(source, out, _dataset_config(config, sets), workers=workers, overwrite=overwrite,
-                              engine=engine, address=address)  # type: ignore[arg-type]  # fmt: skip
+                              engine=engine, address=address)  # fmt: skip
     labelled = sum(case.labelled for case in dataset.cases.values())
     print(f"{len(dataset.cases)} cases ({labelled} with labels) in {out}")
 
@@ -199,7 +191,9 @@ def split(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The splits.json to write, or a folder (splits) for a series.")
     ] = None,
-    count: Annotated[str, typer.Option("--count", help="What the numbers count: patients or cases.")] = "patients",
+    count: Annotated[
+        Literal["patients", "cases"], typer.Option("--count", help="What the numbers count: patients or cases.")
+    ] = "patients",
     folds: Annotated[
         int | None, typer.Option("--folds", help="A series in which each patient but the test ones validates once.")
     ] = None,
@@ -225,57 +219,19 @@ def split(
     overwrite: Overwrite = False,
 ) -> None:
     """Divide the patients of a prepared dataset into labelled, unlabelled, validation and test."""
-    from medssl.data.cases import namesakes
-    from medssl.data.lists import read_published_split
+    from medssl.data.draw import Wish, parse_amount
     from medssl.data.names import read_id_list
-    from medssl.data.prepared import read_prepared
-    from medssl.data.splits import PARTS, declared_parts, make_draws, make_folds, make_split, number_of, parse_amount
-    from medssl.data.strata import read_strata
-    from medssl.errors import ConfigError
+    from medssl.data.splits import PARTS
+    from medssl.split import print_splits
+    from medssl.split import split as split_dataset
 
-    if count not in ("patients", "cases"):
-        raise ConfigError(f"--count {count}: expected patients or cases")
-    if folds is not None and (draws is not None or val or val_is_test):
-        raise ConfigError("--folds: every patient validates once, so leave out --draws, --val and --val-is-test")
-    if published is not None and (folds or draws or stratify):
-        raise ConfigError("--published: the lists name everybody, so leave out --folds, --draws and --stratify")
-    series = "fold" if folds is not None else "draw" if draws is not None else ""
-    out = out or Path("splits" if series else "splits.json")
-    _refuse_existing(out, overwrite or bool(series))
     lists = zip(PARTS, (labelled_list, unlabelled_list, val_list, test_list), strict=True)
     given = {part: read_id_list(path) for part, path in lists if path is not None}
-    amount = parse_amount(labelled)
-    if published is not None:
-        theirs = read_published_split(published)
-        amount = number_of(amount, len(theirs.train), f"training patients of {theirs.name}")
-        parts = theirs.parts(amount, without={id for ids in given.values() for id in ids})
-        if amount not in theirs.labelled:
-            print(f"medssl: {amount} labelled of {theirs.name} were not published; "
-                  f"{', '.join(map(str, theirs.labelled))} were", file=sys.stderr)  # fmt: skip
-        if val_is_test:
-            parts.pop("val", None)
-        given = {**parts, **given}
-    dataset = read_prepared(prepared)
-    if alike := namesakes({case.id: case.subject for case in dataset.cases.values()}):
-        print(f"medssl: {alike[0]} and {alike[1]} look like one patient, but each case counts as a patient of its own. "
-              "If patients have several scans, say by data.subject how to tell them, and prepare again; the split "
-              "may put a patient on both sides", file=sys.stderr)  # fmt: skip
-    if published is None:
-        counted = {"test": test, "val": val or folds or val_is_test, "labelled": labelled != "0"}
-        taken = {part: ids for part, ids in declared_parts(dataset).items() if not counted.get(part)}
-        given = {**taken, **given}
-        for part in taken:
-            print(f"medssl: {len(taken[part])} {part} cases as the dataset itself declares them", file=sys.stderr)
-    wishes: dict[str, Any] = {
-        "labelled": amount, "test": test, "seed": seed, "given": given, "unit": count,
-        "renamed_frames": renamed_frames, "strata": read_strata(dataset) if stratify else None,
-    }  # fmt: skip
-    if folds is not None:
-        _keep_splits(out, make_folds(dataset, folds, **wishes), series, overwrite)
-        return
-    wishes |= {"val": val, "val_is_test": val_is_test}
-    made = [make_split(dataset, **wishes)] if draws is None else make_draws(dataset, draws, **wishes)
-    _keep_splits(out, made, series, overwrite)
+    wish = Wish(labelled=parse_amount(labelled), val=val, test=test, seed=seed, unit=count, given=given,
+                renamed_frames=renamed_frames, val_is_test=val_is_test)  # fmt: skip
+    out = out or Path("splits.json" if folds is None and draws is None else "splits")
+    print_splits(split_dataset(prepared, out, wish, folds=folds, draws=draws, stratify=stratify, published=published,
+                               overwrite=overwrite))  # fmt: skip
 
 
 @app.command(IMPORT)
@@ -293,36 +249,39 @@ def split_import(
     overwrite: Overwrite = False,
 ) -> None:
     """Take over the split of nnU-Net or of `*.list` files, by patient."""
+    from medssl.data.draw import parse_amount
     from medssl.data.lists import import_split
     from medssl.data.prepared import read_prepared
-    from medssl.data.splits import parse_amount
+    from medssl.data.splits import write_split
+    from medssl.split import print_splits
 
-    _refuse_existing(out, overwrite)
+    refuse_existing(out, overwrite)
     made = import_split(read_prepared(prepared), source, fold=fold, labelled=parse_amount(labelled), seed=seed,
                         renamed_frames=renamed_frames, rest_unlabelled=rest_unlabelled)  # fmt: skip
-    _keep_splits(out, [made], "", overwrite)
+    write_split(out, made)
+    print_splits({out: made})
 
 
 @app.command(EXPORT)
 def split_export(
     splits: Annotated[list[Path], typer.Argument(help="splits.json of medssl; several are the folds of nnU-Net.")],
-    to: Annotated[str, typer.Option("--to", help="nnunet, or lists: one id a line, as SSL4MIS and UA-MT read.")],
+    to: Annotated[
+        Literal["nnunet", "lists"],
+        typer.Option("--to", help="nnunet, or lists: one id a line, as SSL4MIS and UA-MT read."),
+    ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="splits_final.json, or a folder (lists).")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a split as nnU-Net's splits_final.json or as `*.list` files."""
     from medssl.data.lists import FILES, export_lists, export_nnunet
     from medssl.data.splits import load_split
-    from medssl.errors import ConfigError
 
-    if to not in ("nnunet", "lists"):
-        raise ConfigError(f"--to {to}: expected nnunet or lists")
     if to == "lists" and len(splits) > 1:
         raise ConfigError(f"--to lists: a folder holds one split, {len(splits)} are given; export them one by one")
     found = [load_split(path) for path in splits]
     out = out or Path("splits_final.json" if to == "nnunet" else "lists")
     for path in [out] if to == "nnunet" else [out / f"{name}.list" for name in FILES]:
-        _refuse_existing(path, overwrite)
+        refuse_existing(path, overwrite)
     if to == "nnunet":
         export_nnunet(found, out)
     else:
@@ -337,7 +296,7 @@ def train(
     sets: Sets = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last.pt.")] = False,
     is_dry: Annotated[bool, typer.Option("--dry-run", help="Resolve, run a batch, write nothing.")] = False,
-    until: Annotated[int | None, typer.Option("--until", help="Stop, saved, after this step.")] = None,
+    until: Annotated[int | None, typer.Option("--until", min=1, help="Stop, saved, after this step.")] = None,
     memory: Annotated[
         float | None, typer.Option("--memory", min=0.1, help="GiB that a step may need; settings are fitted to it.")
     ] = None,
@@ -389,7 +348,6 @@ def predict(
     overwrite: Overwrite = False,
 ) -> None:
     """Segment volumes with a trained run, or with the mean of several, each volume on its own grid."""
-    from medssl.errors import ConfigError
     from medssl.predict import predict as predict_images
 
     if bool(images) == bool(part):
@@ -500,7 +458,7 @@ def bench(
     is_timing: Annotated[
         bool, typer.Option("--times", help="Only time a step of each row, for as_long_as; writes times.csv.")
     ] = False,
-    engine: Annotated[str, typer.Option("--engine", help="local, or ray for a cluster.")] = "local",
+    engine: Engine = "local",
     device: Device = "auto",
 ) -> None:
     """Run methods x labelled counts x draws x seeds, and compare them; repeat to go on."""
@@ -509,18 +467,15 @@ def bench(
     from medssl.bench.matrix import Bench, load_bench
     from medssl.bench.plan import plan, print_plan
     from medssl.bench.times import time_rows
-    from medssl.errors import ConfigError
 
     settings = load_bench(config, sets or [])
-    if engine not in ("local", "ray"):
-        raise ConfigError(f"--engine {engine}: expected local or ray")
     if is_plan:
         print_plan(plan(settings, out, device=device), len(slots_of(Bench(settings, out), device)))
         return
     if is_timing:
         print(f"times in {time_rows(settings, out, device=device)}")
         return
-    print(f"report in {run_bench(settings, out, engine=engine, device=device)}")  # type: ignore[arg-type]
+    print(f"report in {run_bench(settings, out, engine=engine, device=device)}")
 
 
 @app.command()
@@ -562,33 +517,6 @@ def _is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def _refuse_existing(path: Path, overwrite: bool) -> None:
-    from medssl.errors import ConfigError
-
-    if path.exists() and not overwrite:
-        raise ConfigError(f"{path}: exists; choose another name, or replace it with --overwrite")
-
-
-def _keep_splits(out: Path, splits: Sequence[Split], series: str, overwrite: bool) -> None:
-    """Write one split, or a series into a folder, and say whom each holds."""
-    from medssl.data.splits import PARTS, write_series, write_split
-
-    if series:
-        paths = write_series(out, series, splits, overwrite=overwrite)
-    else:
-        write_split(out, splits[0])
-        paths = [out]
-    for path, made in zip(paths, splits, strict=True):
-        left_out = f", {len(made.left_out)} left out (of no part, or of patients who validate or test)"
-        print(f"{path}: " + ", ".join(f"{len(getattr(made, part))} {part}" for part in PARTS) + " cases"
-              + left_out * bool(made.left_out))  # fmt: skip
-        who = {made.patients[id] for id in made.labelled}
-        everyone = who | {made.patients[id] for id in made.unlabelled}
-        print(f"{path}: {len(who)} of {len(everyone)} training patients have labels that train")
-    for quirk in dict.fromkeys(quirk for made in splits for quirk in made.quirks):
-        print(f"{out}: {quirk.upper()}, as asked; reports will say so")
-
-
 def _dataset_config(paths: list[Path], sets: list[str] | None = None) -> Any:
     from medssl.config import found, merge, parse
     from medssl.data.cases import DatasetConfig
@@ -598,8 +526,6 @@ def _dataset_config(paths: list[Path], sets: list[str] | None = None) -> Any:
 
 def _tolerances(texts: list[str]) -> dict[str, float]:
     """By class; that of all classes without a name."""
-    from medssl.errors import ConfigError
-
     given = {}
     for text in texts:
         name, _, number = text.rpartition("=")

@@ -76,6 +76,14 @@ def update(into: dict[str, Any], values: Mapping[str, Any]) -> None:
             into[key] = dict(value) if isinstance(value, Mapping) else value
 
 
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level, keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
 def parse(model: type[SettingsT], values: Mapping[str, Any], *, where: str = "") -> SettingsT:
     """Validate `values`, or raise one ConfigError that lists every fault with its key.
 

@@ -16,9 +16,10 @@ from rich.table import Table
 from medssl.config import bundled, merge, parse
 from medssl.data.cases import DatasetConfig
 from medssl.data.check import check
+from medssl.data.draw import Wish, make_split
 from medssl.data.phantoms import write_dataset
 from medssl.data.prepared import PreparedDataset
-from medssl.data.splits import make_split, write_split
+from medssl.data.splits import write_split
 from medssl.errors import ConfigError
 from medssl.evaluate import evaluate_folders
 from medssl.predict import predict
@@ -59,7 +60,7 @@ def demo(out: Path, *, iterations: int | None = None, methods: Sequence[str] = M
     _say(console, "prepare, split")
     dataset = prepare(source, prepared, data, workers=0)
     if not splits.exists():
-        write_split(splits, make_split(dataset, labelled=LABELLED, val=VAL, test=TEST, seed=0))
+        write_split(splits, make_split(dataset, Wish(labelled=LABELLED, val=VAL, test=TEST)))
 
     summaries = {name: _run(console, name, out, config_file, dataset, iterations) for name in methods}
     page = write_report([out / name for name in methods], out / "report", overwrite=True)

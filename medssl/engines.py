@@ -158,7 +158,8 @@ def execute(job: Job, *, gpu: str | None = None, stop: threading.Event | None = 
         with job.log.open("a", encoding="utf-8") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "medssl", *words], stdin=subprocess.DEVNULL, stdout=log,
-                stderr=subprocess.STDOUT, env=environment, start_new_session=True, preexec_fn=die_with_parent,
+                stderr=subprocess.STDOUT, env=environment, start_new_session=True,
+                preexec_fn=die_with_parent if sys.platform == "linux" else None,  # Windows takes none
             )  # fmt: skip
             code = _wait(process, stop)
         if code:

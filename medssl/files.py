@@ -34,6 +34,12 @@ def write_json(path: Path, values: Any) -> None:
         partial.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Raise a ConfigError where something would be replaced that was not to be."""
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{path}: exists; choose another name, or replace it with --overwrite")
+
+
 @contextmanager
 def alone_in(folder: Path) -> Iterator[bool]:
     """Make a folder where it is missing and keep other processes out of it; yield whether it is new.

@@ -28,8 +28,9 @@ from medssl.data.layouts import declared, read_layout
 from medssl.data.recipe import THICK_SLICE_RATIO
 from medssl.data.volume import by
 from medssl.errors import ConfigError, OutOfMemoryError
-from medssl.files import whole_file, write_json
+from medssl.files import refuse_existing, whole_file, write_json
 from medssl.memory import SMALLEST_SIDE, USABLE, Memory, estimate, parts_of_batch
+from medssl.methods.base import MethodConfig
 from medssl.run import RunConfig
 from medssl.trainer import TrainConfig
 
@@ -130,8 +131,8 @@ def plan(
         OutOfMemoryError: not even the smallest patch fits.
     """
     for path in (out, fingerprint):
-        if path is not None and path.exists() and not overwrite:
-            raise ConfigError(f"{path}: exists; choose another name, or replace it with --overwrite")
+        if path is not None:
+            refuse_existing(path, overwrite)
     facts = take_fingerprint(source, dataset, workers=workers)
     made = make_plan(facts, dataset, vram=vram, method=method, source=source, out=out)
     if fingerprint is not None:
@@ -212,9 +213,9 @@ def make_plan(
     choices["train"] = _train(facts, shape, median, run, fitting)
     memory = fitting.memory(shape, run.train.accumulate)
     ordered: Choices = {key: choices[key] for key in ("data", "network", "augment", "train")}
-    parse(RunConfig, _over(_plain(ordered), theirs))
+    planned = parse(RunConfig, _over(_plain(ordered), theirs))
     head = _head(facts, source, out, method, [fitting.told(memory), *fitting.on_cpu(shape, run)])
-    return Plan(head, ordered, memory, _hints(facts, dataset, theirs))
+    return Plan(head, ordered, memory, _hints(facts, planned.method))
 
 
 def _method_file(path: Path) -> dict[str, Any]:
@@ -507,11 +508,11 @@ def _head(facts: Fingerprint, source: Path, out: Path, method: Path, memory: lis
     ]
 
 
-def _hints(facts: Fingerprint, dataset: DatasetConfig, theirs: dict[str, Any]) -> list[str]:
+def _hints(facts: Fingerprint, method: MethodConfig) -> list[str]:
     """What the labels or the method ask for and no setting of the plan can say."""
     hints = []
     scattered = [one for one in facts.classes[1:] if one.cases and one.largest < SCATTERED]
-    if scattered and theirs["method"].get("largest_component"):
+    if scattered and getattr(method, "largest_component", False):
         told = ", ".join(f"{one.name} {one.largest:.0%}" for one in scattered)
         hints.append(f"--set method.largest_component=false: the largest piece of a class is but a part of it ({told})")
     hints += [f"{one.name}: no label that was read holds it" for one in facts.classes[1:] if not one.cases]

@@ -18,7 +18,7 @@ from medssl.augment import Augment
 from medssl.boards import Setting, check_packages
 from medssl.canaries import PseudoLabels, canary_cases, learned_cases
 from medssl.checkpoint import load_checkpoint
-from medssl.config import bundled, dump, merge
+from medssl.config import bundled, dump, flatten, merge
 from medssl.data.cases import IGNORED
 from medssl.data.patches import PatchStream, TrainingData
 from medssl.data.prepared import PreparedDataset, read_prepared
@@ -148,7 +148,7 @@ def _shown(config: RunConfig, split: Split) -> dict[str, Setting]:
     plain = config.to_plain()
     counts = {part: len(getattr(split, part)) for part in PARTS}
     shown = {key: plain[key] for key in ("method", "train", "augment", "network")}
-    flat = _flat({"data": {"name": config.data.name, **counts}, **shown})
+    flat = flatten({"data": {"name": config.data.name, **counts}, **shown})
     return {k: v if isinstance(v, Setting) else str(v) for k, v in flat.items() if v is not None}
 
 
@@ -319,19 +319,12 @@ def _check_same(config: RunConfig, split: Split, out: Path) -> None:
     held = Split.model_validate(json.loads((out / "splits.json").read_text(encoding="utf-8")))
     if held.model_copy(update={"patients": split.patients}) != split:  # an old file has no patients; sha256 has them
         raise ConfigError(f"{out}: was started with another split (its splits.json); resume with that one")
-    then, now = load_checkpoint(out / "last.pt")["config"], config.to_plain()
-    changed = [key for key in _flat(now) if key not in _MAY_CHANGE and not key.startswith("logging.")
-               and _flat(then).get(key) != _flat(now)[key]]  # fmt: skip
+    then, now = (flatten(values) for values in (load_checkpoint(out / "last.pt")["config"], config.to_plain()))
+    changed = [key for key in now if key not in _MAY_CHANGE and not key.startswith("logging.")
+               and then.get(key) != now[key]]  # fmt: skip
     if changed:
-        lines = [f"  {key}: was {_flat(then).get(key)}, now {_flat(now)[key]}" for key in changed]
+        lines = [f"  {key}: was {then.get(key)}, now {now[key]}" for key in changed]
         raise ConfigError(f"{out}: cannot be resumed with other settings\n" + "\n".join(lines))
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -131,7 +131,7 @@ class Trainer:
             DivergedError: losses were not finite several steps in a row.
         """
         config = self.config
-        last = min(until or config.iterations, config.iterations)
+        last = config.iterations if until is None else min(until, config.iterations)
         every = config.validate_every or max(1, config.iterations // 10)
         batches = self.batches(labelled, unlabelled, last)
         with (
@@ -147,11 +147,13 @@ class Trainer:
                     self.check(lambda step: _cases(labelled, unlabelled, config, step))
                     result = averaged(result)
                     log.step(self.iteration, StepResult(result.losses, {**result.stats, **self.lags()}), lr)
-                if self.iteration % every == 0 or self.iteration == config.iterations:
+                is_due = self.iteration % every == 0 or self.iteration == config.iterations
+                if is_due:
                     self.validate(validate, log)
-                    self.save("last.pt")
                 elif config.save_every and self.iteration % config.save_every == 0:
+                    is_due = True
                     log.flush()
+                if is_due and self.iteration < last:
                     self.save("last.pt")
                 if vote(stop.is_set()):
                     log.flush()

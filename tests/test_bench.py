@@ -24,6 +24,7 @@ from medssl.config import bundled, dump, parse
 from medssl.data.io import read_image, read_label
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import read_split
+from medssl.engines import Job, execute
 from medssl.errors import ConfigError, DataError, DeviceError, DivergedError, RunsFailed
 from medssl.logs import read_metrics
 from medssl.predict import load_predictor
@@ -312,6 +313,8 @@ def test_runs_that_began_with_other_settings_are_not_mixed_in(make, tmp_path):
         ({"all_labels": ["bpc"]}, "all_labels: bpc is no row; there are supervised, bcp"),
         ({"as_long_as": "bpc"}, "as_long_as: bpc is no row; there are supervised, bcp"),
         ({"references": ["supervised", "bpc"]}, "references: bpc is no row; there are supervised, bcp"),
+        ({"methods": {"bcp x": None, "BCP-x": None}}, "methods: bcp x and BCP-x would share their folders; rename one"),
+        ({"methods": {"a/b": None}}, "methods: 'a/b' names folders too; leave out .* / "),
         ({"test": None}, "test: say how many patients"),
         ({"labelled": [9]}, "labelled: 9 patients wanted"),
     ],
@@ -320,6 +323,19 @@ def test_a_wrong_matrix_is_refused_before_any_run(make, tmp_path, values, messag
     with pytest.raises(ConfigError, match=message):
         bench(make(**values), tmp_path / "out", device="cpu")
     assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_jobs_start_on_windows(tmp_path, monkeypatch):
+    class Popen(subprocess.Popen):
+        def __init__(self, *words, preexec_fn=None, **options):
+            if preexec_fn is not None:
+                raise ValueError("preexec_fn is not supported on Windows platforms")
+            super().__init__(*words, **options)
+
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    assert execute(Job("version", (("--version",),), tmp_path / "log.txt", 1)) == 0
+    assert "medssl 0." in (tmp_path / "log.txt").read_text()
 
 
 def test_a_missing_dataset_is_named(make, tmp_path):

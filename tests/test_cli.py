@@ -151,6 +151,21 @@ def test_wishes_that_do_not_go_together_are_refused(balls, tmp_path, options, sa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "choices"),
+    [
+        (["split", "prepared", "--count", "scans"], ("patients", "cases")),
+        (["split", "export", "splits.json", "--to", "csv"], ("nnunet", "lists")),
+        (["prepare", "raw", "out", "--config", "x.yaml", "--engine", "slurm"], ("local", "ray")),
+        (["bench", "bench.yaml", "--engine", "slurm"], ("local", "ray")),
+    ],
+)
+def test_an_option_names_its_choices(words, choices):
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2
+    assert all(repr(word) in done.output for word in (words[-1], *choices))
+
+
 def test_a_number_that_was_not_published_is_taken_and_told(balls, tmp_path):
     lists = {"name": "toy", "source": "drawn", "labelled": [2], "train": [f"ball_{i:02}" for i in (5, 3, 4)],
              "test": ["ball_01"]}  # fmt: skip

@@ -16,8 +16,9 @@ from train_together import steps
 
 from medssl.checkpoint import load_checkpoint
 from medssl.config import dump, parse
+from medssl.data.draw import Wish, make_split
 from medssl.data.prepared import read_prepared
-from medssl.data.splits import make_split, write_split
+from medssl.data.splits import write_split
 from medssl.logs import read_metrics
 from medssl.run import RunConfig
 from medssl.train import train
@@ -48,7 +49,7 @@ PARTLY_ANNOTATED = ("supervised", "bcp", "bcp, weighted by voxel", "combined")
 
 def split_of(balls, tmp_path):
     path = tmp_path / "splits.json"
-    write_split(path, make_split(read_prepared(balls[1]), labelled=2, val=3, test=2, seed=0))
+    write_split(path, make_split(read_prepared(balls[1]), Wish(labelled=2, val=3, test=2)))
     return path
 
 

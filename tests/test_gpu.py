@@ -7,8 +7,9 @@ from test_train import plain_settings
 from medssl.augment import Augment, AugmentConfig
 from medssl.checkpoint import load_checkpoint
 from medssl.config import parse
+from medssl.data.draw import Wish, make_split
 from medssl.data.prepared import read_prepared
-from medssl.data.splits import make_split, write_split
+from medssl.data.splits import write_split
 from medssl.device import choose_device
 from medssl.logs import RunLog, read_metrics
 from medssl.methods import METHODS
@@ -25,7 +26,7 @@ pytestmark = [
 @pytest.fixture
 def settings(balls, tmp_path):
     path = tmp_path / "splits.json"
-    write_split(path, make_split(read_prepared(balls[1]), labelled=2, val=2, test=2, seed=0))
+    write_split(path, make_split(read_prepared(balls[1]), Wish(labelled=2, val=2, test=2)))
 
     def make(name, *, network=None, **settings):
         section = settings.pop("method", {"name": name})

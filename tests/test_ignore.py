@@ -13,10 +13,11 @@ from medssl.cli import app
 from medssl.comparison import load_runs, make_rows
 from medssl.config import dump, parse
 from medssl.data.cases import IGNORED
+from medssl.data.draw import Wish, make_split
 from medssl.data.io import write_image
 from medssl.data.patches import TrainingData
 from medssl.data.prepared import read_prepared
-from medssl.data.splits import make_split, write_split
+from medssl.data.splits import write_split
 from medssl.errors import ConfigError, DataError
 from medssl.evaluate import evaluate_folders
 from medssl.explain import explain
@@ -37,7 +38,7 @@ def partly(partly_annotated, tmp_path_factory):
     """`(raw folder, prepared folder, splits.json)` of balls that were annotated in part; read only."""
     raw, prepared = partly_annotated
     path = tmp_path_factory.mktemp("partly") / "splits.json"
-    write_split(path, make_split(read_prepared(prepared), labelled=2, val=2, test=2, seed=0))
+    write_split(path, make_split(read_prepared(prepared), Wish(labelled=2, val=2, test=2)))
     return raw, prepared, path
 
 

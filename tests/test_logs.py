@@ -15,8 +15,9 @@ from test_train import plain_settings
 
 from medssl.boards import TensorBoard
 from medssl.config import dump, parse
+from medssl.data.draw import Wish, make_split
 from medssl.data.prepared import read_prepared
-from medssl.data.splits import make_split, write_split
+from medssl.data.splits import write_split
 from medssl.errors import DeviceError
 from medssl.evaluate import evaluate_folders
 from medssl.logs import RunLog, read_metrics
@@ -28,7 +29,7 @@ from medssl.train import train
 @pytest.fixture
 def splits(balls, tmp_path):
     path = tmp_path / "splits.json"
-    write_split(path, make_split(read_prepared(balls[1]), labelled=2, val=2, test=2, seed=0))
+    write_split(path, make_split(read_prepared(balls[1]), Wish(labelled=2, val=2, test=2)))
     return path
 
 

@@ -134,7 +134,7 @@ def test_plans_of_odd_datasets_are_settings_that_a_run_takes(tmp_path, size, spa
         assert config.train.unlabelled_batch in (0, 4)
 
 
-def test_mirrored_names_pieces_and_missing_classes_are_pointed_at():
+def test_mirrored_names_pieces_and_missing_classes_are_pointed_at(tmp_path):
     classes = (ClassFacts("background", 0.9, 3, 1.0), ClassFacts("left kidney", 0.1, 3, 0.4),
                ClassFacts("right kidney", 0.0, 0, 1.0))  # fmt: skip
     named = DatasetConfig(name="kidneys", classes=[one.name for one in classes])
@@ -145,6 +145,8 @@ def test_mirrored_names_pieces_and_missing_classes_are_pointed_at():
     assert "left kidney 40%" in text
     assert "right kidney: no label that was read holds it" in text
     assert "largest_component" not in str(make_plan(facts, named, vram=0, method=METHODS["mean_teacher"]))
+    (tmp_path / "plain.yaml").write_text("method: {name: combined}")
+    assert "largest_component=false" in str(make_plan(facts, named, vram=0, method=tmp_path / "plain.yaml"))
 
 
 def test_channels_are_named_as_given_or_guessed():

@@ -13,10 +13,11 @@ from torch import nn
 
 from medssl.checkpoint import load_checkpoint, save_checkpoint
 from medssl.config import merge, parse
+from medssl.data.draw import Wish, make_split
 from medssl.data.io import read_image, read_label, write_image, write_label
 from medssl.data.prepared import read_prepared
 from medssl.data.recipe import Intensity, Recipe
-from medssl.data.splits import make_split, write_split
+from medssl.data.splits import write_split
 from medssl.errors import ConfigError, DataError
 from medssl.evaluate import evaluate_folders
 from medssl.predict import load_predictor, predict
@@ -182,7 +183,7 @@ def trained(balls, tmp_path_factory):
     """A BCP run on balls that has learnt something."""
     root = tmp_path_factory.mktemp("trained")
     dataset = read_prepared(balls[1])
-    write_split(root / "splits.json", make_split(dataset, labelled=2, val=2, test=2, seed=0))
+    write_split(root / "splits.json", make_split(dataset, Wish(labelled=2, val=2, test=2)))
     settings = {
         "data": {**dataset.config.model_dump(mode="json"), "root": str(balls[1]), "splits": str(root / "splits.json")},
         "method": {"name": "bcp"},

@@ -9,9 +9,10 @@ import pytest
 
 from medssl.config import bundled, merge, parse
 from medssl.data.cases import DatasetConfig
+from medssl.data.draw import Wish, make_split
 from medssl.data.io import list_volumes, read_image, read_label
 from medssl.data.recipe import Recipe
-from medssl.data.splits import make_split, write_split
+from medssl.data.splits import write_split
 from medssl.evaluate import evaluate_folders
 from medssl.predict import predict
 from medssl.prepare import prepare
@@ -49,7 +50,7 @@ def few_hippocampi(real_data, tmp_path):
 
 def test_hippocampus_goes_through_the_whole_job(few_hippocampi, tmp_path):
     dataset = prepare(few_hippocampi, tmp_path / "prepared", data_config("hippocampus"), workers=0)
-    write_split(tmp_path / "splits.json", make_split(dataset, labelled=2, val=1, test=2, seed=0))
+    write_split(tmp_path / "splits.json", make_split(dataset, Wish(labelled=2, val=1, test=2)))
     for method in ("supervised", "bcp"):
         config = load_run_config(
             [config_of("hippocampus"), bundled(f"method/{method}.yaml")],
@@ -94,7 +95,7 @@ def test_acdc_goes_through_the_published_2d_protocol_and_back_to_its_grid(real_d
     )]  # fmt: skip
     dataset = prepare(raw, tmp_path / "prepared", parse(DatasetConfig, merge(files)["data"]), workers=0)
     given = {"labelled": patients[:2], "unlabelled": patients[2:4], "test": patients[4:]}
-    split = make_split(dataset, labelled=0, val=0, test=0, seed=0, given=given, val_is_test=True)
+    split = make_split(dataset, Wish(given=given, val_is_test=True))
     write_split(tmp_path / "splits.json", split)
     config = load_run_config(files, [
         f"data.root={tmp_path / 'prepared'}", f"data.splits={tmp_path / 'splits.json'}", "train.iterations=4",

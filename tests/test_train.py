@@ -15,13 +15,16 @@ import pytest
 import torch
 from scipy import ndimage
 from torch import nn
+from typer.testing import CliRunner
 
 from medssl.augment import Augment, AugmentConfig
 from medssl.canaries import PseudoLabels, canary_cases, learned_cases
 from medssl.checkpoint import load_checkpoint
+from medssl.cli import app
 from medssl.config import dump, parse
+from medssl.data.draw import Wish, make_split
 from medssl.data.prepared import read_prepared
-from medssl.data.splits import make_split, write_split
+from medssl.data.splits import write_split
 from medssl.device import prepare_device
 from medssl.errors import ConfigError, DataError, DivergedError, OutOfMemoryError
 from medssl.logs import read_metrics
@@ -56,7 +59,7 @@ def plain_settings(balls, splits, method="supervised", **train_settings):
 @pytest.fixture
 def splits(balls, tmp_path):
     path = tmp_path / "splits.json"
-    write_split(path, make_split(read_prepared(balls[1]), labelled=2, val=2, test=2, seed=0))
+    write_split(path, make_split(read_prepared(balls[1]), Wish(labelled=2, val=2, test=2)))
     return path
 
 
@@ -130,7 +133,7 @@ def test_training_neither_needs_nor_heeds_forbidden_files(balls, tmp_path, metho
     for name in ("whole", "bare"):
         root = shutil.copytree(balls[1], tmp_path / name / "prepared")
         dataset = read_prepared(root)
-        split = make_split(dataset, labelled=2, val=2, test=2, seed=0)
+        split = make_split(dataset, Wish(labelled=2, val=2, test=2))
         write_split(tmp_path / name / "splits.json", split)
         if name == "bare":
             assert sum((dataset.cases[id].folder / "label.b2nd").exists() for id in split.unlabelled) == 2
@@ -414,6 +417,21 @@ def test_a_run_is_fitted_into_a_budget_and_resumes_so(config, tmp_path, capsys):
     train(settings, run, memory=1.05, until=2, device="cpu", resume=True, quiet=True)
 
 
+def test_until_zero_takes_no_step_and_the_command_wants_one_at_least(config, tmp_path):
+    run = train(config(), tmp_path / "run", until=0, quiet=True)
+    assert load_checkpoint(run / "last.pt")["iteration"] == 0
+    done = CliRunner().invoke(app, ["train", "balls.yaml", "--until", "0"])
+    assert done.exit_code == 2
+    assert "--until" in done.output
+
+
+def test_a_finished_run_writes_its_last_checkpoint_once(config, tmp_path, monkeypatch):
+    written, save = [], torch.save
+    monkeypatch.setattr(torch, "save", lambda values, path: (written.append(path.name), save(values, path)))
+    train(config(iterations=6, validate_every=3), tmp_path / "run", quiet=True)
+    assert sum(name.endswith("last.pt") for name in written) == 2  # of steps 3 and 6
+
+
 def test_save_every_saves_between_validations(config, tmp_path):
     run = train(config(iterations=9, validate_every=100, save_every=4), tmp_path / "run", until=6, quiet=True)
     assert load_checkpoint(run / "last.pt")["iteration"] == 6
@@ -467,10 +485,6 @@ class TestWithBaseline:
         return tmp_path
 
     def medssl(self, files, *words):
-        from typer.testing import CliRunner
-
-        from medssl.cli import app
-
         return CliRunner().invoke(app, ["train", str(files / "config.yaml"), "--out", str(files / "run"), "--quiet",
                                         "--device", "cpu", *words])  # fmt: skip
 
@@ -532,7 +546,7 @@ class TestRefusals:
     def test_resume_with_another_split(self, balls, config, splits, tmp_path):
         run = train(config(), tmp_path / "run", until=1, quiet=True)
         kept = (run / "splits.json").read_bytes()
-        write_split(splits, make_split(read_prepared(balls[1]), labelled=2, val=2, test=2, seed=9))
+        write_split(splits, make_split(read_prepared(balls[1]), Wish(labelled=2, val=2, test=2, seed=9)))
         with pytest.raises(ConfigError, match="another split"):
             train(config(), run, resume=True, quiet=True)
         assert (run / "splits.json").read_bytes() == kept
@@ -576,7 +590,7 @@ class TestRefusals:
     def test_no_unlabelled_cases(self, balls, config, tmp_path):
         dataset = read_prepared(balls[1])
         free = [id for id, case in dataset.cases.items() if case.labelled]
-        split = make_split(dataset, labelled=4, val=2, test=2, seed=0, given={"unlabelled": []})
+        split = make_split(dataset, Wish(labelled=4, val=2, test=2, given={"unlabelled": []}))
         assert set(split.labelled) <= set(free)
         write_split(tmp_path / "none.json", split)
         settings = plain_settings(balls, tmp_path / "none.json", "bcp")

@@ -29,8 +29,9 @@ from torch import Tensor
 
 from medssl.config import bundled, merge, parse
 from medssl.data.cases import DatasetConfig
+from medssl.data.draw import Wish, make_split
 from medssl.data.phantoms import write_dataset
-from medssl.data.splits import make_split, write_split
+from medssl.data.splits import write_split
 from medssl.figures import class_colour, grey_window
 from medssl.methods.base import at_rest
 from medssl.methods.combined import Said
@@ -377,7 +378,9 @@ def prepared(kind: str, folder: Path) -> list[str]:
     if not splits.exists():
         write_dataset(source, kind, labelled=5, unlabelled=8, seed=7)
         config = parse(DatasetConfig, merge([settings_file(f"data/phantom_{kind}.yaml")])["data"], where="data")
-        write_split(splits, make_split(prepare(source, out, config, workers=0), labelled=3, val=1, test=1, seed=SEED))
+        write_split(
+            splits, make_split(prepare(source, out, config, workers=0), Wish(labelled=3, val=1, test=1, seed=SEED))
+        )
     return [f"data.root={out}", f"data.splits={splits}"]
 
 

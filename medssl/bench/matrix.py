@@ -14,14 +14,17 @@ from pydantic import NonNegativeInt, PositiveInt, field_validator, model_validat
 from medssl.comparison import BASELINE
 from medssl.config import Settings, found, merge, parse, update
 from medssl.data.cases import DatasetConfig
+from medssl.data.draw import Unit
 from medssl.errors import ConfigError, DataError
 from medssl.predictor import Which
 from medssl.run import RunConfig
 
-ALL = "all"
+ALL: Literal["all"] = "all"
 """Stands where a count of labelled cases would: every training case with its label."""
 SAME_TIME = ", same time"
 """Ends the names of rows that train as long as the one of `as_long_as`."""
+NOT_IN_NAMES = set('/\\:*?"<>|')
+"""Characters that a row's name must not have, since some system has no folders of such names."""
 
 
 class MethodRow(Settings):
@@ -72,7 +75,7 @@ class BenchConfig(Settings):
     """Seeds of the choice of labelled patients; validation and test patients are those of the first."""
     seeds: tuple[NonNegativeInt, ...] = (0, 1, 2)
     """Training seeds."""
-    count: Literal["patients", "cases"] = "patients"
+    count: Unit = "patients"
     """What `labelled`, `val` and `test` count."""
     val: PositiveInt | None = None
     test: PositiveInt | None = None
@@ -108,7 +111,7 @@ class Cell:
     @property
     def name(self) -> str:
         """Its folder."""
-        return f"{self.method}__{self.split}__seed-{self.seed}".replace(" ", "-")
+        return f"{folder_name(self.method)}__{self.split}__seed-{self.seed}"
 
     @property
     def split(self) -> str:
@@ -128,6 +131,7 @@ class Bench:
         self.methods = {BASELINE: rows.get(BASELINE, MethodRow()), **{k: v for k, v in rows.items() if k != BASELINE}}
         self.same_time = self._same_time()
         self.methods |= {again: self.methods[name] for again, name in self.same_time.items()}
+        self._check_folders()
         self._check_names("all_labels", config.all_labels)
         self._check_names("references", config.references)
         self._check_rows_of_others()
@@ -225,6 +229,16 @@ class Bench:
             raise ConfigError(f"as_long_as: {reference} trains nothing; name a row that does")
         return {name + SAME_TIME: name for name, row in self.methods.items() if name != reference and row.of is None}
 
+    def _check_folders(self) -> None:
+        """Refuse names that no folder can have everywhere, or that two rows would share."""
+        taken: dict[str, str] = {}
+        for name in self.methods:
+            if not name or set(name) & NOT_IN_NAMES or not name.isprintable():
+                raise ConfigError(f"methods: {name!r} names folders too; leave out {' '.join(sorted(NOT_IN_NAMES))}")
+            other = taken.setdefault(folder_name(name).casefold(), name)
+            if other != name:
+                raise ConfigError(f"methods: {other} and {name} would share their folders; rename one")
+
     def _check_names(self, key: str, names: Sequence[str]) -> None:
         unknown = [name for name in names if name not in self.methods]
         if unknown:
@@ -264,6 +278,11 @@ class Bench:
         every = settings.train.validate_every
         train = {"iterations": steps, "validate_every": every and max(1, round(every * steps / own))}
         return settings.model_copy(update={"name": cell.method, "train": settings.train.model_copy(update=train)})
+
+
+def folder_name(row: str) -> str:
+    """What the folders of a row's runs begin with."""
+    return row.replace(" ", "-")
 
 
 def load_bench(path: Path, overrides: Sequence[str] = ()) -> BenchConfig:

@@ -6,11 +6,12 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from medssl.bench.matrix import Bench, BenchConfig, Cell
+from medssl.bench.matrix import ALL, Bench, BenchConfig, Cell
 from medssl.config import dump, found, load_yaml, parse
+from medssl.data.draw import Wish, make_split
 from medssl.data.lists import read_published_split
 from medssl.data.prepared import PreparedDataset, read_prepared
-from medssl.data.splits import Part, Split, make_split, read_split, write_split
+from medssl.data.splits import Part, Split, read_split, write_split
 from medssl.errors import ConfigError
 from medssl.files import whole_file
 from medssl.logs import read_metrics, training_seconds
@@ -51,10 +52,9 @@ def _held_out(config: BenchConfig, dataset: PreparedDataset) -> dict[Part, tuple
     for part in ("val", "test"):
         if part not in lists and getattr(config, part) is None:
             raise ConfigError(f"{part}: say how many {config.count}")
-    base = make_split(
-        dataset, labelled=1, val=config.val or 0, test=config.test or 0, seed=config.draws[0], unit=config.count,
-        given={part: lists[part] for part in ("val", "test") if part in lists},
-    )  # fmt: skip
+    wish = Wish(labelled=1, val=config.val or 0, test=config.test or 0, seed=config.draws[0], unit=config.count,
+                given={part: lists[part] for part in ("val", "test") if part in lists})  # fmt: skip
+    base = make_split(dataset, wish)
     return {"val": base.val, "test": base.test}
 
 
@@ -68,14 +68,9 @@ def _lists(config: BenchConfig, labelled: int = 1) -> dict[Part, list[str]]:
 
 
 def _split_of(cell: Cell, config: BenchConfig, dataset: PreparedDataset, held: Mapping[Part, Sequence[str]]) -> Split:
-    given = dict(held)
-    if cell.labelled is None:
-        away = {dataset.cases[id].subject for ids in held.values() for id in ids}
-        given["labelled"] = [id for id, case in dataset.cases.items() if case.labelled and case.subject not in away]
-    else:
-        given = {**_lists(config, cell.labelled), **held}
-    number = cell.labelled or 0
-    return make_split(dataset, labelled=number, val=0, test=0, seed=cell.draw, unit=config.count, given=given)
+    lists = {} if cell.labelled is None else _lists(config, cell.labelled)
+    wish = Wish(labelled=cell.labelled or ALL, seed=cell.draw, unit=config.count, given={**lists, **held})
+    return make_split(dataset, wish)
 
 
 def write_configs(matrix: Bench) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 from pydantic import PositiveInt
 
 from medssl.config import Settings, bundled, found, merge, parse
+from medssl.data.draw import Amount, Wish, make_split, number_of, shuffled
 from medssl.data.names import read_id_list, resolve_names
 from medssl.data.prepared import PreparedDataset
-from medssl.data.splits import PARTS, Amount, Part, Split, make_split, number_of, refuse_file, shuffled
+from medssl.data.splits import PARTS, Part, Split, refuse_file
 from medssl.errors import ConfigError, DataError
 from medssl.files import whole_file, write_json
 
@@ -96,7 +97,7 @@ def import_split(
         fold: which entry of splits_final.json; not needed where it has one.
         labelled: how many patients of the training list keep their labels, a share being one of all its patients: the
             first of a `train.list`, whose order is a published one, and by `seed` of other lists.
-        renamed_frames: see `make_split`.
+        renamed_frames: see `Wish`.
         rest_unlabelled: cases of nobody who validates or tests, and which no list names, are unlabelled.
 
     Raises:
@@ -117,7 +118,7 @@ def import_split(
     given |= {"labelled": keep, "unlabelled": [*others, *given["unlabelled"]]}
     if rest_unlabelled:
         del given["unlabelled"]
-    split = make_split(dataset, labelled=0, val=0, test=0, seed=seed, given=given, where=str(source))
+    split = make_split(dataset, Wish(seed=seed, given=given), where=str(source))
     is_drawn = labelled != "all" and order is not None
     quirks = ("renamed frames", *split.quirks) if renamed_frames else split.quirks
     return split.model_copy(update={"seed": seed if is_drawn else None, "quirks": quirks})

@@ -8,10 +8,11 @@ import pytest
 
 from medssl.config import bundled
 from medssl.data.cases import DatasetConfig
+from medssl.data.draw import Wish, make_split
 from medssl.data.lists import export_lists, export_nnunet, import_split, read_published_split
 from medssl.data.prepared import PreparedCase, PreparedDataset
 from medssl.data.recipe import Grid
-from medssl.data.splits import PARTS, make_split
+from medssl.data.splits import PARTS
 from medssl.data.volume import Source
 from medssl.errors import ConfigError, DataError
 
@@ -58,7 +59,7 @@ def test_the_lists_are_those_beside_the_real_volumes(real_data):
 
 
 def test_patients_are_found_whatever_their_frames_are_called(tmp_path):
-    split = make_split(raw_acdc(tmp_path), labelled=3, val=0, test=0, seed=0, given=published("acdc").parts(3))
+    split = make_split(raw_acdc(tmp_path), Wish(labelled=3, given=published("acdc").parts(3)))
     assert {id[:10] for id in split.labelled} == {"patient099", "patient038", "patient050"}
     assert [len(split.labelled), len(split.unlabelled), len(split.val), len(split.test)] == [6, 134, 20, 40]
     assert {id[:10] for id in split.left_out} == {"patient101", "patient102"}
@@ -109,7 +110,7 @@ def holds(split):
 @pytest.mark.parametrize("wishes", [{"val": 2, "test": 3}, {"val": 0, "test": 3}, {"val": 1, "test": 0}])
 def test_what_goes_out_comes_back(tmp_path, wishes):
     dataset = patients(tmp_path)
-    made = [make_split(dataset, labelled=2, seed=seed, **wishes) for seed in (0, 1, 2)]
+    made = [make_split(dataset, Wish(labelled=2, seed=seed, **wishes)) for seed in (0, 1, 2)]
     export_nnunet(made, tmp_path / "new" / "splits_final.json")
     for fold, split in enumerate(made):
         assert holds(import_split(dataset, tmp_path / "new" / "splits_final.json", fold=fold)) == holds(split)
@@ -120,7 +121,7 @@ def test_what_goes_out_comes_back(tmp_path, wishes):
 
 def test_nnunet_is_given_the_labels_that_train_and_no_others(tmp_path):
     dataset = patients(tmp_path)
-    split = make_split(dataset, labelled=2, val=2, test=3, seed=0)
+    split = make_split(dataset, Wish(labelled=2, val=2, test=3))
     export_nnunet([split], tmp_path / "splits_final.json")
     (fold,) = json.loads((tmp_path / "splits_final.json").read_text())
     assert (fold["train"], fold["val"]) == (list(split.labelled), list(split.val))
@@ -128,7 +129,7 @@ def test_nnunet_is_given_the_labels_that_train_and_no_others(tmp_path):
 
 def test_a_train_list_begins_with_the_labelled_cases(tmp_path):
     dataset = patients(tmp_path)
-    split = make_split(dataset, labelled=2, val=2, test=3, seed=0)
+    split = make_split(dataset, Wish(labelled=2, val=2, test=3))
     export_lists(split, tmp_path / "lists")
     lines = (tmp_path / "lists" / "train.list").read_text().split()
     assert lines == [*split.labelled, *split.unlabelled]
@@ -201,7 +202,7 @@ def test_a_name_that_is_not_in_the_dataset_is_told(tmp_path):
 
 
 def test_a_split_that_selects_on_test_is_not_exported(tmp_path):
-    split = make_split(patients(tmp_path), labelled=2, val=0, test=3, seed=0, val_is_test=True)
+    split = make_split(patients(tmp_path), Wish(labelled=2, test=3, val_is_test=True))
     for export in (lambda: export_nnunet([split], tmp_path / "s.json"), lambda: export_lists(split, tmp_path / "s")):
         with pytest.raises(ConfigError, match="--val-is-test"):
             export()
@@ -222,7 +223,7 @@ def test_the_first_patients_of_a_train_list_are_labelled_be_it_of_volumes_or_sli
     (folders[1] / "train.list").unlink()
     slices = [f"{name}_slice_{n}.h5" for name in frames["train"] for n in (4, 1, 3)]
     (folders[1] / "train_slices.list").write_text("\n".join(slices))
-    want = make_split(dataset, labelled=0, val=0, test=0, seed=0, given=lists.parts(7))
+    want = make_split(dataset, Wish(given=lists.parts(7)))
     for folder in folders:
         got = import_split(dataset, folder, labelled=Fraction(1, 10), renamed_frames=True)
         assert holds(got) == holds(want)

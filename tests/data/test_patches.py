@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from medssl.data import patches, prepared
+from medssl.data.draw import Wish, make_split
 from medssl.data.patches import PatchStream, TrainingData
 from medssl.data.prepared import read_prepared
-from medssl.data.splits import make_split
 from medssl.errors import DataError
 
 
 @pytest.fixture
 def data(balls):
     dataset = read_prepared(balls[1])
-    return TrainingData(dataset, make_split(dataset, labelled=2, val=2, test=2, seed=0))
+    return TrainingData(dataset, make_split(dataset, Wish(labelled=2, val=2, test=2)))
 
 
 def stream(data, labels=True, **kwargs):
@@ -143,13 +143,13 @@ def test_test_labels_open_only_where_the_split_says_selection_on_test(data, ball
     with pytest.raises(DataError, match="it is test"):
         data.label(data.split.test[0])
     dataset = read_prepared(balls[1])
-    split = make_split(dataset, labelled=2, val=0, test=2, seed=0, val_is_test=True)
+    split = make_split(dataset, Wish(labelled=2, test=2, val_is_test=True))
     assert TrainingData(dataset, split).label(split.test[0]).ndim == 3
 
 
 def test_streams_work_when_the_forbidden_files_do_not_exist(balls, tmp_path):
     dataset = read_prepared(shutil.copytree(balls[1], tmp_path / "prepared"))
-    data = TrainingData(dataset, make_split(dataset, labelled=2, val=2, test=2, seed=0))
+    data = TrainingData(dataset, make_split(dataset, Wish(labelled=2, val=2, test=2)))
     for id in data.split.unlabelled:
         (dataset.cases[id].folder / "label.b2nd").unlink(missing_ok=True)
     for id in data.split.test:

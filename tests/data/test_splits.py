@@ -1,6 +1,7 @@
 """Splits: by patient, nested, checked against the dataset, given lists first."""
 
 import json
+import shutil
 from dataclasses import replace
 from fractions import Fraction
 
@@ -10,22 +11,13 @@ from medssl.bench.matrix import Bench, BenchConfig
 from medssl.bench.setup import write_splits
 from medssl.config import bundled
 from medssl.data.cases import Case, DatasetConfig
-from medssl.data.prepared import PreparedCase, PreparedDataset
+from medssl.data.draw import Wish, declared_parts, make_draws, make_folds, make_split, parse_amount
+from medssl.data.prepared import PreparedCase, PreparedDataset, read_prepared
 from medssl.data.recipe import Grid
-from medssl.data.splits import (
-    PARTS,
-    Split,
-    declared_parts,
-    make_draws,
-    make_folds,
-    make_split,
-    parse_amount,
-    read_split,
-    write_series,
-    write_split,
-)
+from medssl.data.splits import PARTS, Split, read_split, write_series, write_split
 from medssl.data.volume import Source
 from medssl.errors import ConfigError, DataError
+from medssl.split import split as split_dataset
 
 GRID = Grid(
     (5, 6, 7), [[1.0, 0, 0, 0]] * 4, (0, 1, 2), (False,) * 3, (0, 0, 0), (5, 6, 7), (1.0,) * 3, (5, 6, 7), (1.0,) * 3
@@ -50,7 +42,7 @@ def subjects(split, dataset):
 @pytest.mark.parametrize("seed", range(6))
 def test_no_patient_is_divided_and_everyone_is_somewhere(tmp_path, seed):
     dataset = make_dataset(tmp_path)
-    split = make_split(dataset, labelled=2, val=3, test=4, seed=seed)
+    split = make_split(dataset, Wish(labelled=2, val=3, test=4, seed=seed))
     of = subjects(split, dataset)
     assert [len(of[part]) for part in ("labelled", "val", "test")] == [2, 3, 4]
     assert not of["test"] & (of["val"] | of["labelled"] | of["unlabelled"])
@@ -61,33 +53,33 @@ def test_no_patient_is_divided_and_everyone_is_somewhere(tmp_path, seed):
 
 def test_unlabelled_scans_of_test_patients_are_left_out(tmp_path):
     dataset = make_dataset(tmp_path)
-    split = make_split(dataset, labelled=2, val=3, test=4, seed=0, given={"test": ["p03", "p07"]})
+    split = make_split(dataset, Wish(labelled=2, val=3, test=4, given={"test": ["p03", "p07"]}))
     assert set(split.test) == {"p03_a", "p07_a"}
     assert set(split.left_out) == {"p03_b", "p07_b"}
 
 
 def test_more_labels_contain_the_fewer_and_keep_the_test_cases(tmp_path):
     dataset = make_dataset(tmp_path)
-    few, more = (make_split(dataset, labelled=n, val=2, test=3, seed=5) for n in (1, 4))
+    few, more = (make_split(dataset, Wish(labelled=n, val=2, test=3, seed=5)) for n in (1, 4))
     assert set(few.labelled) < set(more.labelled)
     assert (few.test, few.val) == (more.test, more.val)
 
 
 def test_seed_decides(tmp_path):
     dataset = make_dataset(tmp_path)
-    draws = [make_split(dataset, labelled=2, val=2, test=3, seed=s) for s in (1, 1, 2)]
+    draws = [make_split(dataset, Wish(labelled=2, val=2, test=3, seed=s)) for s in (1, 1, 2)]
     assert draws[0] == draws[1]
     assert draws[0] != draws[2]
 
 
 def test_numbers_can_count_cases(tmp_path):
     dataset = make_dataset(tmp_path, unlabelled=("p01_b", "p02_b", "p04_b"))
-    split = make_split(dataset, labelled=2, val=4, test=3, seed=0, unit="cases")
+    split = make_split(dataset, Wish(labelled=2, val=4, test=3, unit="cases"))
     assert [len(getattr(split, part)) for part in ("labelled", "val", "test")] == [2, 4, 3]
 
 
 def test_a_given_list_wins_over_its_number(tmp_path):
-    split = make_split(make_dataset(tmp_path), labelled=9, val=2, test=2, seed=0, given={"labelled": ["p05", "p06_a"]})
+    split = make_split(make_dataset(tmp_path), Wish(labelled=9, val=2, test=2, given={"labelled": ["p05", "p06_a"]}))
     assert split.labelled == ("p05_a", "p05_b", "p06_a")
 
 
@@ -101,12 +93,12 @@ def test_a_given_list_wins_over_its_number(tmp_path):
 )
 def test_impossible_wishes_are_named(tmp_path, kwargs, message):
     with pytest.raises((ConfigError, DataError), match=message):
-        make_split(make_dataset(tmp_path), **{"labelled": 2, "val": 2, "test": 3, "seed": 0, **kwargs})
+        make_split(make_dataset(tmp_path), Wish(**{"labelled": 2, "val": 2, "test": 3, **kwargs}))
 
 
 def test_split_file_survives_and_faults_are_all_listed(tmp_path):
     dataset = make_dataset(tmp_path)
-    split = make_split(dataset, labelled=2, val=2, test=3, seed=0)
+    split = make_split(dataset, Wish(labelled=2, val=2, test=3))
     write_split(tmp_path / "splits.json", split)
     assert read_split(tmp_path / "splits.json", dataset) == split
 
@@ -121,13 +113,13 @@ def test_split_file_survives_and_faults_are_all_listed(tmp_path):
 
 def test_a_split_knows_the_patient_of_every_case_that_it_lists(tmp_path):
     dataset = make_dataset(tmp_path)
-    split = make_split(dataset, labelled=2, val=2, test=3, seed=0)
+    split = make_split(dataset, Wish(labelled=2, val=2, test=3))
     assert split.patients == {id: case.subject for id, case in dataset.cases.items()}
 
 
 def test_patients_that_an_old_file_lacks_are_filled_in_and_wrong_ones_refused(tmp_path):
     dataset, path = make_dataset(tmp_path), tmp_path / "splits.json"
-    split = make_split(dataset, labelled=2, val=2, test=3, seed=0)
+    split = make_split(dataset, Wish(labelled=2, val=2, test=3))
     old = split.model_dump(mode="json", exclude={"patients"})
     path.write_text(json.dumps(old))
     assert read_split(path, dataset) == split
@@ -137,7 +129,7 @@ def test_patients_that_an_old_file_lacks_are_filled_in_and_wrong_ones_refused(tm
 
 
 def test_a_split_of_another_case_list_is_refused(tmp_path):
-    split = make_split(make_dataset(tmp_path), labelled=2, val=2, test=3, seed=0)
+    split = make_split(make_dataset(tmp_path), Wish(labelled=2, val=2, test=3))
     write_split(tmp_path / "splits.json", split)
     with pytest.raises(DataError, match="another case list"):
         read_split(tmp_path / "splits.json", make_dataset(tmp_path, patients=13))
@@ -156,15 +148,15 @@ def test_case_is_plain_data(tmp_path):
 
 
 def test_a_split_has_no_quirk_unless_asked(tmp_path):
-    split = make_split(make_dataset(tmp_path), labelled=2, val=2, test=3, seed=0)
+    split = make_split(make_dataset(tmp_path), Wish(labelled=2, val=2, test=3))
     assert split.quirks == ()
     assert not set(split.val) & set(split.test)
 
 
 def test_validation_on_test_changes_nothing_else_and_is_told(tmp_path):
     dataset = make_dataset(tmp_path)
-    plain = make_split(dataset, labelled=2, val=0, test=3, seed=0)
-    split = make_split(dataset, labelled=2, val=0, test=3, seed=0, val_is_test=True)
+    plain = make_split(dataset, Wish(labelled=2, test=3))
+    split = make_split(dataset, Wish(labelled=2, test=3, val_is_test=True))
     assert split == plain.model_copy(update={"val": plain.test, "quirks": ("selection on test",)})
     write_split(tmp_path / "splits.json", split)
     assert json.loads((tmp_path / "splits.json").read_text())["quirks"] == ["selection on test"]
@@ -174,7 +166,7 @@ def test_validation_on_test_changes_nothing_else_and_is_told(tmp_path):
 @pytest.mark.parametrize("change", [{"quirks": []}, {"val": ["p00_a"]}, {"val": []}, {"quirks": ["selection on tset"]}])
 def test_validation_on_test_is_refused_where_the_file_does_not_say_just_that(tmp_path, change):
     dataset = make_dataset(tmp_path)
-    write_split(tmp_path / "splits.json", make_split(dataset, labelled=1, val=0, test=2, seed=0, val_is_test=True))
+    write_split(tmp_path / "splits.json", make_split(dataset, Wish(labelled=1, test=2, val_is_test=True)))
     values = json.loads((tmp_path / "splits.json").read_text())
     (tmp_path / "splits.json").write_text(json.dumps(values | change))
     with pytest.raises(DataError, match=r"listed twice|selection on test"):
@@ -182,15 +174,15 @@ def test_validation_on_test_is_refused_where_the_file_does_not_say_just_that(tmp
 
 
 def test_a_labelled_case_is_no_test_case_even_when_validation_is(tmp_path):
+    given = {"labelled": ["p01_a"], "test": ["p01_a", "p02_a"]}
     with pytest.raises(DataError, match="p01_a is listed twice"):
-        make_split(make_dataset(tmp_path), labelled=0, val=0, test=0, seed=0, val_is_test=True,
-                   given={"labelled": ["p01_a"], "test": ["p01_a", "p02_a"]})  # fmt: skip
+        make_split(make_dataset(tmp_path), Wish(val_is_test=True, given=given))
 
 
 @pytest.mark.parametrize("wish", [{"val": 2}, {"given": {"val": ["p01"]}}, {"test": 0}])
 def test_validation_on_test_needs_test_cases_and_no_others(tmp_path, wish):
     with pytest.raises((ConfigError, DataError), match=r"validation cases cannot|at least one"):
-        make_split(make_dataset(tmp_path), **{"labelled": 2, "val": 0, "test": 3, "seed": 0, **wish}, val_is_test=True)
+        make_split(make_dataset(tmp_path), Wish(**{"labelled": 2, "test": 3, **wish}, val_is_test=True))
 
 
 def make_frames(tmp_path, frames, unlabelled=()):
@@ -207,7 +199,7 @@ COUNTED = {"labelled": ["patient001_frame01", "patient001_frame02"], "test": ["p
 
 def test_lists_that_count_frames_find_them_by_order_when_asked(tmp_path):
     dataset = make_frames(tmp_path, RAW)
-    split = make_split(dataset, labelled=0, val=0, test=0, seed=0, given=COUNTED, renamed_frames=True)
+    split = make_split(dataset, Wish(given=COUNTED, renamed_frames=True))
     assert split.labelled == ("patient001_frame01", "patient001_frame12")
     assert split.test == ("patient002_frame11",)
     assert split.quirks == ("renamed frames",)
@@ -217,14 +209,13 @@ def test_only_annotated_frames_are_counted_where_there_are_any(tmp_path):
     frames = [f"patient{p}_frame{n:02}" for p in ("001", "002") for n in range(1, 6)]
     without = {id for id in frames if id not in ("patient001_frame02", "patient001_frame05")}
     given = {"labelled": ["patient001_frame02"], "unlabelled": ["patient002_frame03"]}
-    split = make_split(make_frames(tmp_path, frames, without), labelled=0, val=0, test=0, seed=0, given=given,
-                       renamed_frames=True)  # fmt: skip
+    split = make_split(make_frames(tmp_path, frames, without), Wish(given=given, renamed_frames=True))
     assert (split.labelled, split.unlabelled) == (("patient001_frame05",), ("patient002_frame03",))
 
 
 def test_lists_that_count_frames_are_refused_with_a_hint_unless_asked(tmp_path):
     with pytest.raises(ConfigError, match=r"patient001_frame02; .*--renamed-frames"):
-        make_split(make_frames(tmp_path, RAW), labelled=0, val=0, test=0, seed=0, given=COUNTED)
+        make_split(make_frames(tmp_path, RAW), Wish(given=COUNTED))
 
 
 @pytest.mark.parametrize(
@@ -237,8 +228,7 @@ def test_lists_that_count_frames_are_refused_with_a_hint_unless_asked(tmp_path):
 )
 def test_frames_that_are_not_there_are_named(tmp_path, names, said):
     with pytest.raises(ConfigError, match=said):
-        make_split(make_frames(tmp_path, RAW), labelled=0, val=0, test=0, seed=0, given={"labelled": names},
-                   renamed_frames=True)  # fmt: skip
+        make_split(make_frames(tmp_path, RAW), Wish(given={"labelled": names}, renamed_frames=True))
 
 
 # ---- shares, folds and draws
@@ -266,39 +256,39 @@ def test_other_amounts_are_refused(text):
 def test_a_share_counts_those_who_train_and_is_rounded_down(tmp_path, share, unit, number):
     dataset = make_dataset(tmp_path, patients=100, unlabelled=())
     held = {"val": 10, "test": 20} if unit == "patients" else {"val": 20, "test": 40}
-    split = make_split(dataset, labelled=parse_amount(share), seed=0, unit=unit, **held)
+    split = make_split(dataset, Wish(labelled=parse_amount(share), unit=unit, **held))
     assert len(split.labelled if unit == "cases" else subjects(split, dataset)["labelled"]) == number
 
 
 def test_a_share_counts_patients_without_labels_too(tmp_path):
     bare = {f"p{n:02}_{scan}" for n in range(10) for scan in "ab"}
     dataset = make_dataset(tmp_path, patients=20, unlabelled=bare)
-    few = make_split(dataset, labelled=Fraction(1, 4), val=0, test=4, seed=0)
+    few = make_split(dataset, Wish(labelled=Fraction(1, 4), test=4))
     assert len(subjects(few, dataset)["labelled"]) == 4
-    every = make_split(dataset, labelled="all", val=2, test=4, seed=0)
+    every = make_split(dataset, Wish(labelled="all", val=2, test=4))
     assert len(subjects(every, dataset)["labelled"]) == 4
     assert set(every.unlabelled) == bare
     with pytest.raises(ConfigError, match="16 patients wanted, only 6"):
-        make_split(dataset, labelled=Fraction(1), val=0, test=4, seed=0)
+        make_split(dataset, Wish(labelled=Fraction(1), test=4))
 
 
 def test_a_share_of_less_than_one_patient_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"--labelled 10%: of 7 training patients that is less than one"):
-        make_split(make_dataset(tmp_path), labelled=Fraction(1, 10), val=2, test=3, seed=0)
+        make_split(make_dataset(tmp_path), Wish(labelled=Fraction(1, 10), val=2, test=3))
 
 
 def test_a_split_of_lists_alone_has_no_seed(tmp_path):
     given = {"labelled": ["p00"], "val": ["p01"], "test": ["p02"]}
-    assert make_split(make_dataset(tmp_path), labelled=0, val=0, test=0, seed=3, given=given).seed is None
-    assert make_split(make_dataset(tmp_path), labelled=0, val=1, test=0, seed=3, given={"labelled": ["p00"]}).seed == 3
+    assert make_split(make_dataset(tmp_path), Wish(seed=3, given=given)).seed is None
+    assert make_split(make_dataset(tmp_path), Wish(val=1, seed=3, given={"labelled": ["p00"]})).seed == 3
 
 
 @pytest.mark.parametrize("folds", [2, 4, 9])
 def test_each_patient_validates_once_and_the_test_cases_stay(tmp_path, folds):
     dataset = make_dataset(tmp_path)
-    made = make_folds(dataset, folds, labelled=1, test=3, seed=4)
+    made = make_folds(dataset, Wish(labelled=1, test=3, seed=4), folds)
     assert len(made) == folds
-    assert {split.test for split in made} == {make_split(dataset, labelled=1, val=0, test=3, seed=4).test}
+    assert {split.test for split in made} == {make_split(dataset, Wish(labelled=1, test=3, seed=4)).test}
     vals = [subjects(split, dataset)["val"] for split in made]
     everyone = set().union(*vals)
     assert sum(map(len, vals)) == len(everyone) == 9
@@ -309,9 +299,9 @@ def test_each_patient_validates_once_and_the_test_cases_stay(tmp_path, folds):
 
 def test_folds_may_train_on_all_labels_and_on_a_given_list(tmp_path):
     dataset = make_dataset(tmp_path)
-    for split in make_folds(dataset, 3, labelled="all", test=3, seed=0):
+    for split in make_folds(dataset, Wish(labelled="all", test=3), 3):
         assert len(subjects(split, dataset)["labelled"]) == 6
-    for split in make_folds(dataset, 3, labelled=0, test=3, seed=0, given={"labelled": ["p05"]}):
+    for split in make_folds(dataset, Wish(test=3, given={"labelled": ["p05"]}), 3):
         assert split.labelled == ("p05_a", "p05_b")
         assert "p05" not in subjects(split, dataset)["val"]
 
@@ -326,15 +316,15 @@ def test_folds_may_train_on_all_labels_and_on_a_given_list(tmp_path):
 )
 def test_impossible_folds_are_refused(tmp_path, folds, given, said):
     with pytest.raises(ConfigError, match=said):
-        make_folds(make_dataset(tmp_path), folds, labelled=1, test=3, seed=0, given=given)
+        make_folds(make_dataset(tmp_path), Wish(labelled=1, test=3, given=given), folds)
 
 
 @pytest.mark.parametrize("val_is_test", [False, True])
 def test_draws_differ_in_their_labelled_cases_only(tmp_path, val_is_test):
     dataset = make_dataset(tmp_path)
     wishes = {"labelled": 2, "val": 0 if val_is_test else 2, "test": 3, "val_is_test": val_is_test}
-    made = make_draws(dataset, 4, seed=6, **wishes)
-    assert made[0] == make_split(dataset, seed=6, **wishes)
+    made = make_draws(dataset, Wish(seed=6, **wishes), 4)
+    assert made[0] == make_split(dataset, Wish(seed=6, **wishes))
     assert [split.seed for split in made] == [6, 7, 8, 9]
     assert len({(split.val, split.test) for split in made}) == 1
     assert len({split.labelled for split in made}) > 1
@@ -350,7 +340,7 @@ def test_draws_are_those_of_a_bench(tmp_path):
     )
     matrix = Bench(config, tmp_path / "bench")
     write_splits(matrix, dataset)
-    made = make_draws(dataset, 3, labelled=2, val=2, test=3, seed=3)
+    made = make_draws(dataset, Wish(labelled=2, val=2, test=3, seed=3), 3)
     for cell in matrix.cells:
         theirs, ours = read_split(matrix.split(cell), dataset), made[cell.draw - 3]
         assert [getattr(theirs, part) for part in PARTS] == [getattr(ours, part) for part in PARTS]
@@ -359,15 +349,15 @@ def test_draws_are_those_of_a_bench(tmp_path):
 @pytest.mark.parametrize(("draws", "given"), [(0, {}), (2, {"labelled": ["p01"]})])
 def test_draws_of_nothing_are_refused(tmp_path, draws, given):
     with pytest.raises(ConfigError, match="--draws"):
-        make_draws(make_dataset(tmp_path), draws, labelled=2, val=1, test=1, seed=0, given=given)
+        make_draws(make_dataset(tmp_path), Wish(labelled=2, val=1, test=1, given=given), draws)
 
 
 def test_series_of_lists_that_count_frames_read_them_once_and_say_so(tmp_path):
     dataset = make_frames(tmp_path, [f"patient{p:03}_frame{n:02}" for p in range(6) for n in (1, 2 + p)])
     given = {"test": ["patient004_frame02"]}
     for series in (
-        make_folds(dataset, 2, labelled=1, test=0, seed=0, given=given, renamed_frames=True),
-        make_draws(dataset, 2, labelled=1, val=1, test=0, seed=0, given=given, renamed_frames=True),
+        make_folds(dataset, Wish(labelled=1, given=given, renamed_frames=True), 2),
+        make_draws(dataset, Wish(labelled=1, val=1, given=given, renamed_frames=True), 2),
     ):
         for split in series:
             assert split.test == ("patient004_frame06",)
@@ -376,9 +366,9 @@ def test_series_of_lists_that_count_frames_read_them_once_and_say_so(tmp_path):
 
 def test_a_series_replaces_a_longer_one_only_when_told(tmp_path):
     dataset, folder = make_dataset(tmp_path), tmp_path / "splits"
-    write_series(folder, "fold", make_folds(dataset, 4, labelled=1, test=3, seed=0))
+    write_series(folder, "fold", make_folds(dataset, Wish(labelled=1, test=3), 4))
     (folder / "fold_notes.json").write_text("mine")
-    three = make_folds(dataset, 3, labelled=1, test=3, seed=0)
+    three = make_folds(dataset, Wish(labelled=1, test=3), 3)
     with pytest.raises(ConfigError, match="--overwrite"):
         write_series(folder, "fold", three)
     assert len(list(folder.iterdir())) == 5
@@ -389,16 +379,16 @@ def test_a_series_replaces_a_longer_one_only_when_told(tmp_path):
 
 def test_slices_of_a_case_stand_for_the_case(tmp_path):
     names = [f"{id}_slice_{n}" for n in (3, 1, 2) for id in ("p05_a", "p06_b")]
-    split = make_split(make_dataset(tmp_path), labelled=0, val=1, test=1, seed=0, given={"labelled": names})
+    split = make_split(make_dataset(tmp_path), Wish(val=1, test=1, given={"labelled": names}))
     assert split.labelled == ("p05_a", "p06_b")
+    given = {"labelled": ["p05_a_slice_1"], "unlabelled": ["p05_a_slice_2"]}
     with pytest.raises(DataError, match="p05_a is listed twice"):
-        make_split(make_dataset(tmp_path), labelled=0, val=0, test=0, seed=0,
-                   given={"labelled": ["p05_a_slice_1"], "unlabelled": ["p05_a_slice_2"]})  # fmt: skip
+        make_split(make_dataset(tmp_path), Wish(given=given))
 
 
 def test_a_case_without_a_label_cannot_be_listed_where_one_is_needed(tmp_path):
     with pytest.raises(ConfigError, match="the test list names a case without a label: p03_b"):
-        make_split(make_dataset(tmp_path), labelled=1, val=1, test=0, seed=0, given={"test": ["p03_b"]})
+        make_split(make_dataset(tmp_path), Wish(labelled=1, val=1, given={"test": ["p03_b"]}))
 
 
 def test_all_divided_patients_are_told_with_what_to_do(tmp_path):
@@ -406,7 +396,7 @@ def test_all_divided_patients_are_told_with_what_to_do(tmp_path):
     with pytest.raises(
         DataError, match=r"(?s)p00 is in test and train.*and 5 more\nAll scans of a patient belong"
     ) as told:
-        make_split(make_dataset(tmp_path, 26, ()), labelled=0, val=0, test=0, seed=0, given=given)
+        make_split(make_dataset(tmp_path, 26, ()), Wish(given=given))
     assert str(told.value).count("is in test and train") == 20
 
 
@@ -420,18 +410,19 @@ def declare(dataset, **parts):
 @pytest.mark.parametrize("seed", range(4))
 def test_whom_the_dataset_holds_back_is_drawn_for_nothing_else(tmp_path, seed):
     dataset = declare(make_dataset(tmp_path), test=("p01", "p03"), val=("p05",))
-    split = make_split(dataset, labelled="all", val=0, test=0, seed=seed)
+    split = make_split(dataset, Wish(labelled="all", seed=seed))
     held = {"p01", "p03", "p05"}
     of = subjects(split, dataset)
     assert of["labelled"] | of["unlabelled"] == {f"p{n:02}" for n in range(12)} - held
     assert {id[:3] for id in split.left_out} == held
-    assert not subjects(make_split(dataset, labelled=2, val=2, test=3, seed=seed), dataset)["val"] & {"p01", "p03"}
+    drawn = make_split(dataset, Wish(labelled=2, val=2, test=3, seed=seed))
+    assert not subjects(drawn, dataset)["val"] & {"p01", "p03"}
 
 
 def test_declared_parts_are_those_that_can_be(tmp_path):
     dataset = declare(make_dataset(tmp_path), test=("p03",), train=("p00",))
     assert declared_parts(dataset) == {"test": ["p03_a"]}  # p03_b has no label to be tested with
-    split = make_split(dataset, labelled=2, val=1, test=0, seed=0, given=declared_parts(dataset))
+    split = make_split(dataset, Wish(labelled=2, val=1, given=declared_parts(dataset)))
     assert split.test == ("p03_a",)
     assert "p03_b" in split.left_out
 
@@ -441,4 +432,32 @@ def test_a_dataset_that_divides_a_patient_is_refused(tmp_path):
     cases = {**dataset.cases, "p00_a": replace(dataset.cases["p00_a"], part="test"),
              "p00_b": replace(dataset.cases["p00_b"], part="train")}  # fmt: skip
     with pytest.raises(DataError, match="p00: test and train"):
-        make_split(replace(dataset, cases=cases), labelled=2, val=1, test=1, seed=0)
+        make_split(replace(dataset, cases=cases), Wish(labelled=2, val=1, test=1))
+
+
+def test_the_ceiling_of_a_bench_trains_on_nobody_whom_the_dataset_holds_back(tmp_path):
+    dataset = declare(make_dataset(tmp_path), test=("p01", "p03"), val=("p05",))
+    config = BenchConfig(
+        configs=(bundled("data/phantom_cbct.yaml"),), methods={}, labelled=(2,), seeds=(0,), val=1, test=1
+    )
+    matrix = Bench(config, tmp_path / "bench")
+    write_splits(matrix, dataset)
+    few, every = (read_split(matrix.split(cell), dataset) for cell in matrix.cells)
+    assert not subjects(every, dataset)["labelled"] & {"p01", "p03", "p05"}
+    assert set(every.labelled) | set(every.unlabelled) == set(few.labelled) | set(few.unlabelled)
+    assert (every.val, every.test, every.left_out) == (few.val, few.test, few.left_out)
+
+
+def test_what_a_dataset_declares_is_followed_where_nothing_else_is_wished(balls, tmp_path, capsys):
+    copy = shutil.copytree(balls[1], tmp_path / "prepared")
+    for id, part in {"ball_00": "test", "ball_01": "val"}.items():
+        file = copy / "cases" / id / "case.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "part": part}))
+    (plain,) = split_dataset(copy, tmp_path / "a.json", Wish(labelled=2)).values()
+    assert (plain.test, plain.val, len(plain.labelled)) == (("ball_00",), ("ball_01",), 2)
+    assert "1 test cases as the dataset itself declares them" in capsys.readouterr().err
+    made = split_dataset(copy, tmp_path / "b", Wish(labelled=2, given={"test": ["ball_02"]}), folds=2)
+    assert list(made) == [tmp_path / "b" / "fold_0.json", tmp_path / "b" / "fold_1.json"]
+    assert {one.test for one in made.values()} == {("ball_02",)}
+    assert "declares" not in capsys.readouterr().err
+    assert [read_split(path, read_prepared(copy)) for path in made] == list(made.values())

@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 
 from medssl.cli import app
 from medssl.config import dump, parse
+from medssl.data.draw import Wish, make_split
 from medssl.data.prepared import read_prepared
 from medssl.data.recipe import Recipe
-from medssl.data.splits import make_split, write_split
+from medssl.data.splits import write_split
 from medssl.errors import ConfigError
 from medssl.logs import read_metrics
 from medssl.methods import METHODS
@@ -258,7 +259,7 @@ class TestRuns:
     @pytest.fixture
     def settings(self, balls, tmp_path):
         path = tmp_path / "splits.json"
-        write_split(path, make_split(read_prepared(balls[1]), labelled=2, val=2, test=2, seed=0))
+        write_split(path, make_split(read_prepared(balls[1]), Wish(labelled=2, val=2, test=2)))
 
         def make(iterations=20, **method):
             plain = plain_settings(balls, path, "sss", iterations=iterations)
