@@ -32,10 +32,9 @@ from medssl.data.cases import DatasetConfig
 from medssl.data.draw import Wish, make_split
 from medssl.data.phantoms import write_dataset
 from medssl.data.splits import write_split
-from medssl.figures import class_colour, grey_window
 from medssl.methods.base import at_rest
-from medssl.methods.combined import Said
 from medssl.methods.inside import decoder_blocks, with_fewer_channels
+from medssl.palette import class_colour, grey_window
 from medssl.parts.mix import paste, random_box
 from medssl.parts.perturb import strong_view
 from medssl.parts.pseudo import likeliest
@@ -271,9 +270,10 @@ def ucf_mix(scene: Scene) -> list[Panel]:
 @drawn_on("cbct", *THIN)
 def rail(scene: Scene) -> list[Panel]:
     method, batch = scene.method, scene.batch
-    learning = method.group(method.turn(scene.progress)[0])
+    turn, _ = method.turn(scene.progress)
+    learning = method.group(turn)
     nets = [*learning.students, *(net for net in method.students() if net not in learning.students)]
-    best = int(method.best([at_rest(net, batch.image) for net in nets], batch.label))
+    best = int(method.best(turn, [at_rest(net, batch.image) for net in nets], batch.label))
     ours = nets[0] if best != 0 else nets[1]
     named, told = (likeliest(at_rest(net, batch.image)) for net in (ours, nets[best]))
     said, guide = (likeliest(at_rest(net, batch.unlabelled)) for net in (ours, nets[best]))
@@ -338,16 +338,15 @@ def sss(scene: Scene) -> list[Panel]:
 def combined(scene: Scene) -> list[Panel]:
     method, batch = scene.method, scene.batch
     weak = batch.weak_view()
-    probs = torch.stack([at_rest(net, weak).softmax(1) for net in method.teachers()])
-    said = Said.of(probs)
+    said = method.said(weak)
     told, labelled = method.told(0, batch.unlabelled, said).pseudo, Sample.of(batch.image, batch.label)
     box = random_box(batch.image.shape[2:], method.config.box, scene.rng)
     pasted, there = paste(told[:1], labelled[1:], box), [(said.disputed, RED)]
     z = busiest(pasted.target * box)
     return [
         Panel("labelled patch, which students see whole too", batch.image[1:], z, line=batch.label[1:]),
-        Panel("unlabelled patch, grey levels unchanged: teacher 1", weak, z, fill=likeliest(probs[0])),
-        Panel("teacher 2, of another group", weak, z, fill=likeliest(probs[1])),
+        Panel("unlabelled patch, grey levels unchanged: teacher 1", weak, z, fill=likeliest(said.probs[0])),
+        Panel("teacher 2, of another group", weak, z, fill=likeliest(said.probs[1])),
         Panel("both together; red: disputed, less trusted", weak, z, fill=told.target, marks=there),
         Panel("pasted into the labelled patch, with its target", pasted.image, z, boxes=[box[None]],
               line=pasted.target * ~box, fill=pasted.target * box),

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from medssl.comparison.rows import BASELINE, Row, reference_row, shared_cases
-from medssl.comparison.runs import PARTS, Run, digest, flatten
+from medssl.comparison.runs import PARTS, Run, digest
+from medssl.config import flatten
 
 _SEED_AND_PLACE = {"train.seed", "train.workers", "data.root", "data.splits"}
 _DRAW = {"splits.labelled", "splits.unlabelled"}
