@@ -5,7 +5,9 @@ Heavy imports stay inside the commands, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -495,9 +497,16 @@ def main() -> None:
     except InputError as error:
         print(f"medssl: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("medssl: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as error:
+        if error.code == 130:
+            print("medssl: interrupted", file=sys.stderr)
+        raise
+    except OSError as error:
+        if error.errno not in _PLACES:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"medssl: {place}{os.strerror(error.errno).lower()}; {_PLACES[error.errno]}", file=sys.stderr)
+        sys.exit(4)
     except Exception as error:
         if not _is_out_of_memory(error):
             raise
@@ -507,6 +516,20 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(5)
+
+
+_ELSEWHERE = "choose another place, or make this one writable"
+_PLACES = {
+    errno.ENOSPC: "free some space, or choose another place; what was finished before is kept",
+    errno.EDQUOT: "free some space, or choose another place; what was finished before is kept",
+    errno.EACCES: _ELSEWHERE,
+    errno.EPERM: _ELSEWHERE,
+    errno.EROFS: _ELSEWHERE,
+    errno.ENOTDIR: "a file is where a folder is wanted; choose another place",
+    errno.EEXIST: "a file is where a folder is wanted; choose another place",
+    errno.EISDIR: "a folder is where a file is wanted; choose another name",
+}
+"""What to do where the place of a file is at fault, by the system's number."""
 
 
 def _is_out_of_memory(error: Exception) -> bool:

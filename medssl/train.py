@@ -123,6 +123,7 @@ def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, 
         trainer.load(out / "last.pt")
     if len(set(gathered([trainer.iteration]))) > 1:  # also: nobody writes before all have looked
         raise DataError(f"{out}: the processes see different checkpoints; do all machines share this folder?")
+    labelled, unlabelled = make_streams(config, data)
     log: RunLog = NoLog()
     if is_first():
         out.mkdir(parents=True, exist_ok=True)
@@ -135,7 +136,6 @@ def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, 
 
     finished = False
     try:
-        labelled, unlabelled = make_streams(config, data)
         validate = functools.partial(validate_cases, trainer, config, data, log)
         trainer.fit(labelled, unlabelled, validate, log, until)
         finished = trainer.iteration >= config.train.iterations

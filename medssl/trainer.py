@@ -33,6 +33,8 @@ from medssl.progress import stop_requested
 
 PATIENCE = 5
 """Steps in a row with a non-finite loss before the run is stopped."""
+STOPPING = "stopping after this step, or its validation, and saving; Ctrl-C once more ends at once and saves nothing"
+"""What the first Ctrl-C is answered with."""
 
 
 class TrainConfig(Settings):
@@ -137,7 +139,7 @@ class Trainer:
         with (
             closing(batches),
             closing(StopVote()) as vote,
-            stop_requested() as stop,
+            stop_requested(STOPPING if is_first() else "") as stop,
             log.progress(self.iteration, config.iterations),
         ):
             while self.iteration < last:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -306,3 +307,24 @@ def test_evaluate_explain_stands_beside_evaluate_in_the_help():
     assert "two tables" in done.output
     assert "evaluate explain" in CliRunner().invoke(app, ["--help"]).output
     assert "evaluate explain" in CliRunner().invoke(app, ["evaluate", "--help"]).output
+
+
+def test_a_file_in_the_way_of_a_folder_is_said_in_one_line(tmp_path):
+    (tmp_path / "taken").write_text("")
+    done = medssl("demo", "--out", tmp_path / "taken" / "demo")
+    assert done.returncode == 4
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("medssl: ")]
+    assert str(tmp_path / "taken") in said
+    assert "choose another place" in said
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "taken").read_text() == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_said_in_one_line():
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "medssl", "methods"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, timeout=120)
+    assert done.returncode == 4, done.stderr
+    assert "no space left on device; free some space" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -166,6 +166,7 @@ def test_a_signal_saves_and_exits_130_and_resume_goes_on(balls, splits, tmp_path
     os.killpg(process.pid, signum)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
+    assert "stopping after this step" in said
     assert "--resume" in said
     stopped = load_checkpoint(run / "last.pt")["iteration"]
     assert stopped >= 3
@@ -658,6 +659,7 @@ def test_canaries_score_what_patches_are_told_not_what_a_volume_is_predicted_as(
 def test_canaries_leave_somebody_to_learn_from(config, tmp_path):
     with pytest.raises(ConfigError, match=r"train\.canaries 2: no labelled case is left"):
         train(config("mean_teacher", canaries=2), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
