@@ -52,6 +52,7 @@ MOST_CLASSES = 256
 NAMED = 5
 """References without a prediction that the printed summary names; the table names all."""
 _PRINTED = ("dice", "iou", "hd95", "asd", "cldice", "instance_f1")
+_ABREAST = 4  # columns of one table, which fit into 80 characters beside the class and the counts
 _FEW = 4  # below so many cases, starting processes takes longer than it saves
 
 
@@ -147,16 +148,20 @@ def print_summary(scores: Scores, console: Console | None = None) -> None:
     summaries = [summarise(each) for each in tables]
     console = console or Console()
     shown = [name for name in _PRINTED if name in scores.metrics]
-    table = Table(box=None, padding=(0, 1, 0, 0), caption=_caption(tables))
-    for column in ("class", *(_head(name, tables) for name in shown), "counts"):
-        table.add_column(column, no_wrap=column != "class", overflow="fold")
-    for rows in zip(*((*summary.classes, summary.overall) for summary in summaries), strict=True):
-        for number, (each, row) in enumerate(zip(tables, rows, strict=True)):
-            counts = f"{row.scored} scored, {row.absent} absent\n{row.missed} missed, {row.invented} invented"
-            mark = f"  {each.convention}" if len(tables) > 1 else ""
-            name = "\n".join([escape(row.class_name), mark]).rstrip() if number == 0 else mark
-            table.add_row(name, *(_show(row.spread(metric)) for metric in shown), "" if number else counts)
-    console.print(table)
+    parts = [shown[start : start + _ABREAST] for start in range(0, len(shown), _ABREAST)] or [[]]
+    for part in parts:
+        is_first, is_last = part is parts[0], part is parts[-1]
+        table = Table(box=None, padding=(0, 1, 0, 0), caption=_caption(tables) if is_last else None)
+        for column in ("class", *(_head(name, tables) for name in part), *["counts"] * is_first):
+            table.add_column(column, no_wrap=column != "class", overflow="fold")
+        for rows in zip(*((*summary.classes, summary.overall) for summary in summaries), strict=True):
+            for number, (each, row) in enumerate(zip(tables, rows, strict=True)):
+                counts = f"{row.scored} scored, {row.absent} absent\n{row.missed} missed, {row.invented} invented"
+                mark = f"  {each.convention}" if len(tables) > 1 else ""
+                name = "\n".join([escape(row.class_name), mark]).rstrip() if number == 0 else mark
+                told = ["" if number else counts] * is_first
+                table.add_row(name, *(_show(row.spread(metric)) for metric in part), *told)
+        console.print(table)
     if scores.unpredicted:
         named = ", ".join(scores.unpredicted[:NAMED]) + (", ..." if len(scores.unpredicted) > NAMED else "")
         alone = f"{len(scores.unpredicted)} ({named}); the file of scores names them all"

@@ -419,6 +419,19 @@ def test_printed_summary_shows_every_number_with_its_n(folders, tmp_path, capsys
     assert "references without a prediction: 1 (c)" in printed
 
 
+def test_printed_summary_keeps_classes_whole_beside_all_metrics(folders, tmp_path, capsys):
+    scores = evaluate_folders(
+        *folders, tmp_path / "scores.csv", classes=CLASSES, instances=["liver", "spleen"], centreline=["liver"]
+    )
+    capsys.readouterr()
+    print_summary(scores, Console(width=80))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert [line[1:] for line in lines if line[0] == "class"] == [
+        ["dice", "iou", "hd95", "mm", "asd", "mm", "counts"], ["cldice", "instance_f1"],
+    ]  # fmt: skip
+    assert all(sum(line[0] == name for line in lines) == 2 for name in CLASSES[1:])
+
+
 # ---- conventions
 
 
