@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from medssl.config import parse
 from medssl.data.cases import IGNORED, DatasetConfig
-from medssl.data.grid import aligned
+from medssl.data.grid import GRID_ERROR, aligned, shift_of
 from medssl.data.io import SUFFIXES, case_id, is_volume, list_volumes
 from medssl.data.labels import read_classes, read_pair
 from medssl.data.prepared import PreparedDataset, read_prepared
@@ -114,7 +114,7 @@ def evaluate_folders(
     cases = [pair.case for pair in pairs]
     is_alone = workers < 2 or len(pairs) < _FEW
     with mapper(0 if is_alone else workers) as apply:
-        findings = tracked("check", cases, apply(_inspect, pairs, repeat(data)))
+        findings = tracked("check", cases, apply(_inspect, pairs, repeat(data), repeat(prepared is not None)))
         labels = _labels(pairs, findings, data)
         plan.check_classes([*labels.values(), *(data.regions if data else ())])
         threads = max(workers, 1) if is_alone else 1
@@ -284,8 +284,12 @@ def _fault_of_names(names: object) -> str | None:
 # ---- what the cases hold
 
 
-def _inspect(pair: _Pair, data: DatasetConfig | None) -> tuple[list[str], set[int]]:
-    """Everything that keeps a pair from being scored, and the label values of both volumes."""
+def _inspect(pair: _Pair, data: DatasetConfig | None, is_prepared: bool) -> tuple[list[str], set[int]]:
+    """Everything that keeps a pair from being scored, and the label values of both volumes.
+
+    Args:
+        is_prepared: the reference was taken by `prepare`, by which it may lie a little off its image's grid.
+    """
     faults: list[str] = []
     volumes: list[Volume] = []
     values: set[int] = set()
@@ -303,7 +307,7 @@ def _inspect(pair: _Pair, data: DatasetConfig | None) -> tuple[list[str], set[in
         values |= found
         volumes.append(volume)
     if len(volumes) == 2:
-        faults += _faults_of_grids(*volumes)
+        faults += _faults_of_grids(volumes[0], volumes[1], is_prepared)
     return faults, values
 
 
@@ -324,16 +328,17 @@ def _fault_of_values(role: str, found: set[int], classes: int | None, source: So
     return [f"{role} holds label {shown}; {known}   {source}"]
 
 
-def _faults_of_grids(prediction: Volume, reference: Volume) -> list[str]:
+def _faults_of_grids(prediction: Volume, reference: Volume, is_prepared: bool) -> list[str]:
     grids = f"\nprediction {_describe(prediction)}\nreference  {_describe(reference)}"
     if prediction.array.ndim != 3 or reference.array.ndim != 3:
         return [f"a label map has three axes{grids}"]
     reference = aligned(reference, prediction)
     if prediction.shape != reference.shape:
         return [f"prediction and reference lie on different grids: their shapes differ{grids}"]
+    shift = shift_of(reference, prediction) if is_prepared else None
     apart = corners_apart(reference.shape, prediction.affine, reference.affine)
     tolerance = GRID_TOLERANCE * min(reference.spacing)
-    if apart > tolerance:
+    if apart > tolerance and (shift is None or shift > GRID_ERROR):
         return [
             f"prediction and reference lie on different grids: corners are up to {apart:.4g} mm apart, "
             f"{tolerance:.2g} mm is tolerated{grids}"

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from medssl.data.cases import DatasetConfig
 from medssl.data.io import write_image
 from medssl.errors import ConfigError, DataError
 from medssl.evaluate import evaluate_folders, print_summary
 from medssl.explain import explain
 from medssl.metrics import METRICS
+from medssl.prepare import prepare
 from medssl.score_file import read_scores
 from medssl.scores import Scores, Spread, summarise
 
@@ -256,6 +258,21 @@ def test_a_turned_reference_that_lies_elsewhere_is_refused(tmp_path):
     save(tmp_path / "r" / "a.nii.gz", label_map(liver=[(1, 1, 1)]), AFFINE @ np.diag([-1, -1, 1, 1]))
     with pytest.raises(DataError, match="different grids: corners are up to"):
         evaluate_folders(tmp_path / "p", tmp_path / "r", tmp_path / "scores.csv", workers=0)
+
+
+def test_a_label_that_was_prepared_a_little_off_its_image_is_scored_by_the_prepared_folder(tmp_path):
+    """`check` calls 0.3 voxels harmless, and `prepare` takes such a label on its image's grid."""
+    image, label = np.random.default_rng(0).random(SHAPE).astype(np.float32), label_map(liver=[(1, 1, 1), (2, 2, 2)])
+    off = AFFINE.copy()
+    off[:3, 3] += 0.3 * np.array(SPACING)
+    save(tmp_path / "raw" / "images" / "a.nii.gz", image)
+    save(tmp_path / "raw" / "labels" / "a.nii.gz", label, off)
+    save(tmp_path / "p" / "a.nii.gz", label)
+    prepare(tmp_path / "raw", tmp_path / "prepared", DatasetConfig(name="toy", classes=CLASSES), workers=0)
+    scores = evaluate_folders(tmp_path / "p", tmp_path / "prepared", tmp_path / "scores.csv", workers=0)
+    assert [s.dice for s in scores if s.class_name == "liver"] == [1.0]
+    with pytest.raises(DataError, match="different grids: corners are up to"):
+        evaluate_folders(tmp_path / "p", tmp_path / "raw" / "labels", tmp_path / "other.csv", workers=0)
 
 
 def test_sheared_axes_are_refused(tmp_path):

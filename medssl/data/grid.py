@@ -15,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medssl.data.volume import Affine, Volume
+from medssl.data.volume import Affine, Volume, corners_of
 
 Triple = tuple[int, int, int]
 NumberT = TypeVar("NumberT", bound=np.generic)
 
+GRID_ERROR = 0.5
+"""From half a voxel on, a label voxel belongs to another image voxel than the one at its index."""
 THICK_SLICE_RATIO = 3.0
 """An axis is a thick-slice axis when its spacing exceeds the finest one this many times."""
 
@@ -78,6 +80,18 @@ def aligned(volume: Volume, like: Volume) -> Volume:
     """The volume with the axes of another, in order and direction; as it is where its own run along none of these."""
     turn = Turn.onto(like.affine, volume.affine)
     return volume if turn is None else turn.apply_to_volume(volume)
+
+
+def shift_of(label: Volume, image: Volume) -> float | None:
+    """Largest distance, in image voxels along an axis, of a label corner from where it belongs.
+
+    None when the axes do not correspond at all: other shapes, or other spacings or directions.
+    """
+    label = aligned(label, image)
+    if Turn.onto(image.affine, label.affine) is None or label.shape != image.shape:
+        return None
+    to_image = np.linalg.inv(image.affine) @ label.affine
+    return float(np.abs(corners_of(image.shape) @ (to_image - np.eye(4)).T).max())
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,14 @@ import numpy as np
 
 from medssl.data.cases import Case, DatasetConfig
 from medssl.data.findings import Finding
-from medssl.data.grid import Turn
+from medssl.data.grid import GRID_ERROR, shift_of
 from medssl.data.io import as_label, read_image, read_volume
 from medssl.data.looks import Counts, count_voxels, few_levels
-from medssl.data.volume import Source, Volume, by, corners_of
+from medssl.data.volume import Source, Volume, by
 from medssl.errors import DataError
 
 GRID_WARNING = 0.01
 """Voxels that a corner of the label may lie off the image's: rounding of float32 headers stays far below."""
-GRID_ERROR = 0.5
-"""From half a voxel on, a label voxel belongs to another image voxel than the one at its index."""
 SPACINGS = (0.01, 20.0)
 """Millimetres; a finer or coarser voxel is more likely a wrong unit than a scan."""
 FAR_ORIGIN = 10_000.0
@@ -226,7 +224,7 @@ def _check_declared(label: Volume, voxels: dict[int, int], places: dict[int, int
 
 def _check_grids(image: Volume, label: Volume, notes: _Notes, what: str = "label") -> None:
     """Whether both lie on one grid in the world; the axes of a label may be stored in another order."""
-    shift = _shift(image, label)
+    shift = shift_of(label, image)
     if shift is not None and shift <= GRID_WARNING:
         return
     if shift is None or shift > GRID_ERROR:
@@ -239,18 +237,6 @@ def _check_grids(image: Volume, label: Volume, notes: _Notes, what: str = "label
         return
     found = f"the grid of the {what} lies up to {shift:.3g} voxels off the image's"
     notes.warning("grid_shift", found, "harmless if a tool rounded the header; the image's grid is used")
-
-
-def _shift(image: Volume, label: Volume) -> float | None:
-    """Largest distance, in image voxels along an axis, of a label corner from where it belongs.
-
-    None when the axes do not correspond at all: other shapes, or other spacings or directions.
-    """
-    turn = Turn.onto(image.affine, label.affine)
-    if turn is None or (label := turn.apply_to_volume(label)).shape != image.shape:
-        return None
-    to_image = np.linalg.inv(image.affine) @ label.affine
-    return float(np.abs(corners_of(image.shape) @ (to_image - np.eye(4)).T).max())
 
 
 def _grid(volume: Volume) -> str:
