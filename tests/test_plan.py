@@ -277,9 +277,9 @@ def test_a_configuration_keeps_its_names_values_and_patients(tmp_path):
     done("prepare", tmp_path / "raw", tmp_path / "prepared", "--config", tmp_path / "plan.yaml", "--workers", 0)
 
 
-def test_nothing_is_overwritten_unless_asked(tmp_path):
+def test_nothing_is_overwritten_unless_asked(balls, tmp_path):
     (tmp_path / "plan.yaml").write_text("mine")
-    result = invoke("plan", tmp_path, "-o", tmp_path / "plan.yaml", "--classes", "a,b")
+    result = invoke("plan", balls[0], "-o", tmp_path / "plan.yaml", "--classes", "background,shell,core")
     assert isinstance(result.exception, ConfigError)
     assert "--overwrite" in str(result.exception)
     assert (tmp_path / "plan.yaml").read_text() == "mine"
