@@ -417,6 +417,10 @@ class TestPairs:
         ]
         assert [case.subject for case in cases] == ["p1", "p2", "p3", "p3"]
 
+    def test_one_folder_of_all_images_is_no_patient(self, tmp_path):
+        make(tmp_path, "scans/x.nii", "scans/y.nii", "scans/y_gt.nii", "scans/z.nii")
+        assert [(case.id, case.subject) for case in read_cases(tmp_path)] == [(f"scans_{n}",) * 2 for n in "xyz"]
+
     @pytest.mark.parametrize("image", ["T1.nii", "p1/T1.nii", "p1/ct.nii"])
     def test_two_labels_of_one_image_are_an_error_that_names_both(self, tmp_path, image):
         first, second = ("gt.nii", "mask.nii") if "ct" in image else ("T1_gt.nii", "T1_mask.nii")

@@ -1,13 +1,14 @@
 """Images and labels side by side: `a.nii.gz` with `a_label.nii.gz`, or `a/image.nrrd` with `a/label.nrrd`.
 
 A label is what the last word of its name calls one; the image is what is left of the name, or the only other volume in
-the folder. Volumes lie in the source itself or in a folder for each case. An image with two labels becomes two cases,
-for `check` to find.
+the folder. Volumes lie in the source itself or in a folder for each case or patient; one folder alone that holds many
+images is nobody's. An image with two labels becomes two cases, for `check` to find.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -23,9 +24,13 @@ def fits(source: Path) -> bool:
 
 
 def read(source: Path) -> Layout:
-    found = [_read(source, alone=False), *(_read(folder, alone=True) for folder in subfolders(source))]
+    folders = [folder for folder in subfolders(source) if volumes(folder)]
+    found = [_read(source, alone=False), *(_read(folder, alone=True) for folder in folders)]
+    cases = [case for layout in found for case in layout.cases]
+    if len(folders) == 1:
+        cases = [replace(case, subject=case.id) for case in cases]
     return Layout(
-        cases=tuple(case for layout in found for case in layout.cases),
+        cases=tuple(cases),
         labels_without_image=tuple(label for layout in found for label in layout.labels_without_image),
     )
 
