@@ -79,6 +79,23 @@ class TestFolders:
             ("b.v1", "images/b.v1.nii.gz", "labels/b.v1.nii"),
         ]
 
+    def test_names_of_folders_count_in_capitals_too(self, tmp_path):
+        make(tmp_path, "Images/a.nii", "LABELS/a.nii")
+        layout = read_layout(tmp_path)
+        assert (layout.name, pairs(layout.cases, tmp_path)) == ("folders", [("a", "Images/a.nii", "LABELS/a.nii")])
+
+    @pytest.mark.parametrize(
+        ("images", "labels"), [("MRI", "masks"), ("ct", "manual_GT"), ("images", "Masks"), ("images", "Ground Truth")]
+    )
+    def test_labels_in_a_folder_of_another_name_are_not_passed_over(self, tmp_path, images, labels):
+        make(tmp_path, f"{images}/a.nii", f"{images}/b.nii", f"{labels}/a.nii")
+        with pytest.raises(DataError, match=rf"{labels}: looks like the labels of {images}/(.|\n)*datalist"):
+            check(tmp_path, workers=0)
+
+    def test_folders_of_patients_may_hold_files_of_equal_names(self, tmp_path):
+        make(tmp_path, "p1/t1.nii", "p1/seg.nii", "p2/t1.nii", "p2/seg.nii", "p3_mask/t1.nii", "p3_mask/t2.nii")
+        assert len(read_cases(tmp_path)) == 4
+
     def test_labels_are_optional(self, tmp_path):
         make(tmp_path, "images/a.nii")
         assert [case.label for case in read_cases(tmp_path)] == [None]

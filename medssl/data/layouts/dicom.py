@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from medssl.data.dicom import is_series_folder
-from medssl.data.layouts.base import Layout, Reader, paired, volumes
+from medssl.data.layouts.base import Layout, Reader, paired, subfolder, volumes
 from medssl.data.layouts.description import declared
 
 LABELS = "labels"
@@ -30,7 +30,7 @@ def read(source: Path) -> Layout:
     ids = [source.name if not parts else parts[0] if patients[parts[0]] == 1 else "_".join(parts) for parts in folders]
     images = [(id, (source.joinpath(*parts),)) for id, parts in zip(ids, folders, strict=True)]
     subjects = {id: parts[0] for id, parts in zip(ids, folders, strict=True) if parts}
-    layout = paired(images, volumes(source / LABELS))
+    layout = paired(images, volumes(subfolder(source, LABELS)))
     return replace(layout, cases=tuple(replace(c, subject=subjects.get(c.id, c.id)) for c in layout.cases))
 
 
@@ -39,7 +39,7 @@ def series_folders(source: Path) -> Iterator[Path]:
     if not source.is_dir():
         return
     for folder, inside, files in os.walk(source):
-        inside[:] = sorted(name for name in inside if not name.startswith(".") and name != LABELS)
+        inside[:] = sorted(name for name in inside if not name.startswith(".") and name.lower() != LABELS)
         if files and is_series_folder(Path(folder)):
             yield Path(folder)
 

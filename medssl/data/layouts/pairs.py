@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 
 from medssl.data.io import case_id
-from medssl.data.layouts.base import Layout, Reader, case, subfolders, volumes
+from medssl.data.layouts.base import Layout, Reader, case, refuse_labels_elsewhere, subfolders, volumes
 from medssl.data.layouts.description import declared
 
 _LABEL = re.compile(r"(?:(.*)[-_. ])?(?:labels?|labelmap|gt|seg|segmentation|mask)", re.IGNORECASE)
@@ -25,6 +25,7 @@ def fits(source: Path) -> bool:
 
 def read(source: Path) -> Layout:
     folders = [folder for folder in subfolders(source) if volumes(folder)]
+    refuse_labels_elsewhere(folders)
     found = [_read(source, alone=False), *(_read(folder, alone=True) for folder in folders)]
     cases = [case for layout in found for case in layout.cases]
     if len(folders) == 1:
