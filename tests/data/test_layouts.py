@@ -120,6 +120,24 @@ class TestFolders:
         assert [path.name for path in read_layout(tmp_path).others] == ["b.img", "series"]
 
 
+class TestUnread:
+    @pytest.mark.parametrize(
+        ("layout", "read", "unread"),
+        [
+            ("folders", ["images/a.nii", "labels/a.nii"], ["loose.nii", "old/deep/b.nii"]),
+            ("dicom", ["labels/p1.nii"], ["loose.nii", "nifti/b.nii", "p1/c.nii"]),
+            ("pairs", ["a.nii", "p1/b.nii", "p1/b_gt.nii"], ["p1/deep/c.nii", "x/y/z/d.nii"]),
+        ],
+    )
+    def test_volumes_where_a_layout_does_not_look_are_said(self, tmp_path, layout, read, unread):
+        if layout == "dicom":
+            make_series(tmp_path / "p1")
+        make(tmp_path, *read, *unread, ".cache/x.nii")
+        report = check(tmp_path, workers=0)
+        assert report.layout == layout
+        assert [f.file for f in report.findings if f.code == "not_read"] == [tmp_path / name for name in unread]
+
+
 class TestMsd:
     def test_listed_pairs_come_in_their_order_and_unlisted_images_are_unlabelled(self, tmp_path):
         make(tmp_path, "imagesTr/a.nii", "imagesTr/b.nii", "imagesTr/c.nii", "labelsTr/a.nii", "imagesTs/d.nii")

@@ -5,8 +5,9 @@ Nothing of a volume is read here; names of files and folders say it all.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -36,7 +37,7 @@ class Layout:
     absent_labels: tuple[tuple[str, Path], ...] = ()
     """Case ids and label files that `dataset.json` lists and that do not exist; likewise."""
     others: tuple[Path, ...] = ()
-    """Files and folders among the images and labels that are not volumes of a known format."""
+    """Files and folders among the images and labels that are not volumes of a known format, and volumes elsewhere."""
     names_patients: bool = False
     """Whether it says itself whose each case is; the rule of a configuration is then not asked."""
     name: str = ""
@@ -118,6 +119,15 @@ def refuse_labels_elsewhere(folders: Sequence[Path]) -> None:
                     "read as such\n  Rename the two to labels/ and images/, or name the files of each case in a "
                     "datalist (docs/data.md, Datalists)."
                 )
+
+
+def volumes_below(folder: Path, without: Collection[Path] = ()) -> tuple[Path, ...]:
+    """Volumes any number of folders down, but for hidden folders and those `without`."""
+    found: list[Path] = []
+    for inner, inside, _ in os.walk(folder):
+        inside[:] = sorted(name for name in inside if not name.startswith(".") and Path(inner, name) not in without)
+        found += volumes(Path(inner))
+    return tuple(found)
 
 
 def others(folders: Iterable[Path], used: Iterable[Path] = ()) -> tuple[Path, ...]:

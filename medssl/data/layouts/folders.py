@@ -21,6 +21,7 @@ from medssl.data.layouts.base import (
     subfolder,
     subfolders,
     volumes,
+    volumes_below,
 )
 from medssl.data.layouts.description import declared
 
@@ -37,7 +38,9 @@ def read(source: Path) -> Layout:
     series = [folder for folder in subfolders(folders[0]) if is_series_folder(folder)]
     cases = channel_files(images) if are_channels(images, labels) else single_files(images)
     cases += [(folder.name, (folder,)) for folder in series]
-    return replace(paired(cases, labels), others=others(folders, used=series))
+    return replace(
+        paired(cases, labels), others=(*others(folders, used=series), *volumes_below(source, without=folders))
+    )
 
 
 READER = Reader("folders", "images/ with labels/ beside it", fits, read, declared)

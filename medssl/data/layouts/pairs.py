@@ -13,7 +13,15 @@ from itertools import chain
 from pathlib import Path
 
 from medssl.data.io import case_id
-from medssl.data.layouts.base import Layout, Reader, case, refuse_labels_elsewhere, subfolders, volumes
+from medssl.data.layouts.base import (
+    Layout,
+    Reader,
+    case,
+    refuse_labels_elsewhere,
+    subfolders,
+    volumes,
+    volumes_below,
+)
 from medssl.data.layouts.description import declared
 
 _LABEL = re.compile(r"(?:(.*)[-_. ])?(?:labels?|labelmap|gt|seg|segmentation|mask)", re.IGNORECASE)
@@ -33,6 +41,9 @@ def read(source: Path) -> Layout:
     return Layout(
         cases=tuple(cases),
         labels_without_image=tuple(label for layout in found for label in layout.labels_without_image),
+        others=tuple(
+            path for folder in subfolders(source) for inner in subfolders(folder) for path in volumes_below(inner)
+        ),
     )
 
 
