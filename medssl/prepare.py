@@ -98,7 +98,20 @@ def prepare(
         if before is not None and (left := sorted(before.cases.keys() - dataset.cases.keys())):
             print(f"{out}: {len(left)} cases left, since {source} lacks them; split again: {', '.join(left)}",
                   file=sys.stderr)  # fmt: skip
+        _warn_of_equal_images(out, layout.cases)
         return dataset
+
+
+def _warn_of_equal_images(out: Path, cases: Sequence[Case]) -> None:
+    """Name patients who share an image file; `check` compares voxels, and so finds more."""
+    same: dict[tuple[str, ...], list[Case]] = {}
+    for case in cases:
+        if (sources := stored_sources(out, case)) is not None:
+            same.setdefault(sources.of_images(case), []).append(case)
+    alike = [" = ".join(case.id for case in group) for group in same.values() if len({c.subject for c in group}) > 1]
+    if alike:
+        print(f"{out}: equal images of two patients, of whom one may train and one test; keep one case, or say by "
+              f"data.subject that they are one patient: {', '.join(alike)}", file=sys.stderr)  # fmt: skip
 
 
 @dataclass(frozen=True)

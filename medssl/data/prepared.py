@@ -18,7 +18,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +225,11 @@ class Sources:
     def to_json(self) -> dict[str, Any]:
         """Plain values; `Sources.from_json` reads them back."""
         return asdict(self)
+
+    def of_images(self, case: Case) -> tuple[str, ...]:
+        """What of `content` tells of the images of the case."""
+        files, parts = self.content[: len(self.stamps)], self.content[len(self.stamps) :]
+        return (*files[: sum(1 for _ in _files(replace(case, label=None)))], *parts[: len(case.images)])
 
     def makes_the_same(self, other: Sources) -> bool:
         """Whether both give equal arrays, wherever the files lie."""

@@ -15,7 +15,7 @@ import pytest
 from conftest import write_balls
 
 from medssl.config import dump, load_yaml, parse
-from medssl.data.cases import DatasetConfig
+from medssl.data.cases import DatasetConfig, SubjectRule
 from medssl.data.io import read_image, write_image
 from medssl.data.prepared import read_prepared
 from medssl.data.recipe import Recipe
@@ -187,6 +187,19 @@ def test_cases_that_left_are_named_and_a_dataset_that_was_moved_may_have_grown(b
     shutil.copy(balls[0] / "images" / "ball_11.nii.gz", moved / "images" / "new.nii.gz")
     assert len(prepare(moved, out, CONFIG, workers=0).cases) == 11
     assert " left" not in capsys.readouterr().err
+
+
+def test_equal_images_of_two_patients_are_named(balls, tmp_path, capsys):
+    """Whatever their labels; also where nothing is left to do, and not where they are one patient's."""
+    raw, out = shutil.copytree(balls[0], tmp_path / "raw"), tmp_path / "out"
+    shutil.copy(raw / "images" / "ball_03.nii.gz", raw / "images" / "again_03.nii.gz")
+    shutil.copy(raw / "labels" / "ball_04.nii.gz", raw / "labels" / "ball_05.nii.gz")
+    for _ in range(2):
+        prepare(raw, out, CONFIG, workers=0)
+        assert "one patient: again_03 = ball_03\n" in capsys.readouterr().err
+    by_number = CONFIG.model_copy(update={"subject": SubjectRule(pattern=r"(\d+)")})
+    prepare(raw, tmp_path / "one", by_number, workers=0)
+    assert "equal images" not in capsys.readouterr().err
 
 
 def test_a_fault_leaves_a_finished_folder_as_it_was(balls, tmp_path):
