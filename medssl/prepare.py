@@ -45,6 +45,7 @@ BYTES_PER_WORKER = 200 * 2**20
 """What a worker needs besides."""
 FEW_VOXELS = 4_000_000
 """So many are prepared before processes would have started."""
+ELSEWHERE = "Choose another folder, or replace it with --overwrite."
 
 
 def prepare(
@@ -61,12 +62,12 @@ def prepare(
 
     Args:
         workers: processes; 0 works in this one, None takes all cores; never more than memory allows.
-        overwrite: replace a prepared folder that was made with other settings.
+        overwrite: replace a prepared folder that was made with other settings or from another dataset.
         engine: `local`, or `ray` for the cluster at `address`, whose machines all see both folders.
 
     Raises:
         DataError: cases that cannot be used, all listed; the folder is as it was.
-        ConfigError: `out` holds something else, or another process is preparing into it.
+        ConfigError: `out` holds something else or another dataset, or another process is preparing into it.
         Interrupted: stopped by Ctrl-C or SIGTERM; finished cases are kept.
     """
     source, out = Path(source), Path(out)
@@ -74,9 +75,11 @@ def prepare(
         source, out = source.resolve(), out.resolve()
     with alone_in(out) as is_new:
         with _left_as_it_was_if_refused(out, is_new):
-            _refuse_foreign(out, config, overwrite)
+            before = _refuse_foreign(out, config, overwrite)
             _clear_up(out)
             layout, expected = survey(source, config)
+            if before is not None and not overwrite:
+                _refuse_other_dataset(before, source, layout.cases)
             settings = settings_digest(config)
             todo = [Task(case, out, config, expected) for case in layout.cases if not is_current(out, case, settings)]
             if report_of(source, layout, expected, [], is_all=False).errors:
@@ -90,8 +93,25 @@ def prepare(
                 refresh(out, task.case, outcome.sources)
         if report.findings:
             print(f"{source}: {len(report.findings)} warnings; `medssl check {source}` lists them", file=sys.stderr)
-        write_dataset(out, config, layout.cases)
-        return read_prepared(out)
+        write_dataset(out, config, layout.cases, source)
+        dataset = read_prepared(out)
+        if before is not None and (left := sorted(before.cases.keys() - dataset.cases.keys())):
+            print(f"{out}: {len(left)} cases left, since {source} lacks them; split again: {', '.join(left)}",
+                  file=sys.stderr)  # fmt: skip
+        _warn_of_equal_images(out, layout.cases)
+        return dataset
+
+
+def _warn_of_equal_images(out: Path, cases: Sequence[Case]) -> None:
+    """Name patients who share an image file; `check` compares voxels, and so finds more."""
+    same: dict[tuple[str, ...], list[Case]] = {}
+    for case in cases:
+        if (sources := stored_sources(out, case)) is not None:
+            same.setdefault(sources.of_images(case), []).append(case)
+    alike = [" = ".join(case.id for case in group) for group in same.values() if len({c.subject for c in group}) > 1]
+    if alike:
+        print(f"{out}: equal images of two patients, of whom one may train and one test; keep one case, or say by "
+              f"data.subject that they are one patient: {', '.join(alike)}", file=sys.stderr)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -214,20 +234,34 @@ def _refuse(out: Path) -> None:
     _refusal(out).touch()
 
 
-def _refuse_foreign(out: Path, config: DatasetConfig, overwrite: bool) -> None:
+def _refuse_foreign(out: Path, config: DatasetConfig, overwrite: bool) -> PreparedDataset | None:
+    """The dataset that a finished folder holds; None where there is none yet."""
     if not any(out.iterdir()):
-        return
+        return None
     if not is_begun(out):
         raise ConfigError(f"{out}: not empty and not a prepared folder; choose another place")
     try:
-        found = read_prepared(out).config
+        before = read_prepared(out)
     except DataError:
-        return  # an unfinished folder: go on with it
+        return None  # an unfinished folder: go on with it
     wanted = config.model_copy(update={"root": None, "splits": None, "layout": None})
-    if found != wanted and not overwrite:
-        there, now = found.model_dump(mode="json"), wanted.model_dump(mode="json")
+    if before.config != wanted and not overwrite:
+        there, now = before.config.model_dump(mode="json"), wanted.model_dump(mode="json")
         lines = [f"  data.{key}: there {there[key]}, now {now[key]}" for key in now if there[key] != now[key]]
-        raise ConfigError(
-            f"{out}: prepared before with other settings\n" + "\n".join(lines) + "\n"
-            "Choose another folder, or replace it with --overwrite."
-        )
+        raise ConfigError(f"{out}: prepared before with other settings\n" + "\n".join(lines) + f"\n{ELSEWHERE}")
+    return before
+
+
+def _refuse_other_dataset(before: PreparedDataset, source: Path, cases: Sequence[Case]) -> None:
+    """A source elsewhere must hold cases of the earlier one, with equal files: then it was moved, or copied."""
+    if before.source in (None, source.resolve()):
+        return
+    known = [case for case in cases if case.id in before.cases]
+    found = "has none of its cases" if not known else None
+    for case in known:
+        stored = stored_sources(before.root, case)
+        if stored is None or stored.content != Sources.of(case, before.config).content:
+            found = f"holds other files for case {case.id}"
+            break
+    if found:
+        raise ConfigError(f"{before.root}: prepared before from {before.source}\n  {source} {found}\n{ELSEWHERE}")

@@ -22,7 +22,7 @@ from medssl.data.cases import Case, DatasetConfig
 from medssl.data.findings import Facts, Finding, Report
 from medssl.data.grid import aligned
 from medssl.data.inspect import Expected, check_case, check_label, listed
-from medssl.data.io import SUFFIXES, case_id
+from medssl.data.io import SUFFIXES, case_id, is_volume
 from medssl.data.labels import mapped
 from medssl.data.layouts import Layout, declared, read_layout
 from medssl.data.looks import Look, digest, look_at
@@ -181,6 +181,9 @@ def _layout_findings(layout: Layout) -> Iterator[Finding]:
     for path in layout.others:
         fix = "convert it, or move it elsewhere" + ("; of DICOM see `--layout dicom`" if path.is_dir() else "")
         found = "a folder is not read" if path.is_dir() else "not a volume of a known format; not read"
+        if is_volume(path) and path.is_file():
+            fix = "move it to where the layout looks, or elsewhere, or list it in a datalist; see also `--layout`"
+            found = "a volume where the layout does not look; not read"
         yield Finding(None, path, "warning", "not_read", found, fix)
 
 

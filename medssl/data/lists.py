@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import PositiveInt
 
 from medssl.config import Settings, bundled, found, merge, parse
-from medssl.data.draw import Amount, Wish, make_split, number_of, shuffled
+from medssl.data.draw import Amount, Wish, declared_apart, make_split, number_of, shuffled
 from medssl.data.names import read_id_list, resolve_names
 from medssl.data.prepared import PreparedDataset
 from medssl.data.splits import PARTS, Part, Split, refuse_file
@@ -95,8 +95,8 @@ def import_split(
 
     Args:
         fold: which entry of splits_final.json; not needed where it has one.
-        labelled: how many patients of the training list keep their labels, a share being one of all its patients: the
-            first of a `train.list`, whose order is a published one, and by `seed` of other lists.
+        labelled: how many patients of the training list keep their labels, a share being one of all who train, as in
+            `Wish`: the first of a `train.list`, whose order is a published one, and by `seed` of other lists.
         renamed_frames: see `Wish`.
         rest_unlabelled: cases of nobody who validates or tests, and which no list names, are unlabelled.
 
@@ -113,7 +113,13 @@ def import_split(
     pool = "labelled" if "labelled" in lists else TRAIN
     ids = resolve_names(dataset, lists, renamed_frames=renamed_frames)
     order = None if source.is_dir() and pool == TRAIN else seed
-    keep, others = _keep_labels(dataset, ids.pop(pool), labelled, order, f"training patients of {source}")
+    training = [*ids[pool], *ids.get("unlabelled", ())]
+    if rest_unlabelled:
+        held = {dataset.cases[id].subject for part in ("val", "test") for id in ids.get(part, ())}
+        held |= declared_apart(dataset).keys()
+        training += [id for id, case in dataset.cases.items() if case.subject not in held]
+    total = len({dataset.cases[id].subject for id in training})
+    keep, others = _keep_labels(dataset, ids.pop(pool), labelled, total, order, f"training patients of {source}")
     given: dict[Part, Sequence[str]] = {part: ids.get(part, []) for part in PARTS}
     given |= {"labelled": keep, "unlabelled": [*others, *given["unlabelled"]]}
     if rest_unlabelled:
@@ -206,13 +212,17 @@ def _is_fold(value: Any) -> bool:
 
 
 def _keep_labels(
-    dataset: PreparedDataset, ids: Sequence[str], amount: Amount, seed: int | None, of: str
+    dataset: PreparedDataset, ids: Sequence[str], amount: Amount, total: int, seed: int | None, of: str
 ) -> tuple[list[str], list[str]]:
-    """Cases that train with their label, and those that do not: by patient, in their order or shuffled by `seed`."""
+    """Cases that train with their label, and those that do not: by patient, in their order or shuffled by `seed`.
+
+    Args:
+        amount: of patients, a share being one of `total`.
+    """
     patients: Mapping[str, None] = dict.fromkeys(dataset.cases[id].subject for id in ids)
     annotated = {dataset.cases[id].subject for id in ids if dataset.cases[id].labelled}
     able = [patient for patient in (patients if seed is None else shuffled(patients, seed)) if patient in annotated]
-    number = len(able) if amount == "all" else number_of(amount, len(patients), of)
+    number = len(able) if amount == "all" else number_of(amount, total, of)
     if number > len(able):
         raise ConfigError(f"--labelled: {number} patients wanted, only {len(able)} {of} have labels")
     chosen = set(able[:number])

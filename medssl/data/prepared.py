@@ -1,6 +1,6 @@
 """The prepared folder: what `prepare` writes and training reads.
 
-    prepared/dataset.json              settings and case list; written last, so its presence means "complete"
+    prepared/dataset.json              settings, source and case list; written last, so its presence means "complete"
     prepared/cases/<id>/image.npy      (M, x, y, z) uint16, memory-mapped: numbers of grey levels; or float32
     prepared/cases/<id>/label.b2nd     (x, y, z) uint8, compressed, read in part; absent for an unlabelled case
     prepared/cases/<id>/centres.npy    (n, 4) uint16: class, x, y, z of foreground voxels; beside the label
@@ -18,7 +18,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,8 @@ class PreparedDataset:
     root: Path
     config: DatasetConfig
     cases: dict[str, PreparedCase]
+    source: Path | None = None
+    """The raw dataset that it was last made from, with links followed; None where nobody noted it."""
 
     @property
     def sha256(self) -> str:
@@ -146,7 +148,8 @@ def read_prepared(root: Path) -> PreparedDataset:
         raise DataError(f"{path}: format {values.get('format')}, this version reads {FORMAT}; prepare again")
     config = parse(DatasetConfig, values["data"], where="data")
     cases = {id: _read_case(Path(root) / CASES / id) for id in values["cases"]}
-    return PreparedDataset(Path(root), config, cases)
+    source = values.get("source")
+    return PreparedDataset(Path(root), config, cases, source and Path(source))
 
 
 def is_begun(root: Path) -> bool:
@@ -154,12 +157,13 @@ def is_begun(root: Path) -> bool:
     return any((Path(root) / name).is_dir() for name in (CASES, UNFINISHED))
 
 
-def write_dataset(root: Path, config: DatasetConfig, cases: Sequence[Case]) -> None:
+def write_dataset(root: Path, config: DatasetConfig, cases: Sequence[Case], source: Path | None = None) -> None:
     """Take over the unfinished cases and declare the folder complete; what is there already is not touched."""
     (root / CASES).mkdir(parents=True, exist_ok=True)
     ready = [case for case in cases if (root / UNFINISHED / case.id).is_dir()]
     data = config.model_dump(mode="json", exclude={"root", "splits", "layout"})
-    values = {"format": FORMAT, "data": data, "cases": sorted(case.id for case in cases)}
+    ids = sorted(case.id for case in cases)
+    values = {"format": FORMAT, "data": data, "source": source and str(source.resolve()), "cases": ids}
     if not ready and _read_json(root / "dataset.json") == values:
         shutil.rmtree(root / UNFINISHED, ignore_errors=True)
         return
@@ -221,6 +225,11 @@ class Sources:
     def to_json(self) -> dict[str, Any]:
         """Plain values; `Sources.from_json` reads them back."""
         return asdict(self)
+
+    def of_images(self, case: Case) -> tuple[str, ...]:
+        """What of `content` tells of the images of the case."""
+        files, parts = self.content[: len(self.stamps)], self.content[len(self.stamps) :]
+        return (*files[: sum(1 for _ in _files(replace(case, label=None)))], *parts[: len(case.images)])
 
     def makes_the_same(self, other: Sources) -> bool:
         """Whether both give equal arrays, wherever the files lie."""

@@ -79,6 +79,23 @@ class TestFolders:
             ("b.v1", "images/b.v1.nii.gz", "labels/b.v1.nii"),
         ]
 
+    def test_names_of_folders_count_in_capitals_too(self, tmp_path):
+        make(tmp_path, "Images/a.nii", "LABELS/a.nii")
+        layout = read_layout(tmp_path)
+        assert (layout.name, pairs(layout.cases, tmp_path)) == ("folders", [("a", "Images/a.nii", "LABELS/a.nii")])
+
+    @pytest.mark.parametrize(
+        ("images", "labels"), [("MRI", "masks"), ("ct", "manual_GT"), ("images", "Masks"), ("images", "Ground Truth")]
+    )
+    def test_labels_in_a_folder_of_another_name_are_not_passed_over(self, tmp_path, images, labels):
+        make(tmp_path, f"{images}/a.nii", f"{images}/b.nii", f"{labels}/a.nii")
+        with pytest.raises(DataError, match=rf"{labels}: looks like the labels of {images}/(.|\n)*datalist"):
+            check(tmp_path, workers=0)
+
+    def test_folders_of_patients_may_hold_files_of_equal_names(self, tmp_path):
+        make(tmp_path, "p1/t1.nii", "p1/seg.nii", "p2/t1.nii", "p2/seg.nii", "p3_mask/t1.nii", "p3_mask/t2.nii")
+        assert len(read_cases(tmp_path)) == 4
+
     def test_labels_are_optional(self, tmp_path):
         make(tmp_path, "images/a.nii")
         assert [case.label for case in read_cases(tmp_path)] == [None]
@@ -101,6 +118,24 @@ class TestFolders:
         for name in ("series", "b.img", "c.zraw", ".hidden"):
             (tmp_path / "images" / name).mkdir()
         assert [path.name for path in read_layout(tmp_path).others] == ["b.img", "series"]
+
+
+class TestUnread:
+    @pytest.mark.parametrize(
+        ("layout", "read", "unread"),
+        [
+            ("folders", ["images/a.nii", "labels/a.nii"], ["loose.nii", "old/deep/b.nii"]),
+            ("dicom", ["labels/p1.nii"], ["loose.nii", "nifti/b.nii", "p1/c.nii"]),
+            ("pairs", ["a.nii", "p1/b.nii", "p1/b_gt.nii"], ["p1/deep/c.nii", "x/y/z/d.nii"]),
+        ],
+    )
+    def test_volumes_where_a_layout_does_not_look_are_said(self, tmp_path, layout, read, unread):
+        if layout == "dicom":
+            make_series(tmp_path / "p1")
+        make(tmp_path, *read, *unread, ".cache/x.nii")
+        report = check(tmp_path, workers=0)
+        assert report.layout == layout
+        assert [f.file for f in report.findings if f.code == "not_read"] == [tmp_path / name for name in unread]
 
 
 class TestMsd:
@@ -416,6 +451,10 @@ class TestPairs:
             ("p3_y", "p3/y.nii", "p3/y_mask.nii"),
         ]
         assert [case.subject for case in cases] == ["p1", "p2", "p3", "p3"]
+
+    def test_one_folder_of_all_images_is_no_patient(self, tmp_path):
+        make(tmp_path, "scans/x.nii", "scans/y.nii", "scans/y_gt.nii", "scans/z.nii")
+        assert [(case.id, case.subject) for case in read_cases(tmp_path)] == [(f"scans_{n}",) * 2 for n in "xyz"]
 
     @pytest.mark.parametrize("image", ["T1.nii", "p1/T1.nii", "p1/ct.nii"])
     def test_two_labels_of_one_image_are_an_error_that_names_both(self, tmp_path, image):

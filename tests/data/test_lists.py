@@ -170,6 +170,22 @@ def test_labels_of_an_imported_training_list_can_be_fewer(tmp_path):
         import_split(dataset, path, labelled=Fraction(1, 10))
 
 
+@pytest.mark.parametrize(("rest", "number"), [(False, 4), (True, 5)])
+def test_a_share_is_one_of_all_who_train_whatever_the_lists_are_called(tmp_path, rest, number):
+    """Four of ten patients keep their labels, of the five in labelled.list; with the one in no list five of eleven."""
+    dataset = patients(tmp_path, bare=())
+    folder = tmp_path / "lists"
+    folder.mkdir()
+    names = [f"p{n:02}" for n in range(12)]
+    for part, which in (("labelled", names[:5]), ("unlabelled", names[5:10]), ("val", names[10:11])):
+        (folder / f"{part}.list").write_text("\n".join(which))
+    split = import_split(dataset, folder, labelled=Fraction(46, 100), rest_unlabelled=rest)
+    assert len({id[:3] for id in split.labelled}) == number
+    assert {id[:3] for id in split.labelled} <= set(names[:5])
+    with pytest.raises(ConfigError, match=r"\d patients wanted, only 5"):
+        import_split(dataset, folder, labelled=Fraction(3, 5), rest_unlabelled=rest)
+
+
 def test_a_patient_that_a_file_divides_is_told(tmp_path):
     path = write_folds(tmp_path / "s.json", (["p00_a", "p02_a", "p04_a"], ["p00_b", "p02_b", "p01_a"]))
     with pytest.raises(DataError) as told:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_balls
 
 from medssl.config import dump, load_yaml, parse
-from medssl.data.cases import DatasetConfig
+from medssl.data.cases import DatasetConfig, SubjectRule
 from medssl.data.io import read_image, write_image
 from medssl.data.prepared import read_prepared
 from medssl.data.recipe import Recipe
@@ -155,6 +156,50 @@ def test_files_are_known_by_their_content(balls, tmp_path):
     dataset = prepare(moved, out, CONFIG, workers=0)
     assert {path.parent.name for path, time in stamps(out).items() if before[path] != time} == {"ball_04", "out"}
     assert not np.array_equal(dataset.cases["ball_04"].open_image()[...], first - 1)
+
+
+def test_another_dataset_needs_another_folder_or_permission(balls, tmp_path, capsys):
+    """Be it one with equal ids, for whose cases an earlier split would stay valid, or one with none of them."""
+    raw, out = shutil.copytree(balls[0], tmp_path / "raw"), tmp_path / "out"
+    prepare(raw, out, CONFIG, workers=0)
+    equal_ids = write_balls(tmp_path / "equal", labelled=8, unlabelled=4, seed=1)
+    none = tmp_path / "none"
+    for path in (equal_ids / "images").iterdir():
+        (none / "images").mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, none / "images" / f"other_{path.name}")
+    before = stamps(out)
+    for source, found in ((equal_ids, "holds other files for case ball_00"), (none, "has none of its cases")):
+        with pytest.raises(ConfigError, match=rf"prepared before from .*raw\n  .* {found}(.|\n)*--overwrite"):
+            prepare(source, out, CONFIG, workers=0)
+    assert stamps(out) == before
+    assert set(prepare(none, out, CONFIG, workers=0, overwrite=True).cases) == {f"other_ball_{n:02}" for n in range(12)}
+    assert "12 cases left, since" in capsys.readouterr().err
+
+
+def test_cases_that_left_are_named_and_a_dataset_that_was_moved_may_have_grown(balls, tmp_path, capsys):
+    raw, out = shutil.copytree(balls[0], tmp_path / "raw"), tmp_path / "out"
+    prepare(raw, out, CONFIG, workers=0)
+    for name in ("ball_10", "ball_11"):
+        (raw / "images" / f"{name}.nii.gz").unlink()
+    prepare(raw, out, CONFIG, workers=0)
+    assert f"{out}: 2 cases left, since {raw} lacks them; split again: ball_10, ball_11\n" in capsys.readouterr().err
+    moved = raw.rename(tmp_path / "moved")
+    shutil.copy(balls[0] / "images" / "ball_11.nii.gz", moved / "images" / "new.nii.gz")
+    assert len(prepare(moved, out, CONFIG, workers=0).cases) == 11
+    assert " left" not in capsys.readouterr().err
+
+
+def test_equal_images_of_two_patients_are_named(balls, tmp_path, capsys):
+    """Whatever their labels; also where nothing is left to do, and not where they are one patient's."""
+    raw, out = shutil.copytree(balls[0], tmp_path / "raw"), tmp_path / "out"
+    shutil.copy(raw / "images" / "ball_03.nii.gz", raw / "images" / "again_03.nii.gz")
+    shutil.copy(raw / "labels" / "ball_04.nii.gz", raw / "labels" / "ball_05.nii.gz")
+    for _ in range(2):
+        prepare(raw, out, CONFIG, workers=0)
+        assert "one patient: again_03 = ball_03\n" in capsys.readouterr().err
+    by_number = CONFIG.model_copy(update={"subject": SubjectRule(pattern=r"(\d+)")})
+    prepare(raw, tmp_path / "one", by_number, workers=0)
+    assert "equal images" not in capsys.readouterr().err
 
 
 def test_a_fault_leaves_a_finished_folder_as_it_was(balls, tmp_path):

@@ -5,8 +5,9 @@ Nothing of a volume is read here; names of files and folders say it all.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -19,6 +20,10 @@ from medssl.errors import DataError
 
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 """The name of a file of one channel: its case and its number."""
+_LABELS = re.compile(
+    r"(?:.*[-_. ])?(?:labels?|labelmaps?|gt|segs?|segmentations?|masks?|annotations?|ground[-_. ]?truth)", re.IGNORECASE
+)
+"""Names of folders that hold labels."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Layout:
     absent_labels: tuple[tuple[str, Path], ...] = ()
     """Case ids and label files that `dataset.json` lists and that do not exist; likewise."""
     others: tuple[Path, ...] = ()
-    """Files and folders among the images and labels that are not volumes of a known format."""
+    """Files and folders among the images and labels that are not volumes of a known format, and volumes elsewhere."""
     names_patients: bool = False
     """Whether it says itself whose each case is; the rule of a configuration is then not asked."""
     name: str = ""
@@ -90,6 +95,39 @@ def subfolders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def subfolder(folder: Path, name: str) -> Path:
+    """The folder of this name, in small letters, inside another; where there is none, one in capitals."""
+    found = [path for path in subfolders(folder) if path.name.lower() == name]
+    return folder / name if not found or folder / name in found else found[0]
+
+
+def refuse_labels_elsewhere(folders: Sequence[Path]) -> None:
+    """Stop where one of these is called as labels are and all its volumes are called as those of another.
+
+    Raises:
+        DataError: its labels would pass for images, or for nothing.
+    """
+    names = {folder: {case_id(path) for path in volumes(folder)} for folder in folders}
+    for images in folders:
+        stems = names[images] | {_stem(path) for path in volumes(images)}
+        for labels in folders:
+            if _LABELS.fullmatch(labels.name) and not _LABELS.fullmatch(images.name) and set() < names[labels] <= stems:
+                raise DataError(
+                    f"{labels}: looks like the labels of {images.name}/, whose files have the same names, but is not "
+                    "read as such\n  Rename the two to labels/ and images/, or name the files of each case in a "
+                    "datalist (docs/data.md, Datalists)."
+                )
+
+
+def volumes_below(folder: Path, without: Collection[Path] = ()) -> tuple[Path, ...]:
+    """Volumes any number of folders down, but for hidden folders and those `without`."""
+    found: list[Path] = []
+    for inner, inside, _ in os.walk(folder):
+        inside[:] = sorted(name for name in inside if not name.startswith(".") and Path(inner, name) not in without)
+        found += volumes(Path(inner))
+    return tuple(found)
 
 
 def others(folders: Iterable[Path], used: Iterable[Path] = ()) -> tuple[Path, ...]:

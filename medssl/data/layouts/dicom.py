@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from medssl.data.dicom import is_series_folder
-from medssl.data.layouts.base import Layout, Reader, paired, volumes
+from medssl.data.layouts.base import Layout, Reader, paired, subfolder, volumes, volumes_below
 from medssl.data.layouts.description import declared
 
 LABELS = "labels"
@@ -30,8 +30,10 @@ def read(source: Path) -> Layout:
     ids = [source.name if not parts else parts[0] if patients[parts[0]] == 1 else "_".join(parts) for parts in folders]
     images = [(id, (source.joinpath(*parts),)) for id, parts in zip(ids, folders, strict=True)]
     subjects = {id: parts[0] for id, parts in zip(ids, folders, strict=True) if parts}
-    layout = paired(images, volumes(source / LABELS))
-    return replace(layout, cases=tuple(replace(c, subject=subjects.get(c.id, c.id)) for c in layout.cases))
+    labels = subfolder(source, LABELS)
+    layout = paired(images, volumes(labels))
+    cases = tuple(replace(c, subject=subjects.get(c.id, c.id)) for c in layout.cases)
+    return replace(layout, cases=cases, others=volumes_below(source, without=(labels,)))
 
 
 def series_folders(source: Path) -> Iterator[Path]:
@@ -39,7 +41,7 @@ def series_folders(source: Path) -> Iterator[Path]:
     if not source.is_dir():
         return
     for folder, inside, files in os.walk(source):
-        inside[:] = sorted(name for name in inside if not name.startswith(".") and name != LABELS)
+        inside[:] = sorted(name for name in inside if not name.startswith(".") and name.lower() != LABELS)
         if files and is_series_folder(Path(folder)):
             yield Path(folder)
 

@@ -1,4 +1,4 @@
-"""`images/` and, where there are labels, `labels/`, paired by name up to the suffix.
+"""`images/` and, where there are labels, `labels/`, also in capitals, paired by name up to the suffix.
 
 Images are volumes, files of one channel each (`_0000`, `_0001` and so on), or folders with a DICOM series.
 """
@@ -16,24 +16,31 @@ from medssl.data.layouts.base import (
     channel_files,
     others,
     paired,
+    refuse_labels_elsewhere,
     single_files,
+    subfolder,
     subfolders,
     volumes,
+    volumes_below,
 )
 from medssl.data.layouts.description import declared
 
 
 def fits(source: Path) -> bool:
-    return (source / "images").is_dir()
+    return subfolder(source, "images").is_dir()
 
 
 def read(source: Path) -> Layout:
-    images, labels = volumes(source / "images"), volumes(source / "labels")
-    series = [folder for folder in subfolders(source / "images") if is_series_folder(folder)]
+    folders = subfolder(source, "images"), subfolder(source, "labels")
+    images, labels = map(volumes, folders)
+    if not labels:
+        refuse_labels_elsewhere(subfolders(source))
+    series = [folder for folder in subfolders(folders[0]) if is_series_folder(folder)]
     cases = channel_files(images) if are_channels(images, labels) else single_files(images)
     cases += [(folder.name, (folder,)) for folder in series]
-    found = others((source / "images", source / "labels"), used=series)
-    return replace(paired(cases, labels), others=found)
+    return replace(
+        paired(cases, labels), others=(*others(folders, used=series), *volumes_below(source, without=folders))
+    )
 
 
 READER = Reader("folders", "images/ with labels/ beside it", fits, read, declared)

@@ -1,18 +1,27 @@
 """Images and labels side by side: `a.nii.gz` with `a_label.nii.gz`, or `a/image.nrrd` with `a/label.nrrd`.
 
 A label is what the last word of its name calls one; the image is what is left of the name, or the only other volume in
-the folder. Volumes lie in the source itself or in a folder for each case. An image with two labels becomes two cases,
-for `check` to find.
+the folder. Volumes lie in the source itself or in a folder for each case or patient; one folder alone that holds many
+images is nobody's. An image with two labels becomes two cases, for `check` to find.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
 from medssl.data.io import case_id
-from medssl.data.layouts.base import Layout, Reader, case, subfolders, volumes
+from medssl.data.layouts.base import (
+    Layout,
+    Reader,
+    case,
+    refuse_labels_elsewhere,
+    subfolders,
+    volumes,
+    volumes_below,
+)
 from medssl.data.layouts.description import declared
 
 _LABEL = re.compile(r"(?:(.*)[-_. ])?(?:labels?|labelmap|gt|seg|segmentation|mask)", re.IGNORECASE)
@@ -23,10 +32,18 @@ def fits(source: Path) -> bool:
 
 
 def read(source: Path) -> Layout:
-    found = [_read(source, alone=False), *(_read(folder, alone=True) for folder in subfolders(source))]
+    folders = [folder for folder in subfolders(source) if volumes(folder)]
+    refuse_labels_elsewhere(folders)
+    found = [_read(source, alone=False), *(_read(folder, alone=True) for folder in folders)]
+    cases = [case for layout in found for case in layout.cases]
+    if len(folders) == 1:
+        cases = [replace(case, subject=case.id) for case in cases]
     return Layout(
-        cases=tuple(case for layout in found for case in layout.cases),
+        cases=tuple(cases),
         labels_without_image=tuple(label for layout in found for label in layout.labels_without_image),
+        others=tuple(
+            path for folder in subfolders(source) for inner in subfolders(folder) for path in volumes_below(inner)
+        ),
     )
 
 
