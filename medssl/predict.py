@@ -18,7 +18,7 @@ from medssl.data.io import case_id, is_volume, list_volumes, read_image, write_l
 from medssl.data.layouts.base import CHANNEL
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import PARTS, read_split
-from medssl.data.volume import Source
+from medssl.data.volume import Source, Volume
 from medssl.device import choose_device
 from medssl.errors import ConfigError, DataError
 from medssl.files import write_json
@@ -45,16 +45,21 @@ def predict(
 ) -> list[Path]:
     """Write a class map `<case>.nii.gz` per image, and predictions.json that says how they were made.
 
+    A folder that was begun in the same way is gone on with: cases that it has and that predictions.json tells of stay.
+    Images that cannot be read are passed over, and told of when all others are there.
+
     Args:
         images: volume files and folders of a DICOM series, or folders of them; `FOLDER#UID` picks of several series.
             Names that end in `_0000`, `_0001` and so on are the channels of one case.
         also: other runs, whose class probabilities are averaged with the first one's.
         part: instead of naming images, the raw images of a part of the run's own split, such as `test`.
         uncertainty: also write `uncertainty/<case>.nii.gz`, 1 minus the probability of each voxel's class.
+        overwrite: replace what is there, all of it.
 
     Raises:
-        DataError: an image cannot be read.
-        ConfigError: nothing to predict, an output exists and `overwrite` is not set, or runs that do not fit together.
+        DataError: images that cannot be read, all of them.
+        ConfigError: nothing to predict, outputs that exist all or were made in another way and `overwrite` is not set,
+            or runs that do not fit together.
     """
     predictor, facts = load_predictor(run, choose_device(device), also=also, checkpoint=checkpoint, window=window)
     facts["uncertainty"] = UNCERTAINTY if uncertainty else None
@@ -63,25 +68,35 @@ def predict(
         if _of_part(other, str(part)).keys() != sources.keys():
             raise ConfigError(f"{other}: its part {part} has other cases than that of {run}; average runs of one split")
     targets = {id: out / f"{id}.nii.gz" for id in sources}
-    existing = [path for path in targets.values() if path.exists()]
-    if existing and not overwrite:
-        raise ConfigError(f"{existing[0]}: exists ({len(existing)} such files); choose another folder or --overwrite")
-    earlier = _earlier_images(out / "predictions.json", facts, overwrite)
-    out.mkdir(parents=True, exist_ok=True)
-    with track("predict", len(sources)) as advance:
-        for id, files in sources.items():
-            image = read_image(*files)
-            if not np.isfinite(image.array).all():
-                raise DataError(f"{files[0]}: holds NaN or Inf voxels; see `medssl check`")
+    named = {id: [str(file.resolve()) for file in files] for id, files in sources.items()}
+    record = out / "predictions.json"
+    predicted = _earlier_images(record, facts, overwrite)
+    missing = list(sources) if overwrite else _missing(targets, named, predicted)
+    faults = []
+    with track("predict", len(sources), done=len(sources) - len(missing)) as advance:
+        for id in missing:
+            try:
+                image = _read(sources[id])
+                if uncertainty:
+                    classes, unsure = predictor.segment_with_uncertainty(image)
+                else:
+                    classes = predictor.segment(image)
+            except DataError as error:
+                faults.append(f"  {id}  {error}".replace("\n", "\n  "))
+                continue
+            targets[id].unlink(missing_ok=True)  # recorded before it is written: nothing else may have its name
+            predicted[id] = named[id]
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(record, {**facts, "images": predicted})
             if uncertainty:
-                classes, unsure = predictor.segment_with_uncertainty(image)
                 write_shares(out / UNCERTAINTY / f"{id}.nii.gz", unsure, like=image)
-            else:
-                classes = predictor.segment(image)
             write_label(targets[id], classes, like=image)
             advance(id)
-    images_now = {id: [str(file.resolve()) for file in files] for id, files in sources.items()}
-    write_json(out / "predictions.json", {**facts, "images": {**earlier, **images_now}})
+    if faults:
+        title = f"{len(faults)} of {len(sources)} cases cannot be predicted"
+        others = f"; the other predictions are in {out}" if len(faults) < len(sources) else ""
+        advice = "Mend these files and repeat the command, which goes on with what is missing; or leave them out."
+        raise DataError("\n".join([title + others, *faults, advice]))
     return list(targets.values())
 
 
@@ -143,7 +158,29 @@ def _load_one(
     return make_predictor(method.to(device), config, device), facts
 
 
-def _earlier_images(record: Path, facts: dict[str, Any], overwrite: bool) -> dict[str, Any]:
+def _missing(targets: dict[str, Path], named: dict[str, list[str]], predicted: dict[str, list[str]]) -> list[str]:
+    """The cases to predict, where an earlier call predicted others.
+
+    Raises:
+        ConfigError: none, or a file that is no prediction of its case in the same way.
+    """
+    existing = [id for id, path in targets.items() if path.exists()]
+    strange = [id for id in existing if predicted.get(id) != named[id]]
+    if strange or len(existing) == len(targets):
+        path, count = targets[(strange or existing)[0]], len(strange or existing)
+        raise ConfigError(f"{path}: exists ({count} such files); choose another folder or --overwrite")
+    return [id for id in targets if id not in existing]
+
+
+def _read(files: Sequence[Source]) -> Volume:
+    """The image of a case, of finite voxels."""
+    image = read_image(*files)
+    if not np.isfinite(image.array).all():
+        raise DataError(f"{files[0]}: holds NaN or Inf voxels; see `medssl check`")
+    return image
+
+
+def _earlier_images(record: Path, facts: dict[str, Any], overwrite: bool) -> dict[str, list[str]]:
     """The images that were predicted into this folder before, in the same way."""
     if not record.exists():
         return {}

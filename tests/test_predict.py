@@ -433,3 +433,64 @@ def write_series(folder, voxels):
             image.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"{z:03}.dcm"))
         writer.Execute(image)
+
+
+@pytest.fixture
+def scans(trained, tmp_path):
+    """Three images in a folder, the second one cut."""
+    (tmp_path / "scans").mkdir()
+    for name in ("ball_00", "ball_01", "ball_02"):
+        shutil.copy(trained[1] / "images" / f"{name}.nii.gz", tmp_path / "scans")
+    cut = tmp_path / "scans" / "ball_01.nii.gz"
+    cut.write_bytes(cut.read_bytes()[:500])
+    return tmp_path / "scans"
+
+
+def test_faulty_scans_are_passed_over_and_predicted_once_they_are_mended(trained, scans, tmp_path):
+    (run, raw), out = trained, tmp_path / "out"
+    write_image(scans / "holes.nii.gz", np.full((12, 12, 8), np.nan, np.float32), np.eye(4))
+    with pytest.raises(DataError, match=r"(?s)^2 of 4 cases .*ball_01  .*ball_01\.nii\.gz: .*holes\.nii\.gz: .*NaN"):
+        predict(run, [scans], out, device="cpu", uncertainty=True)
+    for folder in (out, out / "uncertainty"):
+        assert sorted(path.name for path in folder.glob("*.nii.gz")) == ["ball_00.nii.gz", "ball_02.nii.gz"]
+    facts = json.loads((out / "predictions.json").read_text())
+    assert set(facts["images"]) == {"ball_00", "ball_02"}
+    kept = (out / "ball_00.nii.gz").stat().st_mtime_ns
+
+    shutil.copy(raw / "images" / "ball_01.nii.gz", scans)
+    (scans / "holes.nii.gz").unlink()
+    with pytest.raises(ConfigError, match="another way"):
+        predict(run, [scans], out, device="cpu")
+    assert len(predict(run, [scans], out, device="cpu", uncertainty=True)) == 3
+    assert (out / "ball_00.nii.gz").stat().st_mtime_ns == kept
+    images = json.loads((out / "predictions.json").read_text())["images"]
+    assert images == facts["images"] | {"ball_01": [str((scans / "ball_01.nii.gz").resolve())]}
+    assert len(evaluate_folders(out, raw / "labels", tmp_path / "scores.csv", workers=0)) == 6
+
+
+def test_what_was_interrupted_goes_on_and_other_files_of_the_same_name_are_refused(trained, tmp_path, monkeypatch):
+    (run, raw), out = trained, tmp_path / "out"
+    images = [raw / "images" / f"ball_0{number}.nii.gz" for number in range(3)]
+    segment, left = Predictor.segment, iter([True, False])
+
+    def interrupted(self, image):
+        if not next(left):
+            raise KeyboardInterrupt
+        return segment(self, image)
+
+    monkeypatch.setattr(Predictor, "segment", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        predict(run, images, out, device="cpu")
+    monkeypatch.setattr(Predictor, "segment", segment)
+    assert json.loads((out / "predictions.json").read_text())["classes"] == ["background", "shell", "core"]
+    other = shutil.copy(images[1], tmp_path / "ball_00.nii.gz")
+    with pytest.raises(ConfigError, match=r"ball_00\.nii\.gz: exists"):
+        predict(run, [other, images[1]], out, device="cpu")
+    assert len(predict(run, images, out, device="cpu")) == 3
+    assert set(json.loads((out / "predictions.json").read_text())["images"]) == {"ball_00", "ball_01", "ball_02"}
+
+
+def test_where_nothing_can_be_predicted_no_folder_is_left(trained, scans, tmp_path):
+    with pytest.raises(DataError, match=r"^1 of 1 cases cannot be predicted\n"):
+        predict(trained[0], [scans / "ball_01.nii.gz"], tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
