@@ -227,6 +227,8 @@ def _by_id(sources: Sequence[Source], channels: int) -> dict[str, tuple[Source, 
     for name, source in zip(names, sources, strict=True):
         if by_name.setdefault(name, source) is not source:
             raise DataError(f"{source} and {by_name[name]} are both named {name}; predict them into two folders")
+    if not is_numbered:
+        _refuse_channels(by_name, channels)
     found: dict[str, tuple[Source, ...]] = {}
     for name, source in sorted(by_name.items()):
         id = name.rpartition("_")[0] if is_numbered else name
@@ -235,6 +237,17 @@ def _by_id(sources: Sequence[Source], channels: int) -> dict[str, tuple[Source, 
         if is_numbered and len(files) != channels:
             raise DataError(f"{files[0]}: case {id} has {len(files)} of {channels} channels")
     return found
+
+
+def _refuse_channels(by_name: dict[str, Source], channels: int) -> None:
+    """Raise a DataError where a case has files of channels, from `_0000` on, but not as many as the run takes."""
+    for id in sorted(name.removesuffix("_0000") for name in by_name if name.endswith("_0000")):
+        files = sorted(name for name in by_name if CHANNEL.fullmatch(name) and name.rpartition("_")[0] == id)
+        if f"{id}_0001" in by_name and len(files) != channels:
+            raise DataError(
+                f"{by_name[files[0]]}: case {id} has files of {len(files)} channels ({', '.join(files)}), the run was "
+                f"trained on {channels}; name the files of these alone, or rename them if each is a case of its own"
+            )
 
 
 def _of_part(run: Path, part: str) -> dict[str, tuple[Source, ...]]:

@@ -403,6 +403,19 @@ def test_channels_in_files_of_their_own_are_one_case(trained, tmp_path):
         predict(run, [tmp_path / "two", tmp_path / "other"], tmp_path / "again", device="cpu")
 
 
+def test_channels_that_the_run_does_not_take_are_not_cases(trained, tmp_path):
+    (tmp_path / "run").mkdir()
+    image = trained[1] / "images" / "ball_00.nii.gz"
+    for name in ("a_0000", "a_0001", "a_0002", "b_0007"):
+        shutil.copy(image, tmp_path / f"{name}.nii.gz")
+    for run, count in ((trained[0], 1), (untrained(trained, tmp_path / "run", ["T1", "T2"]), 2)):
+        with pytest.raises(DataError, match=rf"a has files of 3 channels \(a_0000, a_0001, a_0002\), .* on {count};"):
+            predict(run, [tmp_path], tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "a_0001.nii.gz").unlink()
+    assert len(predict(trained[0], [tmp_path], tmp_path / "out", device="cpu")) == 3
+
+
 def test_a_dicom_series_is_a_case_named_by_its_folder(trained, tmp_path):
     run, raw = trained
     voxels = np.rint(1000 * read_image(raw / "images" / "ball_03.nii.gz").array).astype(np.int16)
