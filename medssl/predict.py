@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from medssl.checkpoint import load_checkpoint
 from medssl.config import load_yaml, parse
 from medssl.data.dicom import is_series_folder
 from medssl.data.hdf5 import SUFFIXES as H5_SUFFIXES
-from medssl.data.io import case_id, is_volume, list_volumes, read_image, write_label, write_shares
+from medssl.data.inspect import odd_geometry
+from medssl.data.io import case_id, is_volume, list_volumes, read_image, stacked, write_label, write_shares
 from medssl.data.layouts.base import CHANNEL
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import PARTS, read_split
-from medssl.data.volume import Source, Volume
+from medssl.data.volume import Oddity, Source, Volume
 from medssl.device import choose_device
 from medssl.errors import ConfigError, DataError
 from medssl.files import write_json
@@ -72,11 +74,13 @@ def predict(
     record = out / "predictions.json"
     predicted = _earlier_images(record, facts, overwrite)
     missing = list(sources) if overwrite else _missing(targets, named, predicted)
-    faults = []
+    faults: list[str] = []
+    doubts: list[tuple[Source, Oddity]] = []
     with track("predict", len(sources), done=len(sources) - len(missing)) as advance:
         for id in missing:
             try:
-                image = _read(sources[id])
+                image, odd = _read(sources[id])
+                doubts += odd
                 if uncertainty:
                     classes, unsure = predictor.segment_with_uncertainty(image)
                 else:
@@ -92,6 +96,7 @@ def predict(
                 write_shares(out / UNCERTAINTY / f"{id}.nii.gz", unsure, like=image)
             write_label(targets[id], classes, like=image)
             advance(id)
+    _warn(doubts)
     if faults:
         title = f"{len(faults)} of {len(sources)} cases cannot be predicted"
         others = f"; the other predictions are in {out}" if len(faults) < len(sources) else ""
@@ -172,12 +177,24 @@ def _missing(targets: dict[str, Path], named: dict[str, list[str]], predicted: d
     return [id for id in targets if id not in existing]
 
 
-def _read(files: Sequence[Source]) -> Volume:
-    """The image of a case, of finite voxels."""
-    image = read_image(*files)
-    if not np.isfinite(image.array).all():
-        raise DataError(f"{files[0]}: holds NaN or Inf voxels; see `medssl check`")
-    return image
+def _read(files: Sequence[Source]) -> tuple[Volume, list[tuple[Source, Oddity]]]:
+    """The image of a case, of finite voxels, and what is odd about the place of its files in space."""
+    volumes = [read_image(file) for file in files]
+    for file, volume in zip(files, volumes, strict=True):
+        if not np.isfinite(volume.array).all():
+            raise DataError(f"{file}: holds NaN or Inf voxels; see `medssl check`")
+    return stacked(volumes), [(file, odd) for file, volume in zip(files, volumes, strict=True)
+                              for odd in odd_geometry(volume)]  # fmt: skip
+
+
+def _warn(doubts: Sequence[tuple[Source, Oddity]]) -> None:
+    """Print each kind of oddity once, of the first file that has it."""
+    kinds: dict[str, list[tuple[Source, Oddity]]] = {}
+    for file, odd in doubts:
+        kinds.setdefault(odd.code, []).append((file, odd))
+    for (file, odd), *others in kinds.values():
+        count = f" ({1 + len(others)} such files)" if others else ""
+        print(f"medssl: {file}: {odd.found}{count}; {odd.fix}", file=sys.stderr)
 
 
 def _earlier_images(record: Path, facts: dict[str, Any], overwrite: bool) -> dict[str, list[str]]:

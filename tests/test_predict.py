@@ -507,3 +507,18 @@ def test_where_nothing_can_be_predicted_no_folder_is_left(trained, scans, tmp_pa
     with pytest.raises(DataError, match=r"^1 of 1 cases cannot be predicted\n"):
         predict(trained[0], [scans / "ball_01.nii.gz"], tmp_path / "out", device="cpu")
     assert not (tmp_path / "out").exists()
+
+
+def test_doubtful_geometry_is_told_once_for_each_kind(trained, tmp_path, capsys):
+    for name in ("a", "b"):
+        image = nib.load(trained[1] / "images" / "ball_00.nii.gz")
+        image.set_sform(image.affine, 0)
+        image.set_qform(image.affine, 0)
+        nib.save(image, tmp_path / f"{name}.nii.gz")
+    write_image(tmp_path / "tiny.nii.gz", np.zeros((12, 12, 8), np.float32), np.diag([0.001, 0.001, 0.001, 1]))
+    predict(trained[0], [tmp_path], tmp_path / "out", device="cpu")
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("medssl: ")]
+    assert len(told) == 2
+    assert f"{tmp_path / 'a.nii.gz'}: sform_code and qform_code are 0" in told[0]
+    assert "(2 such files)" in told[0]
+    assert f"{tmp_path / 'tiny.nii.gz'}: spacing 0.001 x 0.001 x 0.001 mm; correct the unit" in told[1]
