@@ -143,6 +143,11 @@ def _load_one(
     path = run / f"{checkpoint}.pt"
     if checkpoint == "best" and not path.exists() and (run / "last.pt").exists():
         path = run / "last.pt"
+    if not path.exists() and not (run / "config.yaml").exists():
+        raise DataError(
+            f"{run}: no run folder, as it holds neither {path.name} nor config.yaml; the run comes before the images: "
+            "`medssl predict RUN IMAGES`"
+        )
     values = load_checkpoint(path)
     plain = values["config"]
     plain["window"] = {**plain["window"], **(window or {})}
@@ -219,7 +224,9 @@ def _expand(paths: Iterable[Path]) -> list[Source]:
         path = source.path
         if path.is_dir():
             found += [source] if is_series_folder(path) else _inside(path)
-        elif path.exists() and (is_volume(path) or path.name.lower().endswith(H5_SUFFIXES)):
+        elif not path.exists():
+            raise DataError(f"{path}: no such file or folder")
+        elif is_volume(path) or path.name.lower().endswith(H5_SUFFIXES):
             found.append(source)
         else:
             raise DataError(f"{path}: neither a folder nor a volume file")

@@ -1,6 +1,7 @@
 """Inference: class maps come back on the image's own grid, with its header; nothing is overwritten unasked."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -318,8 +319,12 @@ def test_a_folder_is_predicted_whole_and_never_overwritten_unasked(trained, tmp_
 
 def test_wrong_inputs_are_named(trained, tmp_path):
     run, raw = trained
-    with pytest.raises(DataError, match="neither a folder nor a volume"):
+    with pytest.raises(DataError, match=r"nothing\.nii\.gz: no such file or folder"):
         predict(run, [tmp_path / "nothing.nii.gz"], tmp_path / "out", device="cpu")
+    with pytest.raises(DataError, match="neither a folder nor a volume"):
+        predict(run, [run / "config.yaml"], tmp_path / "out", device="cpu")
+    with pytest.raises(DataError, match=r"images: no run folder, .*RUN IMAGES"):
+        predict(raw / "images", [run], tmp_path / "out", device="cpu")
     nib.save(nib.Nifti1Image(np.zeros((6, 6, 6, 2), np.float32), np.eye(4)), tmp_path / "two.nii.gz")
     with pytest.raises(DataError, match="2 channels, the network was trained on 1"):
         predict(run, [tmp_path / "two.nii.gz"], tmp_path / "out", device="cpu")
@@ -430,21 +435,31 @@ def test_a_dicom_series_is_a_case_named_by_its_folder(trained, tmp_path):
     assert len(np.unique(found.array)) > 1
 
 
-def write_series(folder, voxels):
+def test_one_of_several_series_is_named_as_the_error_says(trained, tmp_path):
+    folder = tmp_path / "scan"
+    for uid in ("1.2.3", "1.2.4"):
+        write_series(folder, np.arange(12 * 12 * 8, dtype=np.int16).reshape(12, 12, 8), uid)
+    with pytest.raises(DataError, match=r"2 series in one folder") as error:
+        predict(trained[0], [folder], tmp_path / "out", device="cpu")
+    (named,) = re.findall(r"as in (\S+#\S+),", str(error.value))
+    assert [path.name for path in predict(trained[0], [Path(named)], tmp_path / "out", device="cpu")] == ["scan.nii.gz"]
+
+
+def write_series(folder, voxels, uid="1.2.3"):
     """A DICOM series of 1 mm voxels."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     for z in range(voxels.shape[2]):
         image = sitk.GetImageFromArray(voxels[..., z].T[None])
         for tag, value in {
             "0008|0060": "MR",
-            "0020|000e": "1.2.3",
+            "0020|000e": uid,
             "0020|0032": f"0\\0\\{z}",
             "0020|0037": "1\\0\\0\\0\\1\\0",
         }.items():
             image.SetMetaData(tag, value)
-        writer.SetFileName(str(folder / f"{z:03}.dcm"))
+        writer.SetFileName(str(folder / f"{uid}-{z:03}.dcm"))
         writer.Execute(image)
 
 
