@@ -277,8 +277,13 @@ def _refuse_channels(by_name: dict[str, Source], channels: int) -> None:
 def _of_part(run: Path, part: str) -> dict[str, tuple[Source, ...]]:
     if part not in PARTS:
         raise ConfigError(f"--part {part}: expected one of {', '.join(PARTS)}")
-    root = load_yaml((run / "config.yaml").read_text(encoding="utf-8"))["data"]["root"]
-    dataset = read_prepared(Path(root))
+    root = Path(load_yaml((run / "config.yaml").read_text(encoding="utf-8"))["data"]["root"])
+    if not root.is_absolute() and not root.exists():
+        raise DataError(
+            f"{run / 'config.yaml'}: data.root is {root}, which was looked for in {Path.cwd()} and is not there; "
+            f"predict from the folder in which the run was trained, or name the images in place of --part {part}"
+        )
+    dataset = read_prepared(root)
     split = read_split(run / "splits.json", dataset)
     ids: Sequence[str] = getattr(split, part)
     if not ids:

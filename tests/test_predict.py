@@ -537,3 +537,15 @@ def test_doubtful_geometry_is_told_once_for_each_kind(trained, tmp_path, capsys)
     assert f"{tmp_path / 'a.nii.gz'}: sform_code and qform_code are 0" in told[0]
     assert "(2 such files)" in told[0]
     assert f"{tmp_path / 'tiny.nii.gz'}: spacing 0.001 x 0.001 x 0.001 mm; correct the unit" in told[1]
+
+
+def test_a_relative_root_is_looked_for_where_one_stands(trained, tmp_path, monkeypatch):
+    run, root = shutil.copytree(trained[0], tmp_path / "run"), Path(json_root(trained[0]))
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace(f"root: {root}", f"root: {root.name}"))
+    monkeypatch.chdir(tmp_path)
+    wanted = rf"data\.root is {root.name}, which was looked for in {re.escape(str(tmp_path))} .*--part test"
+    with pytest.raises(DataError, match=wanted):
+        predict(run, [], tmp_path / "out", part="test", device="cpu")
+    monkeypatch.chdir(root.parent)
+    assert len(predict(run, [], tmp_path / "out", part="test", device="cpu")) == 2
