@@ -349,7 +349,7 @@ def predict(
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
-    """Segment volumes with a trained run, or with the mean of several, each volume on its own grid."""
+    """Segment volumes with a trained run, or with the mean of several, each volume on its own grid; repeat to go on."""
     from medssl.predict import predict as predict_images
 
     if bool(images) == bool(part):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from medssl.checkpoint import load_checkpoint
 from medssl.config import load_yaml, parse
 from medssl.data.dicom import is_series_folder
 from medssl.data.hdf5 import SUFFIXES as H5_SUFFIXES
-from medssl.data.io import case_id, is_volume, list_volumes, read_image, write_label, write_shares
+from medssl.data.inspect import odd_geometry
+from medssl.data.io import case_id, is_volume, list_volumes, read_image, stacked, write_label, write_shares
 from medssl.data.layouts.base import CHANNEL
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import PARTS, read_split
-from medssl.data.volume import Source
+from medssl.data.volume import Oddity, Source, Volume
 from medssl.device import choose_device
 from medssl.errors import ConfigError, DataError
 from medssl.files import write_json
@@ -45,16 +47,21 @@ def predict(
 ) -> list[Path]:
     """Write a class map `<case>.nii.gz` per image, and predictions.json that says how they were made.
 
+    A folder that was begun in the same way is gone on with: cases that it has and that predictions.json tells of stay.
+    Images that cannot be read are passed over, and told of when all others are there.
+
     Args:
         images: volume files and folders of a DICOM series, or folders of them; `FOLDER#UID` picks of several series.
             Names that end in `_0000`, `_0001` and so on are the channels of one case.
         also: other runs, whose class probabilities are averaged with the first one's.
         part: instead of naming images, the raw images of a part of the run's own split, such as `test`.
         uncertainty: also write `uncertainty/<case>.nii.gz`, 1 minus the probability of each voxel's class.
+        overwrite: replace what is there, all of it.
 
     Raises:
-        DataError: an image cannot be read.
-        ConfigError: nothing to predict, an output exists and `overwrite` is not set, or runs that do not fit together.
+        DataError: images that cannot be read, all of them.
+        ConfigError: nothing to predict, outputs that exist all or were made in another way and `overwrite` is not set,
+            or runs that do not fit together.
     """
     predictor, facts = load_predictor(run, choose_device(device), also=also, checkpoint=checkpoint, window=window)
     facts["uncertainty"] = UNCERTAINTY if uncertainty else None
@@ -63,25 +70,38 @@ def predict(
         if _of_part(other, str(part)).keys() != sources.keys():
             raise ConfigError(f"{other}: its part {part} has other cases than that of {run}; average runs of one split")
     targets = {id: out / f"{id}.nii.gz" for id in sources}
-    existing = [path for path in targets.values() if path.exists()]
-    if existing and not overwrite:
-        raise ConfigError(f"{existing[0]}: exists ({len(existing)} such files); choose another folder or --overwrite")
-    earlier = _earlier_images(out / "predictions.json", facts, overwrite)
-    out.mkdir(parents=True, exist_ok=True)
-    with track("predict", len(sources)) as advance:
-        for id, files in sources.items():
-            image = read_image(*files)
-            if not np.isfinite(image.array).all():
-                raise DataError(f"{files[0]}: holds NaN or Inf voxels; see `medssl check`")
+    named = {id: [str(file.resolve()) for file in files] for id, files in sources.items()}
+    record = out / "predictions.json"
+    predicted = _earlier_images(record, facts, overwrite)
+    missing = list(sources) if overwrite else _missing(targets, named, predicted)
+    faults: list[str] = []
+    doubts: list[tuple[Source, Oddity]] = []
+    with track("predict", len(sources), done=len(sources) - len(missing)) as advance:
+        for id in missing:
+            try:
+                image, odd = _read(sources[id])
+                doubts += odd
+                if uncertainty:
+                    classes, unsure = predictor.segment_with_uncertainty(image)
+                else:
+                    classes = predictor.segment(image)
+            except DataError as error:
+                faults.append(f"  {id}  {error}".replace("\n", "\n  "))
+                continue
+            targets[id].unlink(missing_ok=True)  # recorded before it is written: nothing else may have its name
+            predicted[id] = named[id]
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(record, {**facts, "images": predicted})
             if uncertainty:
-                classes, unsure = predictor.segment_with_uncertainty(image)
                 write_shares(out / UNCERTAINTY / f"{id}.nii.gz", unsure, like=image)
-            else:
-                classes = predictor.segment(image)
             write_label(targets[id], classes, like=image)
             advance(id)
-    images_now = {id: [str(file.resolve()) for file in files] for id, files in sources.items()}
-    write_json(out / "predictions.json", {**facts, "images": {**earlier, **images_now}})
+    _warn(doubts)
+    if faults:
+        title = f"{len(faults)} of {len(sources)} cases cannot be predicted"
+        others = f"; the other predictions are in {out}" if len(faults) < len(sources) else ""
+        advice = "Mend these files and repeat the command, which goes on with what is missing; or leave them out."
+        raise DataError("\n".join([title + others, *faults, advice]))
     return list(targets.values())
 
 
@@ -123,6 +143,11 @@ def _load_one(
     path = run / f"{checkpoint}.pt"
     if checkpoint == "best" and not path.exists() and (run / "last.pt").exists():
         path = run / "last.pt"
+    if not path.exists() and not (run / "config.yaml").exists():
+        raise DataError(
+            f"{run}: no run folder, as it holds neither {path.name} nor config.yaml; the run comes before the images: "
+            "`medssl predict RUN IMAGES`"
+        )
     values = load_checkpoint(path)
     plain = values["config"]
     plain["window"] = {**plain["window"], **(window or {})}
@@ -143,7 +168,41 @@ def _load_one(
     return make_predictor(method.to(device), config, device), facts
 
 
-def _earlier_images(record: Path, facts: dict[str, Any], overwrite: bool) -> dict[str, Any]:
+def _missing(targets: dict[str, Path], named: dict[str, list[str]], predicted: dict[str, list[str]]) -> list[str]:
+    """The cases to predict, where an earlier call predicted others.
+
+    Raises:
+        ConfigError: none, or a file that is no prediction of its case in the same way.
+    """
+    existing = [id for id, path in targets.items() if path.exists()]
+    strange = [id for id in existing if predicted.get(id) != named[id]]
+    if strange or len(existing) == len(targets):
+        path, count = targets[(strange or existing)[0]], len(strange or existing)
+        raise ConfigError(f"{path}: exists ({count} such files); choose another folder or --overwrite")
+    return [id for id in targets if id not in existing]
+
+
+def _read(files: Sequence[Source]) -> tuple[Volume, list[tuple[Source, Oddity]]]:
+    """The image of a case, of finite voxels, and what is odd about the place of its files in space."""
+    volumes = [read_image(file) for file in files]
+    for file, volume in zip(files, volumes, strict=True):
+        if not np.isfinite(volume.array).all():
+            raise DataError(f"{file}: holds NaN or Inf voxels; see `medssl check`")
+    return stacked(volumes), [(file, odd) for file, volume in zip(files, volumes, strict=True)
+                              for odd in odd_geometry(volume)]  # fmt: skip
+
+
+def _warn(doubts: Sequence[tuple[Source, Oddity]]) -> None:
+    """Print each kind of oddity once, of the first file that has it."""
+    kinds: dict[str, list[tuple[Source, Oddity]]] = {}
+    for file, odd in doubts:
+        kinds.setdefault(odd.code, []).append((file, odd))
+    for (file, odd), *others in kinds.values():
+        count = f" ({1 + len(others)} such files)" if others else ""
+        print(f"medssl: {file}: {odd.found}{count}; {odd.fix}", file=sys.stderr)
+
+
+def _earlier_images(record: Path, facts: dict[str, Any], overwrite: bool) -> dict[str, list[str]]:
     """The images that were predicted into this folder before, in the same way."""
     if not record.exists():
         return {}
@@ -165,7 +224,9 @@ def _expand(paths: Iterable[Path]) -> list[Source]:
         path = source.path
         if path.is_dir():
             found += [source] if is_series_folder(path) else _inside(path)
-        elif path.exists() and (is_volume(path) or path.name.lower().endswith(H5_SUFFIXES)):
+        elif not path.exists():
+            raise DataError(f"{path}: no such file or folder")
+        elif is_volume(path) or path.name.lower().endswith(H5_SUFFIXES):
             found.append(source)
         else:
             raise DataError(f"{path}: neither a folder nor a volume file")
@@ -190,6 +251,8 @@ def _by_id(sources: Sequence[Source], channels: int) -> dict[str, tuple[Source, 
     for name, source in zip(names, sources, strict=True):
         if by_name.setdefault(name, source) is not source:
             raise DataError(f"{source} and {by_name[name]} are both named {name}; predict them into two folders")
+    if not is_numbered:
+        _refuse_channels(by_name, channels)
     found: dict[str, tuple[Source, ...]] = {}
     for name, source in sorted(by_name.items()):
         id = name.rpartition("_")[0] if is_numbered else name
@@ -200,11 +263,27 @@ def _by_id(sources: Sequence[Source], channels: int) -> dict[str, tuple[Source, 
     return found
 
 
+def _refuse_channels(by_name: dict[str, Source], channels: int) -> None:
+    """Raise a DataError where a case has files of channels, from `_0000` on, but not as many as the run takes."""
+    for id in sorted(name.removesuffix("_0000") for name in by_name if name.endswith("_0000")):
+        files = sorted(name for name in by_name if CHANNEL.fullmatch(name) and name.rpartition("_")[0] == id)
+        if f"{id}_0001" in by_name and len(files) != channels:
+            raise DataError(
+                f"{by_name[files[0]]}: case {id} has files of {len(files)} channels ({', '.join(files)}), the run was "
+                f"trained on {channels}; name the files of these alone, or rename them if each is a case of its own"
+            )
+
+
 def _of_part(run: Path, part: str) -> dict[str, tuple[Source, ...]]:
     if part not in PARTS:
         raise ConfigError(f"--part {part}: expected one of {', '.join(PARTS)}")
-    root = load_yaml((run / "config.yaml").read_text(encoding="utf-8"))["data"]["root"]
-    dataset = read_prepared(Path(root))
+    root = Path(load_yaml((run / "config.yaml").read_text(encoding="utf-8"))["data"]["root"])
+    if not root.is_absolute() and not root.exists():
+        raise DataError(
+            f"{run / 'config.yaml'}: data.root is {root}, which was looked for in {Path.cwd()} and is not there; "
+            f"predict from the folder in which the run was trained, or name the images in place of --part {part}"
+        )
+    dataset = read_prepared(root)
     split = read_split(run / "splits.json", dataset)
     ids: Sequence[str] = getattr(split, part)
     if not ids:

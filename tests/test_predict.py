@@ -1,6 +1,7 @@
 """Inference: class maps come back on the image's own grid, with its header; nothing is overwritten unasked."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -318,8 +319,12 @@ def test_a_folder_is_predicted_whole_and_never_overwritten_unasked(trained, tmp_
 
 def test_wrong_inputs_are_named(trained, tmp_path):
     run, raw = trained
-    with pytest.raises(DataError, match="neither a folder nor a volume"):
+    with pytest.raises(DataError, match=r"nothing\.nii\.gz: no such file or folder"):
         predict(run, [tmp_path / "nothing.nii.gz"], tmp_path / "out", device="cpu")
+    with pytest.raises(DataError, match="neither a folder nor a volume"):
+        predict(run, [run / "config.yaml"], tmp_path / "out", device="cpu")
+    with pytest.raises(DataError, match=r"images: no run folder, .*RUN IMAGES"):
+        predict(raw / "images", [run], tmp_path / "out", device="cpu")
     nib.save(nib.Nifti1Image(np.zeros((6, 6, 6, 2), np.float32), np.eye(4)), tmp_path / "two.nii.gz")
     with pytest.raises(DataError, match="2 channels, the network was trained on 1"):
         predict(run, [tmp_path / "two.nii.gz"], tmp_path / "out", device="cpu")
@@ -403,6 +408,19 @@ def test_channels_in_files_of_their_own_are_one_case(trained, tmp_path):
         predict(run, [tmp_path / "two", tmp_path / "other"], tmp_path / "again", device="cpu")
 
 
+def test_channels_that_the_run_does_not_take_are_not_cases(trained, tmp_path):
+    (tmp_path / "run").mkdir()
+    image = trained[1] / "images" / "ball_00.nii.gz"
+    for name in ("a_0000", "a_0001", "a_0002", "b_0007"):
+        shutil.copy(image, tmp_path / f"{name}.nii.gz")
+    for run, count in ((trained[0], 1), (untrained(trained, tmp_path / "run", ["T1", "T2"]), 2)):
+        with pytest.raises(DataError, match=rf"a has files of 3 channels \(a_0000, a_0001, a_0002\), .* on {count};"):
+            predict(run, [tmp_path], tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "a_0001.nii.gz").unlink()
+    assert len(predict(trained[0], [tmp_path], tmp_path / "out", device="cpu")) == 3
+
+
 def test_a_dicom_series_is_a_case_named_by_its_folder(trained, tmp_path):
     run, raw = trained
     voxels = np.rint(1000 * read_image(raw / "images" / "ball_03.nii.gz").array).astype(np.int16)
@@ -417,19 +435,117 @@ def test_a_dicom_series_is_a_case_named_by_its_folder(trained, tmp_path):
     assert len(np.unique(found.array)) > 1
 
 
-def write_series(folder, voxels):
+def test_one_of_several_series_is_named_as_the_error_says(trained, tmp_path):
+    folder = tmp_path / "scan"
+    for uid in ("1.2.3", "1.2.4"):
+        write_series(folder, np.arange(12 * 12 * 8, dtype=np.int16).reshape(12, 12, 8), uid)
+    with pytest.raises(DataError, match=r"2 series in one folder") as error:
+        predict(trained[0], [folder], tmp_path / "out", device="cpu")
+    (named,) = re.findall(r"as in (\S+#\S+),", str(error.value))
+    assert [path.name for path in predict(trained[0], [Path(named)], tmp_path / "out", device="cpu")] == ["scan.nii.gz"]
+
+
+def write_series(folder, voxels, uid="1.2.3"):
     """A DICOM series of 1 mm voxels."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     for z in range(voxels.shape[2]):
         image = sitk.GetImageFromArray(voxels[..., z].T[None])
         for tag, value in {
             "0008|0060": "MR",
-            "0020|000e": "1.2.3",
+            "0020|000e": uid,
             "0020|0032": f"0\\0\\{z}",
             "0020|0037": "1\\0\\0\\0\\1\\0",
         }.items():
             image.SetMetaData(tag, value)
-        writer.SetFileName(str(folder / f"{z:03}.dcm"))
+        writer.SetFileName(str(folder / f"{uid}-{z:03}.dcm"))
         writer.Execute(image)
+
+
+@pytest.fixture
+def scans(trained, tmp_path):
+    """Three images in a folder, the second one cut."""
+    (tmp_path / "scans").mkdir()
+    for name in ("ball_00", "ball_01", "ball_02"):
+        shutil.copy(trained[1] / "images" / f"{name}.nii.gz", tmp_path / "scans")
+    cut = tmp_path / "scans" / "ball_01.nii.gz"
+    cut.write_bytes(cut.read_bytes()[:500])
+    return tmp_path / "scans"
+
+
+def test_faulty_scans_are_passed_over_and_predicted_once_they_are_mended(trained, scans, tmp_path):
+    (run, raw), out = trained, tmp_path / "out"
+    write_image(scans / "holes.nii.gz", np.full((12, 12, 8), np.nan, np.float32), np.eye(4))
+    with pytest.raises(DataError, match=r"(?s)^2 of 4 cases .*ball_01  .*ball_01\.nii\.gz: .*holes\.nii\.gz: .*NaN"):
+        predict(run, [scans], out, device="cpu", uncertainty=True)
+    for folder in (out, out / "uncertainty"):
+        assert sorted(path.name for path in folder.glob("*.nii.gz")) == ["ball_00.nii.gz", "ball_02.nii.gz"]
+    facts = json.loads((out / "predictions.json").read_text())
+    assert set(facts["images"]) == {"ball_00", "ball_02"}
+    kept = (out / "ball_00.nii.gz").stat().st_mtime_ns
+
+    shutil.copy(raw / "images" / "ball_01.nii.gz", scans)
+    (scans / "holes.nii.gz").unlink()
+    with pytest.raises(ConfigError, match="another way"):
+        predict(run, [scans], out, device="cpu")
+    assert len(predict(run, [scans], out, device="cpu", uncertainty=True)) == 3
+    assert (out / "ball_00.nii.gz").stat().st_mtime_ns == kept
+    images = json.loads((out / "predictions.json").read_text())["images"]
+    assert images == facts["images"] | {"ball_01": [str((scans / "ball_01.nii.gz").resolve())]}
+    assert len(evaluate_folders(out, raw / "labels", tmp_path / "scores.csv", workers=0)) == 6
+
+
+def test_what_was_interrupted_goes_on_and_other_files_of_the_same_name_are_refused(trained, tmp_path, monkeypatch):
+    (run, raw), out = trained, tmp_path / "out"
+    images = [raw / "images" / f"ball_0{number}.nii.gz" for number in range(3)]
+    segment, left = Predictor.segment, iter([True, False])
+
+    def interrupted(self, image):
+        if not next(left):
+            raise KeyboardInterrupt
+        return segment(self, image)
+
+    monkeypatch.setattr(Predictor, "segment", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        predict(run, images, out, device="cpu")
+    monkeypatch.setattr(Predictor, "segment", segment)
+    assert json.loads((out / "predictions.json").read_text())["classes"] == ["background", "shell", "core"]
+    other = shutil.copy(images[1], tmp_path / "ball_00.nii.gz")
+    with pytest.raises(ConfigError, match=r"ball_00\.nii\.gz: exists"):
+        predict(run, [other, images[1]], out, device="cpu")
+    assert len(predict(run, images, out, device="cpu")) == 3
+    assert set(json.loads((out / "predictions.json").read_text())["images"]) == {"ball_00", "ball_01", "ball_02"}
+
+
+def test_where_nothing_can_be_predicted_no_folder_is_left(trained, scans, tmp_path):
+    with pytest.raises(DataError, match=r"^1 of 1 cases cannot be predicted\n"):
+        predict(trained[0], [scans / "ball_01.nii.gz"], tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_doubtful_geometry_is_told_once_for_each_kind(trained, tmp_path, capsys):
+    for name in ("a", "b"):
+        image = nib.load(trained[1] / "images" / "ball_00.nii.gz")
+        image.set_sform(image.affine, 0)
+        image.set_qform(image.affine, 0)
+        nib.save(image, tmp_path / f"{name}.nii.gz")
+    write_image(tmp_path / "tiny.nii.gz", np.zeros((12, 12, 8), np.float32), np.diag([0.001, 0.001, 0.001, 1]))
+    predict(trained[0], [tmp_path], tmp_path / "out", device="cpu")
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("medssl: ")]
+    assert len(told) == 2
+    assert f"{tmp_path / 'a.nii.gz'}: sform_code and qform_code are 0" in told[0]
+    assert "(2 such files)" in told[0]
+    assert f"{tmp_path / 'tiny.nii.gz'}: spacing 0.001 x 0.001 x 0.001 mm; correct the unit" in told[1]
+
+
+def test_a_relative_root_is_looked_for_where_one_stands(trained, tmp_path, monkeypatch):
+    run, root = shutil.copytree(trained[0], tmp_path / "run"), Path(json_root(trained[0]))
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace(f"root: {root}", f"root: {root.name}"))
+    monkeypatch.chdir(tmp_path)
+    wanted = rf"data\.root is {root.name}, which was looked for in {re.escape(str(tmp_path))} .*--part test"
+    with pytest.raises(DataError, match=wanted):
+        predict(run, [], tmp_path / "out", part="test", device="cpu")
+    monkeypatch.chdir(root.parent)
+    assert len(predict(run, [], tmp_path / "out", part="test", device="cpu")) == 2

@@ -212,8 +212,8 @@ def _pick(folder: Path, found: dict[str, Series], wanted: str | None) -> str:
         return wanted
     title = f"{len(found)} series in one folder" if wanted is None else f"no series {wanted} in this folder, but"
     lines = (f"  {series}" for series in found.values())
-    advice = "name one by its uid, or move the others to folders of their own"
-    raise DataError("\n".join([f"{folder}: {title}", *lines, advice]))
+    named = f"name one by its uid, as in {folder}#{next(iter(found))}"
+    raise DataError("\n".join([f"{folder}: {title}", *lines, f"{named}, or move the others to folders of their own"]))
 
 
 def _read_slices(paths: Sequence[Path]) -> NDArray[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from medssl.data.findings import Finding
 from medssl.data.grid import GRID_ERROR, shift_of
 from medssl.data.io import as_label, read_image, read_volume
 from medssl.data.looks import Counts, count_voxels, few_levels
-from medssl.data.volume import Source, Volume, by
+from medssl.data.volume import Oddity, Source, Volume, by
 from medssl.errors import DataError
 
 GRID_WARNING = 0.01
@@ -174,23 +174,27 @@ def _read_label(notes: _Notes, source: Source) -> Volume | None:
 
 
 def _check_geometry(volume: Volume, notes: _Notes) -> None:
-    """What makes one file's place or size in space doubtful."""
-    for odd in volume.oddities:
+    for odd in odd_geometry(volume):
         notes.warning(odd.code, odd.found, odd.fix)
     if 1 in volume.shape:
         notes.warning("one_slice", f"shape {by(volume.shape)}: one voxel thick", "3D training learns little from it")
+
+
+def odd_geometry(volume: Volume) -> Iterator[Oddity]:
+    """What makes one file's place or size in space doubtful."""
+    yield from volume.oddities
     low, high = SPACINGS
     if min(volume.spacing) < low or max(volume.spacing) > high:
         fix = f"correct the unit if it is not millimetres ({low:g} to {high:g} are usual)"
-        notes.warning("spacing", f"spacing {by(volume.spacing)} mm", fix)
+        yield Oddity("spacing", f"spacing {by(volume.spacing)} mm", fix)
     if np.abs(volume.affine[:3, 3]).max() > FAR_ORIGIN:
         found = f"the first voxel lies at {by(volume.affine[:3, 3])} mm"
-        notes.warning("far_origin", found, "correct the origin: coordinates so large lose precision")
+        yield Oddity("far_origin", found, "correct the origin: coordinates so large lose precision")
     if volume.shear > SHEAR:
         found = f"the voxel axes are not at right angles: the cosine between two of them is {volume.shear:.2g}"
         small = volume.shear <= STRAIGHTENED
         fix = "`medssl check --fix` straightens so little" if small else "resample the volume on straight axes"
-        notes.warning("sheared", found, f"{fix}: ITK-based tools refuse it or place it elsewhere")
+        yield Oddity("sheared", found, f"{fix}: ITK-based tools refuse it or place it elsewhere")
 
 
 def _check_values(label: Volume, voxels: dict[int, int], by_class: Counts, expected: Expected, notes: _Notes) -> None:
