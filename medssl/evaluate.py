@@ -150,8 +150,8 @@ def print_summary(scores: Scores, console: Console | None = None) -> None:
     shown = [name for name in _PRINTED if name in scores.metrics]
     parts = [shown[start : start + _ABREAST] for start in range(0, len(shown), _ABREAST)] or [[]]
     for part in parts:
-        is_first, is_last = part is parts[0], part is parts[-1]
-        table = Table(box=None, padding=(0, 1, 0, 0), caption=_caption(tables) if is_last else None)
+        is_first = part is parts[0]
+        table = Table(box=None, padding=(0, 1, 0, 0))
         for column in ("class", *(_head(name, tables) for name in part), *["counts"] * is_first):
             table.add_column(column, no_wrap=column != "class", overflow="fold")
         for rows in zip(*((*summary.classes, summary.overall) for summary in summaries), strict=True):
@@ -162,6 +162,7 @@ def print_summary(scores: Scores, console: Console | None = None) -> None:
                 told = ["" if number else counts] * is_first
                 table.add_row(name, *(_show(row.spread(metric)) for metric in part), *told)
         console.print(table)
+    console.print(_caption(tables), style="dim italic", markup=False, highlight=False)
     if scores.unpredicted:
         named = ", ".join(scores.unpredicted[:NAMED]) + (", ..." if len(scores.unpredicted) > NAMED else "")
         alone = f"{len(scores.unpredicted)} ({named}); the file of scores names them all"
