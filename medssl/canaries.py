@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from monai.inferers import sliding_window_inference
 from numpy.typing import NDArray
 from torch import Tensor
 
 from medssl.data.patches import TrainingData
 from medssl.device import autocast
 from medssl.errors import ConfigError
+from medssl.predictor import by_windows
 from medssl.run import RunConfig
 from medssl.trainer import Trainer
 
@@ -53,13 +53,9 @@ class PseudoLabels:
         method, device = self.trainer.method, self.trainer.device
         mode = method.training
         method.eval()
-        told = sliding_window_inference(
-            torch.from_numpy(np.ascontiguousarray(image))[None], self.patch, self.batch, self._told, overlap=0.0,
-            mode="constant", sw_device=device, device=torch.device("cpu"),
-        )  # fmt: skip
+        told = by_windows(image, self._told, device, patch=self.patch, batch=self.batch, overlap=0.0, blend="constant")
         method.train(mode)
-        assert isinstance(told, Tensor)
-        return np.asarray(told[0].numpy())
+        return told
 
     def _told(self, patches: Tensor) -> Tensor:
         with autocast(self.trainer.device, self.trainer.precision):

@@ -519,14 +519,16 @@ def main() -> None:
 
 
 _ELSEWHERE = "choose another place, or make this one writable"
+_FULL = "free some space, or choose another place; what was finished before is kept"
+_IN_THE_WAY = "a file is where a folder is wanted; choose another place"
 _PLACES = {
-    errno.ENOSPC: "free some space, or choose another place; what was finished before is kept",
-    errno.EDQUOT: "free some space, or choose another place; what was finished before is kept",
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
     errno.EACCES: _ELSEWHERE,
     errno.EPERM: _ELSEWHERE,
     errno.EROFS: _ELSEWHERE,
-    errno.ENOTDIR: "a file is where a folder is wanted; choose another place",
-    errno.EEXIST: "a file is where a folder is wanted; choose another place",
+    errno.ENOTDIR: _IN_THE_WAY,
+    errno.EEXIST: _IN_THE_WAY,
     errno.EISDIR: "a folder is where a file is wanted; choose another name",
 }
 """What to do where the place of a file is at fault, by the system's number."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -82,13 +82,13 @@ class Predictor:
         modes = [net.training for net in self.networks]
         for net in self.networks:
             net.eval()
-        probs: Tensor = sliding_window_inference(
-            torch.from_numpy(np.ascontiguousarray(image))[None], self.patch, self.window.batch, self._forward,
-            overlap=self._overlap(), mode=self.window.blend, sw_device=self.device, device=torch.device("cpu"),
-        )  # type: ignore[assignment]  # fmt: skip
+        probs = by_windows(
+            image, self._forward, self.device, patch=self.patch, batch=self.window.batch, overlap=self._overlap(),
+            blend=self.window.blend,
+        )  # fmt: skip
         for net, mode in zip(self.networks, modes, strict=True):
             net.train(mode)
-        return probs[0].numpy()
+        return probs
 
     def segment(self, image: Volume) -> NDArray[np.unsignedinteger[Any]]:
         """The class of each voxel of a raw image, `(X, Y, Z)` on its own grid."""
@@ -131,6 +131,29 @@ class Predictor:
         listed = [self.classes.index(name) for name in self.window.largest_component]
         dropped = np.isin(classes, listed) & (clean == 0)
         return np.where(dropped, 0, classes).astype(classes.dtype)
+
+
+def by_windows(
+    image: NDArray[np.float32],
+    forward: Callable[[Tensor], Tensor],
+    device: torch.device,
+    *,
+    patch: Sequence[int],
+    batch: int,
+    overlap: float | Sequence[float],
+    blend: str,
+) -> NDArray[np.float32]:
+    """What `forward` makes of windows of an image, `(M, x, y, z)` to `(C, x, y, z)`; see `WindowConfig`.
+
+    Args:
+        forward: `(B, M, X, Y, Z)` on the device to `(B, C, X, Y, Z)`.
+        overlap: share of a window that the next one covers again, or one for each axis.
+    """
+    whole: Tensor = sliding_window_inference(
+        torch.from_numpy(np.ascontiguousarray(image))[None], patch, batch, forward, overlap=overlap, mode=blend,
+        sw_device=device, device=torch.device("cpu"),
+    )  # type: ignore[assignment]  # fmt: skip
+    return whole[0].numpy()
 
 
 def chosen_networks(method: Method, which: Which) -> list[nn.Module]:
