@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,19 @@ def is_series_folder(folder: Path) -> bool:
     """Whether one of the first files directly in a folder is a DICOM image, by their first bytes."""
     folder = Path(folder)
     return folder.is_dir() and any(_is_image(path) for path in islice(_visible_files(folder), FEW))
+
+
+def patient_of(folder: Path) -> str:
+    """The PatientID in the first DICOM image directly in a folder, empty where it has none.
+
+    It may be anybody's real number: compare it, and write it nowhere.
+
+    Raises:
+        DataError: that file cannot be read.
+    """
+    path = next(path for path in _visible_files(Path(folder)) if _is_image(path))
+    reader, _ = _reader(path, lambda reader: reader.ReadImageInformation())
+    return _text(reader, "0010|0020")
 
 
 def series_of(folder: Path) -> dict[str, Series]:
@@ -173,11 +187,7 @@ def _reader(path: Path, read: Callable[[Any], Any]) -> tuple[Any, Any]:
 
 def _read_header(path: Path) -> _Header:
     reader, _ = _reader(path, lambda reader: reader.ReadImageInformation())
-
-    def text(tag: str) -> str:
-        found = reader.GetMetaData(tag) if reader.HasMetaDataKey(tag) else ""
-        return str(found).encode(errors="surrogateescape").decode(errors="replace").strip(" \0")
-
+    text = partial(_text, reader)
     size = (*reader.GetSize(), 1)[:3]
     spacing = (*reader.GetSpacing(), 1.0)[:3]
     depth = numbers_of(text("0018|0088"), 1)  # SpacingBetweenSlices, which counts gaps where SliceThickness does not
@@ -196,6 +206,11 @@ def _read_header(path: Path) -> _Header:
         spaced=bool(between) or spacing[:2] != (1, 1),
         slice=placed_slice(path.name, size[:2], text("0020|0032"), text("0020|0037"), plane),
     )
+
+
+def _text(reader: Any, tag: str) -> str:
+    found = reader.GetMetaData(tag) if reader.HasMetaDataKey(tag) else ""
+    return str(found).encode(errors="surrogateescape").decode(errors="replace").strip(" \0")
 
 
 def _summary(headers: Sequence[_Header]) -> Series:

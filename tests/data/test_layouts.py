@@ -46,13 +46,14 @@ def pairs(cases, root):
     ]
 
 
-def make_series(folder, uid="1.2.3", slices=3):
+def make_series(folder, uid="1.2.3", slices=3, patient=""):
     """A DICOM series of a few slices."""
     folder.mkdir(parents=True)
     for number in range(slices):
         image = sitk.GetImageFromArray(np.full((1, 6, 5), number, np.int16))
         image.SetOrigin((0, 0, float(number)))
-        tags = {"0020|000e": uid, "0020|0037": "1\\0\\0\\0\\1\\0", "0020|0032": f"0\\0\\{number}", "0028|0030": "1\\1"}
+        tags = {"0020|000e": uid, "0020|0037": "1\\0\\0\\0\\1\\0", "0020|0032": f"0\\0\\{number}", "0028|0030": "1\\1",
+                "0010|0020": patient}  # fmt: skip
         for tag, value in tags.items():
             image.SetMetaData(tag, value)
         writer = sitk.ImageFileWriter()
@@ -403,6 +404,22 @@ class TestDicom:
         ]
         assert [case.subject for case in layout.cases] == ["anna", "bert", "bert"]
         assert [path.name for path in layout.labels_without_image] == ["carl.nii.gz"]
+        assert read_image(*layout.cases[0].images).shape == (5, 6, 3)
+
+    @pytest.mark.parametrize(
+        ("numbers", "patients", "ids"),
+        [
+            (("17", "18", "18"), ["p1", "p2", "p2"], ["p1", "p2_post", "p2_pre"]),
+            (("17", "17", "17"), ["DICOM"] * 3, ["DICOM_p1", "DICOM_p2_post", "DICOM_p2_pre"]),  # or all called alike
+            (("", "", "17"), ["DICOM"] * 3, ["DICOM_p1", "DICOM_p2_post", "DICOM_p2_pre"]),
+        ],
+    )
+    def test_patients_inside_a_single_folder_are_told_by_their_headers(self, tmp_path, numbers, patients, ids):
+        for folder, number in zip(("p1", "p2/post", "p2/pre"), numbers, strict=True):
+            make_series(tmp_path / "DICOM" / folder, patient=number)
+        layout = read_layout(tmp_path)
+        assert [case.subject for case in layout.cases] == patients
+        assert [case.id for case in layout.cases] == ids
         assert read_image(*layout.cases[0].images).shape == (5, 6, 3)
 
     def test_the_source_may_be_the_series(self, tmp_path):

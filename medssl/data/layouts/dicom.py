@@ -1,8 +1,10 @@
 """DICOM as an archive exports it: series in folders, a patient's under one folder, perhaps by study and series.
 
-A folder with slices directly inside is a case, named after the patient's folder, or after all folders on the way
-where that patient has several. One with several series cannot be read as it is: name the wanted one in a datalist, as
-`folder#uid`. Labels may lie in `labels/`, as volumes that are named as their cases.
+A folder with slices directly inside is a case, named after the patient's folder, or after all folders from there on
+where that patient has several. Patients' folders are those at the top, or, where all lie in a single folder such as
+`DICOM/` and their headers name several patients, those inside it. A folder with several series cannot be read as it
+is: name the wanted one in a datalist, as `folder#uid`. Labels may lie in `labels/`, as volumes that are named as
+their cases.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from medssl.data.dicom import is_series_folder
+from medssl.data.dicom import is_series_folder, patient_of
 from medssl.data.layouts.base import Layout, Reader, paired, subfolder, volumes, volumes_below
 from medssl.data.layouts.description import declared
+from medssl.errors import DataError
 
 LABELS = "labels"
 
@@ -25,15 +28,31 @@ def fits(source: Path) -> bool:
 
 
 def read(source: Path) -> Layout:
-    folders = [folder.relative_to(source).parts for folder in series_folders(source)]
+    top = _patients_folder(source)
+    folders = [folder.relative_to(top).parts for folder in series_folders(source)]
     patients = Counter(parts[0] for parts in folders if parts)
     ids = [source.name if not parts else parts[0] if patients[parts[0]] == 1 else "_".join(parts) for parts in folders]
-    images = [(id, (source.joinpath(*parts),)) for id, parts in zip(ids, folders, strict=True)]
+    images = [(id, (top.joinpath(*parts),)) for id, parts in zip(ids, folders, strict=True)]
     subjects = {id: parts[0] for id, parts in zip(ids, folders, strict=True) if parts}
     labels = subfolder(source, LABELS)
     layout = paired(images, volumes(labels))
     cases = tuple(replace(c, subject=subjects.get(c.id, c.id)) for c in layout.cases)
     return replace(layout, cases=cases, others=volumes_below(source, without=(labels,)))
+
+
+def _patients_folder(source: Path) -> Path:
+    """The folder whose folders are patients; headers are asked only where all lie in a single one."""
+    folders, top = list(series_folders(source)), source
+    while len(folders) > 1 and len({folder.relative_to(top).parts[:1] for folder in folders}) == 1:
+        top = top / folders[0].relative_to(top).parts[0]
+    return top if top != source and len({_patient_of(folder) for folder in folders} - {""}) > 1 else source
+
+
+def _patient_of(folder: Path) -> str:
+    try:
+        return patient_of(folder)
+    except DataError:
+        return ""  # the check of the case will tell
 
 
 def series_folders(source: Path) -> Iterator[Path]:
