@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from medssl.errors import DeviceError
+from medssl.errors import ConfigError, DeviceError
 from medssl.machine import available_cpus
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -19,10 +19,15 @@ def choose_device(name: str) -> torch.device:
     """`auto` is CUDA where there is one, else the CPU; a GPU comes with its number.
 
     Raises:
+        ConfigError: the name means no device.
         DeviceError: a device was asked for that this machine or this build of torch lacks.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"--device {name}: expected auto, cpu, cuda, or cuda:1 for the second GPU") from None
     try:
         return torch.empty(1, device=name).device
     except (RuntimeError, AssertionError) as error:

@@ -62,8 +62,9 @@ def test_device_is_the_cpu_where_there_is_no_other():
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(DeviceError, match="cuda:99"):
         choose_device("cuda:99")
-    with pytest.raises(DeviceError):
-        choose_device("abacus")
+    for name in ("abacus", "gpu", "cuda:x", ""):
+        with pytest.raises(ConfigError, match=f"--device {name}: expected auto, cpu, cuda"):
+            choose_device(name)
 
 
 def sample_nets(dropout=0.0):
