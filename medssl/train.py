@@ -25,9 +25,10 @@ from medssl.data.prepared import PreparedDataset, read_prepared
 from medssl.data.splits import PARTS, Split, read_split, write_split
 from medssl.device import choose_device, prepare_device
 from medssl.distributed import gathered, is_first, joined, launch, launched, restarts
-from medssl.errors import ConfigError, DataError
+from medssl.errors import ConfigError, DataError, OutOfMemoryError
 from medssl.files import write_json
 from medssl.logs import NoLog, RunLog
+from medssl.machine import available_memory
 from medssl.memory import estimate, fit
 from medssl.methods import METHODS
 from medssl.methods.base import Method
@@ -164,10 +165,20 @@ def fitting(config: RunConfig, memory: float, *, device: str = "auto", quiet: bo
 
 
 def dry_run(config: RunConfig, *, device: str = "auto") -> dict[str, Any]:
-    """Resolve everything, run two batches from the middle of the run, write nothing; the facts come back."""
+    """Resolve everything, run two batches from the middle of the run, write nothing; the facts come back.
+
+    Raises:
+        OutOfMemoryError: a step on the CPU needs more than is free; the system would end the process without a word.
+    """
     check_packages(config.logging)
     data = open_data(config)
     trainer = make_trainer(config, Path(), choose_device(device))
+    memory, free = estimate(config, device=device), available_memory()
+    if trainer.device.type == "cpu" and free is not None and memory.total > free:
+        raise OutOfMemoryError(
+            f"a step needs about {memory}, and {free / 2**30:.2f} GiB are free here; make train.patch or the batches "
+            "smaller, or let --memory GIB fit the settings"
+        )
     labelled, unlabelled = make_streams(config, data)
     trainer.iteration = config.train.iterations // 2  # past what a method does first
     batches = trainer.batches(labelled, unlabelled, trainer.iteration + 2)
@@ -183,7 +194,7 @@ def dry_run(config: RunConfig, *, device: str = "auto") -> dict[str, Any]:
         "losses": losses,
         "seconds_per_step": round(time.monotonic() - started, 3),
         "memory": {
-            "estimated_for_a_step_gib": round(estimate(config, device=device).total / 2**30, 2),
+            "estimated_for_a_step_gib": round(memory.total / 2**30, 2),
             "peak_of_this_process_gib": round(_peak_memory(trainer.device) / 2**30, 2),
         },
     }

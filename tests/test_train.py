@@ -254,6 +254,11 @@ def test_dry_run_tells_the_cost_and_writes_nothing(config, tmp_path, monkeypatch
     assert set(tmp_path.iterdir()) == before
 
 
+def test_a_dry_run_of_what_no_machine_holds_is_refused_at_once(config):
+    with pytest.raises(OutOfMemoryError, match=r"a step needs about [\d.]+ GiB .* free here; make train.patch"):
+        dry_run(config(patch=[4096, 4096, 4096]), device="cpu")
+
+
 def make_trainer_of(settings):
     data = open_data(settings)
     trainer = make_trainer(settings, Path("unused"), torch.device("cpu"))
