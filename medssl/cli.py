@@ -191,7 +191,8 @@ def split(
     test: Annotated[int, typer.Option("--test", min=0, help="How many nobody may train on.")] = 0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the draw.")] = 0,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The splits.json to write, or a folder (splits) for a series.")
+        Path | None,
+        typer.Option("--out", "-o", help="By default splits.json, or splits/ for a series, in the prepared folder."),
     ] = None,
     count: Annotated[
         Literal["patients", "cases"], typer.Option("--count", help="What the numbers count: patients or cases.")
@@ -231,7 +232,7 @@ def split(
     given = {part: read_id_list(path) for part, path in lists if path is not None}
     wish = Wish(labelled=parse_amount(labelled), val=val, test=test, seed=seed, unit=count, given=given,
                 renamed_frames=renamed_frames, val_is_test=val_is_test)  # fmt: skip
-    out = out or Path("splits.json" if folds is None and draws is None else "splits")
+    out = out or prepared / ("splits.json" if folds is None and draws is None else "splits")
     print_splits(split_dataset(prepared, out, wish, folds=folds, draws=draws, stratify=stratify, published=published,
                                overwrite=overwrite))  # fmt: skip
 
@@ -247,7 +248,9 @@ def split_import(
         bool, typer.Option("--rest-unlabelled", help="What no list names is unlabelled, not left out.")
     ] = False,
     renamed_frames: RenamedFrames = False,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The splits.json to write.")] = Path("splits.json"),
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="By default splits.json in the prepared folder.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Take over the split of nnU-Net or of `*.list` files, by patient."""
@@ -257,6 +260,7 @@ def split_import(
     from medssl.data.splits import write_split
     from medssl.split import print_splits
 
+    out = out or prepared / "splits.json"
     refuse_existing(out, overwrite)
     made = import_split(read_prepared(prepared), source, fold=fold, labelled=parse_amount(labelled), seed=seed,
                         renamed_frames=renamed_frames, rest_unlabelled=rest_unlabelled)  # fmt: skip

@@ -67,9 +67,9 @@ def test_the_whole_job_by_commands(balls, settings):
     steps = [
         ("check", raw, "--config", here / "balls.yaml"),
         ("prepare", raw, here / "prepared", "--config", here / "balls.yaml", "--workers", 1),
-        ("split", here / "prepared", "--labelled", 2, "--val", 2, "--test", 2, "--seed", 3, "-o", here / "splits.json"),
+        ("split", here / "prepared", "--labelled", 2, "--val", 2, "--test", 2, "--seed", 3),
         ("train", here / "balls.yaml", here / "method.yaml", "--set", f"data.root={here / 'prepared'}",
-         "--set", f"data.splits={here / 'splits.json'}", "--out", here / "run"),
+         "--out", here / "run"),
         ("predict", here / "run", raw / "images", "-o", here / "predicted"),
         ("predict", here / "run", "--part", "test", "-o", here / "run" / "test"),
         ("evaluate", here / "run" / "test", raw / "labels", "-o", here / "run" / "scores.csv"),
@@ -78,7 +78,7 @@ def test_the_whole_job_by_commands(balls, settings):
     for step in steps:
         done = medssl(*step)
         assert done.returncode == 0, f"{step[0]}: {done.stderr}"
-    split = json.loads((here / "splits.json").read_text())
+    split = json.loads((here / "run" / "splits.json").read_text())
     assert [len(split[part]) for part in ("labelled", "unlabelled", "val", "test")] == [2, 6, 2, 2]
     assert len(list((here / "predicted").glob("*.nii.gz"))) == 12
     assert (here / "report" / "report.html").stat().st_size > 10_000
