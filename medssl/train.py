@@ -22,7 +22,7 @@ from medssl.config import bundled, dump, flatten, merge
 from medssl.data.cases import IGNORED
 from medssl.data.patches import PatchStream, TrainingData
 from medssl.data.prepared import PreparedDataset, read_prepared
-from medssl.data.splits import PARTS, Split, read_split, write_split
+from medssl.data.splits import PARTS, Split, load_split, read_split, write_split
 from medssl.device import choose_device, prepare_device
 from medssl.distributed import gathered, is_first, joined, launch, launched, restarts
 from medssl.errors import ConfigError, DataError, OutOfMemoryError
@@ -94,6 +94,8 @@ def baseline_of(config: RunConfig) -> RunConfig:
     """
     if config.method.name == "supervised":
         raise ConfigError("--with-baseline: method supervised is the baseline itself; train it without the option")
+    if config.train.start_from is not None:
+        raise ConfigError("--with-baseline: it begins afresh, which is no match for train.start_from; compare by hand")
     file = bundled("method/supervised.yaml")
     if file is None:
         raise ConfigError("configs/method/supervised.yaml: missing from the installation; install the package again")
@@ -122,6 +124,8 @@ def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, 
     if resume and (out / "last.pt").exists():
         _check_same(config, data.split, out)
         trainer.load(out / "last.pt")
+    else:
+        _start(trainer, config, data.split)
     if len(set(gathered([trainer.iteration]))) > 1:  # also: nobody writes before all have looked
         raise DataError(f"{out}: the processes see different checkpoints; do all machines share this folder?")
     labelled, unlabelled = make_streams(config, data)
@@ -142,6 +146,34 @@ def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, 
         finished = trainer.iteration >= config.train.iterations
     finally:
         log.close(finished)
+
+
+def _start(trainer: Trainer, config: RunConfig, split: Split) -> None:
+    """Begin with the weights of `train.start_from`, if none of those whom they come from validates or tests here.
+
+    Raises:
+        ConfigError: some do, or the networks are others.
+        DataError: it or a run that it was started from is not there.
+    """
+    run = config.train.start_from
+    if run is not None:
+        trainer.begin_with(run / "last.pt")
+    while run is not None:
+        earlier = load_split(run / "splits.json")
+        for part, saw in (("val", ("labelled", "unlabelled")), ("test", ("labelled", "unlabelled", "val"))):
+            known = {earlier.patients.get(id, id) for theirs in saw for id in getattr(earlier, theirs)}
+            shared = sorted({split.patients[id] for id in getattr(split, part)} & known)
+            if shared:
+                raise ConfigError(
+                    f"train.start_from: {run} trained on or was chosen by {_some(shared)}, whom the split has in its "
+                    f"part {part}; make a split in which they train, or start afresh"
+                )
+        before = load_checkpoint(run / "last.pt")["config"]["train"].get("start_from")
+        run = None if before is None else Path(before)
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _shown(config: RunConfig, split: Split) -> dict[str, Setting]:
@@ -173,6 +205,7 @@ def dry_run(config: RunConfig, *, device: str = "auto") -> dict[str, Any]:
     check_packages(config.logging)
     data = open_data(config)
     trainer = make_trainer(config, Path(), choose_device(device))
+    _start(trainer, config, data.split)
     memory, free = estimate(config, device=device), available_memory()
     if trainer.device.type == "cpu" and free is not None and memory.total > free:
         raise OutOfMemoryError(

@@ -21,7 +21,7 @@ from medssl.data.patches import Patches, PatchStream
 from medssl.device import Precision, Readback, autocast, choose_precision
 from medssl.distributed import StopVote, here, is_first, wait_for_all
 from medssl.ema import ema_update, lag
-from medssl.errors import DivergedError, Interrupted
+from medssl.errors import ConfigError, DivergedError, Interrupted
 from medssl.logs import RunLog
 from medssl.machine import available_cpus
 from medssl.methods.base import Method, StepResult
@@ -63,6 +63,9 @@ class TrainConfig(Settings):
     """Each student's gradient is clipped to this by itself."""
     precision: Precision = "auto"
     """`auto`: bf16 on a GPU that has it, fp16 on an older one, fp32 on the CPU."""
+    start_from: Path | None = None
+    """A run of the same method and networks whose last weights to begin with, teachers' included; null: fresh ones.
+    Nobody whom it or its forerunners saw may validate or test here."""
     seed: NonNegativeInt = 1337
     """Decides weights, patches, augmentation and boxes."""
     tf32: bool = True
@@ -297,6 +300,22 @@ class Trainer:
             },
         )
 
+    def begin_with(self, path: Path) -> None:
+        """Take the networks of another run, and nothing else of it.
+
+        Raises:
+            ConfigError: they are not like this run's.
+        """
+        values = load_checkpoint(path)
+        try:
+            self.method.load_state_dict(values["method"])
+        except RuntimeError as error:
+            theirs, ours = (plain["method"]["name"] for plain in (values["config"], self.plain_config))
+            raise ConfigError(
+                f"{path}: holds other networks (method {theirs}, here {ours}); train.start_from wants the same method "
+                f"and `network` section\n  {_first_fault(error)}"
+            ) from None
+
     def load(self, path: Path) -> None:
         """Take up a run where `save` left it."""
         values = load_checkpoint(path)
@@ -305,6 +324,11 @@ class Trainer:
         if values["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(values["scaler"])
         self.iteration, self.best = values["iteration"], values["best"]
+
+
+def _first_fault(error: RuntimeError) -> str:
+    """The first of the faults that torch lists under a title."""
+    return [*str(error).splitlines(), ""][1].strip()
 
 
 class Watch:

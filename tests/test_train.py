@@ -259,6 +259,55 @@ def test_a_dry_run_of_what_no_machine_holds_is_refused_at_once(config):
         dry_run(config(patch=[4096, 4096, 4096]), device="cpu")
 
 
+class TestStartFrom:
+    def test_begins_with_every_network_of_the_other_run_and_its_own_schedule(self, config, tmp_path):
+        first = train(config("bcp", iterations=6), tmp_path / "first", quiet=True)
+        settings = config("bcp", iterations=3, lr=1e-12, start_from=str(first))
+        second = train(settings, tmp_path / "second", until=1, quiet=True)
+        one, two = weights(first), weights(second)
+        assert one.keys() == two.keys()
+        student = [name for name in one if "student" in name]
+        assert all(torch.allclose(one[name].float(), two[name].float(), atol=1e-6) for name in student)
+        rows = read_metrics(second / "metrics.csv")
+        assert [row["step"] for row in rows] == [1]
+        train(settings, second, resume=True, quiet=True)
+        assert load_checkpoint(second / "last.pt")["iteration"] == 3
+
+    def test_resumes_as_it_would_have_gone_on(self, config, tmp_path):
+        first = train(config(iterations=3), tmp_path / "first", quiet=True)
+        settings = config(iterations=6, start_from=str(first))
+        straight = train(settings, tmp_path / "straight", quiet=True)
+        parts = train(settings, tmp_path / "parts", until=2, quiet=True)
+        train(settings, parts, resume=True, quiet=True)
+        assert all(torch.equal(value, weights(parts)[name]) for name, value in weights(straight).items())
+
+    @pytest.mark.parametrize("changed", [{"method": {"name": "bcp"}}, {"network": {"channels": [4, 12]}}])
+    def test_other_networks_are_refused(self, balls, splits, config, tmp_path, changed):
+        first = train(config(iterations=1), tmp_path / "first", quiet=True)
+        settings = plain_settings(balls, splits, unlabelled_batch=2, start_from=str(first))
+        settings = {**settings, **{key: {**settings[key], **values} for key, values in changed.items()}}
+        with pytest.raises(ConfigError, match=r"last\.pt: holds other networks .*\n  \S"):
+            train(parse(RunConfig, settings), tmp_path / "second", quiet=True)
+        assert not (tmp_path / "second").exists()
+
+    def test_nobody_seen_before_may_validate_or_test(self, balls, splits, config, tmp_path):
+        """Nor whom a forerunner saw: the second run's split is the third's."""
+        first = train(config(iterations=1), tmp_path / "first", quiet=True)
+        drawn = json.loads(splits.read_text())
+        for part, one in (("val", "labelled"), ("test", "unlabelled"), ("test", "val")):
+            moved = {**drawn, one: drawn[one][1:], part: [drawn[one][0]]}
+            splits.write_text(json.dumps(moved))
+            with pytest.raises(ConfigError, match=f"first trained on or was chosen by .*in its part {part}"):
+                train(config(iterations=1, start_from=str(first)), tmp_path / "second", quiet=True)
+        splits.write_text(json.dumps({**drawn, "val": [], "test": [], "left_out": []}))
+        second = train(config(iterations=1, start_from=str(first)), tmp_path / "second", quiet=True)
+        trained = json.loads((first / "splits.json").read_text())["unlabelled"]
+        splits.write_text(json.dumps({**drawn, "unlabelled": [], "test": [trained[0]]}))
+        (second / "splits.json").write_text(json.dumps({**drawn, "unlabelled": [], "val": [], "test": []}))
+        with pytest.raises(ConfigError, match="first trained on"):
+            train(config(iterations=1, start_from=str(second)), tmp_path / "third", quiet=True)
+
+
 def make_trainer_of(settings):
     data = open_data(settings)
     trainer = make_trainer(settings, Path("unused"), torch.device("cpu"))
