@@ -10,7 +10,7 @@ operation are picked as views, by number. A sample's result does not depend on t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -46,7 +46,7 @@ class AugmentConfig(Settings):
     """`weak`, as published: flips and quarter turns where the grid allows, slight contrast, brightness and
     noise. `strong` adds rotation, scaling, elastic deformation, gamma, blur, low resolution and more noise."""
     flips: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
-    """Axes that may be mirrored; leave out those that would swap left and right classes."""
+    """Axes that may be mirrored; left and right classes then change places, see `data.sides`."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ class Augment:
         classes: int,
         *,
         ignores: bool = False,
+        mirrored: Mapping[int, int] | None = None,
     ) -> None:
         """
         Args:
@@ -90,6 +91,7 @@ class Augment:
             spacing: millimetres per axis, None where it differs by case; those axes count as equally spaced.
             classes: of labels, background included.
             ignores: whether labels may hold IGNORED beside them.
+            mirrored: the class that a class is in a mirror, for those of which it is another.
         """
         self.config, self.patch = config, tuple(patch)
         self.values = [*range(1, classes), *([IGNORED] if ignores else [])]
@@ -97,6 +99,8 @@ class Augment:
         known = [s for s in spacing if s is not None]
         self.spacing = np.array([min(known, default=1.0) if s is None else s for s in spacing])
         self.fine = (self.spacing <= THICK_SLICE_RATIO * self.spacing.min()) & (np.array(self.patch) > 1)
+        self.mirrored = dict(mirrored or {})
+        self._in_a_mirror: dict[torch.device, Tensor] = {}
         self._banks: dict[tuple[torch.device, int], Tensor] = {}
 
     def draw(self, *seed: int) -> Draw:
@@ -197,7 +201,8 @@ class Augment:
     def _moved(self, linear: Tensor, draws: Sequence[Draw], label: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
         """Samples of `linear`, views of it where nothing was drawn, and the label, a new tensor."""
         rows = [_turned(row, draw) for row, draw in zip(linear, draws, strict=True)]
-        labels = [] if label is None else [_turned(row, draw) for row, draw in zip(label, draws, strict=True)]
+        pairs = [] if label is None else zip(label, draws, strict=True)
+        labels = [self._sided(_turned(row, draw), draw) for row, draw in pairs]
         which = [i for i, draw in enumerate(draws) if draw.matrix is not None or draw.elastic is not None]
         # All at once, but one by one on a CPU, for the sake of its cache.
         groups = [[i] for i in which] if linear.device.type == "cpu" else [which] if which else []
@@ -215,6 +220,15 @@ class Augment:
         for target, row in zip(moved, labels, strict=True):
             target.copy_(row)
         return rows, moved
+
+    def _sided(self, label: Tensor, draw: Draw) -> Tensor:
+        """Mirroring makes a left one a right one; along an even number of axes it is a turn, and they stay."""
+        if not self.mirrored or len(draw.flips) % 2 == 0:
+            return label
+        if label.device not in self._in_a_mirror:
+            places = [self.mirrored.get(place, place) for place in range(IGNORED + 1)]
+            self._in_a_mirror[label.device] = torch.tensor(places).to(label.device)
+        return self._in_a_mirror[label.device][label.long()].to(label.dtype)
 
     def _warped(self, rows: list[Tensor], labels: list[Tensor], places: Tensor) -> tuple[Tensor, Tensor | None]:
         """Samples at `(S, 3, X, Y, Z)` places: `(S, K, X, Y, Z)` linear, `(S, X, Y, Z)` classes where there are labels.

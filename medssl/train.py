@@ -255,7 +255,7 @@ def make_trainer(config: RunConfig, out: Path, device: torch.device) -> Trainer:
     _check_norm(config, device)
     make_predictor(method, config, device)  # validation must not be the first to find its settings wrong
     augment = Augment(config.augment, config.train.patch, config.data.recipe.spacing, len(config.data.classes),
-                      ignores=bool(config.data.ignore))  # fmt: skip
+                      ignores=bool(config.data.ignore), mirrored=config.data.mirrored_places)  # fmt: skip
     return Trainer(method, config.train, out, device, augment, config.to_plain())
 
 

@@ -43,6 +43,29 @@ def test_the_still_draw_changes_nothing():
     assert torch.equal(same, label)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
+@pytest.mark.parametrize("preset", ["weak", "strong"])
+def test_sides_change_places_in_a_mirror_and_not_in_a_turn(preset, dtype):
+    """Two mirrors are half a turn: what lies on the left of a patient who turns round is still his left one."""
+    shape = (8, 10, 8)
+    label = torch.randint(0, 4, (20, *shape), generator=torch.Generator().manual_seed(1))
+    label[:, 0] = IGNORED
+    sided, plain = (
+        Augment(AugmentConfig(preset=preset), shape, (1.0, 1.0, 1.0), 4, ignores=True, mirrored=mirrored)
+        for mirrored in ({1: 3, 3: 1}, None)
+    )
+    draws = [plain.draw(7, n) for n in range(20)]
+    found, as_is = (a.move(torch.zeros(20, 0, *shape), draws, label.to(dtype))[1] for a in (sided, plain))
+    assert {len(draw.flips) for draw in draws} == {0, 1, 2, 3}
+    for draw, one, other in zip(draws, found, as_is, strict=True):
+        is_mirrored = len(draw.flips) % 2 == 1
+        expected = torch.where(other == 1, 3, torch.where(other == 3, 1, other)) if is_mirrored else other
+        if draw.matrix is None and draw.elastic is None:
+            assert torch.equal(one, expected)
+        else:  # where shares are equal, the first class has the voxel
+            assert (one == expected).float().mean() > 0.98
+
+
 def test_preset_none_changes_nothing():
     image, label = batch()
     augment = make("none")

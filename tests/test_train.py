@@ -314,6 +314,21 @@ def make_trainer_of(settings):
     return trainer, trainer.batches(*make_streams(settings, data), settings.train.iterations)
 
 
+def test_patches_of_a_mirror_have_their_sides_exchanged(balls, splits):
+    settings = plain_settings(balls, splits)
+    settings["augment"] = {"flips": [1]}
+    sided = {**settings, "data": {**settings["data"], "sides": [["core", "shell"]]}}
+    batches = [list(make_trainer_of(parse(RunConfig, each))[1]) for each in (settings, sided)]
+    exchanged = 0
+    for plain, other in zip(*batches, strict=True):
+        assert torch.equal(plain.image, other.image)
+        for label, again in zip(plain.label, other.label, strict=True):
+            mirrored = not torch.equal(label, again)
+            assert torch.equal(again, torch.tensor([0, 2, 1])[label] if mirrored else label)
+            exchanged += mirrored
+    assert 20 < exchanged < 60  # of 80 patches, half of which are mirrored
+
+
 def test_a_step_moves_student_and_teacher(config):
     trainer, batches = make_trainer_of(config("mean_teacher"))
     trainer.train_step(next(batches))

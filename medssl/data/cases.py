@@ -21,6 +21,8 @@ LARGEST_VALUE = 65_535
 """Of a class in label files."""
 PATIENT_FIRST = r"^(\D*\d+)"
 """What ids begin with where they name a patient and then a scan, as `patient001_frame12` and `sub-01_ses-2`."""
+_LEFT = re.compile(r"left|(?<![a-z0-9])l(?![a-z0-9])")
+"""What names of classes of the left side hold, in small letters."""
 MOST_SCANS = 10
 """Of a patient on average, where ids look so; numbers that more cases share are rather those of a year or a site."""
 
@@ -83,6 +85,9 @@ class DatasetConfig(Settings):
     """Values in the label files that mean "nobody looked here": neither losses nor scores count such voxels."""
     regions: dict[str, tuple[str, ...]] = {}
     """Unions of classes to score beside them, such as `{whole tumour: [oedema, core]}`."""
+    sides: tuple[tuple[str, str], ...] | None = None
+    """Pairs of classes of which one is the other's mirror image, such as `[[left kidney, right kidney]]`: they change
+    places when training mirrors a patch. null: those that differ by left and right, or by L and R, in their names."""
     subject: SubjectRule | None = None
     recipe: Recipe = Recipe()
     root: Path | None = None
@@ -96,6 +101,11 @@ class DatasetConfig(Settings):
             unknown = [name for name in names if name not in self.classes]
             if unknown:
                 raise ValueError(f"`{section}` names {', '.join(unknown)}, which `classes` does not list")
+        paired = [name for pair in self.sides or () for name in pair]
+        if unknown := [name for name in paired if name not in self.classes[1:]]:
+            raise ValueError(f"`sides` names {', '.join(unknown)}, which `classes` does not list, or as background")
+        if twice := {name for name in paired if paired.count(name) > 1}:
+            raise ValueError(f"`sides` names {', '.join(sorted(twice))} more than once")
         if twice := set(self.regions) & set(self.classes):
             raise ValueError(f"`regions` and `classes` share the name {', '.join(sorted(twice))}")
         for region, names in self.regions.items():
@@ -122,6 +132,13 @@ class DatasetConfig(Settings):
         return found | dict.fromkeys(self.ignore, IGNORED)
 
     @property
+    def mirrored_places(self) -> dict[int, int]:
+        """Each class of a pair of sides to the other; classes of no pair are not in it."""
+        pairs = _sides(self.classes) if self.sides is None else self.sides
+        places = [(self.classes.index(one), self.classes.index(other)) for one, other in pairs]
+        return dict(places) | {other: one for one, other in places}
+
+    @property
     def region_places(self) -> dict[str, tuple[int, ...]]:
         """The places of the classes that make up each region."""
         return {region: tuple(map(self.classes.index, names)) for region, names in self.regions.items()}
@@ -130,6 +147,13 @@ class DatasetConfig(Settings):
     def is_plain(self) -> bool:
         """Whether label files hold the places of classes and nothing else."""
         return not self.ignore and self.class_values == tuple((place,) for place in range(len(self.classes)))
+
+
+def _sides(classes: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of classes whose names differ by left and right, or by L and R as words, alone."""
+    by_name = {name.lower(): name for name in classes}
+    mirrored = {name: _LEFT.sub(lambda found: "right" if len(found[0]) > 1 else "r", name.lower()) for name in classes}
+    return [(name, by_name[m]) for name, m in mirrored.items() if m != name.lower() and m in by_name]
 
 
 def subjects_of(ids: Sequence[str], rule: SubjectRule | None, source: Path) -> dict[str, str]:

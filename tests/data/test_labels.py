@@ -64,12 +64,30 @@ class TestAsClasses:
         ({"regions": {"all": ("crown",)}}, "names crown"),
         ({"regions": {"all": ("background", "tooth")}}, "not the background"),
         ({"regions": {"all": ()}}, "needs one class or more"),
+        ({"sides": [["tooth", "nerve"]]}, "`sides` names nerve"),
+        ({"sides": [["tooth", "background"]]}, "`sides` names background"),
+        ({"sides": [["tooth", "tooth"]]}, "`sides` names tooth more than once"),
         ({"classes": tuple(map(str, range(256)))}, "at most 255"),
     ],
 )
 def test_settings_that_contradict_themselves_are_refused(changed, message):
     with pytest.raises(ValidationError, match=message):
         DatasetConfig(**{"name": "x", "classes": ("background", "tooth", "canal"), **changed})
+
+
+@pytest.mark.parametrize(
+    ("names", "sides", "expected"),
+    [
+        (("left kidney", "Right Kidney", "liver"), None, {1: 2, 2: 1}),
+        (("Hippocampus_R", "hippocampus_l", "L5", "R5"), None, {1: 2, 2: 1}),  # L5 is a vertebra
+        (("upper-left", "cleft", "upper-right"), None, {1: 3, 3: 1}),
+        (("left", "middle"), None, {}),
+        (("left", "right"), (), {}),
+        (("11", "12", "21", "22"), (("11", "21"), ("22", "12")), {1: 3, 3: 1, 2: 4, 4: 2}),
+    ],
+)
+def test_sides_are_found_by_name_or_said(names, sides, expected):
+    assert DatasetConfig(name="two", classes=("background", *names), sides=sides).mirrored_places == expected
 
 
 class TestSources:
