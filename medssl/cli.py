@@ -456,6 +456,19 @@ def methods(
 
 
 @app.command()
+def settings(
+    section: Annotated[
+        str | None, typer.Argument(help="data, network, augment, train, window, logging, or a method's name.")
+    ] = None,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="All, as docs/settings.md.")] = False,
+) -> None:
+    """List the settings of a run: what each may be, its default, and what it does."""
+    from medssl.reference import describe, markdown
+
+    print(markdown() if as_markdown else describe(section), end="")
+
+
+@app.command()
 def bench(
     config: Annotated[Path, typer.Argument(help="configs/bench/NAME.yaml.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for runs, table and report.")] = Path("bench"),

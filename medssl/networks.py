@@ -41,7 +41,9 @@ class NetworkConfig(Settings):
     """Which axis of the image (0 is X) the network takes as its first, second and third. Kernels follow the network's
     axes, strides stay with the image's."""
     norm: Literal["instance", "batch", "group"] = "instance"
+    """How features are normalised; several processes can share `batch` on GPUs alone."""
     dropout: float = Field(0.0, ge=0, lt=1)
+    """Chance that a student's activation is dropped in training; UA-MT and UMCT measure uncertainty by it."""
     residual_units: int = Field(0, ge=0)
     """Convolutions per level that a shortcut goes around; 0 for none. `dynunet` takes 0 or 2, in its encoder."""
 

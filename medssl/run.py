@@ -35,6 +35,7 @@ class ProtocolConfig(Settings):
     """The `protocol` section: which published protocol the other sections follow. It is recorded and told, no more."""
 
     name: str
+    """What reports call it."""
     sources: tuple[str, ...] = Field(min_length=1)
     """Where the protocol was read."""
     convention: Literal["ssl4mis"]
@@ -55,6 +56,7 @@ class RunConfig(Settings):
     train: TrainConfig = TrainConfig()
     window: WindowConfig = WindowConfig()
     protocol: ProtocolConfig | None = None
+    """The published protocol that the other sections follow, if any."""
     logging: LoggingConfig = LoggingConfig()
 
     @field_validator("method", mode="before")

@@ -56,9 +56,11 @@ class TrainConfig(Settings):
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """`sgd` with Nesterov momentum 0.9."""
     lr: PositiveFloat = 0.01
+    """Learning rate of the first step."""
     schedule: Literal["poly", "constant"] = "poly"
     """`poly` is `lr (1 - t/T)^0.9`."""
     weight_decay: float = Field(1e-4, ge=0)
+    """L2 penalty in `sgd`, decoupled in `adamw`."""
     max_grad_norm: PositiveFloat = 12.0
     """Each student's gradient is clipped to this by itself."""
     precision: Precision = "auto"

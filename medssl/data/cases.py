@@ -72,6 +72,7 @@ class DatasetConfig(Settings):
     """The `data` section: what the dataset holds and how it is prepared."""
 
     name: str
+    """What reports call the dataset."""
     layout: str | None = None
     """How the raw data lie, one of `medssl.data.layouts.LAYOUTS`; by default the first that fits."""
     channels: tuple[str, ...] = ("MRI",)
@@ -89,6 +90,7 @@ class DatasetConfig(Settings):
     """Pairs of classes of which one is the other's mirror image, such as `[[left kidney, right kidney]]`: they change
     places when training mirrors a patch. null: those that differ by left and right, or by L and R, in their names."""
     subject: SubjectRule | None = None
+    """How a case's patient is told; null: each case is a patient, unless the layout knows better."""
     recipe: Recipe = Recipe()
     root: Path | None = None
     """The prepared folder to train from."""

@@ -9,13 +9,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, Self, cast
+from typing import Annotated, Any, ClassVar, Protocol, Self, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from medssl.config import Settings
 from medssl.methods.inside import with_dropout
+from medssl.parts.losses import DiceForm
 from medssl.parts.sample import Progress, Sample, TrainBatch
 
 
@@ -33,10 +35,21 @@ class MakeNet(Protocol):
         """
 
 
+Dice = Annotated[
+    DiceForm,
+    Field(
+        description="How the Dice loss sums: `squared` and `foreground` over the batch, the latter without background, "
+        "`linear` over each volume by itself."
+    ),
+]
+"""The key `dice` of a method's settings; its default is the method's."""
+
+
 class MethodConfig(Settings):
     """The `method` section: its name, and the settings of the class that the name stands for."""
 
     name: str
+    """One of those that `medssl methods` lists; it decides which other keys there are."""
 
     def on_grid(self, spacing: tuple[float, float, float]) -> Self:
         """These settings for images of this spacing in mm; most methods count in voxels, and theirs stay the same."""

@@ -14,9 +14,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from medssl.methods.base import Follow, MakeNet, Method, MethodConfig, Pair, StepResult
+from medssl.methods.base import Dice, Follow, MakeNet, Method, MethodConfig, Pair, StepResult
 from medssl.parts.gauges import gap, gauges
-from medssl.parts.losses import DiceForm, cross_entropy, dice_ce, dice_loss, trusted
+from medssl.parts.losses import cross_entropy, dice_ce, dice_loss, trusted
 from medssl.parts.mix import paste, random_box
 from medssl.parts.pseudo import largest_component, likeliest
 from medssl.parts.sample import Progress, Sample, TrainBatch, concat
@@ -54,7 +54,7 @@ class BCP(Method):
         """Constant in stage two; the teacher starts it as a copy of the student."""
         largest_component: bool = True
         """Keep the largest component of each pseudo-labelled class; wrong for teeth, vessels, lesions."""
-        dice: DiceForm = "linear"
+        dice: Dice = "linear"
 
     config: Config
     even_batch = True

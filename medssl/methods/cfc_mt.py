@@ -18,10 +18,10 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from medssl.config import Settings
-from medssl.methods.base import Follow, MakeNet, Method, MethodConfig, StepResult, at_rest
+from medssl.methods.base import Dice, Follow, MakeNet, Method, MethodConfig, StepResult, at_rest
 from medssl.parts.frequency import Kind, split_frequencies
 from medssl.parts.gauges import gap, gauges
-from medssl.parts.losses import DiceForm, consistency, dice_ce
+from medssl.parts.losses import consistency, dice_ce
 from medssl.parts.pseudo import likeliest, probabilities
 from medssl.parts.sample import Progress, Sample, TrainBatch
 from medssl.parts.schedules import ramp_up, warmed_up
@@ -88,7 +88,7 @@ class CFCMT(Method):
         """Share of the run over which both weights rise from 0.0067 of their values."""
         ema_decay: float = Field(0.99, ge=0, lt=1)
         """Reached from 0 as `1 - 1/(t + 1)`."""
-        dice: DiceForm = "squared"
+        dice: Dice = "squared"
 
         def on_grid(self, spacing: tuple[float, float, float]) -> Self:
             return self.model_copy(update={"frequency": self.frequency.on_grid(spacing)})

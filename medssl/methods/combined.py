@@ -18,11 +18,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from medssl.methods.base import Follow, MakeNet, Method, MethodConfig, StepResult, at_rest
+from medssl.methods.base import Dice, Follow, MakeNet, Method, MethodConfig, StepResult, at_rest
 from medssl.methods.cfc_mt import Frequencies
 from medssl.parts.fusion import fuse
 from medssl.parts.gauges import gap, gauges, mean_trust
-from medssl.parts.losses import DiceForm, consistency, cross_entropy, dice_ce, trusted
+from medssl.parts.losses import consistency, cross_entropy, dice_ce, trusted
 from medssl.parts.mix import paste, random_box
 from medssl.parts.pseudo import entropy, largest_component, likeliest, probabilities
 from medssl.parts.sample import Progress, Sample, TrainBatch, concat
@@ -153,7 +153,7 @@ class Combined(Method):
         """Share of the run that is stage one."""
         ema_decay: float = Field(0.99, ge=0, lt=1)
         """Constant in stage two; without a stage one, reached from 0 as `1 - 1/(k + 1)` over the steps of a group."""
-        dice: DiceForm = "squared"
+        dice: Dice = "squared"
 
         @model_validator(mode="after")
         def _labelled_by_someone(self) -> Self:

@@ -13,9 +13,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from medssl.methods.base import MakeNet, Method, MethodConfig, StepResult, at_rest
+from medssl.methods.base import Dice, MakeNet, Method, MethodConfig, StepResult, at_rest
 from medssl.parts.gauges import gauges
-from medssl.parts.losses import DiceForm, cross_entropy, dice_ce
+from medssl.parts.losses import cross_entropy, dice_ce
 from medssl.parts.pseudo import likeliest
 from medssl.parts.sample import Progress, Sample, TrainBatch
 from medssl.parts.schedules import ramp_up
@@ -36,7 +36,7 @@ class CPS(Method):
         """`w` once ramped up."""
         ramp: float = Field(1.0, ge=0, le=1)
         """Share of the run over which `w` rises from 0.0067 of its value."""
-        dice: DiceForm = "squared"
+        dice: Dice = "squared"
 
     config: Config
 

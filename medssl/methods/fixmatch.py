@@ -17,10 +17,10 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from medssl.errors import ConfigError
-from medssl.methods.base import MakeNet, Method, MethodConfig, StepResult
+from medssl.methods.base import Dice, MakeNet, Method, MethodConfig, StepResult
 from medssl.methods.inside import decoder_blocks, with_fewer_channels
 from medssl.parts.gauges import gap, gauges
-from medssl.parts.losses import DiceForm, cross_entropy, dice_ce, dice_loss, trusted
+from medssl.parts.losses import cross_entropy, dice_ce, dice_loss, trusted
 from medssl.parts.mix import paste, random_box
 from medssl.parts.perturb import strong_view
 from medssl.parts.sample import Progress, Sample, TrainBatch
@@ -56,7 +56,7 @@ class FixMatch(Method):
         loss: Literal["ce", "dice"] = "ce"
         """On unlabelled patches. `ce`: cross-entropy, averaged over all voxels, confident or not. `dice`: Dice of the
         confident ones."""
-        dice: DiceForm = "squared"
+        dice: Dice = "squared"
 
     config: Config
 

@@ -12,9 +12,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from medssl.methods.base import Follow, MakeNet, Method, MethodConfig, Pair, StepResult
+from medssl.methods.base import Dice, Follow, MakeNet, Method, MethodConfig, Pair, StepResult
 from medssl.parts.gauges import gauges
-from medssl.parts.losses import DiceForm, consistency, dice_ce
+from medssl.parts.losses import consistency, dice_ce
 from medssl.parts.pseudo import likeliest, probabilities
 from medssl.parts.sample import Progress, Sample, TrainBatch
 from medssl.parts.schedules import normal, ramp_up, warmed_up
@@ -37,7 +37,7 @@ class MeanTeacher(Method):
         """Standard deviation of the teacher's input noise, which is clipped at twice that."""
         ema_decay: float = Field(0.99, ge=0, lt=1)
         """Reached from 0 as `1 - 1/(t + 1)`, so that the teacher forgets its random start."""
-        dice: DiceForm = "squared"
+        dice: Dice = "squared"
 
     config: Config
 

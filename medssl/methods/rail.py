@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from medssl.methods.base import Follow, MakeNet, Method, MethodConfig, Pair, StepResult, at_rest
+from medssl.methods.base import Dice, Follow, MakeNet, Method, MethodConfig, Pair, StepResult, at_rest
 from medssl.parts import processes
 from medssl.parts.gauges import gap, gauges
-from medssl.parts.losses import DiceForm, consistency, cross_entropy, dice_ce, dice_loss, flatness
+from medssl.parts.losses import consistency, cross_entropy, dice_ce, dice_loss, flatness
 from medssl.parts.pseudo import likeliest, probabilities, sharpen
 from medssl.parts.sample import Progress, Sample, TrainBatch
 from medssl.parts.schedules import ramp_up, warmed_up
@@ -60,6 +60,7 @@ class RAIL(Method):
         turn: float = Field(1 / 41, gt=0, le=0.5)
         """Share of the run after which the other group learns."""
         disagreement_weight: float = Field(0.5, ge=0)
+        """Of the whole disagreement term."""
         error_weight: float = Field(0.05, ge=0)
         """Of the second half of the disagreement term."""
         confidence_weight: float = Field(20.0, ge=0)
@@ -78,7 +79,7 @@ class RAIL(Method):
         """Of sharpened predictions: `p^(1/temperature)`, normalised."""
         ema_decay: float = Field(0.999, ge=0, lt=1)
         """Reached from 0 as `1 - 1/(k + 1)` over the steps of a group."""
-        dice: DiceForm = "squared"
+        dice: Dice = "squared"
 
     config: Config
 

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from medssl.config import Settings
 from medssl.errors import ConfigError
-from medssl.methods.base import MakeNet, Method, MethodConfig, StepResult, at_rest
+from medssl.methods.base import Dice, MakeNet, Method, MethodConfig, StepResult, at_rest
 from medssl.methods.inside import decoder_blocks, with_agreeing_channels
 from medssl.methods.promptable import PromptableBackbone, StandIn, answers, load_sam2, shown, vote
 from medssl.parts import processes
 from medssl.parts.gauges import gap, gauges
-from medssl.parts.losses import DiceForm, dice_ce, trusted, voxel_mean
+from medssl.parts.losses import dice_ce, trusted, voxel_mean
 from medssl.parts.perturb import strong_view
 from medssl.parts.prompts import FACTS, Prompt, describe, make_prompts
 from medssl.parts.pseudo import likeliest, probabilities
@@ -95,7 +95,7 @@ class SSS(Method):
         vote: float = Field(0.5, ge=0, le=0.5)
         """How often its answer counts where the student's prediction counts once."""
         prompts: Prompting = Prompting()
-        dice: DiceForm = "squared"
+        dice: Dice = "squared"
 
     config: Config
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from medssl.methods.base import MakeNet, Method, MethodConfig, StepResult
-from medssl.parts.losses import DiceForm, dice_ce
+from medssl.methods.base import Dice, MakeNet, Method, MethodConfig, StepResult
+from medssl.parts.losses import dice_ce
 from medssl.parts.sample import Progress, TrainBatch
 
 
@@ -16,7 +16,7 @@ class Supervised(Method):
     """`L = (CE + Dice) / 2` on labelled patches. Unlabelled patches are not looked at."""
 
     class Config(MethodConfig):
-        dice: DiceForm = "squared"
+        dice: Dice = "squared"
 
     config: Config
     needs_unlabelled = False

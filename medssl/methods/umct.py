@@ -54,11 +54,11 @@ class UMCT(Method):
         pretrain: float = Field(0.8, ge=0, lt=1)
         """Share of the run that is stage one."""
         cotraining_weight: float = Field(0.2, ge=0)
-        """`w`."""
+        """Weight of stage two's co-training (`w`)."""
         uncertainty: Literal["dropout", "entropy"] = "dropout"
         """`entropy` of one pass without dropout costs a tenth, and is not what was published."""
         passes: PositiveInt = 10
-        """K."""
+        """Predictions with dropout whose variance is the uncertainty (K)."""
         scope: Literal["sample", "voxel"] = "sample"
         """Whether a view's uncertainty is averaged over a patch, or each voxel has its own."""
         floor: float = Field(1e-3, gt=0)

@@ -1,0 +1,165 @@
+"""The job behind `medssl settings`: every key of a run's settings, what it may be, what it is by default, what it does.
+
+All of it is read from the models that check the settings, so that neither the command nor docs/settings.md, which it
+writes, can tell of other keys than there are.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from medssl.errors import ConfigError
+from medssl.methods import METHODS
+from medssl.run import RunConfig
+
+WIDTH = 100
+"""Columns of the text."""
+_SIGNS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+_KINDS = {"string": "text", "boolean": "true or false", "null": "null"}
+_HEAD = """# Settings
+
+Every key that the YAML files of `medssl train` and `--set` take, written by `medssl settings --markdown`. A run's
+`config.yaml` has them all with their values. Defaults are those of the package; the files in `configs/` set others, in
+`configs/method/` those of a method's paper. `medssl settings train` and `medssl settings bcp` print parts of this page.
+"""
+
+
+@dataclass(frozen=True)
+class Key:
+    """A setting."""
+
+    name: str
+    """With its sections, as `--set` takes it."""
+    values: str
+    """What it may be, in words."""
+    default: str
+    """As YAML, or `required`."""
+    says: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """The settings of a section, or of a method."""
+
+    title: str
+    says: str
+    keys: tuple[Key, ...]
+
+
+def sections() -> dict[str, Section]:
+    """All sections by name, those of methods by theirs."""
+    whole = RunConfig.model_json_schema()
+    models, plain = whole["$defs"], {}
+    found = {}
+    for name, field in whole["properties"].items():
+        model = _model(field, models)
+        if model is None:
+            plain[name] = field
+        elif name != "method":
+            keys = tuple(_keys(model, models, f"{name}."))
+            found[name] = Section(f"`{name}`", _line(model.get("description", "")), keys)
+    run = Section("The run itself", "", tuple(_keys({"properties": plain}, models, "")))
+    for name, method in METHODS.items():
+        schema = method.Config.model_json_schema()
+        del schema["properties"]["name"]
+        says = f"The `method` section where `method.name` is `{name}`."
+        found[name] = Section(f"`method`: {name}", says, tuple(_keys(schema, schema.get("$defs", {}), "method.")))
+    return {"run": run, **found}
+
+
+def describe(name: str | None = None) -> str:
+    """A section in plain text, or all.
+
+    Raises:
+        ConfigError: there is no such section.
+    """
+    found = sections()
+    if name is not None and name not in found:
+        raise ConfigError(f"medssl settings {name}: no such section; there are {', '.join(found)}")
+    chosen = found.values() if name is None else [found[name]]
+    return "\n".join(_as_text(section) for section in chosen)
+
+
+def markdown() -> str:
+    """The page docs/settings.md."""
+    return "\n".join([_HEAD, *(_as_table(section) for section in sections().values())])
+
+
+def _keys(model: Mapping[str, Any], models: Mapping[str, Any], prefix: str) -> Iterator[Key]:
+    """The keys of a JSON schema, those of the sections inside it after it."""
+    for key, field in model["properties"].items():
+        inside, name = _model(field, models), prefix + key
+        if inside is None or "anyOf" in field:  # a section that may be null is a key as well
+            default = _as_yaml(field["default"]) if "default" in field else "required"
+            yield Key(name, _values(field), default, _line(field.get("description", "")))
+        if inside is not None:
+            yield from _keys(inside, models, f"{name}.")
+
+
+def _model(field: Mapping[str, Any], models: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The section that a field is, or may be."""
+    for one in (field, *field.get("anyOf", ())):
+        if "$ref" in one:
+            model: Mapping[str, Any] = models[one["$ref"].rpartition("/")[2]]
+            return model
+    return None
+
+
+def _values(field: Mapping[str, Any]) -> str:
+    """What a field of a JSON schema may be."""
+    if "anyOf" in field:
+        return " or ".join(_values(one) for one in field["anyOf"])
+    if "$ref" in field:
+        return "a section"
+    if "enum" in field or "const" in field:
+        return " | ".join(str(value) for value in field.get("enum", [field.get("const")]))
+    if "prefixItems" in field:
+        return f"[{', '.join(_values(item) for item in field['prefixItems'])}]"
+    kind = field.get("type", "anything")
+    if kind == "array":
+        return f"list of {_as_one(_values(field['items']))}"
+    if kind == "object":
+        inside = field.get("additionalProperties", True)
+        return f"names, each with {_as_one(_values(inside))}" if isinstance(inside, dict) else "keys with values"
+    kind = "path" if field.get("format") == "path" else _KINDS.get(kind, kind)
+    return f"{kind} {' and '.join(f'{sign} {field[key]:g}' for key, sign in _SIGNS.items() if key in field)}".rstrip()
+
+
+def _as_one(values: str) -> str:
+    return f"({values})" if " or " in values or " | " in values else values
+
+
+def _as_yaml(value: Any) -> str:
+    value = round(value, 4) if isinstance(value, float) else value
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
+    return text.removesuffix("...\n").strip()
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _as_text(section: Section) -> str:
+    lines = [section.title.replace("`", ""), *textwrap.wrap(section.says, WIDTH)]
+    for key in section.keys:
+        lines += ["", f"{key.name}: {key.values}; {_default(key)}"]
+        lines += textwrap.wrap(key.says, WIDTH, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join(lines) + "\n"
+
+
+def _default(key: Key) -> str:
+    return key.default if key.default == "required" else f"default {key.default}"
+
+
+def _as_table(section: Section) -> str:
+    rows = [("key", "values", "default", "what it does"), ("---",) * 4]
+    for key in section.keys:
+        default = key.default if key.default == "required" else f"`{key.default}`"
+        rows.append((f"`{key.name}`", key.values, default, key.says))
+    table = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
+    return "\n".join([f"## {section.title}", "", *([section.says, ""] if section.says else []), *table, ""])

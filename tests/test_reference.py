@@ -1,0 +1,55 @@
+"""The page of settings: it is that of the models, and what it says can be set."""
+
+from pathlib import Path
+
+import pytest
+
+from medssl.config import flatten
+from medssl.errors import ConfigError
+from medssl.methods import METHODS
+from medssl.reference import describe, markdown, sections
+from medssl.run import load_run_config
+
+ROOT = Path(__file__).parent.parent
+DATA = ROOT / "configs/data/hippocampus.yaml"
+SECTIONS = sections()
+
+
+def test_the_page_in_docs_is_what_the_command_writes():
+    assert (ROOT / "docs/settings.md").read_text(encoding="utf-8") == markdown()
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_key_of_a_run_is_listed_with_a_sentence_and_takes_its_default(method):
+    listed = [section for name, section in SECTIONS.items() if name not in METHODS or name == method]
+    keys = {key.name: key for section in listed for key in section.keys}
+    assert all(key.says.endswith(".") for key in keys.values())
+    config = load_run_config([DATA], [f"method.name={method}"])
+    for name in flatten(config.to_plain()).keys() - {"method.name", "protocol"}:
+        assert any(name == key or name.startswith(f"{key}.") for key in keys), name
+    given = [key for key in keys.values() if key.default != "required" and not key.name.startswith("data.")]
+    again = load_run_config([DATA], [f"method.name={method}", *(f"{key.name}={key.default}" for key in given
+                                                                if not key.name.startswith("protocol."))])  # fmt: skip
+    for section in ("window", "logging"):  # what the file of the data leaves alone
+        assert getattr(again, section) == getattr(config, section)
+
+
+def test_bounds_and_kinds_are_those_that_are_checked():
+    keys = {key.name: key for section in SECTIONS.values() for key in section.keys}
+    assert keys["train.lr"].values == "number > 0"
+    assert keys["window.overlap"].values == "number ≥ 0 and < 1"
+    assert keys["augment.flips"].values == "list of (0 | 1 | 2)"
+    assert keys["train.patch"].values == "[integer > 0, integer > 0, integer > 0]"
+    assert keys["data.values"].values == "names, each with list of integer"
+    for wrong in ("train.lr=0", "window.overlap=1", "augment.flips=[3]", "train.patch=[1, 2]", "data.values={a: 1}"):
+        with pytest.raises(ConfigError, match=wrong.split("=")[0].split(".")[-1]):
+            load_run_config([DATA], ["method.name=bcp", wrong])
+
+
+def test_a_section_alone_in_plain_text():
+    text = describe("bcp")
+    assert text.startswith("method: bcp\n")
+    assert "method.alpha: number ≥ 0; default 0.5\n    Weight of the unlabelled side" in text
+    assert "train.lr" not in text
+    with pytest.raises(ConfigError, match=r"medssl settings trian: no such section; there are run, data, .*combined"):
+        describe("trian")
