@@ -47,7 +47,8 @@ def predict(
 ) -> list[Path]:
     """Write a class map `<case>.nii.gz` per image, and predictions.json that says how they were made.
 
-    A folder that was begun in the same way is gone on with: cases that it has and that predictions.json tells of stay.
+    A folder that was begun in the same way is gone on with: cases that it has and that predictions.json tells of stay,
+    and where these are all, that is said and nothing is written.
     Images that cannot be read are passed over, and told of when all others are there.
 
     Args:
@@ -60,8 +61,8 @@ def predict(
 
     Raises:
         DataError: images that cannot be read, all of them.
-        ConfigError: nothing to predict, outputs that exist all or were made in another way and `overwrite` is not set,
-            or runs that do not fit together.
+        ConfigError: nothing to predict, outputs that exist and were made in another way and `overwrite` is not set, or
+            runs that do not fit together.
     """
     predictor, facts = load_predictor(run, choose_device(device), also=also, checkpoint=checkpoint, window=window)
     facts["uncertainty"] = UNCERTAINTY if uncertainty else None
@@ -74,6 +75,9 @@ def predict(
     record = out / "predictions.json"
     predicted = _earlier_images(record, facts, overwrite)
     missing = list(sources) if overwrite else _missing(targets, named, predicted)
+    if not missing:
+        print(f"medssl: all {len(sources)} predictions are there; --overwrite predicts anew", file=sys.stderr)
+        return list(targets.values())
     faults: list[str] = []
     doubts: list[tuple[Source, Oddity]] = []
     with track("predict", len(sources), done=len(sources) - len(missing)) as advance:
@@ -172,13 +176,16 @@ def _missing(targets: dict[str, Path], named: dict[str, list[str]], predicted: d
     """The cases to predict, where an earlier call predicted others.
 
     Raises:
-        ConfigError: none, or a file that is no prediction of its case in the same way.
+        ConfigError: a file is no prediction of its case.
     """
     existing = [id for id, path in targets.items() if path.exists()]
     strange = [id for id in existing if predicted.get(id) != named[id]]
-    if strange or len(existing) == len(targets):
-        path, count = targets[(strange or existing)[0]], len(strange or existing)
-        raise ConfigError(f"{path}: exists ({count} such files); choose another folder or --overwrite")
+    if strange:
+        told = ", ".join(predicted.get(strange[0], ["nothing that predictions.json tells of"]))
+        raise ConfigError(
+            f"{targets[strange[0]]}: exists and was made from {told} ({len(strange)} such files); "
+            "choose another folder or --overwrite"
+        )
     return [id for id in targets if id not in existing]
 
 

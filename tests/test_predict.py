@@ -303,17 +303,30 @@ def json_root(run):
     return load_yaml((run / "config.yaml").read_text())["data"]["root"]
 
 
-def test_a_folder_is_predicted_whole_and_never_overwritten_unasked(trained, tmp_path):
+def stamps(folder):
+    """When each file of a folder was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_is_predicted_whole_and_never_overwritten_unasked(trained, tmp_path, capsys):
     run, raw = trained
     images = shutil.copytree(raw / "images", tmp_path / "images")
     for path in sorted(images.iterdir())[3:]:
         path.unlink()
     assert len(predict(run, [images], tmp_path / "out", device="cpu")) == 3
-    kept = (tmp_path / "out" / "ball_00.nii.gz").read_bytes()
-    with pytest.raises(ConfigError, match="--overwrite"):
-        predict(run, [images], tmp_path / "out", device="cpu")
-    assert (tmp_path / "out" / "ball_00.nii.gz").read_bytes() == kept
+    kept = stamps(tmp_path / "out")
+    capsys.readouterr()
+    assert len(predict(run, [images], tmp_path / "out", device="cpu")) == 3
+    assert capsys.readouterr().err == "medssl: all 3 predictions are there; --overwrite predicts anew\n"
+    with pytest.raises(ConfigError, match="another way"):
+        predict(run, [images], tmp_path / "out", device="cpu", uncertainty=True)
+    shutil.copy(tmp_path / "out" / "ball_00.nii.gz", tmp_path / "out" / "ball_03.nii.gz")
+    with pytest.raises(ConfigError, match=r"ball_03\.nii\.gz: exists and was made from nothing .* \(1 such"):
+        predict(run, [raw / "images" / "ball_03.nii.gz"], tmp_path / "out", device="cpu")
+    (tmp_path / "out" / "ball_03.nii.gz").unlink()
+    assert stamps(tmp_path / "out") == kept
     assert len(predict(run, [images], tmp_path / "out", device="cpu", overwrite=True)) == 3
+    assert min(stamps(tmp_path / "out").values()) > max(kept.values())
     assert read_label(tmp_path / "out" / "ball_00.nii.gz").shape == (20, 18, 14)
 
 
@@ -512,7 +525,7 @@ def test_what_was_interrupted_goes_on_and_other_files_of_the_same_name_are_refus
     monkeypatch.setattr(Predictor, "segment", segment)
     assert json.loads((out / "predictions.json").read_text())["classes"] == ["background", "shell", "core"]
     other = shutil.copy(images[1], tmp_path / "ball_00.nii.gz")
-    with pytest.raises(ConfigError, match=r"ball_00\.nii\.gz: exists"):
+    with pytest.raises(ConfigError, match=r"ball_00\.nii\.gz: exists and was made from .*images.ball_00\.nii\.gz \(1 "):
         predict(run, [other, images[1]], out, device="cpu")
     assert len(predict(run, images, out, device="cpu")) == 3
     assert set(json.loads((out / "predictions.json").read_text())["images"]) == {"ball_00", "ball_01", "ball_02"}
