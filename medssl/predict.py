@@ -29,7 +29,8 @@ from medssl.progress import track
 from medssl.run import RunConfig, build_method, make_predictor
 
 UNCERTAINTY = "uncertainty"
-"""Folder beside the label maps, where nobody takes its volumes for label maps."""
+PROBABILITIES = "probabilities"
+"""Folders beside the label maps, where nobody takes their volumes for label maps."""
 
 
 def predict(
@@ -43,6 +44,7 @@ def predict(
     checkpoint: str = "best",
     window: dict[str, Any] | None = None,
     uncertainty: bool = False,
+    probabilities: bool = False,
     overwrite: bool = False,
 ) -> list[Path]:
     """Write a class map `<case>.nii.gz` per image, and predictions.json that says how they were made.
@@ -57,6 +59,8 @@ def predict(
         also: other runs, whose class probabilities are averaged with the first one's.
         part: instead of naming images, the raw images of a part of the run's own split, such as `test`.
         uncertainty: also write `uncertainty/<case>.nii.gz`, 1 minus the probability of each voxel's class.
+        probabilities: also write `probabilities/<case>_<place>.nii.gz`, that of the class of each place in `classes` of
+            predictions.json, the background's 0; `largest_component` does not change them.
         overwrite: replace what is there, all of it.
 
     Raises:
@@ -66,6 +70,8 @@ def predict(
     """
     predictor, facts = load_predictor(run, choose_device(device), also=also, checkpoint=checkpoint, window=window)
     facts["uncertainty"] = UNCERTAINTY if uncertainty else None
+    if probabilities:
+        facts["probabilities"] = PROBABILITIES
     sources = _of_part(run, part) if part else _by_id(_expand(images), predictor.channels)
     for other in also if part else ():
         if _of_part(other, str(part)).keys() != sources.keys():
@@ -85,7 +91,9 @@ def predict(
             try:
                 image, odd = _read(sources[id])
                 doubts += odd
-                if uncertainty:
+                if probabilities:
+                    classes, unsure, shares = predictor.segment_with_probabilities(image)
+                elif uncertainty:
                     classes, unsure = predictor.segment_with_uncertainty(image)
                 else:
                     classes = predictor.segment(image)
@@ -98,6 +106,9 @@ def predict(
             write_json(record, {**facts, "images": predicted})
             if uncertainty:
                 write_shares(out / UNCERTAINTY / f"{id}.nii.gz", unsure, like=image)
+            if probabilities:
+                for place, share in enumerate(shares):
+                    write_shares(out / PROBABILITIES / f"{id}_{place}.nii.gz", share, like=image)
             write_label(targets[id], classes, like=image)
             advance(id)
     _warn(doubts)

@@ -11,8 +11,10 @@ import pytest
 import SimpleITK as sitk
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 from medssl.checkpoint import load_checkpoint, save_checkpoint
+from medssl.cli import app
 from medssl.config import merge, parse
 from medssl.data.draw import Wish, make_split
 from medssl.data.io import read_image, read_label, write_image, write_label
@@ -263,9 +265,11 @@ def test_several_runs_are_the_mean_of_their_probabilities(trained, other, tmp_pa
     together, facts = load_predictor(run, cpu, also=[other, other])
     np.testing.assert_allclose(together.probabilities(prepared.image), probs, atol=1e-6)
     assert facts["also"] == [str(other.resolve())] * 2
-    (written,) = predict(run, [image.path], tmp_path / "mean", also=[other, other], device="cpu")
+    (written,) = predict(run, [image.path], tmp_path / "mean", also=[other, other], device="cpu", probabilities=True)
     expected = recipe.undo(probs, prepared.grid)
     assert np.array_equal(read_label(written).array, expected)
+    shares = np.stack(list(recipe.undo_by_class(probs, prepared.grid)))
+    np.testing.assert_allclose(probabilities_of(written), shares, atol=0.51 / 255)
     assert not np.array_equal(expected, alone[0].segment(image))
     with pytest.raises(ConfigError, match="made in another way"):
         predict(run, [raw / "images" / "ball_04.nii.gz"], tmp_path / "mean", device="cpu")
@@ -393,6 +397,97 @@ def test_a_voxel_that_was_cleaned_away_is_uncertain():
     assert uncertainty[4, 4, 4] < 0.01
 
 
+def probabilities_of(written):
+    """`(C, X, Y, Z)` beside a label map, a file for each class."""
+    folder = written.parent / "probabilities"
+    names = sorted(path.name for path in folder.glob(f"{written.name.removesuffix('.nii.gz')}_*"))
+    return np.stack([nib.load(folder / name).get_fdata() for name in names])
+
+
+def with_data(trained, folder, **changes):
+    """The `trained` run with other settings of its data."""
+    values = load_checkpoint(trained[0] / "last.pt")
+    values["config"]["data"] |= changes
+    folder.mkdir()
+    save_checkpoint(folder / "last.pt", values)
+    return folder
+
+
+@pytest.mark.parametrize("codes", ["RAS", "PIR", "ALS"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"crop": False},
+        {"crop": False, "spacing": (1.3, 0.8, 1.1)},
+        {"crop": True, "threshold": 0, "margin": 0},
+        {"crop": True, "threshold": 0, "margin": 1, "spacing": (1.3, None, 1.1)},
+        {"crop": True, "threshold": 0, "margin": 0, "resize": (12, 9)},
+    ],
+)
+def test_probabilities_lie_on_the_image_grid_sum_to_one_and_give_the_label_map(trained, tmp_path, codes, recipe):
+    run = with_data(trained, tmp_path / "run", recipe=Recipe(**recipe).model_dump(mode="json"))
+    array = read_image(trained[1] / "images" / "ball_03.nii.gz").array[3:14, 5:15, 3:12].copy()
+    array[:2] = array[:, -1:] = array[..., :1] = -100  # air, to crop
+    turn = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes))
+    affine = np.array([[0.8, 0, 0.2, -20], [0, 1.1, 0, 33], [-0.1, 0, 1.6, 5], [0, 0, 0, 1]])
+    affine = affine @ nib.orientations.inv_ornt_aff(turn, array.shape)
+    image = nib.Nifti1Image(nib.orientations.apply_orientation(array, turn), affine)
+    image.set_sform(affine, 2)
+    nib.save(image, tmp_path / "image.nii.gz")
+    (written,) = predict(run, [tmp_path / "image.nii.gz"], tmp_path / "out", device="cpu", uncertainty=True,
+                         probabilities=True)  # fmt: skip
+    label, shares = np.asarray(nib.load(written).dataobj), probabilities_of(written)
+    assert shares.shape == (3, *image.shape)
+    assert np.unique(label).tolist() == [0, 1, 2]
+    assert np.abs(shares.sum(0) - 1).max() <= 3 / 510 + 1e-5
+    highest = shares.max(0)
+    assert np.array_equal(np.take_along_axis(shares, label[None].astype(int), 0)[0], highest)
+    assert ((shares == highest).sum(0) == 1).mean() > 0.97  # rounding ties are few
+    unsure = nib.load(tmp_path / "out" / "uncertainty" / "image.nii.gz").get_fdata()
+    np.testing.assert_allclose(unsure, 1 - highest, atol=1.01 / 255)
+    if recipe.get("margin") == 0:
+        np.testing.assert_allclose(shares[:, image.get_fdata() == -100].T - [1, 0, 0], 0, atol=1e-6)
+    for place in range(3):
+        found = nib.load(tmp_path / "out" / "probabilities" / f"image_{place}.nii.gz")
+        assert found.get_data_dtype() == np.uint8
+        for key in ("dim", "pixdim", "sform_code", "qform_code", "srow_x", "srow_y", "srow_z", "quatern_b"):
+            assert np.array_equal(found.header[key], nib.load(tmp_path / "image.nii.gz").header[key]), key
+
+
+def test_probabilities_are_those_before_cleaning():
+    from medssl.data.volume import Volume
+
+    array = np.zeros((20, 20, 20), np.float32)
+    array[2:8, 2:8, 2:8] = array[15:17, 15:17, 15:17] = 1
+    predictor = identity_predictor()
+    predictor.window = WindowConfig(largest_component=("b",))
+    classes, uncertainty, shares = predictor.segment_with_probabilities(Volume(array, np.eye(4)))
+    background, found, _ = shares
+    assert classes[16, 16, 16] == 0
+    assert found[16, 16, 16] > 0.99
+    np.testing.assert_allclose(uncertainty, 1 - np.where(classes == 1, found, background), atol=1e-6)
+
+
+def test_probabilities_are_written_by_the_command_go_on_and_do_not_get_scored(trained, tmp_path):
+    (run, raw), out = trained, tmp_path / "out"
+    images = [str(raw / "images" / f"ball_0{number}.nii.gz") for number in range(2)]
+    words = ["predict", str(run), "-o", str(out), "--device", "cpu"]
+    assert CliRunner().invoke(app, [*words, images[0], "--probabilities"]).exit_code == 0
+    kept = stamps(out / "probabilities")
+    assert sorted(path.name for path in kept) == [f"ball_00_{place}.nii.gz" for place in range(3)]
+    assert json.loads((out / "predictions.json").read_text())["probabilities"] == "probabilities"
+    with pytest.raises(ConfigError, match="another way"):
+        predict(run, [Path(image) for image in images], out, device="cpu")
+    assert CliRunner().invoke(app, [*words, *images, "--probabilities"]).exit_code == 0
+    assert stamps(out / "probabilities").items() >= kept.items()
+    assert len(stamps(out / "probabilities")) == 6
+    assert not (out / "uncertainty").exists()
+    scores = evaluate_folders(out, raw / "labels", tmp_path / "scores.csv", workers=0)
+    assert {score.case for score in scores} == {"ball_00", "ball_01"}
+    predict(run, [Path(image) for image in images], out, device="cpu", probabilities=True, overwrite=True)
+    assert min(stamps(out / "probabilities").values()) > max(kept.values())
+
+
 def untrained(trained, folder, channels):
     """A run like `trained`, of a network that takes several channels."""
     values = load_checkpoint(trained[0] / "last.pt")
@@ -440,11 +535,14 @@ def test_a_dicom_series_is_a_case_named_by_its_folder(trained, tmp_path):
     write_series(tmp_path / "scans" / "patient.7", voxels)
     write_series(tmp_path / "scans" / "patient.8", voxels)
     write_image(tmp_path / "same.nii.gz", voxels, np.diag([-1.0, -1.0, 1.0, 1.0]))  # the world of DICOM is LPS
-    written = predict(run, [tmp_path / "scans", tmp_path / "same.nii.gz"], tmp_path / "out", device="cpu")
+    written = predict(run, [tmp_path / "scans", tmp_path / "same.nii.gz"], tmp_path / "out", device="cpu",
+                      probabilities=True)  # fmt: skip
     assert [path.name for path in written] == ["patient.7.nii.gz", "patient.8.nii.gz", "same.nii.gz"]
     found, _, expected = (read_label(path) for path in written)
     assert np.array_equal(found.array, expected.array)
     assert np.allclose(found.affine, expected.affine)
+    assert np.array_equal(probabilities_of(written[0]), probabilities_of(written[2]))
+    assert np.allclose(nib.load(tmp_path / "out/probabilities/patient.7_1.nii.gz").affine, expected.affine)
     assert len(np.unique(found.array)) > 1
 
 
