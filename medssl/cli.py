@@ -349,6 +349,9 @@ def predict(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also how likely each class is, before --largest-component.")
     ] = False,
+    own_values: Annotated[
+        bool, typer.Option("--own-values", help="Write the data.values of classes, not their places 0, 1, 2 ...")
+    ] = False,
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
@@ -362,7 +365,7 @@ def predict(
         window["largest_component"] = largest_component
     written = predict_images(run, images or [], out, also=also or [], part=part, device=device, checkpoint=checkpoint,
                              window=window, uncertainty=uncertainty, probabilities=probabilities,
-                             overwrite=overwrite)  # fmt: skip
+                             own_values=own_values, overwrite=overwrite)  # fmt: skip
     print(f"{len(written)} predictions in {out}")
 
 

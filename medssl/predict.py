@@ -13,6 +13,7 @@ import torch
 
 from medssl.checkpoint import load_checkpoint
 from medssl.config import load_yaml, parse
+from medssl.data.cases import LARGEST_VALUE, DatasetConfig
 from medssl.data.dicom import is_series_folder
 from medssl.data.hdf5 import SUFFIXES as H5_SUFFIXES
 from medssl.data.inspect import odd_geometry
@@ -45,6 +46,7 @@ def predict(
     window: dict[str, Any] | None = None,
     uncertainty: bool = False,
     probabilities: bool = False,
+    own_values: bool = False,
     overwrite: bool = False,
 ) -> list[Path]:
     """Write a class map `<case>.nii.gz` per image, and predictions.json that says how they were made.
@@ -61,17 +63,21 @@ def predict(
         uncertainty: also write `uncertainty/<case>.nii.gz`, 1 minus the probability of each voxel's class.
         probabilities: also write `probabilities/<case>_<place>.nii.gz`, that of the class of each place in `classes` of
             predictions.json, the background's 0; `largest_component` does not change them.
-        overwrite: replace what is there, all of it.
+        own_values: write the value that each class has in the dataset's label files, not its place in `classes`.
+            predictions.json then lists these values, by which `evaluate` and `report` read the label maps.
+        overwrite: replace what is there, all of it; not label maps in other values, of which some could stay.
 
     Raises:
         DataError: images that cannot be read, all of them.
-        ConfigError: nothing to predict, outputs that exist and were made in another way and `overwrite` is not set, or
-            runs that do not fit together.
+        ConfigError: nothing to predict, outputs that exist and were made in another way and `overwrite` is not set,
+            runs that do not fit together, or a class without one value of its own.
     """
     predictor, facts = load_predictor(run, choose_device(device), also=also, checkpoint=checkpoint, window=window)
     facts["uncertainty"] = UNCERTAINTY if uncertainty else None
     if probabilities:
         facts["probabilities"] = PROBABILITIES
+    if own_values:
+        facts["own_values"] = _own_values(facts)
     sources = _of_part(run, part) if part else _by_id(_expand(images), predictor.channels)
     for other in also if part else ():
         if _of_part(other, str(part)).keys() != sources.keys():
@@ -109,6 +115,8 @@ def predict(
             if probabilities:
                 for place, share in enumerate(shares):
                     write_shares(out / PROBABILITIES / f"{id}_{place}.nii.gz", share, like=image)
+            if own_values:
+                classes = np.array(facts["own_values"], np.uint16)[classes]
             write_label(targets[id], classes, like=image)
             advance(id)
     _warn(doubts)
@@ -177,10 +185,27 @@ def _load_one(
         "network": config.window.network,
         "classes": list(config.data.classes),
         "window": config.window.model_dump(mode="json"),
-        # What evaluation needs to read references: predictions hold the places of classes whatever their values are.
+        # What evaluation needs to read references: predictions hold the places of classes, or list `own_values`.
         **config.data.model_dump(mode="json", include={"values", "ignore", "regions"}, exclude_defaults=True),
     }
     return make_predictor(method.to(device), config, device), facts
+
+
+def _own_values(facts: dict[str, Any]) -> list[int]:
+    """The value of each class in the label files that a run was trained on.
+
+    Raises:
+        ConfigError: a class has none, several, or one that is no value of a label map.
+    """
+    data = parse(DatasetConfig, {"name": "", "classes": facts["classes"], "values": facts.get("values", {})})
+    named = dict(zip(data.classes, data.class_values, strict=True))
+    odd = [f"{name} {list(values)}" for name, values in named.items() if len(values) != 1 or values[0] < 0]
+    if odd:
+        raise ConfigError(
+            f"--own-values: each class needs one value from 0 to {LARGEST_VALUE} to be written as; data.values of "
+            f"{facts['run']} has {', '.join(odd)}"
+        )
+    return [value for values in named.values() for value in values]
 
 
 def _missing(targets: dict[str, Path], named: dict[str, list[str]], predicted: dict[str, list[str]]) -> list[str]:
@@ -229,8 +254,11 @@ def _earlier_images(record: Path, facts: dict[str, Any], overwrite: bool) -> dic
         images = dict(earlier.pop("images"))
         if earlier == facts:
             return images
-    except (OSError, ValueError, KeyError):
-        pass
+        is_of_other_values = earlier.get("own_values") != facts.get("own_values")
+    except (OSError, ValueError, KeyError, TypeError):
+        is_of_other_values = False
+    if is_of_other_values:
+        raise ConfigError(f"{record}: tells of label maps in other values, see --own-values; choose another folder")
     if overwrite:
         return {}
     raise ConfigError(f"{record}: tells of predictions made in another way; choose another folder or --overwrite")

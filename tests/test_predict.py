@@ -15,16 +15,20 @@ from typer.testing import CliRunner
 
 from medssl.checkpoint import load_checkpoint, save_checkpoint
 from medssl.cli import app
+from medssl.comparison import load_runs, make_rows
 from medssl.config import merge, parse
 from medssl.data.draw import Wish, make_split
-from medssl.data.io import read_image, read_label, write_image, write_label
+from medssl.data.io import list_volumes, read_image, read_label, write_image, write_label
 from medssl.data.prepared import read_prepared
 from medssl.data.recipe import Intensity, Recipe
 from medssl.data.splits import write_split
 from medssl.errors import ConfigError, DataError
 from medssl.evaluate import evaluate_folders
+from medssl.explain import explain
 from medssl.predict import load_predictor, predict
 from medssl.predictor import Predictor, WindowConfig, chosen_networks
+from medssl.report.gallery import files_of
+from medssl.report.voxels import agreements
 from medssl.run import RunConfig, build_method
 from medssl.scores import summarise
 from medssl.train import train
@@ -406,10 +410,11 @@ def probabilities_of(written):
 
 def with_data(trained, folder, **changes):
     """The `trained` run with other settings of its data."""
-    values = load_checkpoint(trained[0] / "last.pt")
-    values["config"]["data"] |= changes
-    folder.mkdir()
-    save_checkpoint(folder / "last.pt", values)
+    shutil.copytree(trained[0], folder)
+    for name in ("best.pt", "last.pt"):
+        values = load_checkpoint(folder / name)
+        values["config"]["data"] |= changes
+        save_checkpoint(folder / name, values)
     return folder
 
 
@@ -486,6 +491,55 @@ def test_probabilities_are_written_by_the_command_go_on_and_do_not_get_scored(tr
     assert {score.case for score in scores} == {"ball_00", "ball_01"}
     predict(run, [Path(image) for image in images], out, device="cpu", probabilities=True, overwrite=True)
     assert min(stamps(out / "probabilities").values()) > max(kept.values())
+
+
+def test_predictions_in_the_values_of_the_dataset_are_scored_and_reported_as_those_in_places(trained, tmp_path):
+    for path in list_volumes(trained[1] / "labels"):
+        label = read_label(path)
+        write_label(tmp_path / "labels" / path.name, np.array([0, 500, 1])[label.array], like=label)
+    tables, found, read, maps = [], [], [], []
+    for name, own in (("places", False), ("values", True)):
+        run = with_data(trained, tmp_path / name, values={"shell": [500], "core": [1]})
+        written = predict(run, [], run / "test", part="test", device="cpu", own_values=own)
+        scores = evaluate_folders(run / "test", tmp_path / "labels", run / "scores.csv", workers=0)
+        assert summarise(scores).overall.dice.mean > 0.6
+        (loaded,) = load_runs([run])
+        tables.append((run / "scores.csv").read_text().replace(str(run), ""))
+        found += agreements(make_rows([loaded]), 3, workers=0)
+        read.append(files_of(loaded, scores[0].case).read()[1].array)
+        maps.append([read_label(path).array for path in written])
+        for overwrite in (False, True):  # of which a fault or an interruption would leave some, to be read wrongly
+            with pytest.raises(ConfigError, match="label maps in other values"):
+                predict(run, [], run / "test", part="test", device="cpu", own_values=not own, overwrite=overwrite)
+    assert json.loads((tmp_path / "values" / "test" / "predictions.json").read_text())["own_values"] == [0, 500, 1]
+    for places, values in zip(*maps, strict=True):
+        assert np.unique(places).tolist() == [0, 1, 2]
+        assert np.array_equal(values, np.array([0, 500, 1])[places])
+    assert tables[0] == tables[1]
+    assert np.array_equal(*read)
+    assert np.array_equal(found[0].confusion, found[1].confusion)
+    assert found[0].unread == found[1].unread == 0
+    lines = explain(tmp_path / "places" / "scores.csv", tmp_path / "values" / "scores.csv")
+    assert not [line for line in lines if "other files" in line or " differ" in line], lines
+
+
+def test_a_prediction_that_holds_other_values_than_its_folder_says_is_refused(trained, tmp_path):
+    (run, raw), out = trained, tmp_path / "out"
+    words = ["predict", str(run), str(raw / "images" / "ball_00.nii.gz"), "-o", str(out), "--own-values"]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    label = read_label(out / "ball_00.nii.gz")
+    write_label(out / "ball_00.nii.gz", 7 * label.array, like=label)
+    with pytest.raises(DataError, match=r"ball_00\.nii\.gz: the label map holds 7, 14; own_values in .* are 0, 1, 2"):
+        evaluate_folders(out, raw / "labels", tmp_path / "scores.csv", workers=0)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"), [({"core": [7, 9], "shell": [3]}, r"core \[7, 9\]$"), ({"core": [-1]}, r"core \[-1\]$")]
+)
+def test_classes_without_one_value_cannot_be_written_in_it(trained, tmp_path, values, told):
+    run = with_data(trained, tmp_path / "run", values=values)
+    with pytest.raises(ConfigError, match=rf"each class needs one value from 0 to 65535 .* has {told}"):
+        predict(run, [tmp_path / "not_looked_for.nii.gz"], tmp_path / "out", device="cpu", own_values=True)
 
 
 def untrained(trained, folder, channels):
