@@ -350,6 +350,12 @@ def predict(
         list[str] | None, typer.Option("--largest-component", help="A class to clean; repeatable.")
     ] = None,
     uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Also how likely each voxel is wrong.")] = False,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Also how likely each class is, before --largest-component.")
+    ] = False,
+    own_values: Annotated[
+        bool, typer.Option("--own-values", help="Write the data.values of classes, not their places 0, 1, 2 ...")
+    ] = False,
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
@@ -362,7 +368,8 @@ def predict(
     if largest_component:
         window["largest_component"] = largest_component
     written = predict_images(run, images or [], out, also=also or [], part=part, device=device, checkpoint=checkpoint,
-                             window=window, uncertainty=uncertainty, overwrite=overwrite)  # fmt: skip
+                             window=window, uncertainty=uncertainty, probabilities=probabilities,
+                             own_values=own_values, overwrite=overwrite)  # fmt: skip
     print(f"{len(written)} predictions in {out}")
 
 

@@ -1,9 +1,10 @@
 """The job behind `medssl evaluate`: predictions and references in, scores.csv out.
 
-Files are matched by case id. Predictions hold the places of classes. What the values of references stand for, where
-nobody annotated them, and which regions are scored beside the classes is said by the dataset's settings. A reference
-whose axes are stored in another order or direction is turned to those of the prediction. Nothing is resampled: two
-volumes that do not share a grid are an error, and every fault of every case is known before the first is scored.
+Files are matched by case id. Predictions hold the places of classes, or the values that predictions.json lists. What
+the values of references stand for, where nobody annotated them, and which regions are scored beside the classes is said
+by the dataset's settings. A reference whose axes are stored in another order or direction is turned to those of the
+prediction. Nothing is resampled: two volumes that do not share a grid are an error, and every fault of every case is
+known before the first is scored.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from medssl.config import parse
 from medssl.data.cases import IGNORED, DatasetConfig
 from medssl.data.grid import GRID_ERROR, aligned, shift_of
 from medssl.data.io import SUFFIXES, case_id, is_volume, list_volumes
-from medssl.data.labels import read_classes, read_pair
+from medssl.data.labels import read_classes, read_pair, read_prediction
 from medssl.data.prepared import PreparedDataset, read_prepared
 from medssl.data.volume import Source, Volume, by, corners_apart
 from medssl.errors import ConfigError, DataError
@@ -297,7 +298,7 @@ def _inspect(pair: _Pair, data: DatasetConfig | None, is_prepared: bool) -> tupl
     classes = None if data is None else len(data.classes)
     for role, source in (("prediction", Source(pair.prediction)), ("reference", pair.reference)):
         try:
-            volume = read_classes(source, data if role == "reference" else None)
+            volume = read_prediction(source) if role == "prediction" else read_classes(source, data)
         except DataError as error:
             faults.append(str(error))
             continue

@@ -18,8 +18,7 @@ import numpy as np
 
 from medssl.data.cases import DatasetConfig
 from medssl.data.grid import aligned
-from medssl.data.io import read_label
-from medssl.data.labels import read_pair
+from medssl.data.labels import read_pair, read_prediction
 from medssl.data.volume import Source, Volume, by
 from medssl.errors import DataError
 from medssl.foreign import Table, read_table
@@ -279,7 +278,7 @@ def _averages(metric: str, one: Table, other: Table) -> Iterator[str]:
 @lru_cache(maxsize=4)
 def _read(source: Source) -> Volume | None:
     try:
-        return read_label(source)
+        return read_prediction(source)  # references have no predictions.json beside them
     except DataError:
         return None
 

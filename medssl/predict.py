@@ -13,6 +13,7 @@ import torch
 
 from medssl.checkpoint import load_checkpoint
 from medssl.config import load_yaml, parse
+from medssl.data.cases import LARGEST_VALUE, DatasetConfig
 from medssl.data.dicom import is_series_folder
 from medssl.data.hdf5 import SUFFIXES as H5_SUFFIXES
 from medssl.data.inspect import odd_geometry
@@ -29,7 +30,8 @@ from medssl.progress import track
 from medssl.run import RunConfig, build_method, make_predictor
 
 UNCERTAINTY = "uncertainty"
-"""Folder beside the label maps, where nobody takes its volumes for label maps."""
+PROBABILITIES = "probabilities"
+"""Folders beside the label maps, where nobody takes their volumes for label maps."""
 
 
 def predict(
@@ -43,11 +45,14 @@ def predict(
     checkpoint: str = "best",
     window: dict[str, Any] | None = None,
     uncertainty: bool = False,
+    probabilities: bool = False,
+    own_values: bool = False,
     overwrite: bool = False,
 ) -> list[Path]:
     """Write a class map `<case>.nii.gz` per image, and predictions.json that says how they were made.
 
-    A folder that was begun in the same way is gone on with: cases that it has and that predictions.json tells of stay.
+    A folder that was begun in the same way is gone on with: cases that it has and that predictions.json tells of stay,
+    and where these are all, that is said and nothing is written.
     Images that cannot be read are passed over, and told of when all others are there.
 
     Args:
@@ -56,15 +61,23 @@ def predict(
         also: other runs, whose class probabilities are averaged with the first one's.
         part: instead of naming images, the raw images of a part of the run's own split, such as `test`.
         uncertainty: also write `uncertainty/<case>.nii.gz`, 1 minus the probability of each voxel's class.
-        overwrite: replace what is there, all of it.
+        probabilities: also write `probabilities/<case>_<place>.nii.gz`, that of the class of each place in `classes` of
+            predictions.json, the background's 0; `largest_component` does not change them.
+        own_values: write the value that each class has in the dataset's label files, not its place in `classes`.
+            predictions.json then lists these values, by which `evaluate` and `report` read the label maps.
+        overwrite: replace what is there, all of it; not label maps in other values, of which some could stay.
 
     Raises:
         DataError: images that cannot be read, all of them.
-        ConfigError: nothing to predict, outputs that exist all or were made in another way and `overwrite` is not set,
-            or runs that do not fit together.
+        ConfigError: nothing to predict, outputs that exist and were made in another way and `overwrite` is not set,
+            runs that do not fit together, or a class without one value of its own.
     """
     predictor, facts = load_predictor(run, choose_device(device), also=also, checkpoint=checkpoint, window=window)
     facts["uncertainty"] = UNCERTAINTY if uncertainty else None
+    if probabilities:
+        facts["probabilities"] = PROBABILITIES
+    if own_values:
+        facts["own_values"] = _own_values(facts)
     sources = _of_part(run, part) if part else _by_id(_expand(images), predictor.channels)
     for other in also if part else ():
         if _of_part(other, str(part)).keys() != sources.keys():
@@ -74,6 +87,9 @@ def predict(
     record = out / "predictions.json"
     predicted = _earlier_images(record, facts, overwrite)
     missing = list(sources) if overwrite else _missing(targets, named, predicted)
+    if not missing:
+        print(f"medssl: all {len(sources)} predictions are there; --overwrite predicts anew", file=sys.stderr)
+        return list(targets.values())
     faults: list[str] = []
     doubts: list[tuple[Source, Oddity]] = []
     with track("predict", len(sources), done=len(sources) - len(missing)) as advance:
@@ -81,7 +97,9 @@ def predict(
             try:
                 image, odd = _read(sources[id])
                 doubts += odd
-                if uncertainty:
+                if probabilities:
+                    classes, unsure, shares = predictor.segment_with_probabilities(image)
+                elif uncertainty:
                     classes, unsure = predictor.segment_with_uncertainty(image)
                 else:
                     classes = predictor.segment(image)
@@ -94,6 +112,11 @@ def predict(
             write_json(record, {**facts, "images": predicted})
             if uncertainty:
                 write_shares(out / UNCERTAINTY / f"{id}.nii.gz", unsure, like=image)
+            if probabilities:
+                for place, share in enumerate(shares):
+                    write_shares(out / PROBABILITIES / f"{id}_{place}.nii.gz", share, like=image)
+            if own_values:
+                classes = np.array(facts["own_values"], np.uint16)[classes]
             write_label(targets[id], classes, like=image)
             advance(id)
     _warn(doubts)
@@ -162,23 +185,43 @@ def _load_one(
         "network": config.window.network,
         "classes": list(config.data.classes),
         "window": config.window.model_dump(mode="json"),
-        # What evaluation needs to read references: predictions hold the places of classes whatever their values are.
+        # What evaluation needs to read references: predictions hold the places of classes, or list `own_values`.
         **config.data.model_dump(mode="json", include={"values", "ignore", "regions"}, exclude_defaults=True),
     }
     return make_predictor(method.to(device), config, device), facts
+
+
+def _own_values(facts: dict[str, Any]) -> list[int]:
+    """The value of each class in the label files that a run was trained on.
+
+    Raises:
+        ConfigError: a class has none, several, or one that is no value of a label map.
+    """
+    data = parse(DatasetConfig, {"name": "", "classes": facts["classes"], "values": facts.get("values", {})})
+    named = dict(zip(data.classes, data.class_values, strict=True))
+    odd = [f"{name} {list(values)}" for name, values in named.items() if len(values) != 1 or values[0] < 0]
+    if odd:
+        raise ConfigError(
+            f"--own-values: each class needs one value from 0 to {LARGEST_VALUE} to be written as; data.values of "
+            f"{facts['run']} has {', '.join(odd)}"
+        )
+    return [value for values in named.values() for value in values]
 
 
 def _missing(targets: dict[str, Path], named: dict[str, list[str]], predicted: dict[str, list[str]]) -> list[str]:
     """The cases to predict, where an earlier call predicted others.
 
     Raises:
-        ConfigError: none, or a file that is no prediction of its case in the same way.
+        ConfigError: a file is no prediction of its case.
     """
     existing = [id for id, path in targets.items() if path.exists()]
     strange = [id for id in existing if predicted.get(id) != named[id]]
-    if strange or len(existing) == len(targets):
-        path, count = targets[(strange or existing)[0]], len(strange or existing)
-        raise ConfigError(f"{path}: exists ({count} such files); choose another folder or --overwrite")
+    if strange:
+        told = ", ".join(predicted.get(strange[0], ["nothing that predictions.json tells of"]))
+        raise ConfigError(
+            f"{targets[strange[0]]}: exists and was made from {told} ({len(strange)} such files); "
+            "choose another folder or --overwrite"
+        )
     return [id for id in targets if id not in existing]
 
 
@@ -211,8 +254,11 @@ def _earlier_images(record: Path, facts: dict[str, Any], overwrite: bool) -> dic
         images = dict(earlier.pop("images"))
         if earlier == facts:
             return images
-    except (OSError, ValueError, KeyError):
-        pass
+        is_of_other_values = earlier.get("own_values") != facts.get("own_values")
+    except (OSError, ValueError, KeyError, TypeError):
+        is_of_other_values = False
+    if is_of_other_values:
+        raise ConfigError(f"{record}: tells of label maps in other values, see --own-values; choose another folder")
     if overwrite:
         return {}
     raise ConfigError(f"{record}: tells of predictions made in another way; choose another folder or --overwrite")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -102,10 +102,22 @@ class Predictor:
 
         A voxel that `largest_component` took away from a class is as uncertain as that class was likely.
         """
+        classes, uncertainty, _ = self.segment_with_probabilities(image)
+        return classes, uncertainty
+
+    def segment_with_probabilities(
+        self, image: Volume
+    ) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.floating[Any]], Iterator[NDArray[np.float32]]]:
+        """What `segment_with_uncertainty` gives, and the probability of one class after the other, `(X, Y, Z)` each.
+
+        They are those before `largest_component`; over all classes they sum to 1.
+        """
         prepared = self._prepared(image)
-        classes, certainty = self.recipe.undo_with_certainty(self.probabilities(prepared.image), prepared.grid)
+        probs = self.probabilities(prepared.image)
+        classes, certainty = self.recipe.undo_with_certainty(probs, prepared.grid)
         cleaned = self._cleaned(classes)
-        return cleaned, np.where(cleaned == classes, 1 - certainty, certainty)
+        uncertainty = np.where(cleaned == classes, 1 - certainty, certainty)
+        return cleaned, uncertainty, self.recipe.undo_by_class(probs, prepared.grid)
 
     def _prepared(self, image: Volume) -> Prepared:
         channels = image.array.shape[3] if image.array.ndim == 4 else 1

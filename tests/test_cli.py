@@ -72,6 +72,7 @@ def test_the_whole_job_by_commands(balls, settings):
         ("train", here / "balls.yaml", here / "method.yaml", "--set", f"data.root={here / 'prepared'}",
          "--out", here / "run"),
         ("predict", here / "run", raw / "images", "-o", here / "predicted"),
+        ("predict", here / "run", raw / "images", "-o", here / "predicted"),  # again, as scripts do
         ("predict", here / "run", "--part", "test", "-o", here / "run" / "test"),
         ("evaluate", here / "run" / "test", raw / "labels", "-o", here / "run" / "scores.csv"),
         ("report", here / "run", "-o", here / "report"),

@@ -11,18 +11,24 @@ import pytest
 import SimpleITK as sitk
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 from medssl.checkpoint import load_checkpoint, save_checkpoint
+from medssl.cli import app
+from medssl.comparison import load_runs, make_rows
 from medssl.config import merge, parse
 from medssl.data.draw import Wish, make_split
-from medssl.data.io import read_image, read_label, write_image, write_label
+from medssl.data.io import list_volumes, read_image, read_label, write_image, write_label
 from medssl.data.prepared import read_prepared
 from medssl.data.recipe import Intensity, Recipe
 from medssl.data.splits import write_split
 from medssl.errors import ConfigError, DataError
 from medssl.evaluate import evaluate_folders
+from medssl.explain import explain
 from medssl.predict import load_predictor, predict
 from medssl.predictor import Predictor, WindowConfig, chosen_networks
+from medssl.report.gallery import files_of
+from medssl.report.voxels import agreements
 from medssl.run import RunConfig, build_method
 from medssl.scores import summarise
 from medssl.train import train
@@ -263,9 +269,11 @@ def test_several_runs_are_the_mean_of_their_probabilities(trained, other, tmp_pa
     together, facts = load_predictor(run, cpu, also=[other, other])
     np.testing.assert_allclose(together.probabilities(prepared.image), probs, atol=1e-6)
     assert facts["also"] == [str(other.resolve())] * 2
-    (written,) = predict(run, [image.path], tmp_path / "mean", also=[other, other], device="cpu")
+    (written,) = predict(run, [image.path], tmp_path / "mean", also=[other, other], device="cpu", probabilities=True)
     expected = recipe.undo(probs, prepared.grid)
     assert np.array_equal(read_label(written).array, expected)
+    shares = np.stack(list(recipe.undo_by_class(probs, prepared.grid)))
+    np.testing.assert_allclose(probabilities_of(written), shares, atol=0.51 / 255)
     assert not np.array_equal(expected, alone[0].segment(image))
     with pytest.raises(ConfigError, match="made in another way"):
         predict(run, [raw / "images" / "ball_04.nii.gz"], tmp_path / "mean", device="cpu")
@@ -303,17 +311,30 @@ def json_root(run):
     return load_yaml((run / "config.yaml").read_text())["data"]["root"]
 
 
-def test_a_folder_is_predicted_whole_and_never_overwritten_unasked(trained, tmp_path):
+def stamps(folder):
+    """When each file of a folder was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_is_predicted_whole_and_never_overwritten_unasked(trained, tmp_path, capsys):
     run, raw = trained
     images = shutil.copytree(raw / "images", tmp_path / "images")
     for path in sorted(images.iterdir())[3:]:
         path.unlink()
     assert len(predict(run, [images], tmp_path / "out", device="cpu")) == 3
-    kept = (tmp_path / "out" / "ball_00.nii.gz").read_bytes()
-    with pytest.raises(ConfigError, match="--overwrite"):
-        predict(run, [images], tmp_path / "out", device="cpu")
-    assert (tmp_path / "out" / "ball_00.nii.gz").read_bytes() == kept
+    kept = stamps(tmp_path / "out")
+    capsys.readouterr()
+    assert len(predict(run, [images], tmp_path / "out", device="cpu")) == 3
+    assert capsys.readouterr().err == "medssl: all 3 predictions are there; --overwrite predicts anew\n"
+    with pytest.raises(ConfigError, match="another way"):
+        predict(run, [images], tmp_path / "out", device="cpu", uncertainty=True)
+    shutil.copy(tmp_path / "out" / "ball_00.nii.gz", tmp_path / "out" / "ball_03.nii.gz")
+    with pytest.raises(ConfigError, match=r"ball_03\.nii\.gz: exists and was made from nothing .* \(1 such"):
+        predict(run, [raw / "images" / "ball_03.nii.gz"], tmp_path / "out", device="cpu")
+    (tmp_path / "out" / "ball_03.nii.gz").unlink()
+    assert stamps(tmp_path / "out") == kept
     assert len(predict(run, [images], tmp_path / "out", device="cpu", overwrite=True)) == 3
+    assert min(stamps(tmp_path / "out").values()) > max(kept.values())
     assert read_label(tmp_path / "out" / "ball_00.nii.gz").shape == (20, 18, 14)
 
 
@@ -380,6 +401,147 @@ def test_a_voxel_that_was_cleaned_away_is_uncertain():
     assert uncertainty[4, 4, 4] < 0.01
 
 
+def probabilities_of(written):
+    """`(C, X, Y, Z)` beside a label map, a file for each class."""
+    folder = written.parent / "probabilities"
+    names = sorted(path.name for path in folder.glob(f"{written.name.removesuffix('.nii.gz')}_*"))
+    return np.stack([nib.load(folder / name).get_fdata() for name in names])
+
+
+def with_data(trained, folder, **changes):
+    """The `trained` run with other settings of its data."""
+    shutil.copytree(trained[0], folder)
+    for name in ("best.pt", "last.pt"):
+        values = load_checkpoint(folder / name)
+        values["config"]["data"] |= changes
+        save_checkpoint(folder / name, values)
+    return folder
+
+
+@pytest.mark.parametrize("codes", ["RAS", "PIR", "ALS"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"crop": False},
+        {"crop": False, "spacing": (1.3, 0.8, 1.1)},
+        {"crop": True, "threshold": 0, "margin": 0},
+        {"crop": True, "threshold": 0, "margin": 1, "spacing": (1.3, None, 1.1)},
+        {"crop": True, "threshold": 0, "margin": 0, "resize": (12, 9)},
+    ],
+)
+def test_probabilities_lie_on_the_image_grid_sum_to_one_and_give_the_label_map(trained, tmp_path, codes, recipe):
+    run = with_data(trained, tmp_path / "run", recipe=Recipe(**recipe).model_dump(mode="json"))
+    array = read_image(trained[1] / "images" / "ball_03.nii.gz").array[3:14, 5:15, 3:12].copy()
+    array[:2] = array[:, -1:] = array[..., :1] = -100  # air, to crop
+    turn = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes))
+    affine = np.array([[0.8, 0, 0.2, -20], [0, 1.1, 0, 33], [-0.1, 0, 1.6, 5], [0, 0, 0, 1]])
+    affine = affine @ nib.orientations.inv_ornt_aff(turn, array.shape)
+    image = nib.Nifti1Image(nib.orientations.apply_orientation(array, turn), affine)
+    image.set_sform(affine, 2)
+    nib.save(image, tmp_path / "image.nii.gz")
+    (written,) = predict(run, [tmp_path / "image.nii.gz"], tmp_path / "out", device="cpu", uncertainty=True,
+                         probabilities=True)  # fmt: skip
+    label, shares = np.asarray(nib.load(written).dataobj), probabilities_of(written)
+    assert shares.shape == (3, *image.shape)
+    assert np.unique(label).tolist() == [0, 1, 2]
+    assert np.abs(shares.sum(0) - 1).max() <= 3 / 510 + 1e-5
+    highest = shares.max(0)
+    assert np.array_equal(np.take_along_axis(shares, label[None].astype(int), 0)[0], highest)
+    assert ((shares == highest).sum(0) == 1).mean() > 0.97  # rounding ties are few
+    unsure = nib.load(tmp_path / "out" / "uncertainty" / "image.nii.gz").get_fdata()
+    np.testing.assert_allclose(unsure, 1 - highest, atol=1.01 / 255)
+    if recipe.get("margin") == 0:
+        np.testing.assert_allclose(shares[:, image.get_fdata() == -100].T - [1, 0, 0], 0, atol=1e-6)
+    for place in range(3):
+        found = nib.load(tmp_path / "out" / "probabilities" / f"image_{place}.nii.gz")
+        assert found.get_data_dtype() == np.uint8
+        for key in ("dim", "pixdim", "sform_code", "qform_code", "srow_x", "srow_y", "srow_z", "quatern_b"):
+            assert np.array_equal(found.header[key], nib.load(tmp_path / "image.nii.gz").header[key]), key
+
+
+def test_probabilities_are_those_before_cleaning():
+    from medssl.data.volume import Volume
+
+    array = np.zeros((20, 20, 20), np.float32)
+    array[2:8, 2:8, 2:8] = array[15:17, 15:17, 15:17] = 1
+    predictor = identity_predictor()
+    predictor.window = WindowConfig(largest_component=("b",))
+    classes, uncertainty, shares = predictor.segment_with_probabilities(Volume(array, np.eye(4)))
+    background, found, _ = shares
+    assert classes[16, 16, 16] == 0
+    assert found[16, 16, 16] > 0.99
+    np.testing.assert_allclose(uncertainty, 1 - np.where(classes == 1, found, background), atol=1e-6)
+
+
+def test_probabilities_are_written_by_the_command_go_on_and_do_not_get_scored(trained, tmp_path):
+    (run, raw), out = trained, tmp_path / "out"
+    images = [str(raw / "images" / f"ball_0{number}.nii.gz") for number in range(2)]
+    words = ["predict", str(run), "-o", str(out), "--device", "cpu"]
+    assert CliRunner().invoke(app, [*words, images[0], "--probabilities"]).exit_code == 0
+    kept = stamps(out / "probabilities")
+    assert sorted(path.name for path in kept) == [f"ball_00_{place}.nii.gz" for place in range(3)]
+    assert json.loads((out / "predictions.json").read_text())["probabilities"] == "probabilities"
+    with pytest.raises(ConfigError, match="another way"):
+        predict(run, [Path(image) for image in images], out, device="cpu")
+    assert CliRunner().invoke(app, [*words, *images, "--probabilities"]).exit_code == 0
+    assert stamps(out / "probabilities").items() >= kept.items()
+    assert len(stamps(out / "probabilities")) == 6
+    assert not (out / "uncertainty").exists()
+    scores = evaluate_folders(out, raw / "labels", tmp_path / "scores.csv", workers=0)
+    assert {score.case for score in scores} == {"ball_00", "ball_01"}
+    predict(run, [Path(image) for image in images], out, device="cpu", probabilities=True, overwrite=True)
+    assert min(stamps(out / "probabilities").values()) > max(kept.values())
+
+
+def test_predictions_in_the_values_of_the_dataset_are_scored_and_reported_as_those_in_places(trained, tmp_path):
+    for path in list_volumes(trained[1] / "labels"):
+        label = read_label(path)
+        write_label(tmp_path / "labels" / path.name, np.array([0, 500, 1])[label.array], like=label)
+    tables, found, read, maps = [], [], [], []
+    for name, own in (("places", False), ("values", True)):
+        run = with_data(trained, tmp_path / name, values={"shell": [500], "core": [1]})
+        written = predict(run, [], run / "test", part="test", device="cpu", own_values=own)
+        scores = evaluate_folders(run / "test", tmp_path / "labels", run / "scores.csv", workers=0)
+        assert summarise(scores).overall.dice.mean > 0.6
+        (loaded,) = load_runs([run])
+        tables.append((run / "scores.csv").read_text().replace(str(run), ""))
+        found += agreements(make_rows([loaded]), 3, workers=0)
+        read.append(files_of(loaded, scores[0].case).read()[1].array)
+        maps.append([read_label(path).array for path in written])
+        for overwrite in (False, True):  # of which a fault or an interruption would leave some, to be read wrongly
+            with pytest.raises(ConfigError, match="label maps in other values"):
+                predict(run, [], run / "test", part="test", device="cpu", own_values=not own, overwrite=overwrite)
+    assert json.loads((tmp_path / "values" / "test" / "predictions.json").read_text())["own_values"] == [0, 500, 1]
+    for places, values in zip(*maps, strict=True):
+        assert np.unique(places).tolist() == [0, 1, 2]
+        assert np.array_equal(values, np.array([0, 500, 1])[places])
+    assert tables[0] == tables[1]
+    assert np.array_equal(*read)
+    assert np.array_equal(found[0].confusion, found[1].confusion)
+    assert found[0].unread == found[1].unread == 0
+    lines = explain(tmp_path / "places" / "scores.csv", tmp_path / "values" / "scores.csv")
+    assert not [line for line in lines if "other files" in line or " differ" in line], lines
+
+
+def test_a_prediction_that_holds_other_values_than_its_folder_says_is_refused(trained, tmp_path):
+    (run, raw), out = trained, tmp_path / "out"
+    words = ["predict", str(run), str(raw / "images" / "ball_00.nii.gz"), "-o", str(out), "--own-values"]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    label = read_label(out / "ball_00.nii.gz")
+    write_label(out / "ball_00.nii.gz", 7 * label.array, like=label)
+    with pytest.raises(DataError, match=r"ball_00\.nii\.gz: the label map holds 7, 14; own_values in .* are 0, 1, 2"):
+        evaluate_folders(out, raw / "labels", tmp_path / "scores.csv", workers=0)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"), [({"core": [7, 9], "shell": [3]}, r"core \[7, 9\]$"), ({"core": [-1]}, r"core \[-1\]$")]
+)
+def test_classes_without_one_value_cannot_be_written_in_it(trained, tmp_path, values, told):
+    run = with_data(trained, tmp_path / "run", values=values)
+    with pytest.raises(ConfigError, match=rf"each class needs one value from 0 to 65535 .* has {told}"):
+        predict(run, [tmp_path / "not_looked_for.nii.gz"], tmp_path / "out", device="cpu", own_values=True)
+
+
 def untrained(trained, folder, channels):
     """A run like `trained`, of a network that takes several channels."""
     values = load_checkpoint(trained[0] / "last.pt")
@@ -427,11 +589,14 @@ def test_a_dicom_series_is_a_case_named_by_its_folder(trained, tmp_path):
     write_series(tmp_path / "scans" / "patient.7", voxels)
     write_series(tmp_path / "scans" / "patient.8", voxels)
     write_image(tmp_path / "same.nii.gz", voxels, np.diag([-1.0, -1.0, 1.0, 1.0]))  # the world of DICOM is LPS
-    written = predict(run, [tmp_path / "scans", tmp_path / "same.nii.gz"], tmp_path / "out", device="cpu")
+    written = predict(run, [tmp_path / "scans", tmp_path / "same.nii.gz"], tmp_path / "out", device="cpu",
+                      probabilities=True)  # fmt: skip
     assert [path.name for path in written] == ["patient.7.nii.gz", "patient.8.nii.gz", "same.nii.gz"]
     found, _, expected = (read_label(path) for path in written)
     assert np.array_equal(found.array, expected.array)
     assert np.allclose(found.affine, expected.affine)
+    assert np.array_equal(probabilities_of(written[0]), probabilities_of(written[2]))
+    assert np.allclose(nib.load(tmp_path / "out/probabilities/patient.7_1.nii.gz").affine, expected.affine)
     assert len(np.unique(found.array)) > 1
 
 
@@ -512,7 +677,7 @@ def test_what_was_interrupted_goes_on_and_other_files_of_the_same_name_are_refus
     monkeypatch.setattr(Predictor, "segment", segment)
     assert json.loads((out / "predictions.json").read_text())["classes"] == ["background", "shell", "core"]
     other = shutil.copy(images[1], tmp_path / "ball_00.nii.gz")
-    with pytest.raises(ConfigError, match=r"ball_00\.nii\.gz: exists"):
+    with pytest.raises(ConfigError, match=r"ball_00\.nii\.gz: exists and was made from .*images.ball_00\.nii\.gz \(1 "):
         predict(run, [other, images[1]], out, device="cpu")
     assert len(predict(run, images, out, device="cpu")) == 3
     assert set(json.loads((out / "predictions.json").read_text())["images"]) == {"ball_00", "ball_01", "ball_02"}

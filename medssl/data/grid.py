@@ -7,7 +7,7 @@ axis); labels and probabilities class by class with linear weights, the largest 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
@@ -142,8 +142,8 @@ class Grid:
             return label
         if self.nearest:
             return _nearest(label, self.prepared)
-        masks = ((int(value), label == value) for value in np.unique(label))
-        return _largest(masks, self.prepared, self._steps(), label.dtype.type)[0]
+        shares = ((int(value), _linear(label == value, self.prepared, self._steps())) for value in np.unique(label))
+        return _largest(shares, self.prepared, label.dtype.type)[0]
 
     def largest(
         self, probs: NDArray[np.floating[Any]]
@@ -152,10 +152,16 @@ class Grid:
         dtype = class_type(len(probs) - 1)
         if self.cropped == self.prepared and self.cropped_spacing == self.spacing:
             return np.asarray(np.argmax(probs, axis=0), dtype), probs.max(0)
-        if self.nearest:
-            return _nearest(np.argmax(probs, axis=0).astype(dtype), self.cropped), _nearest(probs.max(0), self.cropped)
+        return _largest(enumerate(self.interpolated(probs)), self.cropped, dtype)
+
+    def interpolated(self, probs: NDArray[np.floating[Any]]) -> Iterator[NDArray[np.float32]]:
+        """Prepared grid to crop grid: the probabilities of one class after the other, as all may be too large."""
         back = [1 / step for step in self._steps()]
-        return _largest(enumerate(probs), self.cropped, back, dtype)
+        for of_class in probs:
+            if self.nearest:
+                yield _nearest(np.asarray(of_class, np.float32), self.cropped)
+            else:
+                yield _linear(of_class, self.cropped, back)
 
     def place(self, array: NDArray[NumberT], outside: float = 0) -> NDArray[NumberT]:
         """An array of the crop grid on the raw volume's own grid, with a constant outside the crop."""
@@ -181,6 +187,10 @@ def _resample(array: NDArray[np.float32], shape: Triple, steps: list[float], ord
     return out
 
 
+def _linear(array: NDArray[Any], shape: Triple, steps: list[float]) -> NDArray[np.float32]:
+    return _resample(np.asarray(array, np.float32), shape, steps, order=1)
+
+
 def _nearest(array: NDArray[NumberT], shape: Triple) -> NDArray[NumberT]:
     """The nearest of the array's voxels for each of `shape`, corners on corners."""
     factors = [new / old for new, old in zip(shape, array.shape, strict=True)]
@@ -194,14 +204,13 @@ def class_type(highest: int) -> type[np.unsignedinteger[Any]]:
 
 
 def _largest(
-    maps: Iterable[tuple[int, NDArray[Any]]], shape: Triple, steps: list[float], dtype: type[np.unsignedinteger[Any]]
+    maps: Iterable[tuple[int, NDArray[np.float32]]], shape: Triple, dtype: type[np.unsignedinteger[Any]]
 ) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.float32]]:
-    """Resample `(value, map)` pairs one by one; the value of the largest, and what it held. Ties go to the first."""
+    """Of `(value, map)` pairs, one by one, the value of the largest, and what it held. Ties go to the first."""
     best = np.full(shape, -np.inf, np.float32)
     classes = np.zeros(shape, dtype)
     for value, weights in maps:
-        resampled = _resample(np.asarray(weights, np.float32), shape, steps, order=1)
-        better = resampled > best
-        best[better] = resampled[better]
+        better = weights > best
+        best[better] = weights[better]
         classes[better] = value
     return classes, best

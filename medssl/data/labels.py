@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,28 @@ def read_classes(source: Path | Source, config: DatasetConfig | None) -> Volume:
     return label if config is None or config.is_plain else as_classes(label, config)
 
 
+def read_prediction(source: Path | Source) -> Volume:
+    """A predicted label map with the places of classes as its values, also where predictions.json beside it lists
+    `own_values` of the classes.
+
+    Raises:
+        DataError: as `read_label`; predictions.json cannot be read, or does not list a value of the label map.
+    """
+    label, path = read_label(source), source.path if isinstance(source, Source) else source
+    record = path.parent / "predictions.json"
+    if not record.exists():
+        return label
+    try:
+        own = json.loads(record.read_text(encoding="utf-8")).get("own_values", [])
+        found = mapped(label.array, {value: place for place, value in enumerate(own)}) if own else label.array
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{record}: cannot be read, so nobody knows what values {path} holds: {error}") from None
+    if own and found.min() < 0:
+        odd = ", ".join(map(str, np.unique(label.array[found < 0])[:10]))
+        raise DataError(f"{path}: the label map holds {odd}; own_values in {record} are {', '.join(map(str, own))}")
+    return replace(label, array=found)
+
+
 def read_pair(
     prediction: Path | Source, reference: Path | Source, config: DatasetConfig | None
 ) -> tuple[Volume, Volume]:
@@ -33,9 +56,9 @@ def read_pair(
     wherever nobody annotated the reference.
 
     Raises:
-        DataError: as `read_classes`, or their shapes differ.
+        DataError: as `read_prediction` and `read_classes`, or their shapes differ.
     """
-    ours = read_label(prediction)
+    ours = read_prediction(prediction)
     theirs = aligned(read_classes(reference, config), ours)
     if ours.shape != theirs.shape:
         raise DataError(

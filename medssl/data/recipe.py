@@ -9,6 +9,7 @@ literature does.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -160,6 +161,14 @@ class Recipe(Settings):
         """What `undo` gives, and the interpolated probability of each voxel's class; 1 outside the crop."""
         classes, certainty = grid.largest(probs)
         return grid.place(classes), grid.place(certainty, outside=1)
+
+    def undo_by_class(self, probs: NDArray[np.floating[Any]], grid: Grid) -> Iterator[NDArray[np.float32]]:
+        """The interpolated probabilities of which `undo` takes the largest, of one class after the other.
+
+        Outside the crop that of the background is 1.
+        """
+        for place, of_class in enumerate(grid.interpolated(probs)):
+            yield grid.place(of_class, outside=float(place == 0))
 
     def _foreground(self, channels: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Voxels brighter than air in any channel; all of them where nothing is."""

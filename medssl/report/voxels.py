@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from medssl.comparison import Row
 from medssl.data.cases import IGNORED, DatasetConfig
 from medssl.data.grid import aligned
-from medssl.data.io import read_label, read_volume
-from medssl.data.labels import read_classes
+from medssl.data.io import read_volume
+from medssl.data.labels import read_classes, read_prediction
 from medssl.data.volume import Source, Volume
 from medssl.errors import DataError
 from medssl.progress import mapper, tracked
@@ -150,7 +150,7 @@ def _agreements_of_case(
 
 def _read_and_compare(files: _Files, reference: Volume, has_unknown: bool, classes: int) -> Agreement:
     try:
-        prediction = read_label(files.prediction)
+        prediction = read_prediction(files.prediction)
         sure = None
         if files.uncertainty is not None and files.uncertainty.exists():
             sure = 1 - read_volume(files.uncertainty).array

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -102,6 +103,25 @@ def test_turn_undoes_itself(axes):
     array = np.arange(5 * 6 * 7).reshape(5, 6, 7)
     turn = Turn(axes, (True, False, True))
     assert np.array_equal(turn.undo(turn.apply(array)), array)
+
+
+def test_probabilities_of_many_classes_are_never_all_held_on_the_image_grid():
+    grid = np.stack(np.meshgrid(*(np.arange(n) for n in (50, 60, 70)), indexing="ij"))
+    recipe = Recipe(orientation="LPS", spacing=(5, 5, 5), intensity=Intensity(kind="clip", window=(0, 200)))
+    prepared = recipe.apply(Volume(grid.sum(0).astype(np.float32), np.eye(4)))
+    probs = np.random.default_rng(0).dirichlet(np.ones(22), prepared.grid.prepared).astype(np.float32)
+    probs = np.moveaxis(probs, -1, 0)
+    classes, certainty = recipe.undo_with_certainty(probs, prepared.grid)
+    total, found = np.zeros(classes.shape, np.float32), np.zeros(classes.shape, np.float32)
+    tracemalloc.start()
+    for place, of_class in enumerate(recipe.undo_by_class(probs, prepared.grid)):
+        total += of_class
+        found[classes == place] = of_class[classes == place]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 * total.nbytes
+    np.testing.assert_allclose(total, 1, atol=1e-5)
+    assert np.array_equal(found, certainty)
 
 
 def test_crop_follows_intensity_and_never_the_label():
