@@ -20,7 +20,10 @@ from medssl.data.splits import load_split
 from medssl.errors import ConfigError, OutOfMemoryError
 from medssl.memory import USABLE
 from medssl.networks import check_patch
-from medssl.plan import LARGEST_PATCH, LARGEST_PATCH_CPU, Choice, make_plan, plan, plan_spacing, shapes
+from medssl.plan import make_plan, plan
+from medssl.plan.choices import Choice
+from medssl.plan.sections import plan_spacing
+from medssl.plan.shapes import LARGEST_PATCH, LARGEST_PATCH_CPU, shapes
 from medssl.run import load_run_config
 
 METHODS = {name: bundled(f"method/{name}.yaml") for name in ("supervised", "mean_teacher", "combined")}
