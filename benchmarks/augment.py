@@ -33,7 +33,8 @@ from scipy import ndimage
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from medssl.augment import CONTROL_POINTS, Augment, AugmentConfig
+from medssl.augment import Augment, AugmentConfig
+from medssl.parts.warp import CONTROL_POINTS
 
 SHAPES = ["8x1x32x48x32:3", "4x1x112x112x80:2", "4x1x96x96x96:3"]
 TOY = ["2x1x10x12x10:3"]

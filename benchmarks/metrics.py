@@ -37,7 +37,7 @@ from machine import facts
 from numpy.typing import NDArray
 
 from medssl.data.volume import Volume
-from medssl.metrics import CONVENTIONS, Plan, score_case
+from medssl.metrics import CONVENTIONS, Measures, score_case
 
 try:
     from medpy.metric import binary as medpy
@@ -231,7 +231,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def ours(prediction: Array, reference: Array, labels: range, threads: int) -> dict[int, Numbers]:
     pair = (Volume(array, np.diag([*SPACING, 1.0])) for array in (prediction, reference))
     names = {label: str(label) for label in labels}
-    scores = score_case("case", *pair, names, Plan(tolerance=TOLERANCE), threads=threads)["strict"]
+    scores = score_case("case", *pair, names, Measures(tolerance=TOLERANCE), threads=threads)["strict"]
     return {score.label: dict(score.values) for score in scores}
 
 
@@ -292,7 +292,7 @@ def random_pairs(count: int) -> list[tuple[Array, Array]]:
 
 def by_convention(prediction: Array, reference: Array, convention: str) -> dict[str, float | None]:
     pair = (Volume(mask.astype(np.int32), np.diag([1.0, 1.0, 2.0, 1.0])) for mask in (prediction, reference))
-    (score,) = score_case("case", *pair, {1: "class"}, Plan((convention,), tolerance=TOLERANCE))[convention]
+    (score,) = score_case("case", *pair, {1: "class"}, Measures((convention,), tolerance=TOLERANCE))[convention]
     return {name: score.value(name) for name in CONVENTIONS[convention].metrics}
 
 

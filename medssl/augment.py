@@ -10,9 +10,8 @@ operation are picked as views, by number. A sample's result does not depend on t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -26,13 +25,8 @@ from medssl.data.cases import IGNORED
 from medssl.data.recipe import THICK_SLICE_RATIO
 from medssl.parts.grey import bent, smoothed
 from medssl.parts.schedules import generator
+from medssl.parts.warp import CONTROL_POINTS, places_of, turned, uploaded, warp
 
-CONTROL_POINTS = 6
-"""Control points of an elastic deformation along an axis; the patch spans the middle three of their five intervals."""
-CLASSES_AT_ONCE = 8
-"""Classes that are warped together; more need no more memory, only time."""
-SLAB = 2**16
-"""Voxels that a CPU interpolates at once, so that what they need stays in its cache."""
 NORMAL_NUMBERS = 2**22
 """The least length of the bank that noise is read from."""
 
@@ -200,16 +194,17 @@ class Augment:
 
     def _moved(self, linear: Tensor, draws: Sequence[Draw], label: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
         """Samples of `linear`, views of it where nothing was drawn, and the label, a new tensor."""
-        rows = [_turned(row, draw) for row, draw in zip(linear, draws, strict=True)]
-        pairs = [] if label is None else zip(label, draws, strict=True)
-        labels = [self._sided(_turned(row, draw), draw) for row, draw in pairs]
+        rows = _turned(linear, draws)
+        labels = [] if label is None else self._sided(_turned(label, draws), draws)
         which = [i for i, draw in enumerate(draws) if draw.matrix is not None or draw.elastic is not None]
         # All at once, but one by one on a CPU, for the sake of its cache.
         groups = [[i] for i in which] if linear.device.type == "cpu" else [which] if which else []
         for group in groups:
             with torch.autocast(linear.device.type, enabled=False):
-                places = _places([draws[i] for i in group], linear.shape[2:], linear.device)
-                warped, winners = self._warped([rows[i] for i in group], [labels[i] for i in group if labels], places)
+                matrices, elastics = [draws[i].matrix for i in group], [draws[i].elastic for i in group]
+                places = places_of(matrices, elastics, linear.shape[2:], linear.device)
+                classes = [labels[i] for i in group if labels]
+                warped, winners = warp([rows[i] for i in group], classes, places, self.values)
             for k, i in enumerate(group):
                 rows[i] = warped[k].to(linear.dtype)
                 if winners is not None:
@@ -221,45 +216,26 @@ class Augment:
             target.copy_(row)
         return rows, moved
 
-    def _sided(self, label: Tensor, draw: Draw) -> Tensor:
+    def _sided(self, labels: list[Tensor], draws: Sequence[Draw]) -> list[Tensor]:
         """Mirroring makes a left one a right one; along an even number of axes it is a turn, and they stay."""
-        if not self.mirrored or len(draw.flips) % 2 == 0:
-            return label
-        if label.device not in self._in_a_mirror:
+        if not self.mirrored:
+            return labels
+        device = labels[0].device
+        if device not in self._in_a_mirror:
             places = [self.mirrored.get(place, place) for place in range(IGNORED + 1)]
-            self._in_a_mirror[label.device] = torch.tensor(places).to(label.device)
-        return self._in_a_mirror[label.device][label.long()].to(label.dtype)
-
-    def _warped(self, rows: list[Tensor], labels: list[Tensor], places: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Samples at `(S, 3, X, Y, Z)` places: `(S, K, X, Y, Z)` linear, `(S, X, Y, Z)` classes where there are labels.
-
-        Interpolated classes add up to one, so background is what the others leave and needs no plane of its own.
-        """
-        channels, label = len(rows[0]), torch.stack(labels) if labels else places.new_empty(0)
-        classes = self.values if labels else []
-        chunks = [classes[start : start + CLASSES_AT_ONCE] for start in range(0, len(classes), CLASSES_AT_ONCE)]
-        first, *others = chunks or [[]]
-        planes = _empty_planes(places, channels + len(first))
-        _fill_one_hot(planes[:, channels:], label, first)
-        for k, row in enumerate(rows):
-            planes[k, :channels] = row
-        planes = _sampled(planes, places)
-
-        def shares() -> Iterable[tuple[int, Tensor]]:
-            yield from zip(first, planes[:, channels:].detach().unbind(1), strict=True)
-            for chunk in others:
-                one_hot = _empty_planes(places, len(chunk))
-                _fill_one_hot(one_hot, label, chunk)
-                yield from zip(chunk, _sampled(one_hot, places).unbind(1), strict=True)
-
-        return planes[:, :channels], _largest(shares(), _empty_planes(places, 1)[:, 0]) if labels else None
+            self._in_a_mirror[device] = torch.tensor(places).to(device)
+        other = self._in_a_mirror[device]
+        return [
+            other[row.long()].to(row.dtype) if len(draw.flips) % 2 else row
+            for row, draw in zip(labels, draws, strict=True)
+        ]
 
     def _shaded(self, rows: list[Tensor], draws: Sequence[Draw]) -> Tensor:
         """Intensity changes of samples `(M, X, Y, Z)`, as a new batch."""
         image = torch.stack([_filtered(row, draw) for row, draw in zip(rows, draws, strict=True)])
         mean = image.mean((2, 3, 4), keepdim=True)
         tones = np.array([(1 - draw.contrast, draw.brightness) for draw in draws])
-        [tones_there] = _upload([tones.reshape(-1, 2, 1, 1, 1, 1)], image.device)
+        [tones_there] = uploaded([tones.reshape(-1, 2, 1, 1, 1, 1)], image.device)
         shift = (mean * tones_there[:, 0] + tones_there[:, 1]).to(image.dtype)
         numbers = self._normal_numbers(image.device, 2 * image[0].numel())
         for sample, move, draw in zip(image, shift, draws, strict=True):
@@ -278,131 +254,9 @@ class Augment:
         return self._banks[device, length]
 
 
-def _upload(arrays: Sequence[NDArray[np.float64]], device: torch.device) -> list[Tensor]:
-    """Small arrays as float32 tensors on the device, in one copy that nobody waits for."""
-    packed = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]).astype(np.float32))
-    if device.type == "cuda":
-        packed = packed.pin_memory()
-    parts = torch.split(packed.to(device, non_blocking=True), [array.size for array in arrays])
-    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
-
-
-def _turned(array: Tensor, draw: Draw) -> Tensor:
-    """Exact flips, then quarter turns, as one permutation and one flip; the last three axes are space."""
-    source, mirrored = [0, 1, 2], [axis in draw.flips for axis in range(3)]
-    for a, b, quarters in draw.turns:
-        if quarters in (1, 2):
-            mirrored[b] = not mirrored[b]
-        if quarters in (2, 3):
-            mirrored[a] = not mirrored[a]
-        if quarters in (1, 3):
-            source[a], source[b] = source[b], source[a]
-            mirrored[a], mirrored[b] = mirrored[b], mirrored[a]
-    first = array.ndim - 3
-    if source != [0, 1, 2]:
-        array = array.permute(*range(first), *(first + axis for axis in source))
-    if any(mirrored):
-        array = array.flip([first + axis for axis in range(3) if mirrored[axis]])
-    return array
-
-
-def _places(draws: Sequence[Draw], shape: Sequence[int], device: torch.device) -> Tensor:
-    """`(S, 3, X, Y, Z)`, the voxel position that each voxel is taken from, the nearest one inside the volume."""
-    offsets = [np.arange(n) - (n - 1) / 2 for n in shape]
-    ramps = np.stack([np.eye(3) if draw.matrix is None else draw.matrix for draw in draws])[..., None]
-    centre = np.array([[(n - 1) / 2] for n in shape])
-    bent = {i: draw.elastic for i, draw in enumerate(draws) if draw.elastic is not None}
-    control = np.array(list(bent.values())).reshape(-1, 3, *3 * [CONTROL_POINTS])
-    packed = [ramps[:, :, 0] * offsets[0] + centre, ramps[:, :, 1] * offsets[1], ramps[:, :, 2] * offsets[2]]
-    x, y, z, moves, *bases = _upload([*packed, control, *map(_spline_basis, shape)], device)
-
-    places = x[..., None, None] + y[..., None, :, None] + z[..., None, None, :]
-    if bent:
-        for i, move in zip(bent, _upsampled(moves, bases), strict=True):
-            places[i].add_(move)
-    for axis, size in enumerate(shape):
-        places[:, axis].clamp_(0, size - 1)
-    return places
-
-
-def _upsampled(control: Tensor, bases: Sequence[Tensor]) -> Tensor:
-    """`(S, 3, P, P, P)` control points to `(S, 3, X, Y, Z)`, axis by axis, the smallest products first."""
-    x, y, z = bases
-    lines = y @ (control @ z.T)  # (S, 3, P, Y, Z)
-    return (x @ lines.flatten(3)).view(*lines.shape[:2], len(x), *lines.shape[3:])
-
-
-@lru_cache(maxsize=16)
-def _spline_basis(size: int) -> NDArray[np.float64]:
-    """`(size, P)` weights of a uniform cubic B-spline's control points at the voxels of an axis; rows add up to 1."""
-    intervals = CONTROL_POINTS - 3
-    place = np.linspace(0, intervals, size)
-    first = np.minimum(place.astype(int), intervals - 1)
-    t = place - first
-    weights = np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3], 1) / 6
-    basis = np.zeros((size, CONTROL_POINTS))
-    basis[np.arange(size)[:, None], first[:, None] + np.arange(4)] = weights
-    return basis
-
-
-def _sampled(planes: Tensor, places: Tensor) -> Tensor:
-    """Planes `(S, K, X, Y, Z)` at `(S, 3, X, Y, Z)` places, linearly interpolated; on a CPU S is 1."""
-    sizes = planes.shape[2:]
-    if planes.device.type == "cpu":
-        slabs = torch.split(places[0], max(1, SLAB // (sizes[1] * sizes[2])), 1)
-        return torch.cat([_sampled_by_slices(planes[0], slab) for slab in slabs], 1)[None]
-    grid = torch.stack([_relative(places[:, axis], sizes[axis]) for axis in (2, 1, 0)], -1)
-    return F.grid_sample(planes, grid, padding_mode="border", align_corners=True)
-
-
-def _sampled_by_slices(volume: Tensor, places: Tensor) -> Tensor:
-    """A volume `(K, X, Y, Z)` at `(3, X', Y, Z)` places through two dimensions, to a thousandth of a voxel.
-
-    On a CPU torch interpolates images several times as fast as volumes. So the slices, one below the other, make
-    one tall image, which is read in the slice before each place and in the one after it.
-    """
-    channels, x_size, y_size, z_size = volume.shape
-    x, y, z = places
-    before = x.floor()
-    tall = volume.reshape(channels, -1, z_size).expand(len(x), -1, -1, -1)  # a slice of the result for each thread
-    column = _relative(z, z_size)
-
-    def bilinear(slices: Tensor) -> Tensor:
-        row = _relative(torch.add(y, slices, alpha=y_size), x_size * y_size)
-        grid = torch.stack([column, row]).movedim(0, -1)
-        return F.grid_sample(tall, grid, padding_mode="border", align_corners=True)  # (X', K, Y, Z)
-
-    after = bilinear(before + 1)  # beyond the last slice it counts nothing
-    return bilinear(before).lerp_(after, (x - before)[:, None]).movedim(1, 0)
-
-
-def _relative(position: Tensor, size: int) -> Tensor:
-    """Positions in [0, size - 1] as `grid_sample` counts them, in [-1, 1]."""
-    return (position * (2 / max(size - 1, 1))).sub_(1)
-
-
-def _empty_planes(places: Tensor, channels: int) -> Tensor:
-    return places.new_empty(len(places), channels, *places.shape[2:])
-
-
-def _fill_one_hot(planes: Tensor, label: Tensor, classes: Sequence[int]) -> None:
-    """Write where a label `(S, X, Y, Z)` holds each class into float planes `(S, C, X, Y, Z)`."""
-    for channel, value in enumerate(classes):
-        torch.eq(label, value, out=planes[:, channel])
-
-
-def _largest(shares: Iterable[tuple[int, Tensor]], rest: Tensor) -> Tensor:
-    """The class with the largest share; background, class 0, has what the others leave, and wins ties.
-
-    Several times as fast as `argmax` over a channel axis on a CPU, and no such axis is ever whole.
-    """
-    rest.fill_(1)
-    best, winner = torch.zeros_like(rest), torch.zeros_like(rest, dtype=torch.int16)
-    for value, share in shares:  # rising, so a later winner has the larger number
-        torch.maximum(winner, (share > best).to(torch.int16).mul_(value), out=winner)
-        torch.maximum(best, share, out=best)
-        rest.sub_(share)
-    return winner.mul_(best > rest)
+def _turned(batch: Tensor, draws: Sequence[Draw]) -> list[Tensor]:
+    """The samples of a batch, exactly flipped and turned."""
+    return [turned(row, draw.flips, draw.turns) for row, draw in zip(batch, draws, strict=True)]
 
 
 def _filtered(row: Tensor, draw: Draw) -> Tensor:

@@ -28,7 +28,7 @@ from medssl.data.prepared import PreparedDataset, read_prepared
 from medssl.data.volume import Source, Volume, by, corners_apart
 from medssl.errors import ConfigError, DataError
 from medssl.logs import log_test_scores
-from medssl.metrics import CONVENTIONS, METRICS, ClassScore, Plan, score_case
+from medssl.metrics import CONVENTIONS, METRICS, ClassScore, Measures, score_case
 from medssl.metrics.conventions import TOLERANCE
 from medssl.metrics.scoring import LARGEST_LABEL
 from medssl.progress import mapper, tracked
@@ -105,7 +105,7 @@ def evaluate_folders(
     """
     predictions, references, out = Path(predictions), Path(references), Path(out)
     _refuse_existing(out, overwrite)
-    plan = Plan(
+    measures = Measures(
         tuple(conventions), cast("Units | None", units), tolerance, tolerances or {}, tuple(instances),
         tuple(centreline), None if metrics is None else tuple(metrics),
     )  # fmt: skip
@@ -117,17 +117,17 @@ def evaluate_folders(
     with mapper(0 if is_alone else workers) as apply:
         findings = tracked("check", cases, apply(_inspect, pairs, repeat(data), repeat(prepared is not None)))
         labels = _labels(pairs, findings, data)
-        plan.check_classes([*labels.values(), *(data.regions if data else ())])
+        measures.check_classes([*labels.values(), *(data.regions if data else ())])
         threads = max(workers, 1) if is_alone else 1
         scored = tracked(
-            "score", cases, apply(_score, pairs, repeat(labels), repeat(data), repeat(plan), repeat(threads))
+            "score", cases, apply(_score, pairs, repeat(labels), repeat(data), repeat(measures), repeat(threads))
         )
     said = None if data is None or (data.is_plain and not data.regions) else data
     files = {pair.case: (pair.prediction, pair.reference) for pair in pairs}
     scores, *beside = (
-        Scores((score for case in scored for score in case[name]), unpredicted, convention=name, plan=plan, data=said,
-               files=files)
-        for name in plan.conventions
+        Scores((score for case in scored for score in case[name]), unpredicted, convention=name, measures=measures,
+               data=said, files=files)
+        for name in measures.conventions
     )  # fmt: skip
     scores.beside = tuple(beside)
     write_scores(out, scores)
@@ -384,8 +384,8 @@ def _indent(case: str, fault: str) -> str:
 
 
 def _score(
-    pair: _Pair, labels: dict[int, str], data: DatasetConfig | None, plan: Plan, threads: int
+    pair: _Pair, labels: dict[int, str], data: DatasetConfig | None, measures: Measures, threads: int
 ) -> dict[str, list[ClassScore]]:
     prediction, reference = read_pair(pair.prediction, pair.reference, data)
     regions = {} if data is None else data.region_places
-    return score_case(pair.case, prediction, reference, labels, plan, regions=regions, threads=threads)
+    return score_case(pair.case, prediction, reference, labels, measures, regions=regions, threads=threads)

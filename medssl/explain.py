@@ -21,9 +21,9 @@ from medssl.data.grid import aligned
 from medssl.data.labels import read_pair, read_prediction
 from medssl.data.volume import Source, Volume, by
 from medssl.errors import DataError
-from medssl.foreign import Table, read_table
+from medssl.foreign import ScoreTable, read_table
 from medssl.metrics import CONVENTIONS, METRICS, Status, masks
-from medssl.metrics.masks import Counts
+from medssl.metrics.masks import Overlap
 from medssl.metrics.surfaces import Distances, Mask, between, surface
 from medssl.metrics.table import status_of
 
@@ -95,7 +95,7 @@ def explain(a: Path, b: Path) -> list[str]:
 # ---- cases, settings, files
 
 
-def _coverage(one: Table, other: Table) -> Iterator[str]:
+def _coverage(one: ScoreTable, other: ScoreTable) -> Iterator[str]:
     for (here, table), (there, against) in [(("A", one), ("B", other)), (("B", other), ("A", one))]:
         alone = [case for case in table.cases if case not in against.cases]
         if alone:
@@ -105,7 +105,7 @@ def _coverage(one: Table, other: Table) -> Iterator[str]:
             yield f"other classes: {_few(unmatched)} in {here} only"
 
 
-def _compare_files(one: Table, other: Table, cases: Sequence[str]) -> tuple[list[str], set[str]]:
+def _compare_files(one: ScoreTable, other: ScoreTable, cases: Sequence[str]) -> tuple[list[str], set[str]]:
     """What is said about the label maps behind both tables, and the cases where they are not the same."""
     lines, different = [], set()
     for case in cases:
@@ -135,7 +135,7 @@ def _compare_volumes(mine: Source, theirs: Source) -> str | None:
 # ---- why
 
 
-def _reasons(differing: Sequence[Difference], one: Table, other: Table, different: set[str]) -> Iterator[str]:
+def _reasons(differing: Sequence[Difference], one: ScoreTable, other: ScoreTable, different: set[str]) -> Iterator[str]:
     """The differences of one metric by reason, the most frequent first."""
     rules = [(_rules(each, each.a, one, other), _rules(each, each.b, other, one)) for each in differing]
     liked: list[Counter[str]] = [Counter(rule for pair in rules for rule in pair[side] or ()) for side in (0, 1)]
@@ -169,7 +169,7 @@ def _likeliest(rules: Sequence[str], counts: Counter[str]) -> str:
     return " or ".join([rule for rule in rules if counts[rule] == most][:2])
 
 
-def _rules(each: Difference, value: float | None, table: Table, against: Table) -> list[str] | None:
+def _rules(each: Difference, value: float | None, table: ScoreTable, against: ScoreTable) -> list[str] | None:
     """The rules that give a table's number from the files, its own or else the other's; None without files."""
     owner = table if each.case in table.files else against
     labels = table.labels if each.class_name in table.labels else against.labels
@@ -194,7 +194,7 @@ def _rules(each: Difference, value: float | None, table: Table, against: Table) 
     return [stated] if stated in found else found
 
 
-def _stated(table: Table, each: Difference) -> str | None:
+def _stated(table: ScoreTable, each: Difference) -> str | None:
     """The rule that a table of ours names for its distances; None where it names none."""
     if table.scores is None:
         return None
@@ -222,7 +222,7 @@ def _readings(
     metric: str, pair: tuple[Mask, Mask], spacing: tuple[float, ...], status: Status, tolerances: Sequence[float]
 ) -> Iterator[tuple[str, float | None]]:
     """Every number that the metric's name is given to, with its rule, likely ones first."""
-    counts = Counts.of(*pair)
+    overlap = Overlap.of(*pair)
     if metric in _DEFINITIONS or metric == "nsd":
         if status != "scored":
             return
@@ -235,7 +235,7 @@ def _readings(
             for rule, function in _DEFINITIONS.get(metric, {}).items():
                 yield f"{rule}, {unit}", function(distances)
         return
-    overlaps = {"dice": counts.dice, "iou": counts.iou, "precision": counts.precision, "recall": counts.recall}
+    overlaps = {"dice": overlap.dice, "iou": overlap.iou, "precision": overlap.precision, "recall": overlap.recall}
     for name in sorted(overlaps, key=lambda name: name != metric):  # its own meaning first, then those mixed up with it
         if metric in overlaps:
             title = METRICS[name].title + " of the volume"
@@ -243,8 +243,8 @@ def _readings(
             yield f"{title} in percent", None if overlaps[name] is None else 100 * (overlaps[name] or 0)
     if metric in ("dice", "iou"):
         for axis in range(pair[0].ndim):
-            slices = [getattr(Counts.of(*both), metric) for both in zip(*(np.moveaxis(m, axis, 0) for m in pair),
-                                                                         strict=True)]  # fmt: skip
+            slices = [getattr(Overlap.of(*both), metric) for both in zip(*(np.moveaxis(m, axis, 0) for m in pair),
+                                                                          strict=True)]  # fmt: skip
             filled = [value for value in slices if value is not None]
             yield f"the mean over slices across axis {axis}, empty ones left out", float(np.mean(filled or [0]))
             full = [1.0 if value is None else value for value in slices]
@@ -261,7 +261,7 @@ def _grids(spacing: tuple[float, ...]) -> list[tuple[str, tuple[float, ...]]]:
 # ---- averages
 
 
-def _averages(metric: str, one: Table, other: Table) -> Iterator[str]:
+def _averages(metric: str, one: ScoreTable, other: ScoreTable) -> Iterator[str]:
     """How the two headline means come about, where both tables have one and they differ."""
     a, b = one.overall(metric, one.averages), other.overall(metric, other.averages)
     if one.averages == other.averages or _same(a, b, max(one.slack(metric), other.slack(metric))):

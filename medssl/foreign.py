@@ -38,7 +38,7 @@ _METRICS = {
 
 
 @dataclass
-class Table:
+class ScoreTable:
     """Numbers by case and class, and what is known about how they came about."""
 
     says: str
@@ -71,9 +71,9 @@ class Table:
 
     def tolerance_of(self, class_name: str) -> float:
         """Of NSD."""
-        return TOLERANCE if self.scores is None else self.scores.plan.tolerance_of(class_name)
+        return TOLERANCE if self.scores is None else self.scores.measures.tolerance_of(class_name)
 
-    def adopt_names(self, other: Table) -> None:
+    def adopt_names(self, other: ScoreTable) -> None:
         """Call classes that go by their label value here by the names that another table has for them."""
         names = {str(label): name for name, label in other.labels.items()}
         self.cells = {(case, names.get(name, name)): values for (case, name), values in self.cells.items()}
@@ -93,7 +93,7 @@ class Table:
         return None if incomplete or not means else statistics.fmean(means)
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path) -> ScoreTable:
     """Read medssl's scores.csv, nnU-Net's summary.json, or a CSV file with a row per case, or per case and class.
 
     Raises:
@@ -108,13 +108,13 @@ def read_table(path: Path) -> Table:
     return _read_ours(path) if "# medssl scores" in text else _read_csv(path, text)
 
 
-def _read_ours(path: Path) -> Table:
+def _read_ours(path: Path) -> ScoreTable:
     scores = read_scores(path)
     rules = CONVENTIONS[scores.convention]
-    return Table(
+    return ScoreTable(
         says=f"medssl, convention {scores.convention} ({rules.source}), {scores.units}, {rules.hd95}, {rules.asd}, "
-        f"tolerance {scores.plan.tolerance:g}"
-        + "".join(f", {name} {value:g}" for name, value in scores.plan.tolerances.items())
+        f"tolerance {scores.measures.tolerance:g}"
+        + "".join(f", {name} {value:g}" for name, value in scores.measures.tolerances.items())
         + f"; empty classes: {rules.says}",
         cells={(score.case, score.class_name): dict(score.values) for score in scores},
         labels={score.class_name: score.label for score in scores},
@@ -125,8 +125,8 @@ def _read_ours(path: Path) -> Table:
     )
 
 
-def _read_nnunet(path: Path) -> Table:
-    table = Table(f"nnU-Net's summary; {CONVENTIONS['nnunet'].says}", {}, averages="classes")
+def _read_nnunet(path: Path) -> ScoreTable:
+    table = ScoreTable(f"nnU-Net's summary; {CONVENTIONS['nnunet'].says}", {}, averages="classes")
     try:
         for entry in json.loads(path.read_text(encoding="utf-8"))["metric_per_case"]:
             prediction, reference = Source(Path(entry["prediction_file"])), Source(Path(entry["reference_file"]))
@@ -141,7 +141,7 @@ def _read_nnunet(path: Path) -> Table:
     return table
 
 
-def _read_csv(path: Path, text: str) -> Table:
+def _read_csv(path: Path, text: str) -> ScoreTable:
     rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
     columns = {re.sub(r"\W+", "_", name.strip().lower()): name for name in rows.fieldnames or () if name}
     case, class_name = _first(_CASES, columns), _first(_CLASSES, columns)
@@ -151,7 +151,7 @@ def _read_csv(path: Path, text: str) -> Table:
             f"{path}: expected a column of cases ({', '.join(_CASES[:3])} ...) and metrics ({', '.join(_METRICS)}), "
             f"found {', '.join(columns) or 'nothing'}"
         )
-    table = Table(f"a CSV file with {', '.join(metrics.values())}; its rules are unknown", {})
+    table = ScoreTable(f"a CSV file with {', '.join(metrics.values())}; its rules are unknown", {})
     digits: dict[str, int] = {}
     for row in rows:
         key = (_case(row[case] or ""), (row[class_name] or "") if class_name else "1")

@@ -30,14 +30,14 @@ _PREDICTION: dict[str, Any] = {"linestyles": [(0, (2.0, 1.6))], "linewidths": 2.
 
 
 @dataclass(frozen=True)
-class View:
+class Slice:
     """One slice of a case with both contours."""
 
     caption: str
     uri: str
 
 
-def overlay(image: Volume, prediction: Volume, reference: Volume) -> list[View]:
+def overlay(image: Volume, prediction: Volume, reference: Volume) -> list[Slice]:
     """Three slices with the contours of both label maps, solid for the reference and dashed for the prediction.
 
     Slices show the patient upright: front or head up, in the radiological way (the patient's right on the left
@@ -55,7 +55,7 @@ def overlay(image: Volume, prediction: Volume, reference: Volume) -> list[View]:
     slices = _choose_slices(shown > 0, spacing)
     centre, side = _frame((ours > 0) | (theirs > 0), spacing, {axis for axis, _ in slices})
     return [
-        View(
+        Slice(
             f"{('sagittal', 'coronal', 'axial')[axis]} slice {index + 1} of {grey.shape[axis]}",
             _draw_slice(axis, [a.take(index, axis) for a in (grey, ours, theirs)], spacing, centre, side, window),
         )

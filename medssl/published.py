@@ -18,7 +18,7 @@ Percent = Annotated[Decimal, Field(ge=0, le=100)]
 Distance = Annotated[Decimal, Field(ge=0)]
 
 
-class Source(Settings):
+class Citation(Settings):
     """Where a number was read."""
 
     name: str
@@ -48,7 +48,7 @@ class PublishedRow(Settings):
     """Of `hd95` and `asd`: no source takes spacing into account."""
     paper: str
     """The method's own paper, such as `arXiv 2305.00673`; empty where the source is all there is."""
-    source: Source
+    source: Citation
     secondary: bool
     """The number was read in another paper's table, log or note, not in what the method's authors published."""
     protocol: str
@@ -84,7 +84,7 @@ class _Table(Settings):
     """Patients of the training list, labelled and unlabelled together."""
     protocol: str
     """What holds for every row."""
-    sources: dict[str, Source]
+    sources: dict[str, Citation]
     rows: tuple[_Entry, ...]
 
     @model_validator(mode="after")

@@ -17,7 +17,7 @@ from medssl.data.cases import DatasetConfig
 from medssl.data.volume import Source
 from medssl.errors import ConfigError, DataError
 from medssl.files import whole_file
-from medssl.metrics import CONVENTIONS, METRICS, ClassScore, Plan, Status
+from medssl.metrics import CONVENTIONS, METRICS, ClassScore, Measures, Status
 from medssl.scores import ClassSummary, Scores, summarise
 
 KEYS = ("convention", "case", "class", "label", "status")
@@ -83,7 +83,7 @@ def _header(tables: Sequence[Scores]) -> list[str]:
         *(line for scores in tables for line in _lines_of_convention(scores)),
         *_STATUSES.splitlines(),
         *(f"{name}: {METRICS[name].description}" for name in first.metrics),
-        f"{_SETTINGS}{json.dumps(_settings(first.plan))}",
+        f"{_SETTINGS}{json.dumps(_settings(first.measures))}",
         *([] if first.data is None else [f"{_LABELS}{first.data.model_dump_json(include=_OF_LABELS)}"]),
         f"cases: {summarise(first).cases}",
         f"{_UNPREDICTED}{len(first.unpredicted)} {json.dumps(first.unpredicted)}",
@@ -106,14 +106,14 @@ def _lines_of_convention(scores: Scores) -> list[str]:
     ]
 
 
-def _settings(plan: Plan) -> dict[str, Any]:
+def _settings(measures: Measures) -> dict[str, Any]:
     return {
-        "conventions": {name: plan.units_of(name) for name in plan.conventions},
-        "units": plan.units,
-        "tolerance": plan.tolerance,
-        "tolerances": dict(plan.tolerances),
-        "instances": list(plan.instances),
-        "centreline": list(plan.centreline),
+        "conventions": {name: measures.units_of(name) for name in measures.conventions},
+        "units": measures.units,
+        "tolerance": measures.tolerance,
+        "tolerances": dict(measures.tolerances),
+        "instances": list(measures.instances),
+        "centreline": list(measures.centreline),
     }
 
 
@@ -161,12 +161,12 @@ def _parse_table(path: Path, lines: list[str]) -> dict[str, Scores]:
     columns = next(table, [])
     metrics = _parse_columns(columns, f"{path}:{start + 1}")
     try:
-        plan = Plan(conventions=tuple(conventions), metrics=metrics, **settings)
+        measures = Measures(conventions=tuple(conventions), metrics=metrics, **settings)
     except (ConfigError, TypeError) as error:
         raise DataError(f"{path}: {error}") from None
     files: dict[str, tuple[Path, Source]] = {}
     tables = {
-        name: Scores(unpredicted=unpredicted, convention=name, plan=plan, data=data, files=files)
+        name: Scores(unpredicted=unpredicted, convention=name, measures=measures, data=data, files=files)
         for name in conventions
     }
     regions = () if data is None else data.regions

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from medssl.data.cases import DatasetConfig
 from medssl.data.volume import Source
-from medssl.metrics import CONVENTIONS, ClassScore, Plan, Units
+from medssl.metrics import CONVENTIONS, ClassScore, Measures, Units
 
 
 class Scores(list[ClassScore]):
@@ -23,7 +23,7 @@ class Scores(list[ClassScore]):
         unpredicted: Iterable[str] = (),
         *,
         convention: str = "strict",
-        plan: Plan | None = None,
+        measures: Measures | None = None,
         data: DatasetConfig | None = None,
         files: Mapping[str, tuple[Path, Source]] | None = None,
         beside: Iterable[Scores] = (),
@@ -32,7 +32,7 @@ class Scores(list[ClassScore]):
         self.unpredicted = tuple(unpredicted)
         """The cases that could not be scored for want of a prediction."""
         self.convention = convention
-        self.plan = plan or Plan()
+        self.measures = measures or Measures()
         """What the whole table was asked for."""
         self.data = data
         """What the values of the references mean, where they are more than places of classes; or its regions."""
@@ -44,12 +44,12 @@ class Scores(list[ClassScore]):
     @property
     def units(self) -> Units:
         """Of distances."""
-        return self.plan.units_of(self.convention)
+        return self.measures.units_of(self.convention)
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """Those that have a column."""
-        return self.plan.columns
+        return self.measures.columns
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ import torch
 from pydantic import ValidationError
 from scipy import ndimage
 
-from medssl.augment import CLASSES_AT_ONCE, CONTROL_POINTS, Augment, AugmentConfig, Draw
+from medssl.augment import Augment, AugmentConfig, Draw
 from medssl.data.cases import IGNORED
+from medssl.parts.warp import CLASSES_AT_ONCE, CONTROL_POINTS
 
 STILL = Draw()
 

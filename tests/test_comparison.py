@@ -18,7 +18,7 @@ from medssl.comparison import (
 )  # fmt: skip
 from medssl.data.volume import Source
 from medssl.errors import ConfigError
-from medssl.metrics import ClassScore, Plan
+from medssl.metrics import ClassScore, Measures
 from medssl.plots import rank_plot
 from medssl.score_file import write_scores
 from medssl.scores import Scores
@@ -26,7 +26,7 @@ from medssl.statistics import verdict
 
 PATIENTS = tuple(f"patient {i}" for i in range(8))
 CASES = tuple(f"{patient} {scan}" for patient in PATIENTS for scan in ("ED", "ES"))
-STRICT = Plan(metrics=("dice", "iou", "hd95", "asd"))
+STRICT = Measures(metrics=("dice", "iou", "hd95", "asd"))
 HARD = dict(zip(CASES, np.random.default_rng(0).uniform(-0.1, 0.1, len(CASES)), strict=True))
 
 
@@ -44,7 +44,7 @@ def write(tmp_path):
         patients=True,
         noise=0.01,
         settings=None,
-        plan=STRICT,
+        measures=STRICT,
     ):
         run = tmp_path / f"{method}-{'-'.join(labelled)}-{seed}"
         run.mkdir()
@@ -68,7 +68,7 @@ def write(tmp_path):
         rng = np.random.default_rng([seed, len(method), *map(ord, labelled)])
         scores = [_score(case, level + HARD[case] + noise * rng.normal()) for case in cases]
         files = dict.fromkeys(cases, (run / "p", Source(run / "r")))
-        table = Scores(scores, convention=plan.conventions[0], plan=plan, files=files)
+        table = Scores(scores, convention=measures.conventions[0], measures=measures, files=files)
         write_scores(run / "scores.csv", table)
         return run
 
@@ -185,7 +185,7 @@ def test_distances_are_better_when_shorter(write):
 
 
 def test_distances_in_voxels_are_called_so(write):
-    rows = several(write, [("supervised", 0.7), ("bcp", 0.8)], plan=replace(STRICT, units="voxel"))
+    rows = several(write, [("supervised", 0.7), ("bcp", 0.8)], measures=replace(STRICT, units="voxel"))
     heads, _, bcp = comparison_table(rows, "hd95")
     said = dict(zip(heads, bcp, strict=True))
     assert float(said["hd95, voxels"]) == pytest.approx(rows[1].describe("hd95").mean, abs=0.05)
@@ -193,8 +193,8 @@ def test_distances_in_voxels_are_called_so(write):
 
 
 def test_numbers_by_different_rules_are_not_compared(write):
-    ours = write("bcp", plan=replace(STRICT, conventions=("monai",)))
-    theirs, voxels = write("supervised"), write("supervised", 2, plan=replace(STRICT, units="voxel"))
+    ours = write("bcp", measures=replace(STRICT, conventions=("monai",)))
+    theirs, voxels = write("supervised"), write("supervised", 2, measures=replace(STRICT, units="voxel"))
     with pytest.raises(ConfigError) as caught:
         load_runs([ours, theirs])
     for words in (f"monai in voxel ({ours / 'scores.csv'})", f"strict in mm ({theirs / 'scores.csv'})", "--convention"):
@@ -204,7 +204,7 @@ def test_numbers_by_different_rules_are_not_compared(write):
 
 
 def test_surface_dice_of_different_tolerances_is_a_note(write):
-    rows = rows_of(write("bcp"), write("bcp", 2, plan=replace(STRICT, tolerances={"heart": 2.0})))
+    rows = rows_of(write("bcp"), write("bcp", 2, measures=replace(STRICT, tolerances={"heart": 2.0})))
     assert notes(rows) == ["The runs were scored with different tolerances: their NSD does not compare."]
 
 

@@ -524,7 +524,7 @@ def test_settings_reach_the_numbers_and_come_back_from_the_table(folders, tmp_pa
     evaluate_folders(*folders, out, classes=CLASSES, **chosen)
     read = read_scores(out)
     assert read.units == "voxel"
-    assert (read.plan.tolerance_of("liver"), read.plan.tolerance_of("spleen")) == (0.5, 1.0)
+    assert (read.measures.tolerance_of("liver"), read.measures.tolerance_of("spleen")) == (0.5, 1.0)
     liver, spleen = read[3], read[4]
     assert (spleen.hd95, spleen.value("nsd")) == (1, 1)  # one voxel of 3 mm apart
     assert (liver.value("instances_matched"), spleen.value("instances_matched")) == (1, None)

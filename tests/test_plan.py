@@ -20,7 +20,10 @@ from medssl.data.splits import load_split
 from medssl.errors import ConfigError, OutOfMemoryError
 from medssl.memory import USABLE
 from medssl.networks import check_patch
-from medssl.plan import LARGEST_PATCH, LARGEST_PATCH_CPU, Choice, make_plan, plan, plan_spacing, shapes
+from medssl.plan import make_plan, plan
+from medssl.plan.choices import Choice
+from medssl.plan.sections import plan_spacing
+from medssl.plan.shapes import LARGEST_PATCH, LARGEST_PATCH_CPU, shapes
 from medssl.run import load_run_config
 
 METHODS = {name: bundled(f"method/{name}.yaml") for name in ("supervised", "mean_teacher", "combined")}
@@ -140,7 +143,8 @@ def test_mirrored_names_pieces_and_missing_classes_are_pointed_at(tmp_path):
     named = DatasetConfig(name="kidneys", classes=[one.name for one in classes])
     facts = replace(ISOTROPIC, classes=classes, labels=3, labelled=3)
     text = str(make_plan(facts, named, vram=0, method=METHODS["combined"]))
-    assert "leave out 0 if a mirrored left kidney would be a right kidney" in text
+    assert "sides: [[left kidney, right kidney]]" in text
+    assert "a mirrored left kidney is a right kidney, as data.sides has it" in " ".join(text.replace("#", "").split())
     assert "--set method.largest_component=false" in text
     assert "left kidney 40%" in text
     assert "right kidney: no label that was read holds it" in text

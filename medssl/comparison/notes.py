@@ -27,8 +27,8 @@ def notes(rows: Sequence[Row], references: Sequence[str] = (BASELINE,)) -> list[
     sets = {frozenset(run.case_dice) for row in rows for run in row.scored}
     if len(sets) > 1:
         found.append("The runs were not all scored on the same cases: means of different cases do not compare.")
-    plans = [run.scores.plan for row in rows for run in row.scored if run.scores]
-    if any((plan.tolerance, plan.tolerances) != (plans[0].tolerance, plans[0].tolerances) for plan in plans):
+    asked = [run.scores.measures for row in rows for run in row.scored if run.scores]
+    if any((one.tolerance, one.tolerances) != (asked[0].tolerance, asked[0].tolerances) for one in asked):
         found.append("The runs were scored with different tolerances: their NSD does not compare.")
     return list(dict.fromkeys(found))
 

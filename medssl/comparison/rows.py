@@ -74,7 +74,7 @@ class Row:
         if not tables:
             return None
         renamed = (replace(score, case=f"{i} {score.case}") for i, table in enumerate(tables) for score in table)
-        return Scores(renamed, convention=tables[0].convention, plan=tables[0].plan, data=tables[0].data)
+        return Scores(renamed, convention=tables[0].convention, measures=tables[0].measures, data=tables[0].data)
 
     @cached_property
     def summary(self) -> Summary | None:

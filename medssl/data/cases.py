@@ -134,10 +134,14 @@ class DatasetConfig(Settings):
         return found | dict.fromkeys(self.ignore, IGNORED)
 
     @property
+    def side_pairs(self) -> tuple[tuple[str, str], ...]:
+        """Classes of which one is the other's mirror image, as they are said to be or named."""
+        return tuple(_sides(self.classes)) if self.sides is None else self.sides
+
+    @property
     def mirrored_places(self) -> dict[int, int]:
-        """Each class of a pair of sides to the other; classes of no pair are not in it."""
-        pairs = _sides(self.classes) if self.sides is None else self.sides
-        places = [(self.classes.index(one), self.classes.index(other)) for one, other in pairs]
+        """Each class of such a pair to the other; classes of no pair are not in it."""
+        places = [(self.classes.index(one), self.classes.index(other)) for one, other in self.side_pairs]
         return dict(places) | {other: one for one, other in places}
 
     @property

@@ -6,12 +6,12 @@ says why. A class absent from both volumes has no numbers; in one of them only, 
 are undefined.
 """
 
-from medssl.metrics.conventions import CONVENTIONS, Convention, Plan, Units
+from medssl.metrics.conventions import CONVENTIONS, Convention, Measures, Units
 from medssl.metrics.masks import asd, dice, hd95, iou, surface_distances
 from medssl.metrics.scoring import score_case
 from medssl.metrics.table import METRICS, ClassScore, Metric, Status
 
 __all__ = [
-    "CONVENTIONS", "METRICS", "ClassScore", "Convention", "Metric", "Plan", "Status", "Units",
+    "CONVENTIONS", "METRICS", "ClassScore", "Convention", "Measures", "Metric", "Status", "Units",
     "asd", "dice", "hd95", "iou", "score_case", "surface_distances",
 ]  # fmt: skip

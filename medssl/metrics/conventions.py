@@ -95,7 +95,7 @@ CONVENTIONS: dict[str, Convention] = {
 
 
 @dataclass(frozen=True)
-class Plan:
+class Measures:
     """What to measure, and by whose rules."""
 
     conventions: tuple[str, ...] = ("strict",)

@@ -15,7 +15,7 @@ from medssl.metrics.surfaces import Distances, Mask, between, surface
 
 
 @dataclass(frozen=True)
-class Counts:
+class Overlap:
     """Voxels of a class: in the prediction, in the reference, in both."""
 
     prediction: int
@@ -23,7 +23,7 @@ class Counts:
     both: int
 
     @classmethod
-    def of(cls, prediction: Mask, reference: Mask) -> Counts:
+    def of(cls, prediction: Mask, reference: Mask) -> Overlap:
         """Count two masks of one shape."""
         return cls(int(prediction.sum()), int(reference.sum()), int((prediction & reference).sum()))
 
@@ -56,13 +56,13 @@ class Counts:
 def dice(prediction: Mask, reference: Mask) -> float | None:
     """Twice the overlap over the sum of both sizes, 0 to 1; None when both masks are empty."""
     _check(prediction, reference)
-    return Counts.of(prediction, reference).dice
+    return Overlap.of(prediction, reference).dice
 
 
 def iou(prediction: Mask, reference: Mask) -> float | None:
     """Overlap over union, 0 to 1; None when both masks are empty."""
     _check(prediction, reference)
-    return Counts.of(prediction, reference).iou
+    return Overlap.of(prediction, reference).iou
 
 
 def hd95(prediction: Mask, reference: Mask, spacing: Sequence[float]) -> float | None:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from medssl.metrics import masks
 from medssl.metrics.centreline import cldice
-from medssl.metrics.conventions import CONVENTIONS, Plan, Units
+from medssl.metrics.conventions import CONVENTIONS, Measures, Units
 from medssl.metrics.instances import match
-from medssl.metrics.masks import Counts
+from medssl.metrics.masks import Overlap
 from medssl.metrics.surfaces import Distances, Mask, between, surface
 from medssl.metrics.table import ClassScore, names, status_of
 
@@ -33,12 +33,12 @@ def score_case(
     prediction: Volume,
     reference: Volume,
     classes: Mapping[int, str],
-    plan: Plan | None = None,
+    measures: Measures | None = None,
     *,
     regions: Mapping[str, Sequence[int]] | None = None,
     threads: int = 1,
 ) -> dict[str, list[ClassScore]]:
-    """Score classes of a case, named by label value, and unions of them, under each convention of the plan.
+    """Score classes of a case, named by label value, and unions of them, under each convention of the measures.
 
     The volumes lie on one grid; the reference gives the spacing. Beside the volumes, memory holds a plane, and
     the boxes and surfaces of as many classes as there are threads.
@@ -49,20 +49,20 @@ def score_case(
     Raises:
         ValueError: the volumes differ in shape, or hold labels below 0 or above `LARGEST_LABEL`.
     """
-    plan = plan or Plan()
+    measures = measures or Measures()
     structures = [_Structure(name, label, (label,)) for label, name in classes.items()]
     for number, (name, values) in enumerate((regions or {}).items(), max(classes, default=0) + 1):
         structures.append(_Structure(name, number, tuple(values), is_region=True))
     found = survey(prediction.array, reference.array, [one.values for one in structures])
 
-    def score(structure: _Structure, counts: Counts, box: Box) -> dict[str, ClassScore]:
+    def score(structure: _Structure, overlap: Overlap, box: Box) -> dict[str, ClassScore]:
         pair = structure.mask(prediction.array[box]), structure.mask(reference.array[box])
-        return _score(case, structure, counts, pair, reference.spacing, plan)
+        return _score(case, structure, overlap, pair, reference.spacing, measures)
 
     # The time goes to the trees and to NumPy's loops, and both let other threads run.
     with ThreadPoolExecutor(threads) as pool:
         rows = list((pool.map if threads > 1 else map)(score, structures, *zip(*found, strict=True)))
-    return {convention: [row[convention] for row in rows] for convention in plan.conventions}
+    return {convention: [row[convention] for row in rows] for convention in measures.conventions}
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class _Structure:
 
 def survey(
     prediction: NDArray[Any], reference: NDArray[Any], groups: Sequence[Sequence[int]]
-) -> list[tuple[Counts, Box]]:
+) -> list[tuple[Overlap, Box]]:
     """The voxels of each group of labels and the box around them in both volumes, in one pass, a plane at a time."""
     if prediction.shape != reference.shape:
         raise ValueError(f"volumes must have one shape, got {prediction.shape} and {reference.shape}")
@@ -106,8 +106,8 @@ def survey(
     back = np.argsort(order)
     surveyed = []
     for rows in ([int(index[label]) for label in group] for group in groups):
-        counts = Counts(int(table[rows].sum()), int(table[:, rows].sum()), int(table[np.ix_(rows, rows)].sum()))
-        surveyed.append((counts, tuple(_extent(seen[axis][rows].any(0)) for axis in back)))
+        overlap = Overlap(int(table[rows].sum()), int(table[:, rows].sum()), int(table[np.ix_(rows, rows)].sum()))
+        surveyed.append((overlap, tuple(_extent(seen[axis][rows].any(0)) for axis in back)))
     return surveyed
 
 
@@ -123,43 +123,50 @@ def _extent(filled: NDArray[np.bool_]) -> slice:
 
 
 def _score(
-    case: str, what: _Structure, counts: Counts, pair: tuple[Mask, Mask], spacing: tuple[float, ...], plan: Plan
+    case: str,
+    what: _Structure,
+    overlap: Overlap,
+    pair: tuple[Mask, Mask],
+    spacing: tuple[float, ...],
+    measures: Measures,
 ) -> dict[str, ClassScore]:
     """One class or region under every convention."""
-    status = status_of(counts.prediction > 0, counts.reference > 0)
-    columns = plan.columns
-    shared = {} if status == "absent" else _overlaps(counts, pair, what.name, math.prod(spacing), plan)
+    status = status_of(overlap.prediction > 0, overlap.reference > 0)
+    columns = measures.columns
+    shared = {} if status == "absent" else _overlaps(overlap, pair, what.name, math.prod(spacing), measures)
     by_units: dict[Units, dict[str, float | None]] = {}
     if status in ("missed", "invented"):
         shared |= {"nsd": 0.0, "boundary_iou": 0.0}
     elif status == "scored" and {"nsd", "boundary_iou", *names("distance")} & set(columns):
         ours, theirs = map(surface, pair)
-        shared["boundary_iou"] = Counts.of(ours, theirs).iou
-        for units in {plan.units_of(convention) for convention in plan.conventions}:
+        shared["boundary_iou"] = Overlap.of(ours, theirs).iou
+        for units in {measures.units_of(convention) for convention in measures.conventions}:
             distances = between(ours, theirs, spacing if units == "mm" else (1.0,) * len(spacing))
-            by_units[units] = _distances(distances, plan.tolerance_of(what.name))
+            by_units[units] = _distances(distances, measures.tolerance_of(what.name))
     return {
         convention: ClassScore(
-            case, what.name, what.label, status, counts.prediction, counts.reference,
-            CONVENTIONS[convention].read(status, shared | by_units.get(plan.units_of(convention), {}), columns),
+            case, what.name, what.label, status, overlap.prediction, overlap.reference,
+            CONVENTIONS[convention].read(status, shared | by_units.get(measures.units_of(convention), {}), columns),
             what.is_region,
         )
-        for convention in plan.conventions
+        for convention in measures.conventions
     }  # fmt: skip
 
 
-def _overlaps(counts: Counts, pair: tuple[Mask, Mask], name: str, voxel: float, plan: Plan) -> dict[str, float | None]:
+def _overlaps(
+    overlap: Overlap, pair: tuple[Mask, Mask], name: str, voxel: float, measures: Measures
+) -> dict[str, float | None]:
     numbers: dict[str, float | None] = {
-        "dice": counts.dice,
-        "iou": counts.iou,
-        "precision": counts.precision,
-        "recall": counts.recall,
-        "volume_difference": (counts.prediction - counts.reference) * voxel / 1000,
-        "relative_volume": counts.relative_volume,
+        "dice": overlap.dice,
+        "iou": overlap.iou,
+        "precision": overlap.precision,
+        "recall": overlap.recall,
+        "volume_difference": (overlap.prediction - overlap.reference) * voxel / 1000,
+        "relative_volume": overlap.relative_volume,
     }
-    if name in plan.centreline and "cldice" in plan.columns:
+    if name in measures.centreline and "cldice" in measures.columns:
         numbers["cldice"] = cldice(*pair)
-    if name in plan.instances and set(names("instances")) & set(plan.columns):
+    if name in measures.instances and set(names("instances")) & set(measures.columns):
         found = match(*pair)
         numbers |= {
             "instances_prediction": found.prediction,

@@ -14,7 +14,7 @@ from medssl.data.labels import read_pair
 from medssl.data.volume import Source, Volume
 from medssl.errors import DataError
 from medssl.metrics import ClassScore
-from medssl.overlay import View, overlay
+from medssl.overlay import Slice, overlay
 from medssl.progress import mapper, tracked
 
 WORST = 4
@@ -59,7 +59,7 @@ class Picture:
     dice: float
     scores: list[ClassScore]
     files: Files | None
-    views: list[View]
+    slices: list[Slice]
     fault: str
 
 
@@ -82,9 +82,9 @@ def draw_gallery(rows: Sequence[Row], *, worst: int = WORST, workers: int = 2) -
     for row, run, cases in chosen:
         pictures = []
         for rank, case in cases:
-            views, fault = next(drawn)
+            slices, fault = next(drawn)
             scores = [score for score in run.scores or () if score.case == case]
-            pictures.append(Picture(rank, case, run.case_dice[case], scores, files_of(run, case), views, fault))
+            pictures.append(Picture(rank, case, run.case_dice[case], scores, files_of(run, case), slices, fault))
         walls.append(Wall(row, run, pictures))
     return walls
 
@@ -118,7 +118,7 @@ def _th(number: int) -> str:
     return {1: "st", 2: "nd", 3: "rd"}.get(number % 10 if number % 100 not in (11, 12, 13) else 0, "th")
 
 
-def _draw(files: Files | None) -> tuple[list[View], str]:
+def _draw(files: Files | None) -> tuple[list[Slice], str]:
     """The slices of a case, or what keeps them from being drawn."""
     if files is None:
         return [], "no predictions.json beside the prediction names the image of this case"

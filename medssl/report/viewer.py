@@ -117,7 +117,7 @@ def write_viewer(folder: Path, library: Path | None, walls: Sequence[Wall]) -> l
     """
     for old in folder.glob("*.js"):
         old.unlink()
-    drawn = [(i, j) for i, wall in enumerate(walls) for j, picture in enumerate(wall.pictures) if picture.views]
+    drawn = [(i, j) for i, wall in enumerate(walls) for j, picture in enumerate(wall.pictures) if picture.slices]
     if library is None or not drawn:
         return []
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,16 +8,16 @@ import pytest
 
 from medssl.data.volume import Volume
 from medssl.errors import ConfigError
-from medssl.metrics import CONVENTIONS, METRICS, Plan, score_case
+from medssl.metrics import CONVENTIONS, METRICS, Measures, score_case
 
 SHAPE = (6, 7, 9)
 SPACING = (0.5, 2.0, 3.0)
 
 
-def values(prediction, reference, convention, **plan):
+def values(prediction, reference, convention, **measures):
     """Numbers of two masks under a convention, by metric."""
     pair = [Volume(mask.astype(np.int32), np.diag([*SPACING, 1.0])) for mask in (prediction, reference)]
-    (score,) = score_case("a", *pair, {1: "organ"}, Plan((convention,), **plan))[convention]
+    (score,) = score_case("a", *pair, {1: "organ"}, Measures((convention,), **measures))[convention]
     return score.values
 
 
@@ -151,9 +151,9 @@ def test_strict_leaves_a_quotient_by_nothing_undefined():
 def test_a_convention_lends_its_name_to_no_number_that_its_tool_lacks():
     pair = blob(1), blob(2)
     for name, convention in CONVENTIONS.items():
-        plan = Plan(("strict", name) if name != "strict" else ("strict",))
+        measures = Measures(("strict", name) if name != "strict" else ("strict",))
         volumes = [Volume(mask.astype(np.int32), np.diag([*SPACING, 1.0])) for mask in pair]
-        (score,) = score_case("a", *volumes, {1: "organ"}, plan)[name]
+        (score,) = score_case("a", *volumes, {1: "organ"}, measures)[name]
         assert {metric for metric, value in score.values.items() if value is not None} <= set(convention.metrics)
 
 
@@ -161,7 +161,7 @@ def test_distances_scale_with_the_spacing_and_nothing_else_does():
     pair = blob(1), blob(2)
     found, voxels = (values(*pair, "strict", units=units) for units in ("mm", "voxel"))
     volumes = [Volume(mask.astype(np.int32), np.diag([2.0, 2.0, 2.0, 1.0])) for mask in pair]
-    (twice,) = score_case("a", *volumes, {1: "organ"}, Plan(tolerance=2.0))["strict"]
+    (twice,) = score_case("a", *volumes, {1: "organ"}, Measures(tolerance=2.0))["strict"]
     for name, value in voxels.items():
         factor = 2 if METRICS[name].kind == "distance" else 1
         if METRICS[name].kind != "volume":
@@ -186,9 +186,9 @@ def test_nsd_takes_the_tolerance_of_the_class():
         {"tolerance": -1.0}, {"tolerance": math.nan}, {"tolerances": {"organ": math.inf}}, {"metrics": ("f2",)},
     ],
 )  # fmt: skip
-def test_an_odd_plan_is_refused(wrong):
+def test_odd_measures_are_refused(wrong):
     with pytest.raises(ConfigError):
-        Plan(**wrong)
+        Measures(**wrong)
 
 
 def test_fewer_metrics_are_fewer_columns_with_the_same_numbers():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from medssl.data.volume import Volume
-from medssl.metrics import Plan, asd, dice, hd95, iou, score_case
+from medssl.metrics import Measures, asd, dice, hd95, iou, score_case
 
 SPACING = (0.5, 2.0, 3.0)
 CLASSES = {1: "liver", 2: "spleen", 7: "tooth", 300: "canal"}
@@ -22,9 +22,9 @@ def label_maps(seed, shape=(13, 11, 17)):
     return prediction, reference
 
 
-def scores(prediction, reference, plan=None, **options):
+def scores(prediction, reference, measures=None, **options):
     pair = [Volume(array, np.diag([*SPACING, 1.0])) for array in (prediction, reference)]
-    return score_case("a", *pair, CLASSES, plan, **options)
+    return score_case("a", *pair, CLASSES, measures, **options)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -41,7 +41,7 @@ def test_a_class_scores_as_its_masks_do(seed):
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64])
 def test_memory_layout_type_and_threads_change_nothing(order, dtype):
     prediction, reference = (np.where(array == 300, 99, array) for array in label_maps(1))
-    classes = Plan(instances=("tooth",), centreline=("canal",))
+    classes = Measures(instances=("tooth",), centreline=("canal",))
     expected = scores(prediction, reference, classes)
     prediction, reference = (np.asarray(array, dtype, order=order) for array in (prediction, reference))
     assert scores(prediction, reference, classes) == expected
@@ -50,14 +50,14 @@ def test_memory_layout_type_and_threads_change_nothing(order, dtype):
 
 def test_conventions_side_by_side_are_each_by_itself():
     pair = label_maps(2)
-    together = scores(*pair, Plan(("strict", "monai", "ssl4mis", "brats", "nnunet")))
+    together = scores(*pair, Measures(("strict", "monai", "ssl4mis", "brats", "nnunet")))
     for name, rows in together.items():
-        for mine, alone in zip(rows, scores(*pair, Plan((name,)))[name], strict=True):
+        for mine, alone in zip(rows, scores(*pair, Measures((name,)))[name], strict=True):
             assert alone.values.items() <= mine.values.items()
 
 
 def test_instances_and_centrelines_are_measured_for_their_classes_alone():
-    rows = scores(*label_maps(3), Plan(instances=("tooth",), centreline=("canal",)))["strict"]
+    rows = scores(*label_maps(3), Measures(instances=("tooth",), centreline=("canal",)))["strict"]
     assert [row.value("instance_f1") is not None for row in rows] == [False, False, True, False]
     assert [row.value("cldice") is not None for row in rows] == [False, False, False, True]
 
