@@ -349,6 +349,9 @@ def predict(
     largest_component: Annotated[
         list[str] | None, typer.Option("--largest-component", help="A class to clean; repeatable.")
     ] = None,
+    mirror: Annotated[
+        bool, typer.Option("--mirror", help="Predict mirrored too, as trained, and average: up to 8 times the work.")
+    ] = False,
     uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Also how likely each voxel is wrong.")] = False,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also how likely each class is, before --largest-component.")
@@ -367,6 +370,8 @@ def predict(
     window: dict[str, Any] = {} if network is None else {"network": network}
     if largest_component:
         window["largest_component"] = largest_component
+    if mirror:
+        window["mirror"] = True
     written = predict_images(run, images or [], out, also=also or [], part=part, device=device, checkpoint=checkpoint,
                              window=window, uncertainty=uncertainty, probabilities=probabilities,
                              own_values=own_values, overwrite=overwrite)  # fmt: skip

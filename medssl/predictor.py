@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -38,6 +39,9 @@ class WindowConfig(Settings):
     """`gaussian`: where windows meet, the one whose centre is nearer counts more. `constant`: their plain mean."""
     batch: PositiveInt = 4
     """Windows in one forward pass."""
+    mirror: bool = False
+    """Predict each window mirrored as well, along every set of the axes that training mirrored (`augment.flips`), and
+    take the mean: two, four or eight times the work. nnU-Net does so by default."""
     largest_component: tuple[str, ...] = ()
     """Classes of which only the largest component is kept in the output."""
 
@@ -56,12 +60,27 @@ class Predictor:
         classes: Sequence[str],
         device: torch.device,
         precision: torch.dtype | None = None,
+        flips: Sequence[int] = (),
+        mirrored: Mapping[int, int] | None = None,
     ) -> None:
+        """
+        Args:
+            patch: `(X, Y, Z)` voxels of a window, unless `window` says others.
+            flips: axes that training mirrored, for `window.mirror`.
+            mirrored: the class that a class is in a mirror, for those of which it is another.
+
+        Raises:
+            ConfigError: `window` names a class that there is not, or wants mirrors and training had none.
+        """
         self.networks, self.recipe, self.window = list(networks), recipe, window
         self.others: list[Predictor] = []
         """Those of other runs, whose probabilities count as much as its own."""
         self.patch, self.device, self.precision = window.patch or patch, device, precision
         self.channels, self.classes = channels, tuple(classes)
+        self.mirrors = _mirrors(flips) if window.mirror else [()]
+        self.in_a_mirror = [(mirrored or {}).get(place, place) for place in range(len(classes))]
+        if window.mirror and not flips:
+            raise ConfigError("window.mirror: training mirrored no axis (augment.preset, augment.flips), so nor can it")
         unknown = set(window.largest_component) - set(classes)
         if unknown:
             raise ConfigError(f"window.largest_component: no class {', '.join(sorted(unknown))}; {', '.join(classes)}")
@@ -132,9 +151,20 @@ class Predictor:
         return [max(0.0, 1 - (step + 0.5) / side) for step, side in zip(self.window.stride, self.patch, strict=True)]
 
     def _forward(self, windows: Tensor) -> Tensor:
+        """Class probabilities of windows, the mean over their mirrors."""
+        first, *others = self.mirrors
+        total = self._mirrored(windows, first)
+        for axes in others:
+            total += self._mirrored(windows, axes)
+        return total / len(self.mirrors)
+
+    def _mirrored(self, windows: Tensor, axes: Sequence[int]) -> Tensor:
+        """What the networks say on average of windows mirrored along axes, turned back; sides change places if odd."""
+        space = [2 + axis for axis in axes]
         with autocast(self.device, self.precision):
-            logits = [net(windows) for net in self.networks]
-        return torch.stack([z.float().softmax(1) for z in logits]).mean(0)
+            logits = [net(windows.flip(space) if space else windows) for net in self.networks]
+        probs = torch.stack([z.float().softmax(1) for z in logits]).mean(0).flip(space)
+        return probs[:, self.in_a_mirror] if len(axes) % 2 else probs
 
     def _cleaned(self, classes: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.unsignedinteger[Any]]:
         if not self.window.largest_component:
@@ -143,6 +173,11 @@ class Predictor:
         listed = [self.classes.index(name) for name in self.window.largest_component]
         dropped = np.isin(classes, listed) & (clean == 0)
         return np.where(dropped, 0, classes).astype(classes.dtype)
+
+
+def _mirrors(axes: Sequence[int]) -> list[tuple[int, ...]]:
+    """Every set of axes, the empty one first."""
+    return [chosen for count in range(len(axes) + 1) for chosen in itertools.combinations(axes, count)]
 
 
 def by_windows(

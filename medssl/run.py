@@ -115,8 +115,10 @@ def make_predictor(
     """The predictor of a method in memory, as its settings say; `network` wins over them."""
     networks = chosen_networks(method, network or config.window.network)
     data, precision = config.data, choose_precision(config.train.precision, device)
+    flips = () if config.augment.preset == "none" else config.augment.flips
     return Predictor(networks, data.recipe, config.window, patch=config.train.patch, channels=len(data.channels),
-                     classes=data.classes, device=device, precision=precision)  # fmt: skip
+                     classes=data.classes, device=device, precision=precision, flips=flips,
+                     mirrored=data.mirrored_places)  # fmt: skip
 
 
 def environment() -> dict[str, Any]:

@@ -56,6 +56,37 @@ def identity_predictor(spacing=(None, None, None), patch=(12, 16, 8)):
                      device=torch.device("cpu"))  # fmt: skip
 
 
+@pytest.mark.parametrize("flips", [(0,), (0, 2), (0, 1, 2)])
+def test_with_mirrors_a_mirrored_image_is_predicted_as_the_mirror_image(flips):
+    """Sides that changed places included; a turn by two mirrors leaves them."""
+    torch.manual_seed(0)
+    nets = [nn.Conv3d(1, 4, 3, padding=1), nn.Conv3d(1, 4, 1)]
+    image = np.random.default_rng(0).random((1, 7, 6, 5), np.float32)
+
+    def probabilities(image, **settings):
+        predictor = Predictor(nets, Recipe(), WindowConfig(**settings), patch=(7, 6, 5), channels=1,
+                              classes=("b", "left", "mid", "right"), device=torch.device("cpu"), flips=flips,
+                              mirrored={1: 3, 3: 1})  # fmt: skip
+        return predictor.probabilities(image)
+
+    with_mirrors, without = probabilities(image, mirror=True), probabilities(image)
+    assert np.abs(with_mirrors - without).max() > 0.01
+    np.testing.assert_allclose(with_mirrors.sum(0), 1, atol=1e-5)
+    for axes in [(0,), *([(0, 2)] if 2 in flips else [])]:
+        turned = [1 + axis for axis in axes]
+        sides = [0, 3, 2, 1] if len(axes) % 2 else [0, 1, 2, 3]
+        found = probabilities(np.flip(image, turned).copy(), mirror=True)
+        np.testing.assert_allclose(found, np.flip(with_mirrors, turned)[sides], atol=1e-5)
+        found = probabilities(np.flip(image, turned).copy())
+        assert np.abs(found - np.flip(without, turned)[sides]).max() > 0.01
+
+
+def test_mirrors_that_training_never_showed_are_refused():
+    with pytest.raises(ConfigError, match=r"window\.mirror: training mirrored no axis"):
+        Predictor([Identity()], Recipe(), WindowConfig(mirror=True), patch=(4, 4, 4), channels=1, classes=("a", "b"),
+                  device=torch.device("cpu"))  # fmt: skip
+
+
 def write_oriented(path, codes, tilt):
     """A label as an image file whose axes run along `codes`, with sform and qform codes that differ."""
     shape = (33, 27, 21)
