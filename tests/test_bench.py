@@ -148,7 +148,7 @@ def test_rows_of_other_runs_are_scored_and_not_trained(make, balls, tmp_path):
     out = tmp_path / "out"
     rows = {
         "supervised": {"network": "one-student"},
-        "all": {"of": "supervised", "network": "student"},
+        "all": {"of": "supervised", "network": "student", "mirror": True},
         "mean": {"of": "supervised", "runs": 2},
     }
     bench(make(methods=rows, all_labels=[], seeds=[0, 1]), out, device="cpu")
@@ -161,6 +161,7 @@ def test_rows_of_other_runs_are_scored_and_not_trained(make, balls, tmp_path):
     first, second = (str(folders["supervised", seed].resolve()) for seed in "01")
     assert [made[name, "1"]["run"] for name in ("supervised", "all")] == [second, second]
     assert [made[name, "1"]["network"] for name in ("supervised", "all")] == ["one-student", "student"]
+    assert [made[name, "1"]["window"]["mirror"] for name in ("supervised", "all")] == [False, True]
     mean = made["mean", "0"]
     assert (mean["run"], mean["also"], mean["network"]) == (first, [second], "one-student")
     by_hand, _ = load_predictor(Path(first), torch.device("cpu"), also=[Path(second)])
@@ -176,7 +177,7 @@ def test_rows_of_other_runs_are_scored_and_not_trained(make, balls, tmp_path):
     bench(make(methods=rows, all_labels=[], seeds=[0, 1]), out, device="cpu")
     assert stamps(out) == before
     rows["all"] = {"of": "supervised", "network": "one-student"}
-    with pytest.raises(ConfigError, match=r"bench.yaml: methods.all.network"):
+    with pytest.raises(ConfigError, match=r"bench.yaml: methods.all.network, methods.all.mirror"):
         bench(make(methods=rows, all_labels=[], seeds=[0, 1]), out, device="cpu")
 
 

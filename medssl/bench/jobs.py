@@ -18,13 +18,13 @@ def make_job(matrix: Bench, cell: Cell, prepared: Path, device: str, threads: in
         ("--convention", "strict", "--convention", protocol.convention) if protocol and protocol.convention else ()
     )
     chosen = matrix.network(cell)
-    network = () if chosen is None else ("--network", chosen)
+    how = (*(() if chosen is None else ("--network", chosen)), *(("--mirror",) if matrix.mirrors(cell) else ()))
     training = ("train", matrix.config_file(cell), "--out", run, "--resume", "--device", device)
     first, *others = sources or [run]
     also = [word for other in others for word in ("--run", other)]
     commands = (
         *([] if sources else [training]),
-        ("predict", first, *also, "--part", "test", "--checkpoint", config.checkpoint, *network, "--device", device,
+        ("predict", first, *also, "--part", "test", "--checkpoint", config.checkpoint, *how, "--device", device,
          "--uncertainty", "-o", run / "test", "--overwrite"),
         ("evaluate", run / "test", prepared, "-o", run / "scores.csv", "--overwrite", "--workers", 0, *conventions),
     )  # fmt: skip

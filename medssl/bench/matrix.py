@@ -36,8 +36,11 @@ class MethodRow(Settings):
     """Sections over the files."""
     network: Which | None = None
     """The network that is scored, in place of the one of the bench."""
+    mirror: bool = False
+    """Score predictions that average over mirrored windows, see `window.mirror`."""
     of: str | None = None
-    """Train nothing, and score the runs of this row in another way: by another `network`, or several `runs` as one."""
+    """Train nothing, and score the runs of this row in another way: by another `network`, with `mirror`, or several
+    `runs` as one."""
     runs: PositiveInt = 1
     """With `of`: how many of its runs, of seeds that follow each other, have their class probabilities averaged. No run
     is in two of these means, and seeds that are left over are in none."""
@@ -181,6 +184,11 @@ class Bench:
         row = self.methods[cell.method]
         trained = self.methods[row.of or cell.method]
         return row.network or trained.network or self.config.network
+
+    def mirrors(self, cell: Cell) -> bool:
+        """Whether predictions are averaged over mirrored windows, though the run's settings do not say so."""
+        row = self.methods[cell.method]
+        return row.mirror or self.methods[row.of or cell.method].mirror
 
     def trained_as(self, row: str) -> str:
         """The row whose settings these are, all but the steps."""

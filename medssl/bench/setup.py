@@ -103,9 +103,8 @@ def _changed_scoring(matrix: Bench) -> list[str]:
     done = {matrix.trained_as(cell.method) for cell in matrix.cells if matrix.is_done(cell)}
     for name in done & before.methods.keys() & now.methods.keys():
         rows = (before.methods[name], now.methods[name])
-        keys += [
-            f"methods.{name}.{key}" for key in ("network", "of", "runs") if len({getattr(r, key) for r in rows}) > 1
-        ]
+        scored = ("network", "mirror", "of", "runs")
+        keys += [f"methods.{name}.{key}" for key in scored if len({getattr(r, key) for r in rows}) > 1]
     return [f"  {path}: {', '.join(keys)}"] if keys else []
 
 
