@@ -163,7 +163,13 @@ def _start(trainer: Trainer, config: RunConfig, split: Split) -> None:
             f"train.start_from: {run / 'last.pt'}, looked for in {Path.cwd()}, is not there; name the folder of a run "
             "that has a last.pt"
         )
-    trainer.begin_with(run / "last.pt")
+    theirs, ours = trainer.begin_with(run / "last.pt")["data"]["classes"], list(config.data.classes)
+    if theirs != ours and is_first():
+        print(
+            f"medssl: train.start_from: {run} was trained for {', '.join(theirs)}; here, in the same places, are "
+            f"{', '.join(ours)}",
+            file=sys.stderr,
+        )
     earlier = load_split(run / "splits.json")
 
     def patients(*parts: Part) -> set[str]:

@@ -305,8 +305,8 @@ class Trainer:
             },
         )
 
-    def begin_with(self, path: Path) -> None:
-        """Take the networks of another run, and whom theirs had seen before it; nothing else of it.
+    def begin_with(self, path: Path) -> dict[str, Any]:
+        """Take the networks of another run, and whom theirs had seen before it; its settings come back.
 
         Raises:
             ConfigError: they are not like this run's.
@@ -321,6 +321,8 @@ class Trainer:
                 f"and `network` section\n  {_first_fault(error)}"
             ) from None
         self.seen_before = values.get("seen_before", {})
+        settings: dict[str, Any] = values["config"]
+        return settings
 
     def load(self, path: Path) -> None:
         """Take up a run where `save` left it."""

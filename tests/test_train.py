@@ -290,6 +290,15 @@ class TestStartFrom:
             train(parse(RunConfig, settings), tmp_path / "second", quiet=True)
         assert not (tmp_path / "second").exists()
 
+    def test_classes_in_other_places_are_told_of(self, config, tmp_path, capsys):
+        first = train(config(iterations=1), tmp_path / "first", quiet=True)
+        values = torch.load(first / "last.pt")
+        values["config"]["data"]["classes"] = ["background", "core", "shell"]
+        torch.save(values, first / "last.pt")
+        train(config(iterations=1, start_from=str(first)), tmp_path / "second", quiet=True)
+        told = "was trained for background, core, shell; here, in the same places, are background, shell, core"
+        assert told in capsys.readouterr().err
+
     def test_nobody_seen_before_may_validate_or_test(self, balls, splits, config, tmp_path):
         """Nor whom a forerunner saw, as the weights of the second run tell, resumed or not; the first may be gone."""
         first = train(config(iterations=1), tmp_path / "first", quiet=True)
