@@ -217,7 +217,10 @@ class Augment:
         return rows, moved
 
     def _sided(self, labels: list[Tensor], draws: Sequence[Draw]) -> list[Tensor]:
-        """Mirroring makes a left one a right one; along an even number of axes it is a turn, and they stay."""
+        """Mirroring makes a left one a right one; along an even number of axes it is a turn, and they stay.
+
+        Along an axis of a single voxel nothing is mirrored.
+        """
         if not self.mirrored:
             return labels
         device = labels[0].device
@@ -225,9 +228,9 @@ class Augment:
             places = [self.mirrored.get(place, place) for place in range(IGNORED + 1)]
             self._in_a_mirror[device] = torch.tensor(places).to(device)
         other = self._in_a_mirror[device]
+        mirrors = [sum(self.patch[axis] > 1 for axis in draw.flips) for draw in draws]
         return [
-            other[row.long()].to(row.dtype) if len(draw.flips) % 2 else row
-            for row, draw in zip(labels, draws, strict=True)
+            other[row.long()].to(row.dtype) if count % 2 else row for row, count in zip(labels, mirrors, strict=True)
         ]
 
     def _shaded(self, rows: list[Tensor], draws: Sequence[Draw]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -106,7 +107,7 @@ def predict(
             except DataError as error:
                 faults.append(f"  {id}  {error}".replace("\n", "\n  "))
                 continue
-            targets[id].unlink(missing_ok=True)  # recorded before it is written: nothing else may have its name
+            _remove(out, id)  # recorded before it is written: nothing else may have its name
             predicted[id] = named[id]
             out.mkdir(parents=True, exist_ok=True)
             write_json(record, {**facts, "images": predicted})
@@ -223,6 +224,17 @@ def _missing(targets: dict[str, Path], named: dict[str, list[str]], predicted: d
             "choose another folder or --overwrite"
         )
     return [id for id in targets if id not in existing]
+
+
+def _remove(out: Path, id: str) -> None:
+    """What an earlier call wrote of a case."""
+    for path in (out / f"{id}.nii.gz", out / UNCERTAINTY / f"{id}.nii.gz"):
+        path.unlink(missing_ok=True)
+    for place in itertools.count():
+        path = out / PROBABILITIES / f"{id}_{place}.nii.gz"
+        if not path.exists():
+            return
+        path.unlink()
 
 
 def _read(files: Sequence[Source]) -> tuple[Volume, list[tuple[Source, Oddity]]]:

@@ -19,7 +19,7 @@ from medssl.run import RunConfig
 
 WIDTH = 100
 """Columns of the text."""
-_SIGNS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+_SIGNS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 _KINDS = {"string": "text", "boolean": "true or false", "null": "null"}
 _HEAD = """# Settings
 

@@ -22,7 +22,7 @@ from medssl.config import bundled, dump, flatten, merge
 from medssl.data.cases import IGNORED
 from medssl.data.patches import PatchStream, TrainingData
 from medssl.data.prepared import PreparedDataset, read_prepared
-from medssl.data.splits import PARTS, Split, load_split, read_split, write_split
+from medssl.data.splits import PARTS, Part, Split, load_split, read_split, write_split
 from medssl.device import choose_device, prepare_device
 from medssl.distributed import gathered, is_first, joined, launch, launched, restarts
 from medssl.errors import ConfigError, DataError, OutOfMemoryError
@@ -153,23 +153,41 @@ def _start(trainer: Trainer, config: RunConfig, split: Split) -> None:
 
     Raises:
         ConfigError: some do, or the networks are others.
-        DataError: it or a run that it was started from is not there.
+        DataError: it is not there.
     """
     run = config.train.start_from
-    if run is not None:
-        trainer.begin_with(run / "last.pt")
-    while run is not None:
-        earlier = load_split(run / "splits.json")
-        for part, saw in (("val", ("labelled", "unlabelled")), ("test", ("labelled", "unlabelled", "val"))):
-            known = {earlier.patients.get(id, id) for theirs in saw for id in getattr(earlier, theirs)}
-            shared = sorted({split.patients[id] for id in getattr(split, part)} & known)
-            if shared:
-                raise ConfigError(
-                    f"train.start_from: {run} trained on or was chosen by {_some(shared)}, whom the split has in its "
-                    f"part {part}; make a split in which they train, or start afresh"
-                )
-        before = load_checkpoint(run / "last.pt")["config"]["train"].get("start_from")
-        run = None if before is None else Path(before)
+    if run is None:
+        return
+    if not (run / "last.pt").exists():
+        raise DataError(
+            f"train.start_from: {run / 'last.pt'}, looked for in {Path.cwd()}, is not there; name the folder of a run "
+            "that has a last.pt"
+        )
+    theirs, ours = trainer.begin_with(run / "last.pt")["data"]["classes"], list(config.data.classes)
+    if theirs != ours and is_first():
+        print(
+            f"medssl: train.start_from: {run} was trained for {', '.join(theirs)}; here, in the same places, are "
+            f"{', '.join(ours)}",
+            file=sys.stderr,
+        )
+    earlier = load_split(run / "splits.json")
+
+    def patients(*parts: Part) -> set[str]:
+        ids = {id for part in parts for id in getattr(earlier, part)}
+        return {earlier.patients.get(id, split.patients.get(id, id)) for id in ids}  # an old file has no patients
+
+    before = trainer.seen_before
+    learned = patients("labelled", "unlabelled").union(before.get("learned", ()))
+    chosen = patients("val").union(before.get("chosen", ()))
+    for part, known in (("val", learned), ("test", learned | chosen)):
+        shared = sorted({split.patients[id] for id in getattr(split, part)} & known)
+        if shared:
+            raise ConfigError(
+                f"train.start_from: {run}, or a run that it was started from, trained on or was chosen by "
+                f"{_some(shared)}, whom the split has in its part {part}; make a split in which they train, or start "
+                "afresh"
+            )
+    trainer.seen_before = {"learned": sorted(learned), "chosen": sorted(chosen)}
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:

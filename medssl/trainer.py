@@ -119,6 +119,8 @@ class Trainer:
         self.watch = Watch(device)
         self.iteration = 0
         self.best = -1.0
+        self.seen_before: dict[str, list[str]] = {}
+        """Patients whom the runs that its first weights come from `learned` from, and were `chosen` by."""
 
     def fit(
         self,
@@ -295,6 +297,7 @@ class Trainer:
             {
                 "iteration": self.iteration,
                 "best": self.best,
+                "seen_before": self.seen_before,
                 "config": self.plain_config,
                 "method": self.method.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -302,8 +305,8 @@ class Trainer:
             },
         )
 
-    def begin_with(self, path: Path) -> None:
-        """Take the networks of another run, and nothing else of it.
+    def begin_with(self, path: Path) -> dict[str, Any]:
+        """Take the networks of another run, and whom theirs had seen before it; its settings come back.
 
         Raises:
             ConfigError: they are not like this run's.
@@ -317,6 +320,9 @@ class Trainer:
                 f"{path}: holds other networks (method {theirs}, here {ours}); train.start_from wants the same method "
                 f"and `network` section\n  {_first_fault(error)}"
             ) from None
+        self.seen_before = values.get("seen_before", {})
+        settings: dict[str, Any] = values["config"]
+        return settings
 
     def load(self, path: Path) -> None:
         """Take up a run where `save` left it."""
@@ -326,6 +332,7 @@ class Trainer:
         if values["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(values["scaler"])
         self.iteration, self.best = values["iteration"], values["best"]
+        self.seen_before = values.get("seen_before", {})
 
 
 def _first_fault(error: RuntimeError) -> str:

@@ -524,6 +524,15 @@ def test_probabilities_are_written_by_the_command_go_on_and_do_not_get_scored(tr
     assert min(stamps(out / "probabilities").values()) > max(kept.values())
 
 
+def test_predicting_anew_leaves_nothing_of_the_earlier_call_beside_a_case(trained, tmp_path):
+    (run, _), out = trained, tmp_path / "out"
+    test = predict(run, [], out, part="test", device="cpu", uncertainty=True, probabilities=True)
+    other = out / "probabilities" / f"{test[0].name.removesuffix('.nii.gz')}_1_0.nii.gz"  # of a case with a longer name
+    other.write_bytes(b"")
+    predict(run, [], out, part="test", device="cpu", overwrite=True)
+    assert sorted(path for path in out.rglob("*.nii.gz")) == sorted([*test, other])
+
+
 def test_predictions_in_the_values_of_the_dataset_are_scored_and_reported_as_those_in_places(trained, tmp_path):
     for path in list_volumes(trained[1] / "labels"):
         label = read_label(path)

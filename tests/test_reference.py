@@ -37,7 +37,7 @@ def test_every_key_of_a_run_is_listed_with_a_sentence_and_takes_its_default(meth
 def test_bounds_and_kinds_are_those_that_are_checked():
     keys = {key.name: key for section in SECTIONS.values() for key in section.keys}
     assert keys["train.lr"].values == "number > 0"
-    assert keys["window.overlap"].values == "number ≥ 0 and < 1"
+    assert keys["window.overlap"].values == "number >= 0 and < 1"
     assert keys["augment.flips"].values == "list of (0 | 1 | 2)"
     assert keys["train.patch"].values == "[integer > 0, integer > 0, integer > 0]"
     assert keys["data.values"].values == "names, each with list of integer"
@@ -46,10 +46,14 @@ def test_bounds_and_kinds_are_those_that_are_checked():
             load_run_config([DATA], ["method.name=bcp", wrong])
 
 
+def test_any_terminal_and_file_can_take_the_text():
+    assert describe().isascii()
+
+
 def test_a_section_alone_in_plain_text():
     text = describe("bcp")
     assert text.startswith("method: bcp\n")
-    assert "method.alpha: number ≥ 0; default 0.5\n    Weight of the unlabelled side" in text
+    assert "method.alpha: number >= 0; default 0.5\n    Weight of the unlabelled side" in text
     assert "train.lr" not in text
     with pytest.raises(ConfigError, match=r"medssl settings trian: no such section; there are run, data, .*combined"):
         describe("trian")

@@ -290,22 +290,36 @@ class TestStartFrom:
             train(parse(RunConfig, settings), tmp_path / "second", quiet=True)
         assert not (tmp_path / "second").exists()
 
+    def test_classes_in_other_places_are_told_of(self, config, tmp_path, capsys):
+        first = train(config(iterations=1), tmp_path / "first", quiet=True)
+        values = torch.load(first / "last.pt")
+        values["config"]["data"]["classes"] = ["background", "core", "shell"]
+        torch.save(values, first / "last.pt")
+        train(config(iterations=1, start_from=str(first)), tmp_path / "second", quiet=True)
+        told = "was trained for background, core, shell; here, in the same places, are background, shell, core"
+        assert told in capsys.readouterr().err
+
     def test_nobody_seen_before_may_validate_or_test(self, balls, splits, config, tmp_path):
-        """Nor whom a forerunner saw: the second run's split is the third's."""
+        """Nor whom a forerunner saw, as the weights of the second run tell, resumed or not; the first may be gone."""
         first = train(config(iterations=1), tmp_path / "first", quiet=True)
         drawn = json.loads(splits.read_text())
         for part, one in (("val", "labelled"), ("test", "unlabelled"), ("test", "val")):
             moved = {**drawn, one: drawn[one][1:], part: [drawn[one][0]]}
             splits.write_text(json.dumps(moved))
-            with pytest.raises(ConfigError, match=f"first trained on or was chosen by .*in its part {part}"):
+            with pytest.raises(ConfigError, match=f"first, or .*trained on or was chosen by .*in its part {part}"):
                 train(config(iterations=1, start_from=str(first)), tmp_path / "second", quiet=True)
         splits.write_text(json.dumps({**drawn, "val": [], "test": [], "left_out": []}))
-        second = train(config(iterations=1, start_from=str(first)), tmp_path / "second", quiet=True)
+        settings = config(iterations=2, start_from=str(first))
+        second = train(settings, tmp_path / "second", until=1, quiet=True)
+        train(settings, second, resume=True, quiet=True)
         trained = json.loads((first / "splits.json").read_text())["unlabelled"]
         splits.write_text(json.dumps({**drawn, "unlabelled": [], "test": [trained[0]]}))
         (second / "splits.json").write_text(json.dumps({**drawn, "unlabelled": [], "val": [], "test": []}))
-        with pytest.raises(ConfigError, match="first trained on"):
+        first.rename(tmp_path / "moved")
+        with pytest.raises(ConfigError, match=f"second, or a run that it was started from, .*by {trained[0]}, "):
             train(config(iterations=1, start_from=str(second)), tmp_path / "third", quiet=True)
+        with pytest.raises(DataError, match=r"start_from: .*first/last\.pt, looked for in .* name the folder of a run"):
+            train(settings, tmp_path / "fourth", quiet=True)
 
 
 def make_trainer_of(settings):

@@ -23,6 +23,8 @@ PATIENT_FIRST = r"^(\D*\d+)"
 """What ids begin with where they name a patient and then a scan, as `patient001_frame12` and `sub-01_ses-2`."""
 _LEFT = re.compile(r"left|(?<![a-z0-9])l(?![a-z0-9])")
 """What names of classes of the left side hold, in small letters."""
+_LOPSIDED = re.compile(r"heart|cardi|coronar|atri|^(?!.*lateral).*ventric|liver|hepat|portal")
+"""What names of parts of heart and liver hold: a left ventricle is no right one in a mirror, those of the brain are."""
 MOST_SCANS = 10
 """Of a patient on average, where ids look so; numbers that more cases share are rather those of a year or a site."""
 
@@ -88,7 +90,8 @@ class DatasetConfig(Settings):
     """Unions of classes to score beside them, such as `{whole tumour: [oedema, core]}`."""
     sides: tuple[tuple[str, str], ...] | None = None
     """Pairs of classes of which one is the other's mirror image, such as `[[left kidney, right kidney]]`: they change
-    places when training mirrors a patch. null: those that differ by left and right, or by L and R, in their names."""
+    places when training mirrors a patch. null: those that differ by left and right, or by L and R, in their names, but
+    for parts of heart and liver, which are not alike."""
     subject: SubjectRule | None = None
     """How a case's patient is told; null: each case is a patient, unless the layout knows better."""
     recipe: Recipe = Recipe()
@@ -157,7 +160,7 @@ class DatasetConfig(Settings):
 
 def _sides(classes: Sequence[str]) -> list[tuple[str, str]]:
     """Pairs of classes whose names differ by left and right, or by L and R as words, alone."""
-    by_name = {name.lower(): name for name in classes}
+    by_name = {name.lower(): name for name in classes if not _LOPSIDED.search(name.lower())}
     mirrored = {name: _LEFT.sub(lambda found: "right" if len(found[0]) > 1 else "r", name.lower()) for name in classes}
     return [(name, by_name[m]) for name, m in mirrored.items() if m != name.lower() and m in by_name]
 

@@ -82,6 +82,9 @@ def test_settings_that_contradict_themselves_are_refused(changed, message):
         (("Hippocampus_R", "hippocampus_l", "L5", "R5"), None, {1: 2, 2: 1}),  # L5 is a vertebra
         (("upper-left", "cleft", "upper-right"), None, {1: 3, 3: 1}),
         (("left", "middle"), None, {}),
+        (("right ventricle", "myocardium", "left ventricle", "atrium_left", "atrium_right"), None, {}),
+        (("left lobe of the liver", "right lobe of the liver"), None, {}),
+        (("Left-Lateral-Ventricle", "Right-Lateral-Ventricle"), None, {1: 2, 2: 1}),
         (("left", "right"), (), {}),
         (("11", "12", "21", "22"), (("11", "21"), ("22", "12")), {1: 3, 3: 1, 2: 4, 4: 2}),
     ],

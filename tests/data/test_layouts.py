@@ -422,6 +422,13 @@ class TestDicom:
         assert [case.id for case in layout.cases] == ids
         assert read_image(*layout.cases[0].images).shape == (5, 6, 3)
 
+    def test_studies_inside_a_single_folder_belong_to_the_patient_of_their_headers(self, tmp_path):
+        for folder, number in zip(("st1", "st2", "st3"), ("17", "18", "17"), strict=True):
+            make_series(tmp_path / "DICOM" / folder, patient=number)
+        assert [(case.id, case.subject) for case in read_layout(tmp_path).cases] == [
+            ("st1", "st1"), ("st2", "st2"), ("st3", "st1")
+        ]  # fmt: skip
+
     def test_the_source_may_be_the_series(self, tmp_path):
         make_series(tmp_path / "scan")
         assert pairs(read_cases(tmp_path / "scan"), tmp_path) == [("scan", "scan", None)]
