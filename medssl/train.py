@@ -75,6 +75,8 @@ def train(
     runs = {out: config}
     if with_baseline:
         runs[baseline_folder(out)] = baseline_of(config)
+    if not quiet and os.environ.get("RANK", "0") == "0":
+        _ask_about_sides(config)
     with joined(device) as chosen:
         resumed = {folder: resume or _is_ours(folder) for folder in runs}
         for folder in runs:  # the baseline's too, before hours of training
@@ -84,6 +86,18 @@ def train(
                 print(f"baseline: {settings.method.name}, in {folder}", file=sys.stderr)
             _train(settings, folder, chosen, resume=resumed[folder], until=until, quiet=quiet)
     return out
+
+
+def _ask_about_sides(config: RunConfig) -> None:
+    """Say so where patches will be mirrored, and names of classes look like sides that nobody spoke of."""
+    pairs = config.data.likely_sides if config.data.sides is None else ()
+    if pairs and config.augment.flips and config.augment.preset != "none":
+        named = ", ".join(f"[{one}, {other}]" for one, other in pairs)
+        print(
+            f"medssl: training mirrors patches, and {pairs[0][0]} stays what it is there. If a mirror makes it a "
+            f"{pairs[0][1]}, set data.sides=[{named}]; data.sides=[] says that it does not.",
+            file=sys.stderr,
+        )
 
 
 def baseline_of(config: RunConfig) -> RunConfig:

@@ -343,6 +343,21 @@ def test_patches_of_a_mirror_have_their_sides_exchanged(balls, splits):
     assert 20 < exchanged < 60  # of 80 patches, half of which are mirrored
 
 
+@pytest.mark.parametrize(
+    ("sides", "flips", "asks"), [(None, [0], True), ([["left core", "right core"]], [0], False), (None, [], False)]
+)
+def test_training_asks_about_sides_that_nobody_spoke_of(balls, splits, tmp_path, capsys, sides, flips, asks):
+    root = tmp_path / "prepared"
+    shutil.copytree(balls[1], root)
+    facts = json.loads((root / "dataset.json").read_text())
+    facts["data"]["classes"] = ["background", "left core", "right core"]
+    (root / "dataset.json").write_text(json.dumps(facts))
+    settings = plain_settings(balls, splits, iterations=1)
+    data = {**settings["data"], "classes": facts["data"]["classes"], "sides": sides, "root": str(root)}
+    train(parse(RunConfig, {**settings, "data": data, "augment": {"flips": flips}}), tmp_path / "run")
+    assert ("set data.sides=[[left core, right core]]" in capsys.readouterr().err) == asks
+
+
 def test_a_step_moves_student_and_teacher(config):
     trainer, batches = make_trainer_of(config("mean_teacher"))
     trainer.train_step(next(batches))

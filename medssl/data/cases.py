@@ -90,8 +90,7 @@ class DatasetConfig(Settings):
     """Unions of classes to score beside them, such as `{whole tumour: [oedema, core]}`."""
     sides: tuple[tuple[str, str], ...] | None = None
     """Pairs of classes of which one is the other's mirror image, such as `[[left kidney, right kidney]]`: they change
-    places when training mirrors a patch. null: those that differ by left and right, or by L and R, in their names, but
-    for parts of heart and liver, which are not alike."""
+    places when training mirrors a patch. null: none do, and training asks where names look like such pairs."""
     subject: SubjectRule | None = None
     """How a case's patient is told; null: each case is a patient, unless the layout knows better."""
     recipe: Recipe = Recipe()
@@ -137,15 +136,17 @@ class DatasetConfig(Settings):
         return found | dict.fromkeys(self.ignore, IGNORED)
 
     @property
-    def side_pairs(self) -> tuple[tuple[str, str], ...]:
-        """Classes of which one is the other's mirror image, as they are said to be or named."""
-        return tuple(_sides(self.classes)) if self.sides is None else self.sides
+    def mirrored_places(self) -> dict[int, int]:
+        """Each class of a pair of sides to the other; classes of no pair are not in it."""
+        places = [(self.classes.index(one), self.classes.index(other)) for one, other in self.sides or ()]
+        return dict(places) | {other: one for one, other in places}
 
     @property
-    def mirrored_places(self) -> dict[int, int]:
-        """Each class of such a pair to the other; classes of no pair are not in it."""
-        places = [(self.classes.index(one), self.classes.index(other)) for one, other in self.side_pairs]
-        return dict(places) | {other: one for one, other in places}
+    def likely_sides(self) -> tuple[tuple[str, str], ...]:
+        """Pairs of classes whose names differ by left and right, or by L and R as words, and not by more."""
+        by_name = {name.lower(): name for name in self.classes if not _LOPSIDED.search(name.lower())}
+        others = {name: _LEFT.sub(lambda left: "right" if left[0] == "left" else "r", name) for name in by_name}
+        return tuple((by_name[name], by_name[o]) for name, o in others.items() if o != name and o in by_name)
 
     @property
     def region_places(self) -> dict[str, tuple[int, ...]]:
@@ -156,13 +157,6 @@ class DatasetConfig(Settings):
     def is_plain(self) -> bool:
         """Whether label files hold the places of classes and nothing else."""
         return not self.ignore and self.class_values == tuple((place,) for place in range(len(self.classes)))
-
-
-def _sides(classes: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of classes whose names differ by left and right, or by L and R as words, alone."""
-    by_name = {name.lower(): name for name in classes if not _LOPSIDED.search(name.lower())}
-    mirrored = {name: _LEFT.sub(lambda found: "right" if len(found[0]) > 1 else "r", name.lower()) for name in classes}
-    return [(name, by_name[m]) for name, m in mirrored.items() if m != name.lower() and m in by_name]
 
 
 def subjects_of(ids: Sequence[str], rule: SubjectRule | None, source: Path) -> dict[str, str]:

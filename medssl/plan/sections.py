@@ -69,9 +69,9 @@ def data_section(facts: Fingerprint, dataset: DatasetConfig, spacing: tuple[floa
 
 def _sides(dataset: DatasetConfig) -> Choices:
     """The pairs that names tell of, where they are not given."""
-    if dataset.sides is not None or not dataset.side_pairs:
+    if dataset.sides is not None or not dataset.likely_sides:
         return {}
-    pairs = [list(pair) for pair in dataset.side_pairs]
+    pairs = [list(pair) for pair in dataset.likely_sides]
     return {"sides": Choice(pairs, "mirror images of each other, by their names; add others, or [] if they are none")}
 
 
@@ -107,7 +107,7 @@ def augment_section(spacing: Sequence[float], dataset: DatasetConfig) -> Choices
     thick = [axis for axis in range(3) if spacing[axis] > THICK_SLICE_RATIO * min(spacing)]
     flips = [axis for axis in range(3) if axis not in thick]
     why = f"not along {'xyz'[thick[0]]}, where slices are thick" if thick else "all axes have like spacing"
-    for one, other in dataset.side_pairs[:1]:
+    for one, other in (dataset.likely_sides if dataset.sides is None else dataset.sides)[:1]:
         why += f"; a mirrored {one} is a {other}, as data.sides has it"
     return {"flips": Choice(flips, why)}
 

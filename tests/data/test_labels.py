@@ -76,21 +76,26 @@ def test_settings_that_contradict_themselves_are_refused(changed, message):
 
 
 @pytest.mark.parametrize(
-    ("names", "sides", "expected"),
+    ("names", "likely"),
     [
-        (("left kidney", "Right Kidney", "liver"), None, {1: 2, 2: 1}),
-        (("Hippocampus_R", "hippocampus_l", "L5", "R5"), None, {1: 2, 2: 1}),  # L5 is a vertebra
-        (("upper-left", "cleft", "upper-right"), None, {1: 3, 3: 1}),
-        (("left", "middle"), None, {}),
-        (("right ventricle", "myocardium", "left ventricle", "atrium_left", "atrium_right"), None, {}),
-        (("left lobe of the liver", "right lobe of the liver"), None, {}),
-        (("Left-Lateral-Ventricle", "Right-Lateral-Ventricle"), None, {1: 2, 2: 1}),
-        (("left", "right"), (), {}),
-        (("11", "12", "21", "22"), (("11", "21"), ("22", "12")), {1: 3, 3: 1, 2: 4, 4: 2}),
+        (("left kidney", "Right Kidney", "liver"), [("left kidney", "Right Kidney")]),
+        (("Hippocampus_R", "hippocampus_l", "L5", "R5"), [("hippocampus_l", "Hippocampus_R")]),  # L5 is a vertebra
+        (("upper-left", "cleft", "upper-right"), [("upper-left", "upper-right")]),
+        (("left", "middle"), []),
+        (("right ventricle", "myocardium", "left ventricle", "atrium_left", "atrium_right"), []),
+        (("left lobe of the liver", "right lobe of the liver"), []),
+        (("lateral ventricle L", "lateral ventricle R"), [("lateral ventricle L", "lateral ventricle R")]),
     ],
 )
-def test_sides_are_found_by_name_or_said(names, sides, expected):
-    assert DatasetConfig(name="two", classes=("background", *names), sides=sides).mirrored_places == expected
+def test_names_suggest_sides_and_exchange_none(names, likely):
+    dataset = DatasetConfig(name="two", classes=("background", *names))
+    assert dataset.likely_sides == tuple(likely)
+    assert dataset.mirrored_places == {}
+
+
+def test_sides_that_are_said_change_places():
+    teeth = DatasetConfig(name="teeth", classes=("0", "11", "12", "21", "22"), sides=(("11", "21"), ("22", "12")))
+    assert teeth.mirrored_places == {1: 3, 3: 1, 2: 4, 4: 2}
 
 
 class TestSources:
