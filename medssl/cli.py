@@ -470,7 +470,7 @@ def methods(
 @app.command()
 def settings(
     section: Annotated[
-        str | None, typer.Argument(help="data, network, augment, train, window, logging, or a method's name.")
+        str | None, typer.Argument(help="A section, method or key: train, bcp, data.recipe, train.lr ...")
     ] = None,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="All, as docs/settings.md.")] = False,
 ) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
@@ -73,16 +73,25 @@ def sections() -> dict[str, Section]:
 
 
 def describe(name: str | None = None) -> str:
-    """A section in plain text, or all.
+    """A section in plain text, a part or key of one such as `data.recipe` or `train.lr`, or all.
 
     Raises:
-        ConfigError: there is no such section.
+        ConfigError: there is no such section or key.
     """
     found = sections()
-    if name is not None and name not in found:
-        raise ConfigError(f"medssl settings {name}: no such section; there are {', '.join(found)}")
-    chosen = found.values() if name is None else [found[name]]
-    return "\n".join(_as_text(section) for section in chosen)
+    chosen = found if name is None else {name: found[name]} if name in found else _part(found, name)
+    if not chosen:
+        raise ConfigError(f"medssl settings {name}: neither a key nor a section; there are {', '.join(found)}")
+    return "\n".join(_as_text(section) for section in chosen.values())
+
+
+def _part(found: Mapping[str, Section], name: str) -> dict[str, Section]:
+    """The sections with the keys alone that are `name` or inside it."""
+    inside = {
+        title: tuple(key for key in section.keys if f"{key.name}.".startswith(f"{name}."))
+        for title, section in found.items()
+    }
+    return {title: replace(found[title], keys=keys) for title, keys in inside.items() if keys}
 
 
 def markdown() -> str:

@@ -55,5 +55,9 @@ def test_a_section_alone_in_plain_text():
     assert text.startswith("method: bcp\n")
     assert "method.alpha: number >= 0; default 0.5\n    Weight of the unlabelled side" in text
     assert "train.lr" not in text
-    with pytest.raises(ConfigError, match=r"medssl settings trian: no such section; there are run, data, .*combined"):
+    assert describe("train.lr").count("default") == 1
+    assert "data.recipe.intensity.kind" in describe("data.recipe")
+    assert "data.classes" not in describe("data.recipe")
+    assert describe("method.alpha").count("method.alpha:") == 2  # of bcp and combined
+    with pytest.raises(ConfigError, match=r"settings trian: neither a key nor a section; there are run, .*combined"):
         describe("trian")

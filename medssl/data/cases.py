@@ -107,7 +107,7 @@ class DatasetConfig(Settings):
                 raise ValueError(f"`{section}` names {', '.join(unknown)}, which `classes` does not list")
         paired = [name for pair in self.sides or () for name in pair]
         if unknown := [name for name in paired if name not in self.classes[1:]]:
-            raise ValueError(f"`sides` names {', '.join(unknown)}, which `classes` does not list, or as background")
+            raise ValueError(f"`sides` names {', '.join(unknown)}; it pairs {', '.join(self.classes[1:])}")
         if twice := {name for name in paired if paired.count(name) > 1}:
             raise ValueError(f"`sides` names {', '.join(sorted(twice))} more than once")
         if twice := set(self.regions) & set(self.classes):
