@@ -77,9 +77,10 @@ class Predictor:
         """Those of other runs, whose probabilities count as much as its own."""
         self.patch, self.device, self.precision = window.patch or patch, device, precision
         self.channels, self.classes = channels, tuple(classes)
-        self.mirrors = _mirrors(flips) if window.mirror else [()]
+        thick = [axis for axis in flips if self.patch[axis] > 1]  # a single slice has no mirror image along itself
+        self.mirrors = _mirrors(thick) if window.mirror else [()]
         self.in_a_mirror = [(mirrored or {}).get(place, place) for place in range(len(classes))]
-        if window.mirror and not flips:
+        if window.mirror and not thick:
             raise ConfigError("window.mirror: training mirrored no axis (augment.preset, augment.flips), so nor can it")
         unknown = set(window.largest_component) - set(classes)
         if unknown:

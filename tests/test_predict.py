@@ -81,6 +81,16 @@ def test_with_mirrors_a_mirrored_image_is_predicted_as_the_mirror_image(flips):
         assert np.abs(found - np.flip(without, turned)[sides]).max() > 0.01
 
 
+def test_a_single_slice_has_no_mirror_along_itself():
+    net, image = nn.Conv3d(1, 3, 1), np.random.default_rng(0).random((1, 6, 5, 1), np.float32)
+    found = [
+        Predictor([net], Recipe(), WindowConfig(mirror=True), patch=(6, 5, 1), channels=1, classes=("b", "l", "r"),
+                  device=torch.device("cpu"), flips=flips, mirrored={1: 2, 2: 1}).probabilities(image)
+        for flips in [(0, 2), (0,)]
+    ]  # fmt: skip
+    np.testing.assert_array_equal(*found)
+
+
 def test_mirrors_that_training_never_showed_are_refused():
     with pytest.raises(ConfigError, match=r"window\.mirror: training mirrored no axis"):
         Predictor([Identity()], Recipe(), WindowConfig(mirror=True), patch=(4, 4, 4), channels=1, classes=("a", "b"),
