@@ -139,8 +139,13 @@ def test_three_rows_of_one_labelled_count_are_ranked(factory):
 
 def test_gauges_are_drawn_by_name(factory):
     run = factory.run("run", "bcp", 1)
-    (run / "metrics.csv").write_text("step,stat/mask_share,loss/a\n10,0.5,1\n20,0.25,1\n")
-    assert "Gauge “mask share”" in one_page(factory, [run]).words
+    names = ("mask_share", "pseudo/0", "pseudo/1", "lag/0", "lag/1")
+    head = ",".join(f"stat/{name}" for name in names)
+    (run / "metrics.csv").write_text(f"step,{head},loss/a\n10{',0.5' * 5},1\n20{',0.25' * 5},1\n")
+    words = one_page(factory, [run]).words
+    assert "Gauge “mask share”: as the methods log it." in words
+    assert "Gauge “pseudo, liver”: share of the pseudo-labelled voxels in this class" in words
+    assert ["pseudo, background" in words, "lag, teacher 2" in words, "lag, liver" in words] == [True, True, False]
 
 
 # ---- voxels

@@ -47,6 +47,16 @@ from medssl.report.voxels import Agreement, agreements
 TEMPLATES = Path(__file__).parents[1] / "templates"
 
 _DASHES = {"-": "", "--": "7 4", ":": "2 3", "-.": "7 3 2 3"}
+_GAUGES = {
+    "prior": "share of the labelled voxels in this class",
+    "pseudo": "share of the pseudo-labelled voxels in this class, near that of the labels where all is well",
+    "selected": "trust that an unlabelled voxel gets, on average",
+    "gap": "share of the unlabelled voxels where student and teacher name different classes",
+    "dissent": "share of the unlabelled voxels where two students name different classes",
+    "disputed": "share of the unlabelled voxels where teachers name different classes",
+    "lag": "how far a teacher's weights are from those that it follows",
+}
+"""What the gauges of `medssl.parts.gauges`, and those of the trainer, mean."""
 
 
 @dataclass(frozen=True)
@@ -285,16 +295,19 @@ def _gauges(rows: Sequence[Row], classes: dict[int, str]) -> list[Figure]:
         lines = [Line(row.name, row.colour, row.style, *curve) for row, curve in drawn if curve[0]]
         if lines:
             title = _words_of(name.removeprefix("stat/"), classes)
-            words = f"Gauge “{title}”, as the methods log it: smoothed means over the runs of a row."
+            meaning = _GAUGES.get(name.split("/")[1], "as the methods log it")
+            words = f"Gauge “{title}”: {meaning}. Smoothed means over the runs of a row."
             figures.append(Figure(line_plot(lines, title, legend=False), words))
     return figures
 
 
 def _words_of(gauge: str, classes: dict[int, str]) -> str:
-    """A logged name as words: `pseudo_share/1` is that of the first class."""
-    name, _, label = gauge.partition("/")
+    """A logged name as words: `pseudo/1` is of the first class, `lag/1` of the second teacher."""
+    name, _, part = gauge.partition("/")
     of = {"0": "background"} | {str(value): text for value, text in classes.items()}
-    return name.replace("_", " ") + (f", {of.get(label, label)}" if label else "")
+    if name == "lag" and part.isdigit():
+        of = {part: f"teacher {int(part) + 1}"}
+    return name.replace("_", " ") + (f", {of.get(part, part)}" if part else "")
 
 
 def _logged(rows: Iterable[Row], prefix: str) -> list[str]:
