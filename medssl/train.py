@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import sys
 import time
@@ -29,7 +30,7 @@ from medssl.errors import ConfigError, DataError, OutOfMemoryError
 from medssl.files import write_json
 from medssl.logs import NoLog, RunLog
 from medssl.machine import available_memory
-from medssl.memory import estimate, fit
+from medssl.memory import Memory, estimate, fit
 from medssl.methods import METHODS
 from medssl.methods.base import Method
 from medssl.metrics import dice
@@ -66,7 +67,7 @@ def train(
 
     Raises:
         ConfigError: settings that do not fit the data, the method or the run that is resumed.
-        OutOfMemoryError: no change makes a step fit into `memory`.
+        OutOfMemoryError: no change makes a step fit into `memory`, or a step on the CPU needs more than is free.
         DataError, DeviceError, DivergedError, Interrupted: as their names say.
     """
     check_packages(config.logging)
@@ -142,6 +143,7 @@ def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, 
         _start(trainer, config, data.split)
     if len(set(gathered([trainer.iteration]))) > 1:  # also: nobody writes before all have looked
         raise DataError(f"{out}: the processes see different checkpoints; do all machines share this folder?")
+    _refuse_beyond_memory(config, device)
     labelled, unlabelled = make_streams(config, data)
     log: RunLog = NoLog()
     if is_first():
@@ -238,12 +240,8 @@ def dry_run(config: RunConfig, *, device: str = "auto") -> dict[str, Any]:
     data = open_data(config)
     trainer = make_trainer(config, Path(), choose_device(device))
     _start(trainer, config, data.split)
-    memory, free = estimate(config, device=device), available_memory()
-    if trainer.device.type == "cpu" and free is not None and memory.total > free:
-        raise OutOfMemoryError(
-            f"a step needs about {memory}, and {free / 2**30:.2f} GiB are free here; make train.patch or the batches "
-            "smaller, or let --memory GIB fit the settings"
-        )
+    memory = estimate(config, device=device)
+    _refuse_beyond_memory(config, trainer.device, memory)
     labelled, unlabelled = make_streams(config, data)
     trainer.iteration = config.train.iterations // 2  # past what a method does first
     batches = trainer.batches(labelled, unlabelled, trainer.iteration + 2)
@@ -263,6 +261,28 @@ def dry_run(config: RunConfig, *, device: str = "auto") -> dict[str, Any]:
             "peak_of_this_process_gib": round(_peak_memory(trainer.device) / 2**30, 2),
         },
     }
+
+
+def _refuse_beyond_memory(config: RunConfig, device: torch.device, memory: Memory | None = None) -> None:
+    """Stop where a step on the CPU needs more than is free; the system would end the process without a word.
+
+    Args:
+        memory: the estimate, if there is one; otherwise it is made where ten copies of the finest features come near.
+
+    Raises:
+        OutOfMemoryError: it does.
+    """
+    free, train = available_memory(), config.train
+    if device.type != "cpu" or free is None or processes.count() > 1:
+        return
+    features = (train.labelled_batch + train.unlabelled_batch) * config.network.channels[0] * math.prod(train.patch)
+    if memory is None and 10 * 4 * features > free:
+        memory = estimate(config, device="cpu")
+    if memory is not None and memory.total > free:
+        raise OutOfMemoryError(
+            f"a step needs about {memory}, and {free / 2**30:.2f} GiB are free here; make train.patch or the batches "
+            "smaller, or let --memory GIB fit the settings"
+        )
 
 
 def open_data(config: RunConfig) -> TrainingData:

@@ -254,9 +254,13 @@ def test_dry_run_tells_the_cost_and_writes_nothing(config, tmp_path, monkeypatch
     assert set(tmp_path.iterdir()) == before
 
 
-def test_a_dry_run_of_what_no_machine_holds_is_refused_at_once(config):
-    with pytest.raises(OutOfMemoryError, match=r"a step needs about [\d.]+ GiB .* free here; make train.patch"):
-        dry_run(config(patch=[4096, 4096, 4096]), device="cpu")
+def test_what_no_machine_holds_is_refused_at_once(config, tmp_path):
+    settings, words = config(patch=[4096, 4096, 4096]), r"a step needs about [\d.]+ GiB .* free here; make train.patch"
+    with pytest.raises(OutOfMemoryError, match=words):
+        dry_run(settings, device="cpu")
+    with pytest.raises(OutOfMemoryError, match=words):
+        train(settings, tmp_path / "run", device="cpu", quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 class TestStartFrom:
