@@ -24,6 +24,7 @@ from medssl.data.cases import IGNORED
 from medssl.data.patches import PatchStream, TrainingData
 from medssl.data.prepared import PreparedDataset, read_prepared
 from medssl.data.splits import PARTS, Part, Split, load_split, read_split, write_split
+from medssl.data.volume import some
 from medssl.device import choose_device, prepare_device
 from medssl.distributed import gathered, is_first, joined, launch, launched, restarts
 from medssl.errors import ConfigError, DataError, OutOfMemoryError
@@ -76,9 +77,9 @@ def train(
     runs = {out: config}
     if with_baseline:
         runs[baseline_folder(out)] = baseline_of(config)
-    if not quiet and os.environ.get("RANK", "0") == "0":
-        _ask_about_sides(config)
     with joined(device) as chosen:
+        if is_first() and not quiet:
+            _ask_about_sides(config)
         resumed = {folder: resume or _is_ours(folder) for folder in runs}
         for folder in runs:  # the baseline's too, before hours of training
             _refuse_used(folder, resumed[folder])
@@ -200,14 +201,10 @@ def _start(trainer: Trainer, config: RunConfig, split: Split) -> None:
         if shared:
             raise ConfigError(
                 f"train.start_from: {run}, or a run that it was started from, trained on or was chosen by "
-                f"{_some(shared)}, whom the split has in its part {part}; make a split in which they train, or start "
+                f"{some(shared)}, whom the split has in its part {part}; make a split in which they train, or start "
                 "afresh"
             )
     trainer.seen_before = {"learned": sorted(learned), "chosen": sorted(chosen)}
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _shown(config: RunConfig, split: Split) -> dict[str, Setting]:

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medssl.data.itk import affine_of
-from medssl.data.stack import Slice, numbers_of, placed_slice, some, stack
-from medssl.data.volume import Oddity, Volume, by
+from medssl.data.stack import Slice, numbers_of, placed_slice, stack
+from medssl.data.volume import Oddity, Volume, by, some
 from medssl.errors import DataError
 
 SUFFIXES = (".dcm", ".dicom", ".ima")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.data.volume import LPS_TO_RAS, Affine, Oddity, by
+from medssl.data.volume import FEW, LPS_TO_RAS, Affine, Oddity, by, some
 from medssl.errors import DataError
 
 SAME = 1e-3
@@ -22,8 +22,6 @@ OFF_GRID = 0.1
 """A slice farther than this share of a step from where an even stack has it cannot be used."""
 ROUNDING = (0.02, 0.01)
 """Within this share of a step, or so many millimetres, a slice lies where it should."""
-LISTED = 5
-"""Faults of one kind named in an error."""
 
 _Vector = NDArray[np.float64]
 
@@ -101,7 +99,7 @@ def _require_same(
     if len(groups) == 1:
         return
     groups.sort(key=lambda group: -len(group[1]))
-    lines = [f"  {by(known.ravel())}: {some(names)}" for known, names in groups[:LISTED]]
+    lines = [f"  {by(known.ravel())}: {some(names)}" for known, names in groups[:FEW]]
     advice = "move those that do not belong into another folder" + (f"; {hint}" if hint else "")
     raise DataError("\n".join([f"{place}: one {what} is wanted in a series, found {len(groups)}", *lines, advice]))
 
@@ -159,9 +157,3 @@ def numbers_of(text: str, count: int) -> _Vector | None:
     except ValueError:
         return None
     return numbers if len(numbers) == count and np.isfinite(numbers).all() else None
-
-
-def some(names: Sequence[str]) -> str:
-    """The first few, and how many more."""
-    rest = len(names) - LISTED
-    return ", ".join(names[:LISTED]) + (f" and {rest} more" if rest > 0 else "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from medssl.errors import DataError
 
 Affine = NDArray[np.float64]
 """`(4, 4)`, voxel index to RAS millimetres."""
+FEW = 5
+"""Names that a message spells out."""
 LPS_TO_RAS = np.diag([-1.0, -1, 1, 1])
 """From the world of DICOM and ITK to that of NIfTI."""
 
@@ -110,6 +112,12 @@ def corners_apart(shape: tuple[int, ...], affine: Affine, other: Affine) -> floa
     """The largest distance in millimetres between where two affines put a corner voxel of a grid."""
     steps = corners_of(shape) @ (other - affine).T
     return float(np.linalg.norm(steps[:, :3], axis=1).max())
+
+
+def some(names: Sequence[str], most: int = FEW) -> str:
+    """The first few names, and how many more."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def by(numbers: Iterable[float]) -> str:

@@ -25,6 +25,7 @@ from medssl.comparison import (
     scale_of,
     units_of,
 )  # fmt: skip
+from medssl.data.volume import some
 from medssl.metrics import METRICS
 from medssl.published import PublishedRow
 from medssl.scores import ClassSummary, Spread
@@ -245,8 +246,8 @@ def settings_table(rows: Sequence[Row]) -> Table:
         for name, held in known.items():
             holders[str(held[key]) if key in held else NOTHING].append(name)
         (value, most), *others = sorted(holders.items(), key=lambda item: -len(item[1]))
-        told = "; ".join(f"{value}: {_some(names)}" for value, names in others)
-        lines.append([Cell(key), Cell(value, _some(most)), Cell(told)])
+        told = "; ".join(f"{value}: {some(names, _MOST_NAMES)}" for value, names in others)
+        lines.append([Cell(key), Cell(value, some(most, _MOST_NAMES)), Cell(told)])
     words = (
         "Settings, splits, machines and versions that are not the same in every run, beside what the columns above "
         "name and the methods’ own settings."
@@ -401,11 +402,6 @@ def _run_line(row: Row, run: Run) -> list[Cell]:
         *scored,
         Cell() if rate is None else Cell(f"{rate:.2f}", order=rate),
     ]
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - _MOST_NAMES
-    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _signed(value: float) -> str:
