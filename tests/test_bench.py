@@ -82,6 +82,17 @@ def test_every_run_is_trained_scored_and_reported_once(make, balls, tmp_path):
     ]  # fmt: skip
     assert compared[1]["verdict against supervised"].startswith("too few patients to tell")
     assert float(compared[0]["against bcp"]) == -float(compared[1]["against supervised"])
+    cases = list(csv.DictReader((out / "cases.csv").open()))
+    assert [row["case"] for row in cases if row["labelled"] == ALL] == sorted(splits[2].test)
+    for row in rows:
+        own = [float(c["dice"]) for c in cases if (c["method"], c["labelled"]) == (row["method"], row["labelled"])]
+        assert sum(own) / len(own) == pytest.approx(float(row["dice"]), abs=1e-4)
+    script = Path(__file__).parents[1] / "benchmarks" / "intervals.py"
+    words = [sys.executable, script, out / "cases.csv", "--against", "bcp"]
+    again = subprocess.run(words, capture_output=True, text=True, check=True)
+    printed = [[cell.strip() for cell in line.split("|")[1:-1]] for line in again.stdout.splitlines()[2:]]
+    assert [line[3:5] for line in printed] == [[row["dice, %"], row["95 % interval"]] for row in compared]
+    assert float(printed[0][6]) == -float(compared[0]["against bcp"])
     curves = list(csv.DictReader((out / "curves.csv").open()))
     logged = [row for row in read_metrics(out / rows[1]["run"] / "metrics.csv") if "val/dice" in row]
     of_bcp = [(row["runs"], int(row["step"]), float(row["mean"])) for row in curves if row["row"] == "bcp"]

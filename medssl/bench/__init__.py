@@ -9,6 +9,7 @@
     out/times.csv             with `as_long_as`: how long a step of each row takes, and the steps that follow
     out/runs.csv, out/report  a row per run, and the comparison, written again as runs end
     out/comparison.csv        a row per method and labelled count, with intervals, tests and verdicts
+    out/cases.csv             a row per run and test case, of which all intervals and tests are made
     out/curves.csv            validation Dice of each row, step by step
 
 What is finished stays; the same command goes on with the rest.

@@ -1,4 +1,4 @@
-"""What came of the runs: runs.csv, comparison.csv, curves.csv, and the comparison on a terminal."""
+"""What came of the runs: runs.csv, cases.csv, comparison.csv, curves.csv, and the comparison on a terminal."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from medssl.bench.matrix import ALL, Bench, Cell
 from medssl.bench.setup import finished
 from medssl.comparison import comparison_table, load_runs, make_rows
+from medssl.comparison.runs import Run, case_values
 from medssl.errors import Interrupted
 from medssl.files import whole_file
 from medssl.logs import read_metrics, training_seconds
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("method", "labelled", "draw", "seed", "status", "minutes", "steps", "val_dice", "dice", "hd95", "asd",
             "missed", "cases", "run")  # fmt: skip
+CASE_COLUMNS = ("method", "labelled", "draw", "seed", "patient", "case", "dice", "hd95", "asd")
 
 
 def write_table(matrix: Bench, codes: Mapping[Cell, int]) -> Path:
@@ -36,20 +38,38 @@ def write_table(matrix: Bench, codes: Mapping[Cell, int]) -> Path:
 def write_comparison(matrix: Bench) -> list[list[str]]:
     """comparison.csv: a row per method and labelled count, with what its difference to each reference amounts to.
 
-    Beside it curves.csv has the mean validation Dice of each row at each step, and its spread over runs.
+    Beside it cases.csv has a row per run and test case, of which all intervals and tests are made, and curves.csv the
+    mean validation Dice of each row at each step, and its spread over runs.
     """
-    rows = make_rows(load_runs(finished(matrix)))
+    runs = load_runs(finished(matrix))
+    rows = make_rows(runs)
     cells = comparison_table(rows, "dice", matrix.config.references)
+    cases = [[*CASE_COLUMNS], *(line for run in runs for line in _of_cases(matrix, run))]
     curves = [["row", "labelled", "step", "runs", "mean", "sd"]]
     for row in rows:
         for point in row.curve("val/dice"):
             sd = "" if point.sd is None else f"{point.sd:.4f}"
             curves.append([row.key.method, *map(str, (row.key.labelled, point.step, len(point.values))),
                            f"{point.mean:.4f}", sd])  # fmt: skip
-    for name, lines in (("comparison.csv", cells), ("curves.csv", curves)):
+    for name, lines in (("comparison.csv", cells), ("cases.csv", cases), ("curves.csv", curves)):
         with whole_file(matrix.out / name) as partial, partial.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(lines)
     return cells
+
+
+def _of_cases(matrix: Bench, run: Run) -> list[list[str]]:
+    """The cases of a run, each with the mean of a metric over the classes where it is defined."""
+    cell = next(cell for cell in matrix.cells if matrix.run(cell) == run.path)
+    facts = [cell.method, str(cell.labelled or ALL), str(cell.draw), str(cell.seed)]
+    columns = [case_values(run, metric) for metric in CASE_COLUMNS[-3:]]
+    cases = sorted({case for column in columns for case in column})
+    return [
+        [*facts, run.patients.get(case, case), case, *(_cell(column.get(case)) for column in columns)] for case in cases
+    ]
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
 
 
 def print_comparison(cells: Sequence[Sequence[str]], console: Console | None = None) -> None:

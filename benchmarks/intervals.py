@@ -1,0 +1,88 @@
+"""The intervals of a bench, made again from the cases of its runs; of several benches together, if need be.
+
+    python benchmarks/intervals.py benchmarks/results/hippocampus-time-cases.csv --against combined
+
+Reads cases.csv, as `medssl bench` writes it. Prints a row per method and labelled count: Dice by patient with its 95 %
+interval, the spread of its runs, and what each row named with `--against` has more, over the seeds that both have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from medssl.statistics import POINTS, Interval, Replicate, Values, bootstrap_mean, describe, paired, verdict
+
+Row = tuple[str, str]
+"""A method and its labelled count."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="+", type=Path, help="cases.csv of one bench or more, of the same test cases")
+    parser.add_argument("--against", action="append", default=[], help="a row, each other one beside it; repeatable")
+    arguments = parser.parse_args(argv)
+    rows = read_cases(arguments.tables)
+    for name in arguments.against:
+        if name not in {method for method, _ in rows}:
+            parser.error(f"--against {name}: no such row; there are {', '.join(dict.fromkeys(m for m, _ in rows))}")
+    heads = ["row", "labelled", "seeds", "Dice %", "95 % interval", "sd of runs"]
+    for name in arguments.against:
+        heads += [f"{name} against it", "95 % interval", "verdict"]
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+    for (method, labelled), values in rows.items():
+        cells = [method, labelled, str(len(values)), *of_one(values)]
+        for name in arguments.against:
+            other = rows.get((name, labelled), {})
+            cells += ["", "", ""] if name == method else of_two(other, values)
+        print(f"| {' | '.join(cells)} |")
+
+
+def read_cases(paths: Sequence[Path]) -> dict[Row, Values]:
+    """Each row's Dice, by training and patient: the mean over a patient's cases."""
+    found: dict[Row, dict[Replicate, dict[str, list[float]]]] = {}
+    for path in paths:
+        with path.open(encoding="utf-8", newline="") as file:
+            for line in csv.DictReader(file):
+                trainings = found.setdefault((line["method"], line["labelled"]), {})
+                patients = trainings.setdefault(Replicate(line["draw"], int(line["seed"])), defaultdict(list))
+                if line["dice"]:
+                    patients[line["patient"]].append(float(line["dice"]))
+    return {
+        row: {
+            replicate: {patient: fmean(values) for patient, values in patients.items()}
+            for replicate, patients in trainings.items()
+        }
+        for row, trainings in found.items()
+    }
+
+
+def of_one(values: Values) -> list[str]:
+    """Mean, interval and spread of runs, in percent."""
+    about, interval = describe(values), bootstrap_mean(values)
+    sd = "" if about.sd_of_trainings is None else f"{100 * about.sd_of_trainings:.1f}"
+    return [f"{100 * about.mean:.1f}", ends(interval), sd]
+
+
+def of_two(ours: Values, theirs: Values) -> list[str]:
+    """What ours have more than theirs in points, its interval and what it amounts to, over the trainings of both."""
+    shared = ours.keys() & theirs.keys()
+    if not shared:
+        return ["", "", "no seed in common"]
+    found = paired(*({replicate: values[replicate] for replicate in sorted(shared)} for values in (ours, theirs)))
+    return [f"{100 * found.difference.mean:+.1f}", ends(found.difference), verdict(found)]
+
+
+def ends(interval: Interval) -> str:
+    """Both in percent."""
+    if interval.low is None or interval.high is None:
+        return ""
+    return f"{POINTS.factor * interval.low:.1f} to {POINTS.factor * interval.high:.1f}"
+
+
+if __name__ == "__main__":
+    main()

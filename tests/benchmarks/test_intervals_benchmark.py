@@ -1,0 +1,43 @@
+"""Intervals from cases.csv: pairs by patient and seed, cases of a patient together, and what a bench itself prints."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "intervals.py"
+HEADS = ["method", "labelled", "draw", "seed", "patient", "case", "dice", "hd95", "asd"]
+
+
+def printed(*words):
+    done = subprocess.run([sys.executable, SCRIPT, *map(str, words)], capture_output=True, text=True, timeout=120)
+    assert done.returncode in (0, 2), done.stderr
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()]
+    return done, [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+
+
+def write(path, rows):
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([HEADS, *rows])
+    return path
+
+
+def test_cases_of_a_patient_are_one_and_only_shared_seeds_are_compared(tmp_path):
+    base = {p: 0.5 + 0.03 * i for i, p in enumerate("abcdefgh")}
+    few = [["bcp", 4, 0, seed, p, p + "1", v, "", ""] for seed in (0, 1) for p, v in base.items()]
+    few += [["bcp", 4, 0, seed, "a", "a2", 0.3, "", ""] for seed in (0, 1)]  # patient a: 0.4 in the mean
+    more = [["combined", 4, 0, seed, p, p + "1", v + 0.1 * (seed < 2), "", ""] for seed in (0, 1, 2)
+            for p, v in (base | {"a": 0.4}).items()]  # fmt: skip
+    tables = write(tmp_path / "few.csv", few), write(tmp_path / "more.csv", more)
+    _, (bcp, combined) = printed(*tables, "--against", "combined")
+    assert (bcp["row"], bcp["seeds"], combined["seeds"]) == ("bcp", "2", "3")
+    assert bcp["Dice %"] == f"{100 * (sum(base.values()) - 0.1) / 8:.1f}"
+    assert bcp["combined against it"] == "+10.0"  # seed 2, which bcp lacks, would make it 6.7
+    assert combined["combined against it"] == ""
+
+
+def test_a_row_that_is_not_there_is_named(tmp_path):
+    table = write(tmp_path / "cases.csv", [["bcp", 4, 0, 0, "a", "a", 0.5, "", ""]])
+    done, _ = printed(table, "--against", "combnied")
+    assert done.returncode == 2
+    assert "combnied: no such row; there are bcp" in done.stderr
