@@ -62,12 +62,21 @@ def autocast(device: torch.device, precision: torch.dtype | None) -> AbstractCon
     return nullcontext() if precision is None else torch.autocast(device.type, precision)
 
 
-def prepare_device(device: torch.device, *, tf32: bool = True) -> None:
-    """Set the process up for a device: on a GPU TF32 and the search for the fastest kernels, on a CPU the threads."""
+def prepare_device(device: torch.device, *, tf32: bool = True, deterministic: bool = False) -> None:
+    """Set the process up for a device: on a GPU TF32 and the search for the fastest kernels, on a CPU the threads.
+
+    `deterministic` takes kernels that repeat bit for bit in place of the fastest; torch warns of an operation that has
+    none. It must come before the first product of matrices on a GPU.
+    """
+    if deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # slow, to find bugs
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = tf32
         torch.backends.cudnn.allow_tf32 = tf32
-        torch.backends.cudnn.benchmark = True  # patches all have one shape
+        # patches all have one shape, so the search is worth its time; what it finds differs from run to run
+        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), available_cpus()))
 

@@ -298,7 +298,7 @@ def open_data(config: RunConfig) -> TrainingData:
 
 def make_trainer(config: RunConfig, out: Path, device: torch.device) -> Trainer:
     """A trainer with fresh weights, once the settings fit together."""
-    prepare_device(device, tf32=config.train.tf32)
+    prepare_device(device, tf32=config.train.tf32, deterministic=config.train.deterministic)
     method = build_method(config)
     _check_batches(config, method)
     _check_norm(config, device)

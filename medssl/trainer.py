@@ -72,6 +72,9 @@ class TrainConfig(Settings):
     """Decides weights, patches, augmentation and boxes."""
     tf32: bool = True
     """On a GPU, let what is not done in 16 bits use TF32."""
+    deterministic: bool = False
+    """On a GPU, take kernels that repeat bit for bit, on cards of one kind with one version of torch; slower. Torch
+    warns of an operation that has none. A CPU repeats with as many threads."""
     accumulate: PositiveInt = 1
     """Parts that a step's batch is cut into, one after the other, to save memory. A loss that sums over the batch
     then sums over a part."""

@@ -48,6 +48,21 @@ def test_trains_and_resumes(settings, tmp_path, method, precision):
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_deterministic_run_repeats_bit_for_bit(settings, tmp_path, method, precision):
+    config = settings(method, iterations=20, precision=precision, deterministic=True)
+    try:
+        train(config, tmp_path / "whole", device="cuda", quiet=True)
+        train(config, tmp_path / "parts", until=12, device="cuda", quiet=True)
+        train(config, tmp_path / "parts", resume=True, device="cuda", quiet=True)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    whole, parts = (load_checkpoint(tmp_path / name / "last.pt")["method"] for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_step_never_waits_for_the_device(settings, tmp_path, method, precision):
     """CUDA's own check: any synchronising call is an error. BCP's cleaning, which asks back, is off."""

@@ -99,6 +99,18 @@ def test_seventeen_steps_and_twenty_three_more_are_forty(config, tmp_path, metho
     assert losses(straight) == losses(parts)
 
 
+def test_a_deterministic_run_asks_torch_for_it_and_learns_the_same(config, tmp_path):
+    plain = train(config("bcp", iterations=6), tmp_path / "plain", quiet=True)
+    assert not torch.are_deterministic_algorithms_enabled()
+    try:
+        asked = train(config("bcp", iterations=6, deterministic=True), tmp_path / "asked", quiet=True)
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    one, two = weights(plain), weights(asked)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
 def test_run_folder_tells_everything(config, balls, tmp_path):
     run = train(config("bcp"), tmp_path / "run", quiet=True)
     names = {path.name for path in run.iterdir()}
