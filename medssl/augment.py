@@ -36,9 +36,10 @@ _PLANES = [(0, 1), (0, 2), (1, 2)]
 class AugmentConfig(Settings):
     """The `augment` section; the same for every method of a comparison."""
 
-    preset: Literal["none", "weak", "strong"] = "weak"
-    """`weak`, as published: flips and quarter turns where the grid allows, slight contrast, brightness and
-    noise. `strong` adds rotation, scaling, elastic deformation, gamma, blur, low resolution and more noise."""
+    preset: Literal["none", "weak", "strong"] = "strong"
+    """`weak`, as the semi-supervised literature has it: flips and quarter turns where the grid allows, slight contrast,
+    brightness and noise. `strong`, as nnU-Net: rotation, scaling, elastic deformation, gamma, blur, low resolution and
+    more noise besides, worth more points than most methods where labels are few."""
     flips: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
     """Axes that may be mirrored; left and right classes then change places, see `data.sides`."""
 

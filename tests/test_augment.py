@@ -70,7 +70,7 @@ def test_sides_change_places_in_a_mirror_and_not_in_a_turn(preset, dtype):
 def test_sides_stay_where_a_single_slice_is_mirrored_along_itself():
     shape = (8, 10, 1)
     image, label = torch.rand(20, 1, *shape), torch.randint(0, 3, (20, *shape))
-    augment = Augment(AugmentConfig(flips=(2,)), shape, (1.0, 1.0, 1.0), 3, mirrored={1: 2, 2: 1})
+    augment = Augment(AugmentConfig(preset="weak", flips=(2,)), shape, (1.0, 1.0, 1.0), 3, mirrored={1: 2, 2: 1})
     draws = [augment.draw(7, n) for n in range(20)]
     same, found = augment.move(image, draws, label)
     assert any(draw.flips for draw in draws)

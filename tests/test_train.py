@@ -49,6 +49,7 @@ def plain_settings(balls, splits, method="supervised", **train_settings):
         "data": {**data, "root": str(balls[1]), "splits": str(splits)},
         "method": {"name": method},
         "network": {"name": "unet", "channels": [4, 8], "strides": [2], "dropout": 0.1},
+        "augment": {"preset": "weak"},
         "train": {
             "iterations": 40, "patch": [12, 12, 8], "lr": 0.01, "optimizer": "adamw", "validate_every": 10,
             "log_every": 1, **batch, **train_settings,

@@ -103,13 +103,14 @@ def _intensity(facts: Fingerprint) -> Choices:
 
 
 def augment_section(spacing: Sequence[float], dataset: DatasetConfig) -> Choices:
-    """The axes that may be mirrored, from the spacing in millimetres."""
+    """How much a patch is changed, and the axes that may be mirrored, from the spacing in millimetres."""
     thick = [axis for axis in range(3) if spacing[axis] > THICK_SLICE_RATIO * min(spacing)]
     flips = [axis for axis in range(3) if axis not in thick]
     why = f"not along {'xyz'[thick[0]]}, where slices are thick" if thick else "all axes have like spacing"
     for one, other in (dataset.likely_sides if dataset.sides is None else dataset.sides)[:1]:
         why += f"; a mirrored {one} is a {other}, as data.sides has it"
-    return {"flips": Choice(flips, why)}
+    strong = "rotation, scaling, elastic deformation and grey levels: few labels gain by it with every method"
+    return {"preset": Choice("strong", strong), "flips": Choice(flips, why)}
 
 
 def network_section(shape: Shape, vram: float) -> Choices:
