@@ -23,8 +23,7 @@ from medssl.config import bundled, dump, flatten, merge
 from medssl.data.cases import IGNORED
 from medssl.data.patches import PatchStream, TrainingData
 from medssl.data.prepared import PreparedDataset, read_prepared
-from medssl.data.splits import PARTS, Part, Split, load_split, read_split, write_split
-from medssl.data.volume import some
+from medssl.data.splits import PARTS, Split, read_split, write_split
 from medssl.device import choose_device, prepare_device
 from medssl.distributed import gathered, is_first, joined, launch, launched, restarts
 from medssl.errors import ConfigError, DataError, OutOfMemoryError
@@ -39,6 +38,7 @@ from medssl.networks import count_parameters
 from medssl.parts import processes
 from medssl.predictor import Predictor
 from medssl.run import RunConfig, build_method, environment, make_predictor, parse_method
+from medssl.start import start
 from medssl.trainer import Trainer
 from medssl.watchman import ROWS, Watchman
 
@@ -141,7 +141,7 @@ def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, 
         _check_same(config, data.split, out)
         trainer.load(out / "last.pt")
     else:
-        _start(trainer, config, data.split)
+        start(trainer, config, data.split)
     if len(set(gathered([trainer.iteration]))) > 1:  # also: nobody writes before all have looked
         raise DataError(f"{out}: the processes see different checkpoints; do all machines share this folder?")
     _refuse_beyond_memory(config, device)
@@ -163,48 +163,6 @@ def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, 
         finished = trainer.iteration >= config.train.iterations
     finally:
         log.close(finished)
-
-
-def _start(trainer: Trainer, config: RunConfig, split: Split) -> None:
-    """Begin with the weights of `train.start_from`, if none of those whom they come from validates or tests here.
-
-    Raises:
-        ConfigError: some do, or the networks are others.
-        DataError: it is not there.
-    """
-    run = config.train.start_from
-    if run is None:
-        return
-    if not (run / "last.pt").exists():
-        raise DataError(
-            f"train.start_from: {run / 'last.pt'}, looked for in {Path.cwd()}, is not there; name the folder of a run "
-            "that has a last.pt"
-        )
-    theirs, ours = trainer.begin_with(run / "last.pt")["data"]["classes"], list(config.data.classes)
-    if theirs != ours and is_first():
-        print(
-            f"medssl: train.start_from: {run} was trained for {', '.join(theirs)}; here, in the same places, are "
-            f"{', '.join(ours)}",
-            file=sys.stderr,
-        )
-    earlier = load_split(run / "splits.json")
-
-    def patients(*parts: Part) -> set[str]:
-        ids = {id for part in parts for id in getattr(earlier, part)}
-        return {earlier.patients.get(id, split.patients.get(id, id)) for id in ids}  # an old file has no patients
-
-    before = trainer.seen_before
-    learned = patients("labelled", "unlabelled").union(before.get("learned", ()))
-    chosen = patients("val").union(before.get("chosen", ()))
-    for part, known in (("val", learned), ("test", learned | chosen)):
-        shared = sorted({split.patients[id] for id in getattr(split, part)} & known)
-        if shared:
-            raise ConfigError(
-                f"train.start_from: {run}, or a run that it was started from, trained on or was chosen by "
-                f"{some(shared)}, whom the split has in its part {part}; make a split in which they train, or start "
-                "afresh"
-            )
-    trainer.seen_before = {"learned": sorted(learned), "chosen": sorted(chosen)}
 
 
 def _shown(config: RunConfig, split: Split) -> dict[str, Setting]:
@@ -236,7 +194,7 @@ def dry_run(config: RunConfig, *, device: str = "auto") -> dict[str, Any]:
     check_packages(config.logging)
     data = open_data(config)
     trainer = make_trainer(config, Path(), choose_device(device))
-    _start(trainer, config, data.split)
+    start(trainer, config, data.split)
     memory = estimate(config, device=device)
     _refuse_beyond_memory(config, trainer.device, memory)
     labelled, unlabelled = make_streams(config, data)

@@ -37,6 +37,10 @@ STOPPING = "stopping after this step, or its validation, and saving; Ctrl-C once
 """What the first Ctrl-C is answered with."""
 
 
+Seen = dict[str, dict[str, list[str]]]
+"""By dataset, the patients whom runs `learned` from, and whom they were `chosen` by."""
+
+
 class TrainConfig(Settings):
     """The `train` section."""
 
@@ -68,6 +72,8 @@ class TrainConfig(Settings):
     start_from: Path | None = None
     """A run of the same method and networks whose last weights to begin with, teachers' included; null: fresh ones.
     Nobody whom it or its forerunners saw may validate or test here."""
+    other_patients: bool = False
+    """With `start_from`: patients of a dataset with another `data.name` are other people, whatever their names."""
     seed: NonNegativeInt = 1337
     """Decides weights, patches, augmentation and boxes."""
     tf32: bool = True
@@ -122,8 +128,8 @@ class Trainer:
         self.watch = Watch(device)
         self.iteration = 0
         self.best = -1.0
-        self.seen_before: dict[str, list[str]] = {}
-        """Patients whom the runs that its first weights come from `learned` from, and were `chosen` by."""
+        self.seen_before: Seen = {}
+        """Those of the runs that its first weights come from."""
 
     def fit(
         self,

@@ -333,10 +333,32 @@ class TestStartFrom:
         splits.write_text(json.dumps({**drawn, "unlabelled": [], "test": [trained[0]]}))
         (second / "splits.json").write_text(json.dumps({**drawn, "unlabelled": [], "val": [], "test": []}))
         first.rename(tmp_path / "moved")
-        with pytest.raises(ConfigError, match=f"second, or a run that it was started from, .*by {trained[0]}, "):
+        with pytest.raises(ConfigError, match=f"second, or a run that it was started from, .*by {trained[0]} of b"):
             train(config(iterations=1, start_from=str(second)), tmp_path / "third", quiet=True)
         with pytest.raises(DataError, match=r"start_from: .*first/last\.pt, looked for in .* name the folder of a run"):
             train(settings, tmp_path / "fourth", quiet=True)
+
+    def test_patients_of_another_dataset_may_have_the_same_names(self, balls, splits, tmp_path):
+        """If one says so; those of its own are known through a forerunner on another, and can't be talked away."""
+
+        def settings(name, **changes):
+            plain = plain_settings(balls, splits, iterations=1, **changes)
+            return parse(RunConfig, {**plain, "data": {**plain["data"], "name": name}})
+
+        drawn = json.loads(splits.read_text())
+        turned = {**drawn, "labelled": drawn["test"], "test": drawn["labelled"]}
+        first = train(settings("here"), tmp_path / "first", quiet=True)
+        splits.write_text(json.dumps(turned))
+        there = settings("there", start_from=str(first))
+        with pytest.raises(ConfigError, match=r"of here, whom the split .* if those of here are other people, say so"):
+            train(there, tmp_path / "second", quiet=True)
+        there = settings("there", start_from=str(first), other_patients=True)
+        second = train(there, tmp_path / "second", quiet=True)
+        again = settings("here", start_from=str(second), other_patients=True)
+        with pytest.raises(ConfigError, match=r"of here, whom the split has in its part test; make a split .* afresh$"):
+            train(again, tmp_path / "third", quiet=True)
+        splits.write_text(json.dumps(drawn))
+        train(again, tmp_path / "third", quiet=True)
 
 
 def make_trainer_of(settings):
