@@ -9,7 +9,6 @@ follows a `#`: a frame of a 4D volume, a series of a DICOM folder, a data set of
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -22,7 +21,7 @@ from medssl.data.layouts.base import Declared, Layout, Reader, case
 from medssl.data.layouts.description import declared_in
 from medssl.data.volume import Source
 from medssl.errors import DataError
-from medssl.files import whole_file
+from medssl.files import read_json, whole_file
 
 SUFFIXES = (".csv", ".tsv", ".json")
 COLUMNS = ("id", "image", "images", "label", "patient", "split")
@@ -58,7 +57,8 @@ def read(source: Path) -> Layout:
 
 
 def declared(source: Path) -> Declared:
-    return declared_in(source) if source.suffix.lower() == ".json" and _is_object(source) else Declared()
+    has_keys = source.suffix.lower() == ".json" and isinstance(read_json(source), dict)
+    return declared_in(source) if has_keys else Declared()
 
 
 def write_datalist(path: Path, cases: Sequence[Case], notes: Mapping[Case, str] | None = None) -> None:
@@ -113,7 +113,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    content = _read_json(path)
+    content = read_json(path)
     lists = {"": content} if isinstance(content, list) else content
     if not isinstance(lists, dict):
         raise DataError(f"{path}: expected a list of cases, or lists under `training`, `validation` and `test`")
@@ -129,17 +129,6 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
                 raise DataError(f"{path}: {where} must name an `image`, found {entry!r}")
             _check_names(f"{path}: {where}", row)
             yield where, {"split": name, **row}
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON: {error}") from None
-
-
-def _is_object(path: Path) -> bool:
-    return isinstance(_read_json(path), dict)
 
 
 def _check_names(where: str, names: Iterable[str]) -> None:
