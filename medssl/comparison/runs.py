@@ -105,6 +105,11 @@ class Run:
         rows = [(step, value) for step, value in rows if math.isfinite(value)]
         return [step for step, _ in rows], [value for _, value in rows]
 
+    def uncertainty_of(self, prediction: Path) -> Path | None:
+        """Where the uncertainty of a prediction should lie; None where none was written."""
+        folder = self.made.get("uncertainty")
+        return prediction.parent / str(folder) / prediction.name if folder else None
+
     @property
     def best_validation(self) -> tuple[float, float] | None:
         """Highest validation Dice, and the first step that reached it."""

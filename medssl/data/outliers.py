@@ -39,8 +39,8 @@ ALIKE = 0.1
 RARE = 0.02
 """A class that no more than this share of the labelled cases lacks is missed in them."""
 
+AXES = ("left-right", "front-back", "head-foot")
 _BACKGROUND = {0}
-_AXES = ("left-right", "front-back", "head-foot")
 
 
 def compare(
@@ -214,7 +214,7 @@ def _judge_size(look: Look, table: NDArray[np.float64], index: int) -> Iterator[
 
 
 def _odd_axes(logs: NDArray[np.float64], index: int, reach: float) -> list[tuple[str, _Usual]]:
-    usual = [(_AXES[axis], _outside(logs[:, axis], index, reach)) for axis in range(3)]
+    usual = [(AXES[axis], _outside(logs[:, axis], index, reach)) for axis in range(3)]
     return [(axis, _Usual(*map(float, np.exp(found)))) for axis, found in usual if found is not None]
 
 
