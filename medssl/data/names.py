@@ -26,9 +26,10 @@ PartT = TypeVar("PartT", bound=str)
 def read_id_list(path: Path) -> list[str]:
     """Ids of cases, patients or slices from a text file, one a line; an ending such as .h5 is dropped."""
     try:
-        return [ENDING.sub("", line.strip()) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: the list cannot be read: {error}") from None
+    return [ENDING.sub("", line.strip()) for line in lines if line.strip()]
 
 
 def resolve_names(

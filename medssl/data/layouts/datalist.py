@@ -97,19 +97,21 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             header = file.readline()
             file.seek(0)
-            table = csv.DictReader(file, delimiter=max(",;\t", key=header.count), skipinitialspace=True)
-            columns, rows = [name.strip() for name in table.fieldnames or []], list(table)
+            table = csv.reader(file, delimiter=max(",;\t", key=header.count), skipinitialspace=True)
+            columns = [name.strip() for name in next(table, [])]
+            rows = [(table.line_num, [cell.strip() for cell in row]) for row in table]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: the datalist cannot be read: {error}") from None
     if not {"image", "images", "image_0"} & set(columns):
         raise DataError(f"{path}: no column `image`, `images` or `image_0`; it has {', '.join(columns) or 'none'}")
     _check_names(str(path), columns)
-    for number, row in enumerate(rows, start=2):
-        cells = [(value or "").strip() for key, value in row.items() if key is not None]
-        if None in row:
+    if twice := [name for name in columns if _is_known(name) and columns.count(name) > 1]:
+        raise DataError(f"{path}: two columns are called {twice[0]!r}; name each once")
+    for number, cells in rows:
+        if len(cells) > len(columns):
             raise DataError(f"{path}: line {number} has more cells than the {len(columns)} columns of the first line")
         if any(cells):
-            yield f"line {number}", dict(zip(columns, cells, strict=True))
+            yield f"line {number}", dict(zip(columns, cells, strict=False))
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
@@ -135,8 +137,12 @@ def _check_names(where: str, names: Iterable[str]) -> None:
     """Refuse what is nearly a known name: a column `lable` would make every case unlabelled."""
     for name in names:
         close = get_close_matches(name.lower(), COLUMNS, 1, 0.8)
-        if name not in COLUMNS and close and not _NUMBERED.fullmatch(name):
+        if close and not _is_known(name):
             raise DataError(f"{where}: no column is called {name!r}; did you mean {close[0]!r}?")
+
+
+def _is_known(name: str) -> bool:
+    return name in COLUMNS or _NUMBERED.fullmatch(name) is not None
 
 
 def _case(path: Path, where: str, row: Row) -> Case:
