@@ -54,7 +54,7 @@ def data_section(facts: Fingerprint, dataset: DatasetConfig, spacing: tuple[floa
     elif facts.namesakes is not None:
         subject = {"pattern": PATIENT_FIRST}
         who = f"{' and '.join(facts.namesakes)} look like one patient; null makes each case a patient of its own"
-    elif facts.patients is not None and facts.patients < facts.cases:
+    elif facts.patients < facts.cases:
         who = f"the dataset itself names its patients: {facts.cases} cases of {how_many(facts.patients, 'patient')}"
     return {
         "name": Choice(dataset.name),
