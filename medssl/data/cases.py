@@ -1,4 +1,4 @@
-"""What a dataset is before anything is read: its cases, its settings, its split."""
+"""What a dataset is before anything is read: its cases, its settings, its patients."""
 
 from __future__ import annotations
 

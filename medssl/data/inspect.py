@@ -40,12 +40,9 @@ class Expected:
     """See `DatasetConfig.places`."""
 
     @classmethod
-    def of(cls, dataset: DatasetConfig) -> Expected:
-        return cls(dataset.classes, len(dataset.channels), dataset.places)
-
-    @classmethod
-    def plain(cls, classes: tuple[str, ...] | None, channels: int) -> Expected:
-        return cls(classes, channels, {place: place for place in range(len(classes or ()))})
+    def of(cls, dataset: DatasetConfig | None) -> Expected:
+        """Without settings any classes, and one channel."""
+        return cls(None, 1, {}) if dataset is None else cls(dataset.classes, len(dataset.channels), dataset.places)
 
 
 @dataclass(frozen=True)
