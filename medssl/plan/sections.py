@@ -159,7 +159,7 @@ def train_section(
     whole = by(round(n) for n in median)
     theirs = f"as in {method}, which wins where it comes last"
     rare = min(facts.classes[1:], key=lambda one: one.share, default=None)
-    few = f"; the rarest, {rare.name}, is {_percent(rare.share)} of voxels" if rare else ""
+    few = f"; the rarest, {rare.name}, is {100 * rare.share:.3g} % of voxels" if rare else ""
     centred = "the patch sees less than half of an image, so a third is centred on a class"
     weights = "how often each class is that one; rare ones then come as often as common ones, and in Dice count as much"
     schedule = optimiser(vram)
@@ -183,7 +183,3 @@ def _short(triple: Triple) -> int | list[int]:
 def _digits(values: Sequence[float] | np.ndarray[Any, Any]) -> list[float]:
     """Four digits: closer than the tolerance within which a spacing is a file's own."""
     return [float(f"{value:.4g}") for value in values]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
