@@ -36,10 +36,11 @@ from numpy.typing import NDArray
 
 from medssl.data.cases import DatasetConfig
 from medssl.data.check import survey
+from medssl.data.grid import Turn
 from medssl.data.io import read_image, write_image
 from medssl.data.phantoms import KINDS, draw
 from medssl.data.prepared import BLOCK, PreparedCase, StoredImage, _open, _save
-from medssl.data.recipe import Intensity, Recipe, Turn
+from medssl.data.recipe import Intensity, Recipe
 from medssl.machine import available_cpus
 from medssl.prepare import BYTES_PER_VOXEL, BYTES_PER_WORKER, Task, prepare, prepare_case
 from medssl.progress import as_finished

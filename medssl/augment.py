@@ -22,7 +22,7 @@ from torch import Tensor
 
 from medssl.config import Settings
 from medssl.data.cases import IGNORED
-from medssl.data.recipe import THICK_SLICE_RATIO
+from medssl.data.grid import THICK_SLICE_RATIO
 from medssl.parts.grey import bent, smoothed
 from medssl.parts.schedules import generator
 from medssl.parts.warp import CONTROL_POINTS, places_of, turned, uploaded, warp

@@ -9,7 +9,6 @@ known before the first is scored.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -27,6 +26,7 @@ from medssl.data.labels import read_classes, read_pair, read_prediction
 from medssl.data.prepared import PreparedDataset, read_prepared
 from medssl.data.volume import Source, Volume, by, corners_apart
 from medssl.errors import ConfigError, DataError
+from medssl.files import read_json
 from medssl.logs import log_test_scores
 from medssl.metrics import CONVENTIONS, METRICS, ClassScore, Measures, score_case
 from medssl.metrics.conventions import TOLERANCE
@@ -259,10 +259,7 @@ def _dataset(classes: Sequence[str] | None, data: DatasetConfig | None, predicti
     path = (predictions if predictions.is_dir() else predictions.parent) / "predictions.json"
     if not path.exists():
         return None
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON: {error}") from None
+    stored = read_json(path)
     names = stored.get("classes") if isinstance(stored, dict) else None
     fault = _fault_of_names(names)
     if fault:

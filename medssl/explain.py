@@ -236,11 +236,12 @@ def _readings(
                 yield f"{rule}, {unit}", function(distances)
         return
     overlaps = {"dice": overlap.dice, "iou": overlap.iou, "precision": overlap.precision, "recall": overlap.recall}
+    if metric not in overlaps:
+        return
     for name in sorted(overlaps, key=lambda name: name != metric):  # its own meaning first, then those mixed up with it
-        if metric in overlaps:
-            title = METRICS[name].title + " of the volume"
-            yield title, overlaps[name]
-            yield f"{title} in percent", None if overlaps[name] is None else 100 * (overlaps[name] or 0)
+        title, value = METRICS[name].title + " of the volume", overlaps[name]
+        yield title, value
+        yield f"{title} in percent", None if value is None else 100 * value
     if metric in ("dice", "iou"):
         for axis in range(pair[0].ndim):
             slices = [getattr(Overlap.of(*both), metric) for both in zip(*(np.moveaxis(m, axis, 0) for m in pair),
@@ -252,10 +253,8 @@ def _readings(
 
 
 def _grids(spacing: tuple[float, ...]) -> list[tuple[str, tuple[float, ...]]]:
-    grids = {"in mm": spacing, "in voxels": (1.0,) * len(spacing), "in mm with the axes of the spacing reversed":
-             spacing[::-1]}  # fmt: skip
-    return [(name, sides) for name, sides in grids.items() if name != "in mm with the axes of the spacing reversed" or
-            sides != spacing]  # fmt: skip
+    turned = [("in mm with the axes of the spacing reversed", spacing[::-1])] if spacing != spacing[::-1] else []
+    return [("in mm", spacing), ("in voxels", (1.0,) * len(spacing)), *turned]
 
 
 # ---- averages

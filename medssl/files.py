@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from medssl.errors import ConfigError
+from medssl.errors import ConfigError, DataError
 
 try:
     import fcntl
@@ -32,6 +32,18 @@ def write_json(path: Path, values: Any) -> None:
     """Write plain values as JSON."""
     with whole_file(path) as partial:
         partial.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Plain values from a JSON file.
+
+    Raises:
+        DataError: it cannot be read, or is none.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON: {error}") from None
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:

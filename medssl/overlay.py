@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
-from medssl.data.recipe import Turn
+from medssl.data.grid import Turn
 from medssl.data.volume import Volume
 from medssl.palette import class_colour, grey_window
 
@@ -49,7 +49,7 @@ def overlay(image: Volume, prediction: Volume, reference: Volume) -> list[Slice]
     """
     turn = Turn.to("RAS", image.affine)
     spacing = turn.apply_to_axes(image.spacing)
-    grey, ours, theirs = (turn.apply(_first_channel(volume.array)) for volume in (image, prediction, reference))
+    grey, ours, theirs = (turn.apply(volume.channels[0]) for volume in (image, prediction, reference))
     shown = theirs if theirs.any() else ours
     window = grey_window(grey)
     slices = _choose_slices(shown > 0, spacing)
@@ -61,10 +61,6 @@ def overlay(image: Volume, prediction: Volume, reference: Volume) -> list[Slice]
         )
         for axis, index in slices
     ]
-
-
-def _first_channel(array: NDArray[Any]) -> NDArray[Any]:
-    return array if array.ndim == 3 else array[..., 0]
 
 
 def _frame(mask: NDArray[np.bool_], spacing: Sequence[float], cut: set[int]) -> tuple[list[float], float]:

@@ -115,12 +115,11 @@ class _Table(Settings):
         )
 
 
-def published_rows(dataset: str, labelled: int | None = None) -> list[PublishedRow]:
+def published_rows(dataset: str) -> list[PublishedRow]:
     """What was published on a dataset, fewest labels first and then in the order of its file.
 
     Args:
         dataset: `data.name`; one of which medssl holds no table gives an empty list.
-        labelled: only rows with this number of labelled patients.
 
     Raises:
         ConfigError: the file of that dataset is broken.
@@ -129,5 +128,4 @@ def published_rows(dataset: str, labelled: int | None = None) -> list[PublishedR
     if path is None:
         return []
     table = parse(_Table, merge([path]), where=str(path))
-    rows = sorted(map(table.row, table.rows), key=lambda row: row.labelled)
-    return [row for row in rows if labelled in (None, row.labelled)]
+    return sorted(map(table.row, table.rows), key=lambda row: row.labelled)

@@ -19,7 +19,7 @@ over that patient's cases, in whatever unit the metric has.
   networks differ, not whether the methods do. Of two methods that are alike but for lucky seeds (three each, a spread
   of 0.3 of that of patients) such a p fell below 0.05 in 40 % of 1500 simulations, and the verdict, which wants the
   interval to agree, told them apart in 4 %. So a p alone is no finding, and neither are mean ranks without places.
-- Everything is a function of its arguments and a seed, whatever the order of patients and trainings.
+- Everything is a function of its arguments alone, whatever the order of patients and trainings.
 
 Papers: Owen, Annals of Applied Statistics 1 (2007); McCarthy and Snowden, Vital and Health Statistics 2-95 (1985);
 Rao and Wu, JASA 83 (1988); Hesterberg, The American Statistician 69 (2015); Satterthwaite, Biometrics Bulletin 2
@@ -41,6 +41,7 @@ from scipy import stats
 
 RESAMPLES = 10_000
 LEVEL = 0.95
+"""Of all intervals."""
 ALPHA = 0.05
 """Below this a p-value counts."""
 FEWEST_PATIENTS = 6
@@ -164,24 +165,22 @@ def describe(values: Values) -> Description:
     )
 
 
-def bootstrap_mean(values: Values, *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0) -> Interval:
+def bootstrap_mean(values: Values, *, resamples: int = RESAMPLES) -> Interval:
     """The mean over patients, each the mean over trainings, with its bootstrap interval.
 
     Raises:
         ValueError: no value at all.
     """
     units, patients, table = _table(values)
-    means = _resample([(units, table)], patients, resamples, seed)[0]
+    means = _resample([(units, table)], patients, resamples)[0]
     spreads = [_spread(_means(table, 0)), _spread(_means(table, 1))]
-    return _interval(float(_means(table, 0).mean()), means, spreads, level, len(patients), _trainings(values))
+    return _interval(float(_means(table, 0).mean()), means, spreads, len(patients), _trainings(values))
 
 
 # ---- two methods
 
 
-def paired(
-    ours: Values, theirs: Values, *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
-) -> Comparison:
+def paired(ours: Values, theirs: Values, *, resamples: int = RESAMPLES) -> Comparison:
     """Ours less theirs, patient by patient.
 
     Raises:
@@ -189,7 +188,7 @@ def paired(
     """
     (our_units, _, our_table), (their_units, patients, their_table) = _tables([ours, theirs])
     differences = _means(our_table, 0) - _means(their_table, 0)
-    one, other = _resample([(our_units, our_table), (their_units, their_table)], patients, resamples, seed)
+    one, other = _resample([(our_units, our_table), (their_units, their_table)], patients, resamples)
     if our_units == their_units:
         of_trainings = [_spread(_means(our_table, 1) - _means(their_table, 1))]
     else:
@@ -198,7 +197,7 @@ def paired(
     trainings = min(_trainings(ours), _trainings(theirs))
     mean, sd = float(differences.mean()), float(differences.std(ddof=1)) if len(patients) > 1 else 0.0
     return Comparison(
-        difference=_interval(mean, one - other, spreads, level, len(patients), trainings),
+        difference=_interval(mean, one - other, spreads, len(patients), trainings),
         effect=mean / sd if sd > 10**-_DIGITS else None,
         p=_wilcoxon(differences),
     )
@@ -215,20 +214,17 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
     return found
 
 
-def verdict(comparison: Comparison, scale: Scale = POINTS, level: float = LEVEL) -> str:
+def verdict(comparison: Comparison, scale: Scale = POINTS) -> str:
     """What a comparison amounts to, in plain words.
 
     `better` and `worse` need three things: `FEWEST_PATIENTS`, an interval without 0, and a p-value, corrected where
     it is one of several, below 0.05. All else is inside the noise.
-
-    Args:
-        level: that of the comparison's interval.
     """
     interval, p = comparison.difference, comparison.p if comparison.p_holm is None else comparison.p_holm
     mean = f"{_told(interval.mean, scale, '+.1f')} {scale.unit}"
     if interval.low is None or interval.high is None:
         return f"one patient: {mean}, no interval"
-    name, ends = f"{100 * level:g} % interval", (interval.low, interval.high)
+    name, ends = f"{100 * LEVEL:g} % interval", (interval.low, interval.high)
     if p is not None and p < ALPHA and interval.excludes_zero:
         word = "better" if (interval.mean > 0) == scale.higher_is_better else "worse"
         low, high = (_told(end, scale) for end in sorted(map(abs, ends)))
@@ -244,9 +240,7 @@ def verdict(comparison: Comparison, scale: Scale = POINTS, level: float = LEVEL)
 # ---- many methods
 
 
-def rank(
-    methods: Mapping[str, Values], *, higher_is_better: bool = True, resamples: int = RESAMPLES, seed: int = 0
-) -> Ranking:
+def rank(methods: Mapping[str, Values], *, higher_is_better: bool = True) -> Ranking:
     """Order two or more methods by their mean rank over patients, and tell how firm the order is.
 
     The Friedman test and the critical difference look at patients' means over trainings alone; the places are
@@ -262,7 +256,7 @@ def rank(
     values = sign * np.round([_means(table, 0) for _, _, table in tables], _DIGITS)  # (K, P)
     ranks = stats.rankdata(values, axis=0).mean(1)
     order = sorted(range(len(methods)), key=lambda i: ranks[i])
-    means = sign * np.round(_resample([(u, t) for u, _, t in tables], patients, resamples, seed), _DIGITS)
+    means = sign * np.round(_resample([(u, t) for u, _, t in tables], patients, RESAMPLES), _DIGITS)
     places = np.array([(means < mine).sum(0) for mine in means])  # (K, B)
     shares = [[float((places[i] == place).mean()) for place in range(len(methods))] for i in order]
     varies = len(methods) > 2 and len(patients) > 1 and bool((values != values[0]).any())
@@ -321,14 +315,12 @@ def _means(table: Array, axis: int) -> Array:
     return means
 
 
-def _resample(
-    methods: Sequence[tuple[list[str], Array]], patients: Sequence[str], resamples: int, seed: int
-) -> Array:  # fmt: skip
+def _resample(methods: Sequence[tuple[list[str], Array]], patients: Sequence[str], resamples: int) -> Array:
     """`(K, B)` means of the methods' tables of equal patients, the same patients in each resample."""
     found = np.empty((len(methods), resamples))
-    of_patients = _drawn(patients, resamples, seed)
+    of_patients = _drawn(patients, resamples)
     for mine, (units, table) in zip(found, methods, strict=True):
-        of_units = _drawn(units, resamples, seed)
+        of_units = _drawn(units, resamples)
         known = ~np.isnan(table)
         filled = np.where(known, table, 0)
         for start in range(0, resamples, _CHUNK):
@@ -340,12 +332,12 @@ def _resample(
     return found
 
 
-def _drawn(names: Sequence[str], resamples: int, seed: int) -> Array:
+def _drawn(names: Sequence[str], resamples: int) -> Array:
     """`(B, n)`: how often each of n units is in a resample of n - 1; the same for the same names."""
     n = len(names)
     if n == 1:
         return np.ones((resamples, 1))
-    rng = np.random.default_rng([seed, zlib.crc32("\n".join(names).encode("utf-8", "surrogateescape"))])
+    rng = np.random.default_rng([0, zlib.crc32("\n".join(names).encode("utf-8", "surrogateescape"))])
     drawn = rng.integers(n, size=(resamples, n - 1)) + n * np.arange(resamples)[:, None]
     return np.bincount(drawn.ravel(), minlength=resamples * n).reshape(resamples, n).astype(np.float64)
 
@@ -360,16 +352,15 @@ def _interval(
     mean: float,
     resampled: Array,
     spreads: Sequence[tuple[float, int]],
-    level: float,
     patients: int,
     trainings: int,
-) -> Interval:  # fmt: skip
+) -> Interval:
     if patients < 2:
         return Interval(mean, None, None, patients, trainings)
     total = sum(variance for variance, _ in spreads)
     parts = sum(variance**2 / freedom for variance, freedom in spreads)
     freedom = total**2 / parts if parts > 0 else patients - 1
-    tail = (1 - level) / 2
+    tail = (1 - LEVEL) / 2
     stretch = float(stats.t.ppf(tail, freedom) / stats.norm.ppf(tail))
     values = np.sort(resampled[~np.isnan(resampled)])
     cut = int(tail * len(values))  # as many below as above, so that swapped methods have swapped ends

@@ -34,7 +34,7 @@ MRI = Grey(0, 10, 100, 400, 500, hounsfield=False)
 def facts_of(*sizes, channels=(MRI,), classes=()):
     """A fingerprint of cases, each `(shape, spacing)`."""
     images = tuple(ImageFacts(f"case_{n}", shape, spacing, channels) for n, (shape, spacing) in enumerate(sizes))
-    return Fingerprint(len(images), 0, images, 0, classes)
+    return Fingerprint(len(images), 0, images, 0, classes, len(images))
 
 
 ISOTROPIC = facts_of(((140, 150, 130), (0.5, 0.5, 0.5)))

@@ -35,12 +35,9 @@ def test_every_row_says_who_where_and_how_and_is_plausible(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_labels_are_filtered_and_rows_come_with_few_labels_first(name):
+def test_rows_come_with_few_labels_first(name):
     rows = published_rows(name)
     assert [row.labelled for row in rows] == sorted(row.labelled for row in rows)
-    for labelled in {row.labelled for row in rows}:
-        assert published_rows(name, labelled) == [row for row in rows if row.labelled == labelled]
-    assert published_rows(name, 5) == []
 
 
 def test_a_dataset_without_a_file_has_no_rows():
@@ -48,7 +45,7 @@ def test_a_dataset_without_a_file_has_no_rows():
 
 
 def test_a_known_row_is_the_printed_one():
-    (row,) = [row for row in published_rows("la", 8) if row.method == "UA-MT"]
+    (row,) = [row for row in published_rows("la") if (row.method, row.labelled) == ("UA-MT", 8)]
     assert (row.dice, row.jaccard, row.hd95, row.asd) == tuple(map(Decimal, ("84.25", "73.48", "13.84", "3.36")))
     assert (row.unlabelled, row.secondary, row.unit, row.source.address) == (72, True, "voxels", "yyliu01/TraCoCo")
 

@@ -17,6 +17,7 @@ import yaml
 
 from medssl.config import flatten, load_yaml
 from medssl.errors import ConfigError, DataError
+from medssl.files import read_json
 from medssl.logs import read_metrics, training_seconds
 from medssl.score_file import read_scores
 from medssl.scores import Scores, Summary, counted, summarise
@@ -104,6 +105,11 @@ class Run:
         rows = [(step, value) for step, value in rows if math.isfinite(value)]
         return [step for step, _ in rows], [value for _, value in rows]
 
+    def uncertainty_of(self, prediction: Path) -> Path | None:
+        """Where the uncertainty of a prediction should lie; None where none was written."""
+        folder = self.made.get("uncertainty")
+        return prediction.parent / str(folder) / prediction.name if folder else None
+
     @property
     def best_validation(self) -> tuple[float, float] | None:
         """Highest validation Dice, and the first step that reached it."""
@@ -167,15 +173,15 @@ def _load_run(path: Path) -> Run:
     if (path / "scores.csv").exists():
         scores = read_scores(path / "scores.csv")
         notes = next((prediction for prediction, _ in scores.files.values()), Path()).parent / "predictions.json"
-        made = _read_json(notes) if notes.is_file() else {}
-    splits = _read_json(path / "splits.json")
+        made = _read_object(notes) if notes.is_file() else {}
+    splits = _read_object(path / "splits.json")
     try:
         return Run(
             path=path,
             settings=config,
             config_text=text,
             splits={part: [str(case) for case in splits[part]] for part in PARTS},
-            environment=_read_json(path / "env.json"),
+            environment=_read_object(path / "env.json"),
             metrics=read_metrics(path / "metrics.csv"),
             scores=scores,
             made=made,
@@ -200,11 +206,8 @@ def _read_config(path: Path) -> tuple[dict[str, Any], str]:
     return settings, text
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON: {error}") from None
+def _read_object(path: Path) -> dict[str, Any]:
+    values = read_json(path)
     if not isinstance(values, dict):
         raise DataError(f"{path}: expected an object with named entries, found a {type(values).__name__}")
     return values

@@ -1,4 +1,4 @@
-"""What a dataset is before anything is read: its cases, its settings, its split."""
+"""What a dataset is before anything is read: its cases, its settings, its patients."""
 
 from __future__ import annotations
 
@@ -44,9 +44,14 @@ class Case:
     """`labelled`, `unlabelled`, `train`, `val` or `test` where the dataset says so; `medssl split` may follow."""
 
     @property
+    def sources(self) -> tuple[Source, ...]:
+        """Where all its volumes lie, images first."""
+        return self.images if self.label is None else (*self.images, self.label)
+
+    @property
     def files(self) -> tuple[Path, ...]:
-        """All files of the case, images first."""
-        return tuple(source.path for source in (*self.images, *((self.label,) if self.label else ())))
+        """The files of these."""
+        return tuple(source.path for source in self.sources)
 
 
 class SubjectRule(Settings):

@@ -80,16 +80,14 @@ def survey(source: Path, dataset: DatasetConfig | None = None, layout: str | Non
         )
     if dataset is None:
         said = declared(source, found.name)
-        dataset = said.config(source.name)
-        expected = Expected.plain(None, 1) if dataset is None else Expected.of(dataset)
         channels = len(said.channels) if said.channels else mode(len(case.images) for case in found.cases)
-        return found, replace(expected, channels=channels)
+        return found, replace(Expected.of(said.config(source.name)), channels=channels)
     return found, Expected.of(dataset)
 
 
 def check_cases(cases: Sequence[Case], dataset: DatasetConfig | None = None, *, workers: int = 1) -> Report:
     """As `check`, for cases that are already known; without `dataset` one channel and any classes."""
-    expected = Expected.of(dataset) if dataset else Expected.plain(None, 1)
+    expected = Expected.of(dataset)
     return report_of(None, Layout(tuple(cases)), expected, _check_all(cases, expected, workers))
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from medssl.data.itk import affine_of
 from medssl.data.stack import Slice, numbers_of, placed_slice, stack
-from medssl.data.volume import Oddity, Volume, by, some
+from medssl.data.volume import Oddity, Volume, by, how_many, some
 from medssl.errors import DataError
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -54,9 +54,9 @@ class Series:
         return len(self.paths)
 
     def __str__(self) -> str:
-        files = "1 file" if self.files == 1 else f"{self.files} files"
         frames = "" if self.size[2] == 1 else f" of {self.size[2]} frames"
-        text = f"{self.uid}  {self.modality or '?'}  {files}{frames}, {by(self.size[:2])} pixels"
+        files = how_many(self.files, "file") + frames
+        text = f"{self.uid}  {self.modality or '?'}  {files}, {by(self.size[:2])} pixels"
         return f"{text}  {self.description}".rstrip()
 
 

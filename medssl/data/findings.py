@@ -153,14 +153,15 @@ class Report:
             shown = findings if severity == "error" else findings[:PRINTED]
             for finding in shown:
                 line = f"  {finding.case or '':{width}}  " + "; ".join(_lines(finding))
-                console.print(Text(self._relative(line)), soft_wrap=True)
+                console.print(Text(self.relative(line)), soft_wrap=True)
             if len(findings) > len(shown):
                 console.print(f"  ... and {len(findings) - len(shown)} more; --json and --html have them all")
         for line in self._summary_lines():
             console.print(Text(line), soft_wrap=True)
 
-    def _relative(self, line: str) -> str:
-        return line if self.source is None else line.replace(f"{self.source}{os.sep}", "")
+    def relative(self, text: str) -> str:
+        """A text with its paths inside the source starting there."""
+        return text if self.source is None else text.replace(f"{self.source}{os.sep}", "")
 
     def _summary_lines(self) -> Iterator[str]:
         facts = self.summary

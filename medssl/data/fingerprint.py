@@ -89,8 +89,8 @@ class Fingerprint:
     """How many labels were read."""
     classes: tuple[ClassFacts, ...]
     """Empty where there is no label; the only part that labels have a say in."""
-    patients: int | None = None
-    """How many the cases are of; None where nobody counted."""
+    patients: int
+    """How many the cases are of."""
     namesakes: tuple[str, str] | None = None
     """Two cases that look like scans of one patient, where each counts as a patient of its own."""
 
@@ -201,21 +201,14 @@ def _grey(voxels: NDArray[np.float32]) -> Grey:
     return Grey(lowest, p0_5, median, p99_5, p99_9, hounsfield)
 
 
-@dataclass(frozen=True)
-class _Counts:
-    """Voxels of each class in a label, and those in its largest component."""
-
-    voxels: tuple[int, ...]
-    largest: tuple[int, ...]
-
-
-def _label_facts(case: Case, dataset: DatasetConfig) -> _Counts:
+def _label_facts(case: Case, dataset: DatasetConfig) -> NDArray[np.int64]:
+    """Voxels of each class in a label, and those in its largest component, `(2, C)`."""
     assert case.label is not None
     label = as_classes(read_label(case.label), dataset).array
     voxels = np.bincount(label[label != IGNORED] if dataset.ignore else label.ravel(), minlength=len(dataset.classes))
     boxes = ndimage.find_objects(label, max_label=len(dataset.classes) - 1)
     largest = [0, *(_largest(label[box] == place) if box else 0 for place, box in enumerate(boxes, start=1))]
-    return _Counts(tuple(map(int, voxels)), tuple(largest))
+    return np.array([voxels, largest])
 
 
 def _largest(mask: NDArray[np.bool_]) -> int:
@@ -224,10 +217,10 @@ def _largest(mask: NDArray[np.bool_]) -> int:
     return int(np.bincount(components.ravel())[1:].max(initial=0))
 
 
-def _class_facts(names: Sequence[str], counts: Sequence[_Counts]) -> tuple[ClassFacts, ...]:
+def _class_facts(names: Sequence[str], counts: Sequence[NDArray[np.int64]]) -> tuple[ClassFacts, ...]:
     if not counts:
         return ()
-    voxels, largest = (np.array(columns) for columns in zip(*((c.voxels, c.largest) for c in counts), strict=True))
+    voxels, largest = np.stack(counts, axis=1)  # (N, C) each
     facts = []
     for place, name in enumerate(names):
         held = voxels[:, place] > 0

@@ -25,7 +25,7 @@ from medssl.data.findings import Report
 from medssl.data.inspect import SHEAR, STRAIGHTENED
 from medssl.data.io import as_label, is_volume, read_volume, rewrite
 from medssl.data.labels import as_classes
-from medssl.data.nifti import FORM_TOLERANCE, SPACING_TOLERANCE
+from medssl.data.nifti import FORM_TOLERANCE, MILLIMETRES, SPACING_TOLERANCE
 from medssl.data.volume import Affine, Volume, by, corners_apart, spacing_of
 from medssl.errors import ConfigError, DataError
 from medssl.progress import mapper, tracked
@@ -37,7 +37,6 @@ LOG = "fixes.csv"
 SETTINGS = "data.yaml"
 """The configuration of a copy whose label values were remapped."""
 
-_UNITS = {1: 1000.0, 3: 0.001}
 _SPOILT_VALUES = ("unreadable", "label_axes", "not_integer", "negative", "unknown_value", "scaled_label")
 
 
@@ -241,8 +240,8 @@ def _mend_header(header: Any, volume: Volume, odd: dict[str, str]) -> Iterator[C
     if "header_size" in odd:
         yield "header_size", odd["header_size"], f"the true size, {int(header['sizeof_hdr'])} bytes"
     unit = int(header["xyzt_units"]) & 7
-    if unit in _UNITS:
-        _scale(header, _UNITS[unit])
+    if unit in MILLIMETRES:
+        _scale(header, MILLIMETRES[unit])
         yield "unit", "metres" if unit == 1 else "micrometres", "millimetres"
     affine = volume.affine
     if odd.keys() & {"unit_sform", "spacing_disagrees"} and (true := _behind_unit_sform(header)) is not None:

@@ -40,12 +40,10 @@ def read_h5(path: Path, dataset: str, *, axes: Axes = "xyz", spacing: Sequence[f
 
     Raises:
         DataError: the file is missing or damaged, or has no such data set of real numbers with 2 or 3 axes.
-        ConfigError: no such order of axes, or a spacing that is not 3 positive numbers.
+        ConfigError: a spacing that is not 3 positive numbers.
         DeviceError: h5py is not installed.
     """
     path = Path(path)
-    if axes not in ("xyz", "zyx"):
-        raise ConfigError(f"axes {axes!r}: known orders are xyz (UA-MT) and zyx (SSL4MIS)")
     if spacing is not None and not _is_spacing(np.asarray(spacing)):
         raise ConfigError(f"spacing {spacing}: three positive numbers are wanted, millimetres along x, y and z")
     with _opened(path) as file:

@@ -13,7 +13,7 @@ from medssl.data.findings import Finding
 from medssl.data.grid import GRID_ERROR, shift_of
 from medssl.data.io import as_label, read_image, read_volume
 from medssl.data.looks import Counts, count_voxels, few_levels
-from medssl.data.volume import Oddity, Source, Volume, by
+from medssl.data.volume import Oddity, Source, Volume, by, how_many
 from medssl.errors import DataError
 
 GRID_WARNING = 0.01
@@ -40,12 +40,9 @@ class Expected:
     """See `DatasetConfig.places`."""
 
     @classmethod
-    def of(cls, dataset: DatasetConfig) -> Expected:
-        return cls(dataset.classes, len(dataset.channels), dataset.places)
-
-    @classmethod
-    def plain(cls, classes: tuple[str, ...] | None, channels: int) -> Expected:
-        return cls(classes, channels, {place: place for place in range(len(classes or ()))})
+    def of(cls, dataset: DatasetConfig | None) -> Expected:
+        """Without settings any classes, and one channel."""
+        return cls(None, 1, {}) if dataset is None else cls(dataset.classes, len(dataset.channels), dataset.places)
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ def check_case(case: Case, expected: Expected) -> Checked:
     images = [_check_image(_Notes(case.id, source.path, findings), source, channels) for source in case.images]
     image = images[0]
     if len(images) not in (1, expected.channels):
-        found = f"{len(images)} image files where {_count(expected.channels, 'channel')} is declared"
+        found = f"{len(images)} image files where {how_many(expected.channels, 'channel')} is declared"
         fix = "give each case a file per declared channel, or declare the channels"
         _Notes(case.id, case.images[0].path, findings).error("channels", found, fix)
     for source, other in zip(case.images[1:], images[1:], strict=True):
@@ -134,13 +131,13 @@ def _check_image(notes: _Notes, source: Source, declared: int) -> Volume | None:
     _check_geometry(image, notes)
     channels = len(image.channels)
     if channels != declared:
-        found = f"shape {by(image.array.shape)}: {_count(channels, 'volume')} where {declared} is declared"
+        found = f"shape {by(image.array.shape)}: {how_many(channels, 'volume')} where {declared} is declared"
         notes.error("channels", found, "keep one volume per declared channel, or declare the channels")
     finite = np.isfinite(image.array)
     if not finite.all():
-        first = np.unravel_index(int(np.argmin(finite)), finite.shape)
+        first = tuple(map(int, np.unravel_index(int(np.argmin(finite)), finite.shape)))
         count = finite.size - int(np.count_nonzero(finite))
-        found = f"{_count(count, 'voxel')} NaN, infinite or beyond float32, the first at index {_index(first)}"
+        found = f"{how_many(count, 'voxel')} NaN, infinite or beyond float32, the first at index {first}"
         notes.error("not_finite", found, "replace these voxels, or export the image again")
         return image
     for number, channel in enumerate(image.channels):
@@ -248,14 +245,6 @@ def _grid(volume: Volume) -> str:
     return f"{by(volume.shape)} at {by(volume.spacing)} mm, {volume.orientation} from ({origin})  {volume.path}"
 
 
-def _index(index: Iterable[object]) -> str:
-    return "(" + ", ".join(str(i) for i in index) + ")"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def listed(values: Iterable[float]) -> str:
     """The first of some numbers."""
     ordered = sorted(values)
@@ -274,5 +263,5 @@ def _spans(values: Iterable[int]) -> str:
 
 
 def _list(voxels: dict[int, int]) -> str:
-    shown = ", ".join(f"{value} ({_count(count, 'voxel')})" for value, count in sorted(voxels.items())[:LISTED])
+    shown = ", ".join(f"{value} ({how_many(count, 'voxel')})" for value, count in sorted(voxels.items())[:LISTED])
     return shown + (f" and {len(voxels) - LISTED} more values" if len(voxels) > LISTED else "")

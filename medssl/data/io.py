@@ -31,6 +31,7 @@ INTEGER_TOLERANCE = 1e-3
 """A stored float this close to an integer is that label; farther away it was interpolated or is a probability."""
 
 _INT32 = np.iinfo(np.int32)
+_NUMBER = r"(?:\d+\.?\d*|\.\d+)"
 
 
 def is_volume(path: Path) -> bool:
@@ -206,7 +207,7 @@ def _read_once(path: Path, stamp: tuple[int, int] | None) -> Volume:
 
 def _read_h5(source: Source) -> Volume:
     """A data set by name, then what its file does not say: the order of its axes and its spacing."""
-    match = re.fullmatch(r"([^@]*)(?:@(xyz|zyx))?(?:@([\d.]+(?:x[\d.]+x[\d.]+)?))?", source.part)
+    match = re.fullmatch(rf"([^@]*)(?:@(xyz|zyx))?(?:@({_NUMBER}(?:x{_NUMBER}x{_NUMBER})?))?", source.part)
     if match is None:
         raise DataError(
             f"{source}: after the # a data set is wanted, such as image, image@zyx or image@xyz@0.6x0.6x1.2"

@@ -10,6 +10,7 @@ from typing import TypeVar
 from medssl.data.hdf5 import SUFFIXES as H5_SUFFIXES
 from medssl.data.io import SUFFIXES
 from medssl.data.prepared import PreparedDataset
+from medssl.data.volume import some
 from medssl.errors import ConfigError
 
 FRAME = re.compile(r"(.+)_frame(\d+)")
@@ -26,9 +27,10 @@ PartT = TypeVar("PartT", bound=str)
 def read_id_list(path: Path) -> list[str]:
     """Ids of cases, patients or slices from a text file, one a line; an ending such as .h5 is dropped."""
     try:
-        return [ENDING.sub("", line.strip()) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: the list cannot be read: {error}") from None
+    return [ENDING.sub("", line.strip()) for line in lines if line.strip()]
 
 
 def resolve_names(
@@ -89,8 +91,7 @@ def _resolve(names: Sequence[str], patients: dict[str, list[str]], part: str, da
         if known:
             advice = ("if the list counts frames, frame02 being a patient's second one whatever its number, as the "
                       "lists of SSL4MIS do, add --renamed-frames")  # fmt: skip
-        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        raise ConfigError(f"the {part} list names {fault}: {', '.join(wrong[:SHOWN])}{more}; {advice}")
+        raise ConfigError(f"the {part} list names {fault}: {some(wrong, SHOWN)}; {advice}")
     return [id for name in names for id in ([name] if name in ids else patients[name])]
 
 

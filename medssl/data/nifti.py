@@ -32,10 +32,12 @@ SPACING_TOLERANCE = 0.01
 FORM_TOLERANCE = 0.1
 """sform and qform may place a corner this many voxels apart: a quaternion in float32 rounds to less."""
 
+MILLIMETRES = {1: 1000.0, 3: 0.001}
+"""Of the units of length that are not one, by their code in the header: metre, micron."""
+
 ERRORS = (OSError, ValueError, TypeError, KeyError, ImageFileError, HeaderDataError)
 """What nibabel raises for a file that it cannot read."""
 
-_MILLIMETRES = {1: 1000.0, 3: 0.001}  # unit codes of the NIfTI header: metre, micron
 _QUIET = logging.Logger("quiet", logging.CRITICAL + 1)  # `oddities` tells of repairs, with the file's name
 
 
@@ -184,7 +186,7 @@ def _header_oddities(header: nib.Nifti1Header, repaired: nib.Nifti1Header, affin
         text = f"the header gives its own size as {int(header['sizeof_hdr'])} bytes"
         found.append(Oddity("header_size", text, "rewrite the file; other tools may refuse it"))
     unit = int(header["xyzt_units"]) & 7
-    if unit in _MILLIMETRES:
+    if unit in MILLIMETRES:
         text = f"lengths are in {'metres' if unit == 1 else 'micrometres'}; they are read as millimetres"
         found.append(Oddity("unit", text, "rewrite the file in millimetres; other tools ignore the unit"))
     pixdim = np.asarray(header["pixdim"][1:4], np.float64)
@@ -201,7 +203,7 @@ def _affine_of(header: nib.Nifti1Header) -> Affine:
 
 def _in_millimetres(affine: Affine, header: nib.Nifti1Header) -> Affine:
     scaled = affine.copy()
-    scaled[:3] *= _MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)
+    scaled[:3] *= MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)
     return scaled
 
 

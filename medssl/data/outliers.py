@@ -39,8 +39,8 @@ ALIKE = 0.1
 RARE = 0.02
 """A class that no more than this share of the labelled cases lacks is missed in them."""
 
+AXES = ("left-right", "front-back", "head-foot")
 _BACKGROUND = {0}
-_AXES = ("left-right", "front-back", "head-foot")
 
 
 def compare(
@@ -107,15 +107,15 @@ def _finding(case: Case, file: Path, code: str, found: str, fix: str) -> Finding
 
 
 def _same_volumes(pairs: Pairs) -> Iterator[Finding]:
-    images: dict[str, Case] = {}
+    images: dict[str, tuple[Case, Facts]] = {}
     labels: dict[str, Case] = {}
     for case, fact in pairs:
         twins = set()
         for source, name in zip(case.images, fact.digests, strict=False):
-            first = images.setdefault(name, case) if name else case
-            if first is not case and first.id != case.id:
+            first, known = images.setdefault(name, (case, fact)) if name else (case, fact)
+            if first.id != case.id:
                 twins.add(first.id)
-                same = bool(fact.label_digest) and fact.label_digest == _facts_of(first, pairs).label_digest
+                same = bool(fact.label_digest) and fact.label_digest == known.label_digest
                 found = f"voxel for voxel the image of {first.id}" + _says_of_labels(case, first, same)
                 fix = "keep one of them; in two parts of a split, a score would be of what was trained on"
                 yield _finding(case, source.path, "same_image", found, fix)
@@ -126,10 +126,6 @@ def _same_volumes(pairs: Pairs) -> Iterator[Finding]:
             fix = "find out whose label it is, and export the other again"
             found = f"voxel for voxel the label of {first.id}, whose image differs"
             yield _finding(case, case.label.path, "same_label", found, fix)
-
-
-def _facts_of(case: Case, pairs: Pairs) -> Facts:
-    return next(fact for other, fact in pairs if other is case)
 
 
 def _says_of_labels(case: Case, other: Case, same: bool) -> str:
@@ -214,7 +210,7 @@ def _judge_size(look: Look, table: NDArray[np.float64], index: int) -> Iterator[
 
 
 def _odd_axes(logs: NDArray[np.float64], index: int, reach: float) -> list[tuple[str, _Usual]]:
-    usual = [(_AXES[axis], _outside(logs[:, axis], index, reach)) for axis in range(3)]
+    usual = [(AXES[axis], _outside(logs[:, axis], index, reach)) for axis in range(3)]
     return [(axis, _Usual(*map(float, np.exp(found)))) for axis, found in usual if found is not None]
 
 

@@ -213,7 +213,7 @@ class Sources:
     def of(cls, case: Case, config: DatasetConfig) -> Sources:
         """Read a case's files; stamps come first, so that a change meanwhile is seen next time."""
         stamps = stamps_of(case)
-        parts = tuple(source.part for source in (*case.images, *((case.label,) if case.label else ())))
+        parts = tuple(source.part for source in case.sources)
         return cls(settings_digest(config), (*(_digest(path) for path in _files(case)), *parts), stamps)
 
     @classmethod

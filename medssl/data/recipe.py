@@ -18,9 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, model_validator
 
 from medssl.config import Settings
-from medssl.data.grid import THICK_SLICE_RATIO as THICK_SLICE_RATIO
-from medssl.data.grid import Grid, Triple, class_type
-from medssl.data.grid import Turn as Turn
+from medssl.data.grid import Grid, Triple, Turn, class_type
 from medssl.data.volume import Volume, by, spacing_of
 from medssl.errors import DataError
 from medssl.machine import available_memory

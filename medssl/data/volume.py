@@ -120,6 +120,11 @@ def some(names: Sequence[str], most: int = FEW) -> str:
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def how_many(number: int, noun: str) -> str:
+    """Such as 1 file, 2 files."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def by(numbers: Iterable[float]) -> str:
     """Numbers along the axes, such as 5 x 6 x 7."""
     return " x ".join(f"{n:.6g}" if isinstance(n, float) else str(n) for n in numbers)

@@ -17,13 +17,14 @@ from medssl.parts import processes
 
 DiceForm = Literal["linear", "squared", "foreground"]
 
+EPS = 1e-5
+"""Keeps a share of no voxels from being 0 / 0."""
+
 _CACHED = 2**18
 """Logits that a CPU takes at once: its cache holds them a few times over."""
 
 
-def dice_ce(
-    logits: Tensor, target: Tensor, weight: Tensor | None = None, *, dice: DiceForm = "squared", eps: float = 1e-5
-) -> Tensor:
+def dice_ce(logits: Tensor, target: Tensor, weight: Tensor | None = None, *, dice: DiceForm = "squared") -> Tensor:
     """Mean of soft Dice loss and cross-entropy, each counting a voxel `weight` times.
 
     `weight` is how a voxel's trust enters the loss: 1 for an expert's label, the pseudo-label's
@@ -43,17 +44,15 @@ def dice_ce(
     Returns:
         A scalar, or `(R,)`; 0 where every weight is 0. Background counts as a class, in Dice unless its form says not.
     """
-    return _loss(logits, target, weight, dice, 0.5, eps)
+    return _loss(logits, target, weight, dice, 0.5)
 
 
-def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     """Weighted mean of `-log p` of the target class; 0 where every weight is 0. Shapes as `dice_ce`."""
-    return _loss(logits, target, weight, None, 1.0, eps)
+    return _loss(logits, target, weight, None, 1.0)
 
 
-def dice_loss(
-    logits: Tensor, target: Tensor, weight: Tensor | None = None, form: DiceForm = "squared", eps: float = 1e-5
-) -> Tensor:
+def dice_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None, form: DiceForm = "squared") -> Tensor:
     """One minus soft Dice, averaged over classes. Shapes as `dice_ce`.
 
     Args:
@@ -62,9 +61,9 @@ def dice_loss(
             and averages over volumes.
 
     Returns:
-        A scalar, or `(R,)`; an empty region or class counts as perfect, since both sums are then `eps`.
+        A scalar, or `(R,)`; an empty region or class counts as perfect, since both sums are then `EPS`.
     """
-    return _loss(logits, target, weight, form, 0.0, eps)
+    return _loss(logits, target, weight, form, 0.0)
 
 
 def consistency(logits: Tensor, teacher_probs: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -78,7 +77,7 @@ def consistency(logits: Tensor, teacher_probs: Tensor, weight: Tensor | None = N
     return voxel_mean(torch.mean((logits.float().softmax(1) - teacher_probs) ** 2, 1), weight)
 
 
-def soft_dice_loss(logits: Tensor, probs: Tensor, eps: float = 1e-5) -> Tensor:
+def soft_dice_loss(logits: Tensor, probs: Tensor) -> Tensor:
     """`dice_loss` of the form `squared` against class probabilities, 0 where the network gives the same.
 
     Args:
@@ -87,7 +86,7 @@ def soft_dice_loss(logits: Tensor, probs: Tensor, eps: float = 1e-5) -> Tensor:
     """
     ours, space = logits.float().softmax(1), (0, 2, 3, 4)
     overlap, size = _everywhere((ours * probs).sum(space)), _everywhere((ours**2 + probs**2).sum(space))
-    return 1 - ((2 * overlap + eps) / (size + eps)).mean()
+    return 1 - ((2 * overlap + EPS) / (size + EPS)).mean()
 
 
 def flatness(logits: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -100,7 +99,7 @@ def flatness(logits: Tensor, weight: Tensor | None = None) -> Tensor:
     return voxel_mean(-logits.float().log_softmax(1).mean(1), weight)
 
 
-def voxel_mean(values: Tensor, weight: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+def voxel_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean of `(B, X, Y, Z)` over the voxels of all processes, each counted `weight` times.
 
     Args:
@@ -111,7 +110,7 @@ def voxel_mean(values: Tensor, weight: Tensor | None = None, eps: float = 1e-5) 
     """
     if weight is None:
         return values.mean()
-    return _everywhere((values * weight).sum()) / processes.total(weight.float().sum()).clamp_min(eps)
+    return _everywhere((values * weight).sum()) / processes.total(weight.float().sum()).clamp_min(EPS)
 
 
 def trusted(weight: Tensor, region: Tensor | None = None) -> Tensor:
@@ -135,14 +134,12 @@ def _everywhere(local: Tensor) -> Tensor:
     return processes.total(local.detach()) + processes.count() * (local - local.detach())
 
 
-def _loss(
-    logits: Tensor, target: Tensor, weight: Tensor | None, form: DiceForm | None, ce_share: float, eps: float
-) -> Tensor:
+def _loss(logits: Tensor, target: Tensor, weight: Tensor | None, form: DiceForm | None, ce_share: float) -> Tensor:
     """`ce_share` of cross-entropy and the rest of Dice, which `form` None leaves out."""
     regions = weight
     if weight is not None:
         regions = weight.reshape(-1, *weight.shape[-4:]).expand(-1, len(logits), -1, -1, -1)
-    losses = cast(Tensor, _VoxelLoss.apply(logits, target, regions, form, ce_share, eps))  # type: ignore[no-untyped-call]
+    losses = cast(Tensor, _VoxelLoss.apply(logits, target, regions, form, ce_share))  # type: ignore[no-untyped-call]
     return losses if weight is not None and weight.dim() == 5 else losses[0]
 
 
@@ -164,7 +161,6 @@ class _VoxelLoss(torch.autograd.Function):
         weight: Tensor | None,
         form: DiceForm | None,
         ce_share: float,
-        eps: float,
     ) -> Tensor:
         batch, classes = logits.shape[:2]
         regions = 1 if weight is None else len(weight)
@@ -188,8 +184,8 @@ class _VoxelLoss(torch.autograd.Function):
             (ce,) = _over_processes(ce)
             ce_copies = processes.count()
 
-        normaliser, size = ce[1].clamp_min(eps), dice[1] + eps
-        ratio = (2 * dice[0] + eps) / size  # (R, B or 1, C)
+        normaliser, size = ce[1].clamp_min(EPS), dice[1] + EPS
+        ratio = (2 * dice[0] + EPS) / size  # (R, B or 1, C)
         share = _class_shares(ratio, form)
         by_nll = ce_share * ce_copies / normaliser
         by_overlap = -2 * (1 - ce_share) * dice_copies * share / size
@@ -215,7 +211,7 @@ class _VoxelLoss(torch.autograd.Function):
             slope = _dice_slope(here, onehot, weights, by_overlap[:, part], by_size[:, part], ctx.form)
             slope += pull - (slope * here).sum(1, keepdim=True)
             torch.sub(slope.mul_(here), onehot.mul_(pull), out=out)
-        return change, None, None, None, None, None
+        return change, None, None, None, None
 
 
 def _class_shares(ratio: Tensor, form: DiceForm | None) -> Tensor:

@@ -8,7 +8,6 @@ from typing import cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
@@ -60,26 +59,12 @@ def _labelled(target: Tensor, classes: int) -> Tensor:
     volumes = target.detach().cpu().numpy()
     kept = np.zeros(volumes.shape, volumes.dtype)
     for volume, clean in zip(volumes, kept, strict=True):
-        for value in range(1, classes):
-            mask = volume == value
-            box = _bounding_box(mask)
-            components, count = ndimage.label(mask[box], structure=_FULL)
-            if count:
+        for value, box in enumerate(ndimage.find_objects(volume, classes - 1), start=1):
+            if box is not None:
+                components, _ = ndimage.label(volume[box] == value, structure=_FULL)
                 sizes = np.bincount(components.ravel())[1:]
                 clean[box][components == 1 + int(sizes.argmax())] = value
     return torch.from_numpy(kept).to(target.device)
-
-
-def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
-    """The smallest box around what is true; empty where nothing is."""
-    across = np.any(mask, axis=0)
-    seen = np.any(mask.reshape(len(mask), -1), axis=1), np.any(across, axis=1), np.any(across, axis=0)
-    x, y, z = (np.flatnonzero(side) for side in seen)
-    return _span(x), _span(y), _span(z)
-
-
-def _span(places: NDArray[np.intp]) -> slice:
-    return slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0)
 
 
 def propagated_largest_component(target: Tensor, classes: int) -> Tensor:

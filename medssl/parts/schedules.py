@@ -11,9 +11,9 @@ from torch import Tensor
 from medssl.parts.sample import Progress
 
 
-def poly(progress: Progress, power: float = 0.9) -> float:
-    """`(1 - t/T)^power`, the usual decay of the learning rate."""
-    return float((1 - progress.fraction) ** power)
+def poly(progress: Progress) -> float:
+    """`(1 - t/T)^0.9`, the usual decay of the learning rate."""
+    return float((1 - progress.fraction) ** 0.9)
 
 
 def ramp_up(progress: Progress, length: float) -> float:

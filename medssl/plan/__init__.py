@@ -18,6 +18,7 @@ from medssl import __version__
 from medssl.config import found, merge, parse
 from medssl.data.cases import DatasetConfig
 from medssl.data.fingerprint import Fingerprint, take_fingerprint
+from medssl.data.inspect import listed
 from medssl.data.io import read_label
 from medssl.data.layouts import declared, read_layout
 from medssl.errors import ConfigError
@@ -110,8 +111,7 @@ def _seen(source: Path, layout: str | None) -> str:
     label = next((case.label for case in read_layout(source, layout=layout).cases if case.label is not None), None)
     if label is None:
         return ""
-    found = np.unique(read_label(label).array)
-    return f" ({label.path.name} holds {', '.join(map(str, found[:10]))}{' and more' if len(found) > 10 else ''})"
+    return f" ({label.path.name} holds {listed(np.unique(read_label(label).array))})"
 
 
 def make_plan(

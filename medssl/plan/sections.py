@@ -11,11 +11,11 @@ import numpy as np
 
 from medssl.data.cases import PATIENT_FIRST, DatasetConfig
 from medssl.data.fingerprint import AIR, BODY, Fingerprint
-from medssl.data.recipe import THICK_SLICE_RATIO
-from medssl.data.volume import by
+from medssl.data.grid import THICK_SLICE_RATIO, Triple
+from medssl.data.volume import by, how_many
 from medssl.errors import ConfigError
 from medssl.plan.choices import Choice, Choices
-from medssl.plan.shapes import LIGHT_WIDTHS, WIDTHS, Shape, Triple
+from medssl.plan.shapes import LIGHT_WIDTHS, WIDTHS, Shape
 from medssl.run import RunConfig
 from medssl.trainer import TrainConfig
 
@@ -23,7 +23,7 @@ from medssl.trainer import TrainConfig
 def plan_spacing(facts: Fingerprint) -> tuple[tuple[float, float, float], str]:
     """The spacing to prepare with, and why: the median, and the 10th percentile along thick slices."""
     spacings = facts.spacings
-    spacing, why = np.median(spacings, 0), f"the median of {_count(len(spacings), 'case')}"
+    spacing, why = np.median(spacings, 0), f"the median of {how_many(len(spacings), 'case')}"
     coarse = int(np.argmax(spacing))
     finer = np.delete(spacing, coarse).max()
     if spacing[coarse] > THICK_SLICE_RATIO * finer:
@@ -54,11 +54,11 @@ def data_section(facts: Fingerprint, dataset: DatasetConfig, spacing: tuple[floa
     elif facts.namesakes is not None:
         subject = {"pattern": PATIENT_FIRST}
         who = f"{' and '.join(facts.namesakes)} look like one patient; null makes each case a patient of its own"
-    elif facts.patients is not None and facts.patients < facts.cases:
-        who = f"the dataset itself names its patients: {facts.cases} cases of {_count(facts.patients, 'patient')}"
+    elif facts.patients < facts.cases:
+        who = f"the dataset itself names its patients: {facts.cases} cases of {how_many(facts.patients, 'patient')}"
     return {
         "name": Choice(dataset.name),
-        "channels": Choice(_channels(facts, dataset), _count(facts.channels, "channel") + " in every image"),
+        "channels": Choice(_channels(facts, dataset), how_many(facts.channels, "channel") + " in every image"),
         "classes": Choice(list(dataset.classes), "in the order of label values"),
         **{key: Choice(value, "as given") for key, value in kept.items()},
         **_sides(dataset),
@@ -80,7 +80,7 @@ def _channels(facts: Fingerprint, dataset: DatasetConfig) -> list[str]:
     if "channels" in dataset.model_fields_set:
         if len(dataset.channels) != facts.channels:
             raise ConfigError(f"data.channels: names {', '.join(dataset.channels)}, and each image holds "
-                              f"{_count(facts.channels, 'channel')}")  # fmt: skip
+                              f"{how_many(facts.channels, 'channel')}")  # fmt: skip
         return list(dataset.channels)
     guess = "CT" if facts.hounsfield else "MRI"
     return [guess] if facts.channels == 1 else [f"{guess} {number}" for number in range(1, facts.channels + 1)]
@@ -94,7 +94,7 @@ def _intensity(facts: Fingerprint) -> Choices:
     high = 100 * math.ceil(float(np.median(brightest)) / 100)
     why = (
         f"Hounsfield units, as in CT: from air to the 99.9th percentile of the foreground, "
-        f"a median of {_count(len(facts.images), 'case')}, upwards to a hundred"
+        f"a median of {how_many(len(facts.images), 'case')}, upwards to a hundred"
     )
     return {
         "threshold": Choice(BODY, "Hounsfield units; above it is no air"),
@@ -160,7 +160,7 @@ def train_section(
     whole = by(round(n) for n in median)
     theirs = f"as in {method}, which wins where it comes last"
     rare = min(facts.classes[1:], key=lambda one: one.share, default=None)
-    few = f"; the rarest, {rare.name}, is {_percent(rare.share)} of voxels" if rare else ""
+    few = f"; the rarest, {rare.name}, is {100 * rare.share:.3g} % of voxels" if rare else ""
     centred = "the patch sees less than half of an image, so a third is centred on a class"
     weights = "how often each class is that one; rare ones then come as often as common ones, and in Dice count as much"
     schedule = optimiser(vram)
@@ -184,11 +184,3 @@ def _short(triple: Triple) -> int | list[int]:
 def _digits(values: Sequence[float] | np.ndarray[Any, Any]) -> list[float]:
     """Four digits: closer than the tolerance within which a spacing is a file's own."""
     return [float(f"{value:.4g}") for value in values]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"

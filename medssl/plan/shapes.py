@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from medssl.data.grid import Triple
 from medssl.memory import SMALLEST_SIDE
 
 SMALLEST_MAP = 4
@@ -23,8 +24,6 @@ LARGEST_PATCH_CPU = 80_000
 """Voxels; two cores then take a few seconds a step."""
 SHRINK = 0.9
 """From one candidate for the patch's side to the next."""
-
-Triple = tuple[int, int, int]
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,9 @@ from pathlib import Path
 
 from medssl.comparison import BASELINE, load_runs, make_rows
 from medssl.errors import ConfigError
-from medssl.files import whole_file
 from medssl.published import published_rows
 from medssl.report.gallery import WORST, draw_gallery
-from medssl.report.page import render
+from medssl.report.page import render, write_page
 from medssl.report.papers import as_latex, as_markdown
 from medssl.report.tables import result_tables
 from medssl.report.viewer import fetch_niivue, find_niivue, write_viewer
@@ -64,14 +63,8 @@ def write_report(
     scenes = write_viewer(out / "viewer", library, gallery)
     published = published_rows(str(rows[0].runs[0].settings["data.name"]))
     tables = result_tables(rows, published, references)
-    _write(out / "tables.md", as_markdown(title, tables))
-    _write(out / "tables.tex", as_latex(title, tables))
-    _write(page, render(rows, title, references=references, tables=tables, gallery=gallery, scenes=scenes,
-                        workers=workers))  # fmt: skip
+    write_page(out / "tables.md", as_markdown(title, tables))
+    write_page(out / "tables.tex", as_latex(title, tables))
+    write_page(page, render(rows, title, references=references, tables=tables, gallery=gallery, scenes=scenes,
+                            workers=workers))  # fmt: skip
     return page
-
-
-def _write(path: Path, text: str) -> None:
-    with whole_file(path) as partial:
-        # A file name that is not UTF-8 has no place in a page; question marks stand for such bytes.
-        partial.write_text(text, encoding="utf-8", errors="replace")

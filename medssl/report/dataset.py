@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
-from medssl import __version__
 from medssl.data.cases import Case
 from medssl.data.findings import FARTHEST, Facts, Finding, Report
 from medssl.data.looks import PERCENTILES
+from medssl.data.outliers import AXES
 from medssl.data.volume import by
-from medssl.files import whole_file
 from medssl.palette import class_colour
 from medssl.plots import histograms, level_plot
-from medssl.report.page import Figure, environment, policy, script
+from medssl.report.page import Figure, fill, write_page
 from medssl.report.tables import Cell, Column, Table
 
 MOST_CASES = 200
 """Cases that are shown with a picture."""
 MOST_LINES = 1000
 """Findings in the table."""
-
-_AXES = ("left-right", "front-back", "head-foot")
 
 
 @dataclass(frozen=True)
@@ -54,13 +49,10 @@ class Card:
 def write_dataset_page(report: Report, path: Path) -> Path:
     """Write a page that holds all it shows; pictures are those that `check` drew."""
     cards = _cards(report)
-    scripts = [script("sort.js")]
-    page = environment().get_template("dataset.html").render(
+    page = fill(
+        "dataset.html",
+        ["sort.js"],
         title=report.source.resolve().name if report.source else "Dataset",
-        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
-        version=__version__,
-        scripts=scripts,
-        policy=policy(scripts, has_viewer=False),
         source=report.source,
         summary=report.summary,
         unusable=len(report.unusable),
@@ -72,11 +64,9 @@ def write_dataset_page(report: Report, path: Path) -> Path:
         colours=[(name, class_colour(value)) for value, name in enumerate(report.classes or ()) if value],
         cards=cards[:MOST_CASES],
         unseen=max(0, len(cards) - MOST_CASES),
-    )  # fmt: skip
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as partial:
-        # A file name that is not UTF-8 has no place in a page; question marks stand for such bytes.
-        partial.write_text(page, encoding="utf-8", errors="replace")
+    write_page(path, page)
     return path
 
 
@@ -104,9 +94,9 @@ def _findings(report: Report) -> Table:
         [
             Cell(finding.case or "all"),
             Cell(f"{finding.severity} {finding.code}", colour="#c0392b" if finding.severity == "error" else "#e69f00"),
-            Cell(_short(report, "; ".join(finding.found.split("\n")))),
+            Cell(report.relative("; ".join(finding.found.split("\n")))),
             Cell(finding.fix),
-            Cell(_short(report, str(finding.file))),
+            Cell(report.relative(str(finding.file))),
         ]
         for finding in found
     ]
@@ -141,10 +131,6 @@ def _distances(report: Report) -> Table:
     return Table("distances", words, columns, [("", lines)])
 
 
-def _short(report: Report, text: str) -> str:
-    return text if report.source is None else text.replace(f"{report.source}{os.sep}", "")
-
-
 # ---- plots
 
 
@@ -168,4 +154,4 @@ def _figures(report: Report) -> list[Figure]:
 
 
 def _by_axis(rows: Sequence[tuple[float, ...]]) -> list[tuple[str, list[float]]]:
-    return [(name, [row[axis] for row in rows]) for axis, name in enumerate(_AXES)]
+    return [(name, [row[axis] for row in rows]) for axis, name in enumerate(AXES)]

@@ -107,11 +107,10 @@ def files_of(run: Run, case: str) -> Files | None:
     if case not in images or run.scores is None:
         return None
     prediction, reference = run.scores.files[case]
-    folder = run.made.get("uncertainty")
-    unsure = prediction.parent / str(folder) / prediction.name if folder else None
     image = images[case] if isinstance(images[case], str) else images[case][0]  # a string in files of version 0.1.0
-    unsure = unsure if unsure and unsure.exists() else None
-    return Files(Source.parse(image), prediction, reference, unsure, run.scores.data)
+    unsure = run.uncertainty_of(prediction)
+    return Files(Source.parse(image), prediction, reference, unsure if unsure and unsure.exists() else None,
+                 run.scores.data)  # fmt: skip
 
 
 def _th(number: int) -> str:

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from medssl import __version__
 from medssl.comparison import PARTS, Row, Run, convention_of, notes, rank_rows
+from medssl.files import whole_file
 from medssl.metrics import METRICS
 from medssl.palette import STYLES, class_colour
 from medssl.plots import (
@@ -33,7 +35,6 @@ from medssl.plots import (
 from medssl.report.gallery import Wall
 from medssl.report.tables import (
     Table,
-    conditions,
     conditions_of,
     mean_interval,
     percent,
@@ -81,15 +82,11 @@ def render(
     runs = [run for row in rows for run in row.runs]
     classes = _classes(rows)
     found = agreements(rows, max(classes, default=0) + 1, workers=workers)
-    scripts = [script("sort.js"), *([script("viewer.js")] if scenes else [])]
-    return environment().get_template("report.html").render(
+    return fill(
+        "report.html",
+        ["sort.js", *["viewer.js"] * bool(scenes)],
         title=title,
-        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
-        version=__version__,
-        scripts=scripts,
-        policy=policy(scripts, has_viewer=bool(scenes)),
         references=references,
-        conditions=conditions(rows),
         conditions_of=conditions_of,
         protocol=protocol(runs),
         notes=notes(rows, references),
@@ -117,6 +114,29 @@ def render(
         niivue=f"{PACKAGE} {VERSION}",
         runs=runs,
     )  # fmt: skip
+
+
+def fill(template: str, scripts: Sequence[str], **values: Any) -> str:
+    """A page of a template that runs these scripts of the templates, as text."""
+    texts = [(TEMPLATES / name).read_text(encoding="utf-8") for name in scripts]
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+            version=__version__,
+            scripts=texts,
+            policy=_policy(texts, has_viewer="viewer.js" in scripts),
+            **values,
+        )
+    )
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write a page, or the tables beside it, whole or not at all."""
+    with whole_file(path) as partial:
+        # A file name that is not UTF-8 has no place in a page; question marks stand for such bytes.
+        partial.write_text(text, encoding="utf-8", errors="replace")
 
 
 # ---- words
@@ -356,12 +376,7 @@ def _viewer(scenes: Sequence[Scene], classes: dict[int, str]) -> str:
     return Markup(json.dumps(told).replace("<", "\\u003c"))
 
 
-def script(name: str) -> str:
-    """A script of the templates as text."""
-    return (TEMPLATES / name).read_text(encoding="utf-8")
-
-
-def policy(scripts: Sequence[str], *, has_viewer: bool) -> str:
+def _policy(scripts: Sequence[str], *, has_viewer: bool) -> str:
     """What the browser may do: run these very scripts, and for the viewer load those that lie beside the page."""
     digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
     allowed = [*(f"'sha256-{digest}'" for digest in digests), *(["'self'"] if has_viewer else [])]
@@ -369,7 +384,7 @@ def policy(scripts: Sequence[str], *, has_viewer: bool) -> str:
     return f"default-src 'none'; img-src {images}; style-src 'unsafe-inline'; script-src {' '.join(allowed)}"
 
 
-def environment() -> Environment:
+def _environment() -> Environment:
     """Where templates are found and how they are filled."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),

@@ -89,7 +89,7 @@ def result_tables(
 
 def _dice_table(rows: Sequence[Row], against: Mapping[str, Sequence[Gain | None]]) -> Table:
     columns = [
-        *_key_columns(),
+        *_KEY_COLUMNS,
         Column("Dice, %", "mean ± sd over patients"),
         Column("95 % interval", "of the mean"),
         Column("sd of runs", "points"),
@@ -117,7 +117,7 @@ def _dice_table(rows: Sequence[Row], against: Mapping[str, Sequence[Gain | None]
 
 def _gains_table(rows: Sequence[Row], compared: Sequence[Gain | None], reference: str, number: int) -> Table:
     columns = [
-        *_key_columns(),
+        *_KEY_COLUMNS,
         Column(f"Against {reference}", "Dice points"),
         Column("95 % interval"),
         Column("p", "corrected"),
@@ -144,7 +144,7 @@ def _gains_table(rows: Sequence[Row], compared: Sequence[Gain | None], reference
 def _metrics_table(rows: Sequence[Row]) -> Table:
     others = [metric for metric in shown_metrics(rows) if metric != "dice"]
     columns = [
-        *_key_columns(),
+        *_KEY_COLUMNS,
         *(Column(_head(metric, rows), f"mean ± sd over {_behind_overall(rows)}") for metric in others),
         Column("Missed / invented / absent", "classes of cases"),
     ]
@@ -162,7 +162,7 @@ def _metrics_table(rows: Sequence[Row]) -> Table:
 
 def _classes_table(rows: Sequence[Row]) -> Table:
     metrics = shown_metrics(rows)
-    columns = [*_key_columns(), *(Column(_head(metric, rows)) for metric in metrics),
+    columns = [*_KEY_COLUMNS, *(Column(_head(metric, rows)) for metric in metrics),
                Column("Missed / invented / absent")]  # fmt: skip
     groups: dict[str, list[list[Cell]]] = defaultdict(list)
     for row in rows:
@@ -291,6 +291,7 @@ def percent(value: float | None) -> str:
 
 
 _METHOD = Column("Method", "augmentation, steps, network scored", "text")
+_KEY_COLUMNS = (_METHOD, Column("Labelled cases"))
 
 
 class _Form(NamedTuple):
@@ -314,10 +315,6 @@ def _head(metric: str, rows: Sequence[Row]) -> str:
 def _behind_overall(rows: Sequence[Row]) -> str:
     """What the overall numbers of the convention are means over."""
     return "classes" if convention_of(rows).averages == "classes" else "cases and seeds"
-
-
-def _key_columns() -> list[Column]:
-    return [_METHOD, Column("Labelled cases")]
 
 
 def _key_cells(row: Row) -> list[Cell]:

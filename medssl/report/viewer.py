@@ -145,8 +145,7 @@ def _write_scene(
     key = (files.image, files.reference)
     if key not in cases:
         cases[key] = f"case-{len(cases)}.js"
-        first = image.array if image.array.ndim == 3 else image.array[..., 0]
-        shown = {"image": _bytes_of(first), "reference": reference.array}
+        shown = {"image": _bytes_of(image.channels[0]), "reference": reference.array}
         _write_script(folder / cases[key], shown, image.affine, steps)
     ours = {"prediction": prediction.array}
     if files.uncertainty is not None:

@@ -87,10 +87,8 @@ def agreements(rows: Sequence[Row], classes: int, *, workers: int = 2) -> list[A
     for i, row in enumerate(rows):
         for run in row.scored:
             assert run.scores is not None
-            folder = run.made.get("uncertainty")
             for prediction, reference in run.scores.files.values():
-                unsure = prediction.parent / str(folder) / prediction.name if folder else None
-                by_reference[reference].append(_Files(i, prediction, unsure))
+                by_reference[reference].append(_Files(i, prediction, run.uncertainty_of(prediction)))
                 data[reference] = run.scores.data
     found = [_nothing(classes) for _ in rows]
     many = sum(map(len, by_reference.values())) >= _FEW

@@ -252,7 +252,9 @@ class TestNnunet:
         )
         assert pairs(read_cases(tmp_path), tmp_path) == [("a", "x/1.nii", "x/2.nii", "y.nii"), ("b", "z.nii", None)]
 
-    @pytest.mark.parametrize("entry", [{}, {"images": []}, {"images": "a"}, {"images": ["a"], "label": 1}, 3])
+    @pytest.mark.parametrize(
+        "entry", [{}, {"images": []}, {"images": "a"}, {"images": [3]}, {"images": ["a"], "label": 1}, 3]
+    )
     def test_a_listed_case_that_does_not_fit_is_shown(self, tmp_path, entry):
         describe(tmp_path, dataset={"a": entry})
         with pytest.raises(DataError, match="case a of `dataset`"):
@@ -365,7 +367,7 @@ class TestSsl4mis:
         (tmp_path / "x.csv").write_text("image\na.h5#image@zyx@1.5x1.25x10\n")
         image = read_image(*read_cases(tmp_path / "x.csv")[0].images)
         assert (image.shape, image.spacing) == ((7, 6, 5), (1.5, 1.25, 10.0))
-        for part in ("image@yxz", "image@xyz@", "image@xyz@1x2", "image@xyz@0"):
+        for part in ("image@yxz", "image@xyz@", "image@xyz@1x2", "image@xyz@0", "image@1.2.3"):
             with pytest.raises((DataError, ConfigError), match=r"image@zyx|spacing"):
                 read_image(Source(tmp_path / "a.h5", part))
 
@@ -510,6 +512,10 @@ class TestDatalist:
     def test_csv_names_several_images(self, tmp_path, text):
         assert pairs(self.read(tmp_path / "x.csv", text), tmp_path) == [("a", "a_0000.nii", "b.nii", None)]
 
+    def test_csv_of_a_spreadsheet_may_have_empty_and_foreign_columns_and_short_rows(self, tmp_path):
+        text = "id,image,note,note,,\na,a.nii,x,y,,\nb,b.nii\n"
+        assert pairs(self.read(tmp_path / "x.csv", text), tmp_path) == [("a", "a.nii", None), ("b", "b.nii", None)]
+
     def test_json_of_monai(self, tmp_path):
         lists = {
             "name": "x",
@@ -545,6 +551,8 @@ class TestDatalist:
             ("x.csv", "", "it has none"),
             ("x.csv", "image,split\na.nii,maybe\n", "line 2: split 'maybe'; known are train"),
             ("x.csv", "image,split\na.nii,train,x\n", "line 2 has more cells than the 2 columns"),
+            ("x.csv", "image,split\n\na.nii,maybe\n", "line 3: split 'maybe'"),
+            ("x.csv", "image,label,image\na.nii,,b.nii\n", "two columns are called 'image'"),
             ("x.csv", "id,image\na,\n", "line 2 must name an image"),
             ("x.csv", "image_0,image_1\n,b.nii\n", "line 2 must name an image"),
             ("x.json", "{", "cannot be read as JSON"),

@@ -13,6 +13,7 @@ from medssl.data.cases import Case, DatasetConfig, subjects_of
 from medssl.data.layouts import acdc, datalist, dicom, folders, la, msd, nnunet, pairs, ssl4mis
 from medssl.data.layouts.base import Declared, Reader
 from medssl.data.layouts.base import Layout as Layout
+from medssl.data.volume import some
 from medssl.errors import ConfigError, DataError
 
 LAYOUTS: dict[str, Reader] = {
@@ -84,4 +85,4 @@ def _content(source: Path) -> str:
     if source.is_file():
         return f"a file named *{source.suffix}"
     names = sorted(path.name + "/" * path.is_dir() for path in source.iterdir() if not path.name.startswith("."))
-    return (", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")) or "nothing"
+    return some(names, 8) or "nothing"

@@ -9,7 +9,6 @@ follows a `#`: a frame of a 4D volume, a series of a DICOM folder, a data set of
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -22,7 +21,7 @@ from medssl.data.layouts.base import Declared, Layout, Reader, case
 from medssl.data.layouts.description import declared_in
 from medssl.data.volume import Source
 from medssl.errors import DataError
-from medssl.files import whole_file
+from medssl.files import read_json, whole_file
 
 SUFFIXES = (".csv", ".tsv", ".json")
 COLUMNS = ("id", "image", "images", "label", "patient", "split")
@@ -58,7 +57,8 @@ def read(source: Path) -> Layout:
 
 
 def declared(source: Path) -> Declared:
-    return declared_in(source) if source.suffix.lower() == ".json" and _is_object(source) else Declared()
+    has_keys = source.suffix.lower() == ".json" and isinstance(read_json(source), dict)
+    return declared_in(source) if has_keys else Declared()
 
 
 def write_datalist(path: Path, cases: Sequence[Case], notes: Mapping[Case, str] | None = None) -> None:
@@ -97,23 +97,25 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             header = file.readline()
             file.seek(0)
-            table = csv.DictReader(file, delimiter=max(",;\t", key=header.count), skipinitialspace=True)
-            columns, rows = [name.strip() for name in table.fieldnames or []], list(table)
+            table = csv.reader(file, delimiter=max(",;\t", key=header.count), skipinitialspace=True)
+            columns = [name.strip() for name in next(table, [])]
+            rows = [(table.line_num, [cell.strip() for cell in row]) for row in table]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: the datalist cannot be read: {error}") from None
     if not {"image", "images", "image_0"} & set(columns):
         raise DataError(f"{path}: no column `image`, `images` or `image_0`; it has {', '.join(columns) or 'none'}")
     _check_names(str(path), columns)
-    for number, row in enumerate(rows, start=2):
-        cells = [(value or "").strip() for key, value in row.items() if key is not None]
-        if None in row:
+    if twice := [name for name in columns if _is_known(name) and columns.count(name) > 1]:
+        raise DataError(f"{path}: two columns are called {twice[0]!r}; name each once")
+    for number, cells in rows:
+        if len(cells) > len(columns):
             raise DataError(f"{path}: line {number} has more cells than the {len(columns)} columns of the first line")
         if any(cells):
-            yield f"line {number}", dict(zip(columns, cells, strict=True))
+            yield f"line {number}", dict(zip(columns, cells, strict=False))
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    content = _read_json(path)
+    content = read_json(path)
     lists = {"": content} if isinstance(content, list) else content
     if not isinstance(lists, dict):
         raise DataError(f"{path}: expected a list of cases, or lists under `training`, `validation` and `test`")
@@ -131,23 +133,16 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
             yield where, {"split": name, **row}
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON: {error}") from None
-
-
-def _is_object(path: Path) -> bool:
-    return isinstance(_read_json(path), dict)
-
-
 def _check_names(where: str, names: Iterable[str]) -> None:
     """Refuse what is nearly a known name: a column `lable` would make every case unlabelled."""
     for name in names:
         close = get_close_matches(name.lower(), COLUMNS, 1, 0.8)
-        if name not in COLUMNS and close and not _NUMBERED.fullmatch(name):
+        if close and not _is_known(name):
             raise DataError(f"{where}: no column is called {name!r}; did you mean {close[0]!r}?")
+
+
+def _is_known(name: str) -> bool:
+    return name in COLUMNS or _NUMBERED.fullmatch(name) is not None
 
 
 def _case(path: Path, where: str, row: Row) -> Case:

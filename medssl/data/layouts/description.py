@@ -7,13 +7,13 @@ cannot be told apart and become one class; a list that overlaps no other is simp
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from medssl.data.layouts.base import Declared
 from medssl.errors import DataError
+from medssl.files import read_json
 
 NAME = "dataset.json"
 IGNORE = "ignore"
@@ -27,10 +27,7 @@ def read_description(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON: {error}") from None
+    values = read_json(path)
     if not isinstance(values, dict):
         raise DataError(f"{path}: expected keys such as `labels` and `training`, found a {type(values).__name__}")
     return values

@@ -40,7 +40,8 @@ def _listed(source: Path, listed: Any) -> Layout:
     cases = []
     for id, entry in listed.items() if isinstance(listed, dict) else ():
         images, label = (entry.get("images"), entry.get("label")) if isinstance(entry, dict) else (None, None)
-        if not isinstance(images, list) or not images or not isinstance(label, str | None):
+        images = images if isinstance(images, list) else []
+        if not images or not all(isinstance(image, str) for image in images) or not isinstance(label, str | None):
             raise DataError(
                 f"{source / NAME}: case {id} of `dataset` must have a list of `images` and at most one `label`, "
                 f"found {entry!r}"
