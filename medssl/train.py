@@ -27,6 +27,7 @@ from medssl.data.splits import PARTS, Part, Split, load_split, read_split, write
 from medssl.data.volume import some
 from medssl.device import choose_device, prepare_device
 from medssl.distributed import gathered, is_first, joined, launch, launched, restarts
+from medssl.environment import environment
 from medssl.errors import ConfigError, DataError, OutOfMemoryError
 from medssl.files import write_json
 from medssl.logs import NoLog, RunLog
@@ -38,7 +39,7 @@ from medssl.metrics import dice
 from medssl.networks import count_parameters
 from medssl.parts import processes
 from medssl.predictor import Predictor
-from medssl.run import RunConfig, build_method, environment, make_predictor, parse_method
+from medssl.run import RunConfig, build_method, make_predictor, parse_method
 from medssl.trainer import Trainer
 from medssl.watchman import ROWS, Watchman
 
