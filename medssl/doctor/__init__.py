@@ -60,7 +60,7 @@ def _all_findings(folder: Path, device: str) -> Iterator[Finding]:
         yield from _look("/dev/shm", shared_memory, on_gpu)
         yield from _look("GPU", gpu_findings, env, device)
         for name in ("cpu", *gpus_to_try(env, device)):
-            yield from _look(name, try_convolution, name, name == device)
+            yield from _look(name, try_convolution, name, name in (device, f"{device}:0"))
     places = _look("disk", folder_findings, folder)
     yield from places
     if all(finding.state != "fault" for finding in places):

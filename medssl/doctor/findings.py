@@ -27,7 +27,7 @@ class Finding:
     topic: str
     found: str
     fix: str = ""
-    """What to do; a fault has one."""
+    """What to do, where `found` does not say it itself."""
     values: dict[str, Any] = field(default_factory=dict)
     """The numbers of `found`, for a program; sizes in bytes."""
 

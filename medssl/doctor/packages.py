@@ -46,6 +46,8 @@ def required_packages(env: dict[str, Any]) -> Iterator[Finding]:
 def optional_packages() -> Iterator[Finding]:
     """Those of the extras: which are there, then a fault for each that is too old or broken."""
     wanted = _optional()
+    if not wanted:  # medssl is not installed
+        return
     there = {one.name: version for one in wanted if (version := version_of(one.name))}
     absent = [one.name for one in wanted if one.name not in there]
     faults = [fault for one in wanted if one.name in there and (fault := _fault(one, "optional"))]
@@ -91,13 +93,13 @@ def _optional() -> list[Requirement]:
 
 
 def _asked() -> list[Requirement]:
-    """What the installed medssl asks for; nothing where it is not installed."""
+    """What the installed medssl asks for; where it is not installed, what can change a result, in any version."""
     from packaging.requirements import Requirement
 
     try:
         return [Requirement(line) for line in requires("medssl") or ()]
     except PackageNotFoundError:
-        return []
+        return [Requirement(name) for name in PACKAGES]
 
 
 def _extras() -> list[str]:

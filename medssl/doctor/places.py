@@ -23,7 +23,7 @@ def machine(env: dict[str, Any]) -> Iterator[Finding]:
     """Cores and memory that the process may use."""
     cores, memory = available_cpus(), available_memory()
     free = "unknown" if memory is None else gib(memory)
-    found = f"{cores} cores, {env['threads'] or 'no'} threads of torch, {free} of memory free"
+    found = f"cores {cores}, torch threads {env['threads'] or 'unknown'}, free memory {free}"
     yield Finding("ok", "machine", found, values={"cores": cores, "memory": memory})
 
 

@@ -108,11 +108,11 @@ def _convolution(device: torch.device, dtype: torch.dtype, precision: torch.dtyp
 
 
 def _failed(name: str, error: Exception, is_asked: bool) -> Finding:
-    if isinstance(error, DeviceError):
-        return Finding("fault", name, str(error), "or name another device by --device")
     if "out of memory" in str(error):
         fix = "wait until others have finished, or name another GPU by --device"
         return Finding("fault" if is_asked else "note", name, "no memory is left on it", fix)
+    if isinstance(error, DeviceError):
+        return Finding("fault", name, str(error))  # which says what to do
     fix = "install a build of torch that fits the driver and the GPU (https://pytorch.org), or use --device cpu"
     return Finding("fault", name, f"a 3-D convolution fails ({said(error)})", fix)
 
