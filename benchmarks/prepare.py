@@ -39,7 +39,7 @@ from medssl.data.check import survey
 from medssl.data.grid import Turn
 from medssl.data.io import read_image, write_image
 from medssl.data.phantoms import KINDS, draw
-from medssl.data.prepared import BLOCK, PreparedCase, StoredImage, _open, _save
+from medssl.data.prepared import BLOCK, PreparedCase, StoredImage, open_packed, write_packed
 from medssl.data.recipe import Intensity, Recipe
 from medssl.machine import available_cpus
 from medssl.prepare import BYTES_PER_VOXEL, BYTES_PER_WORKER, Task, prepare, prepare_case
@@ -148,7 +148,7 @@ def bare(job: Bare) -> None:
     np.save(job.out / f"{job.case.id}-image.npy", codes[None])
     label = np.asarray(nib.load(job.case.label.path).dataobj)
     label = grid.resample_label(np.ascontiguousarray(turn.apply(label)[box]))
-    _save(job.out / f"{job.case.id}-label.b2nd", label)
+    write_packed(job.out / f"{job.case.id}-label.b2nd", label)
 
 
 def sizes(root: Path, cases: list[PreparedCase]) -> dict[str, float]:
@@ -198,7 +198,7 @@ def other_stores(case: PreparedCase, root: Path, side: int) -> dict[str, dict[st
     for name, array in kinds.items():
 
         def read_from(path: Path, name: str = name) -> Any:
-            opened = np.load(path, mmap_mode="r") if path.suffix == ".npy" else _open(path)
+            opened = np.load(path, mmap_mode="r") if path.suffix == ".npy" else open_packed(path)
             return StoredImage(opened, levels) if name == "numbers" else opened
 
         paths = {"plain": root / "other.npy"}

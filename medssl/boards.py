@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medssl.config import Settings
+from medssl.environment import keep_quiet
 from medssl.errors import DeviceError
 from medssl.files import write_json
 
@@ -160,7 +161,7 @@ class MLflow:
     """A run of MLflow, which stays the same one when the training is resumed."""
 
     def __init__(self, run: Path, config: LoggingConfig, resumed_at: int | None = None) -> None:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when the package loads
+        keep_quiet()
         from mlflow import MlflowClient
 
         asked = config.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI")
@@ -207,7 +208,7 @@ class WandB:
     """A run of Weights & Biases, which stays the same one when the training is resumed."""
 
     def __init__(self, run: Path, config: LoggingConfig, resumed_at: int | None = None) -> None:
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read when the package loads
+        keep_quiet()
         import wandb
 
         known = _read_ids(run).get("wandb")

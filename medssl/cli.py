@@ -16,7 +16,7 @@ import typer
 import typer.core
 
 from medssl import __version__
-from medssl.errors import ConfigError, InputError
+from medssl.errors import ConfigError, DeviceError, InputError
 from medssl.files import refuse_existing
 
 EXPLAIN, IMPORT, EXPORT = "evaluate explain", "split import", "split export"
@@ -507,6 +507,24 @@ def bench(
         print(f"times in {time_rows(settings, out, device=device)}")
         return
     print(f"report in {run_bench(settings, out, engine=engine, device=device)}")
+
+
+@app.command()
+def doctor(
+    folder: Annotated[Path, typer.Argument(help="Where jobs would write; small files are tried there.")] = Path(),
+    device: Device = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Look whether this machine and installation can do the work, and say what to do. Exit code 4 with a fault."""
+    from medssl.doctor import as_plain, diagnose, print_findings
+
+    if as_json:
+        found = list(diagnose(folder, device))
+        print(json.dumps(as_plain(found), indent=1, ensure_ascii=False))
+    else:
+        found = print_findings(diagnose(folder, device))
+    if any(finding.state == "fault" for finding in found):
+        raise typer.Exit(DeviceError.exit_code)
 
 
 @app.command()

@@ -7,9 +7,7 @@ run/env.json      versions and machine       run/last.pt best.pt
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +15,6 @@ import torch
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 from torch import nn
 
-from medssl import __version__
 from medssl.augment import AugmentConfig
 from medssl.boards import LoggingConfig
 from medssl.config import Settings, merge, parse
@@ -119,20 +116,3 @@ def make_predictor(
     return Predictor(networks, data.recipe, config.window, patch=config.train.patch, channels=len(data.channels),
                      classes=data.classes, device=device, precision=precision, flips=flips,
                      mirrored=data.mirrored_places)  # fmt: skip
-
-
-def environment() -> dict[str, Any]:
-    """Versions and machine, for env.json."""
-    cuda = torch.cuda.is_available()
-    return {
-        "medssl": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "monai": version("monai"),
-        "numpy": version("numpy"),
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "cuda": torch.version.cuda,
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
-    }

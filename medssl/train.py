@@ -26,6 +26,7 @@ from medssl.data.prepared import PreparedDataset, read_prepared
 from medssl.data.splits import PARTS, Split, read_split, write_split
 from medssl.device import choose_device, prepare_device
 from medssl.distributed import gathered, is_first, joined, launch, launched, restarts
+from medssl.environment import environment
 from medssl.errors import ConfigError, DataError, OutOfMemoryError
 from medssl.files import write_json
 from medssl.logs import NoLog, RunLog
@@ -37,7 +38,7 @@ from medssl.metrics import dice
 from medssl.networks import count_parameters
 from medssl.parts import processes
 from medssl.predictor import Predictor
-from medssl.run import RunConfig, build_method, environment, make_predictor, parse_method
+from medssl.run import RunConfig, build_method, make_predictor, parse_method
 from medssl.start import start
 from medssl.trainer import Trainer
 from medssl.watchman import ROWS, Watchman

@@ -55,7 +55,20 @@ def test_help_and_version_answer_at_once():
 
 @pytest.mark.parametrize(
     "command",
-    ["check", "plan", "prepare", "split", "train", "predict", "evaluate", "report", "methods", "settings", "demo"],
+    [
+        "check",
+        "plan",
+        "prepare",
+        "split",
+        "train",
+        "predict",
+        "evaluate",
+        "report",
+        "methods",
+        "settings",
+        "demo",
+        "doctor",
+    ],
 )
 def test_every_command_explains_itself(command):
     done = CliRunner().invoke(app, [command, "--help"])

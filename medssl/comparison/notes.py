@@ -119,11 +119,11 @@ def facts(run: Run) -> dict[str, Any]:
 
 
 def differing_facts(runs: Iterable[Run]) -> list[str]:
-    """Keys of `facts` in which runs differ; how predictions were made counts among those that have some."""
+    """Keys of `facts` in which runs differ; how predictions were made, and versions, count among those that tell."""
     known = [facts(run) for run in runs]
     differing = []
     for key in dict.fromkeys(key for each in known for key in each):
-        values = [each.get(key) for each in known if key in each or not key.startswith("prediction.")]
+        values = [each.get(key) for each in known if key in each or not key.startswith(("prediction.", "env."))]
         if any(value != values[0] for value in values):
             differing.append(key)
     return differing

@@ -75,7 +75,7 @@ class PreparedCase:
 
     def open_label(self) -> Any:
         """The label as an array that decompresses what is sliced, `(x, y, z)`."""
-        return _open(self.folder / "label.b2nd")
+        return open_packed(self.folder / "label.b2nd")
 
     def centres(self) -> dict[int, NDArray[np.uint16]]:
         """Voxels of each foreground class that the label holds, `(n, 3)` each, thinned out where there are many."""
@@ -183,7 +183,7 @@ def write_case(root: Path, case: Case, prepared: Prepared, sources: Sources) -> 
     image, levels = _encode(prepared.image)
     np.save(partial / "image.npy", image)  # plain, for its low bits are noise: docs/performance.md
     if prepared.label is not None:
-        _save(partial / "label.b2nd", prepared.label)
+        write_packed(partial / "label.b2nd", prepared.label)
         np.save(partial / "centres.npy", _centres(prepared.label))
     write_json(
         partial / "case.json",
@@ -376,7 +376,8 @@ def _encode(image: NDArray[np.float32]) -> tuple[NDArray[Any], list[tuple[float,
     return numbers, levels
 
 
-def _save(path: Path, array: NDArray[Any]) -> None:
+def write_packed(path: Path, array: NDArray[Any]) -> None:
+    """Write an array that is read in part, compressed."""
     blocks = tuple(min(BLOCK, n) for n in array.shape)
     chunks = tuple(min(4 * BLOCK, n) for n in array.shape)
     # Twice as fast to read as ZSTD, for a fifth more on disk: docs/performance.md.
@@ -393,7 +394,12 @@ def _map(path: Path) -> NDArray[Any]:
     return mapped
 
 
-def _open(path: Path) -> Any:
+def open_packed(path: Path) -> Any:
+    """The array of a file that `write_packed` wrote, of which only what is indexed is read.
+
+    Raises:
+        DataError: it cannot be opened.
+    """
     mapped = {} if sys.platform == "win32" else {"mmap_mode": "r"}  # faster, most of all on network drives
     try:
         return blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1), **mapped)

@@ -66,11 +66,11 @@ def test_memory_and_disk_give_the_same_patches(data, monkeypatch):
 def test_a_patch_of_a_label_reads_only_the_blocks_it_touches(tmp_path):
     """Damage beyond the patch's own blocks goes unnoticed."""
     volume, path = np.random.default_rng(0).integers(0, 255, (128, 128, 128), np.uint8), tmp_path / "label.b2nd"
-    prepared._save(path, volume)
+    prepared.write_packed(path, volume)
     content = bytearray(path.read_bytes())
     content[len(content) * 7 // 10 : len(content) * 8 // 10] = bytes(len(content) * 8 // 10 - len(content) * 7 // 10)
     path.write_bytes(content)
-    opened = prepared._open(path)
+    opened = prepared.open_packed(path)
     np.testing.assert_array_equal(opened[3:30, 40:60, 0:64], volume[3:30, 40:60, 0:64])
     with pytest.raises(RuntimeError):  # the damage is there
         opened[...]

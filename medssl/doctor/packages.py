@@ -1,0 +1,120 @@
+"""Packages: their versions beside what pyproject.toml asks for, and whether they load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, metadata, requires
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import medssl
+from medssl.doctor.findings import Finding, said
+from medssl.environment import PACKAGES, version_of
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+_MODULES = {"pyyaml": "yaml", "simpleitk": "SimpleITK", "connected-components-3d": "cc3d"}
+"""What is imported of a package of another name."""
+_FOR_DEVELOPERS = "dev"
+_SLOW = "3-D convolutions in mixed precision are slow in torch 2.9, and want much memory"
+_FIRST = ("numpy", "torch")
+"""What others load, so that an error of theirs is told of them."""
+
+
+def installation(env: dict[str, Any]) -> Iterator[Finding]:
+    """medssl itself, Python and the system."""
+    place = Path(medssl.__file__).parent
+    found = f"{env['medssl']} in {place}; Python {env['python']}, {env['platform']}"
+    if version_of("medssl") is None:
+        fix = "versions of packages cannot be checked; python -m pip install -e . in the repository"
+        yield Finding("note", "medssl", f"{found}; runs without being installed", fix)
+    else:
+        yield Finding("ok", "medssl", found, values={"place": str(place)})
+
+
+def required_packages(env: dict[str, Any]) -> Iterator[Finding]:
+    """Versions of those that can change a result, then a fault for each that is missing, too old or broken."""
+    faults = [fault for requirement in _required() if (fault := _fault(requirement, "packages"))]
+    shown = [f"{name} {env[name] or 'missing'}" for name in PACKAGES]
+    shown[0] += f" ({_build()})"
+    yield Finding("note" if faults else "ok", "packages", ", ".join(shown))
+    yield from faults
+
+
+def optional_packages() -> Iterator[Finding]:
+    """Those of the extras: which are there, then a fault for each that is too old or broken."""
+    wanted = _optional()
+    if not wanted:  # medssl is not installed
+        return
+    there = {one.name: version for one in wanted if (version := version_of(one.name))}
+    absent = [one.name for one in wanted if one.name not in there]
+    faults = [fault for one in wanted if one.name in there and (fault := _fault(one, "optional"))]
+    found = ", ".join(f"{name} {version}" for name, version in there.items()) or "none"
+    yield Finding("note" if faults else "ok", "optional", found + (f"; absent: {', '.join(absent)}" if absent else ""),
+                  values={**there, **dict.fromkeys(absent)})  # fmt: skip
+    yield from faults
+
+
+def _fault(requirement: Requirement, topic: str) -> Finding | None:
+    """What is wrong with a package, if anything."""
+    name, found = requirement.name, version_of(requirement.name)
+    wanted = f'"{name}{requirement.specifier}"'
+    leave = f", or python -m pip uninstall {name}" if topic == "optional" else ""
+    if found is None:
+        return Finding("fault", topic, f"{name} is not installed", f"python -m pip install {wanted}")
+    if not requirement.specifier.contains(found, prereleases=True):
+        why = f" ({_SLOW})" if name == "torch" and found.startswith("2.9.") else ""
+        text = f"{name} {found} is installed{why}, and medssl asks for {requirement.specifier}"
+        return Finding("fault", topic, text, f"python -m pip install {wanted}{leave}")
+    try:
+        import_module(_MODULES.get(name, name))
+    except Exception as error:  # whatever a package may raise
+        text, fix = f"{name} {found} does not load ({said(error)})", "python -m pip install --force-reinstall"
+        return Finding("fault", topic, text, f"{fix} {wanted}{leave}", {"error": said(error)})
+    return None
+
+
+def _required() -> list[Requirement]:
+    found = [one for one in _asked() if one.marker is None or one.marker.evaluate({"extra": ""})]
+    return sorted(found, key=lambda one: one.name not in _FIRST)
+
+
+def _optional() -> list[Requirement]:
+    """What the extras add for users, each once."""
+    required = {str(one) for one in _required()}
+    found: dict[str, Requirement] = {}
+    for extra in _extras():
+        for one in _asked():
+            if str(one) not in required and one.marker is not None and one.marker.evaluate({"extra": extra}):
+                found.setdefault(one.name, one)
+    return list(found.values())
+
+
+def _asked() -> list[Requirement]:
+    """What the installed medssl asks for; where it is not installed, what can change a result, in any version."""
+    from packaging.requirements import Requirement
+
+    try:
+        return [Requirement(line) for line in requires("medssl") or ()]
+    except PackageNotFoundError:
+        return [Requirement(name) for name in PACKAGES]
+
+
+def _extras() -> list[str]:
+    try:
+        return [name for name in metadata("medssl").get_all("Provides-Extra") or () if name != _FOR_DEVELOPERS]
+    except PackageNotFoundError:
+        return []
+
+
+def _build() -> str:
+    """For what torch was built."""
+    try:
+        import torch
+    except Exception:
+        return "does not load"
+    if torch.version.hip:
+        return f"ROCm {torch.version.hip}"
+    return f"CUDA {torch.version.cuda} build" if torch.version.cuda else "CPU build"

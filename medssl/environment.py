@@ -1,0 +1,61 @@
+"""What a job runs on: versions, processor, GPUs; for a run's env.json and for `medssl doctor`.
+
+Nothing heavy loads with this module, and nothing here raises, so that it can be asked where a package is broken.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from medssl import __version__
+
+PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "SimpleITK", "blosc2")
+"""Those whose versions can change a result."""
+_QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine; None stands for what cannot be told."""
+    return {
+        "medssl": __version__,
+        "python": platform.python_version(),
+        **{name: version_of(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        **_of_torch(),
+    }
+
+
+def version_of(package: str) -> str | None:
+    """The installed version of a package; None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def keep_quiet() -> None:
+    """Keep clients of services from reporting to their makers, unless told otherwise; they look when they load."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+
+
+def _of_torch() -> dict[str, Any]:
+    try:
+        import torch
+    except Exception:  # a build for another system fails in many ways
+        return {"threads": None, "cuda": None, "gpus": []}
+    try:
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        gpus = [torch.cuda.get_device_name(i) for i in range(count)]
+    except RuntimeError:  # a GPU in a bad state
+        gpus = []
+    return {
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda,
+        "gpus": gpus,
+    }
