@@ -39,6 +39,7 @@ from medssl.networks import count_parameters
 from medssl.parts import processes
 from medssl.predictor import Predictor
 from medssl.run import RunConfig, build_method, environment, make_predictor, parse_method
+from medssl.trained import is_model_folder
 from medssl.trainer import Trainer
 from medssl.watchman import ROWS, Watchman
 
@@ -175,6 +176,11 @@ def _start(trainer: Trainer, config: RunConfig, split: Split) -> None:
     run = config.train.start_from
     if run is None:
         return
+    if is_model_folder(run):
+        raise ConfigError(
+            f"train.start_from: {run} is a model folder, which has only the networks that predict, and not whom they "
+            "saw; name the run folder that it was exported from"
+        )
     if not (run / "last.pt").exists():
         raise DataError(
             f"train.start_from: {run / 'last.pt'}, looked for in {Path.cwd()}, is not there; name the folder of a run "
