@@ -389,15 +389,16 @@ def export(
         str | None, typer.Option("--network", help="student, teacher, ensemble, one-student or one-teacher.")
     ] = None,
     checkpoint: Annotated[str, typer.Option("--checkpoint", help="best or last.")] = "best",
+    monai: Annotated[bool, typer.Option("--monai", help="A MONAI bundle, which runs without medssl.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Make a folder to hand on: networks and settings that predict, a model card, and no names of patients or paths."""
     from medssl.export import export as export_run
 
     window = None if network is None else {"network": network}
-    print(
-        f"model in {export_run(run, out, also=also or [], checkpoint=checkpoint, window=window, overwrite=overwrite)}"
-    )
+    made = export_run(run, out, also=also or [], checkpoint=checkpoint, window=window, monai=monai,
+                      overwrite=overwrite)  # fmt: skip
+    print(f"{'bundle' if monai else 'model'} in {made}")
 
 
 @app.command()

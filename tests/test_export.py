@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+from importlib.metadata import version
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 from typer.testing import CliRunner
 
 from medssl.checkpoint import load_checkpoint, save_checkpoint
@@ -260,3 +265,141 @@ def test_the_command_makes_a_folder_and_has_exit_codes(make_run, tmp_path):
     found = call("predict", tmp_path / "model", "--part", "test").exception
     assert isinstance(found, ConfigError)
     assert found.exit_code == 2
+
+
+# ---- MONAI bundles
+
+WITHOUT_MEDSSL = """
+import sys
+
+class NoMedssl:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "medssl":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, NoMedssl())
+import torch
+from monai.bundle import run
+
+torch.set_num_threads(1)
+bundle, images, out = sys.argv[1:]
+run(config_file=bundle + "/configs/inference.json", bundle_root=bundle, dataset_dir=images, output_dir=out,
+    device="$torch.device('cpu')")
+assert "medssl" not in sys.modules
+"""
+
+
+def run_bundle(bundle, images, out):
+    """What a bundle makes of a folder of images in a Python that finds no medssl."""
+    command = [sys.executable, "-I", "-c", WITHOUT_MEDSSL, *map(str, (bundle, images, out))]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=out.parent)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {path.name: path for path in out.iterdir()}
+
+
+def write_odd_ball(path, codes, spacing, shape=(31, 22, 19), tilt=0, seed=0):
+    """A ball in air whose axes run along `codes`, off the middle and on a grid of its own."""
+    rng = np.random.default_rng(seed)
+    ornt = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(codes))
+    places = np.stack(
+        np.meshgrid(*(np.arange(n) * mm for n, mm in zip(shape, spacing, strict=True)), indexing="ij"), -1
+    )
+    middle = np.array(shape) * spacing / 2 + [1.3, -1.1, 0.7]
+    distance = np.linalg.norm(places - middle, axis=-1)
+    image = 100 + rng.normal(0, 8, shape) + 60 * (distance < 5) + 60 * (distance < 2.5)
+    image[distance > 9] = rng.uniform(0, 1, (distance > 9).sum())
+    angle = np.deg2rad(tilt)
+    affine = np.diag([*spacing, 1.0])
+    affine[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]] @ affine[:2, :2]
+    affine[:3, 3] = (-20, 33, 5)
+    nib.save(
+        nib.Nifti1Image(apply_orientation(image, ornt).astype(np.float32), affine @ inv_ornt_aff(ornt, shape)), path
+    )
+
+
+RECIPES = {
+    "spacing": {"spacing": [1.0, 1.0, 1.5], "crop": False},
+    "own spacing along z, cropped": {"spacing": [1.2, 1.2, None], "crop": True, "orientation": "LPS"},
+    "clipped, cropped by a threshold": {
+        "spacing": [1.0, 1.0, 1.5], "crop": True, "threshold": 20.0, "margin": 1,
+        "intensity": {"kind": "clip", "window": [0.0, 160.0]},
+    },
+    "as stored": {"crop": False},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "recipe"), [*(("bcp", name) for name in RECIPES), ("combined", "as stored"), ("umct", "as stored")]
+)
+def test_a_bundle_predicts_what_the_run_does_without_medssl(make_run, tmp_path, method, recipe):
+    run = shutil.copytree(make_run(method, train={"iterations": 300 if method == "bcp" else 120}), tmp_path / "run")
+    for name in ("best.pt", "last.pt"):
+        values = load_checkpoint(run / name)
+        values["config"]["data"]["recipe"] = RECIPES[recipe]
+        save_checkpoint(run / name, values)
+    (tmp_path / "images").mkdir()
+    write_odd_ball(tmp_path / "images" / "a.nii.gz", "LPS", (0.8, 1.1, 1.9), seed=1)
+    write_odd_ball(tmp_path / "images" / "b.nii.gz", "PIR", (1.0, 0.7, 3.6), shape=(25, 38, 9), tilt=20, seed=2)
+    export(run, tmp_path / "bundle", monai=True)
+    found = run_bundle(tmp_path / "bundle", tmp_path / "images", tmp_path / "out")
+    for path in predict(run, [tmp_path / "images"], tmp_path / "expected", device="cpu"):
+        expected, own = nib.load(path), nib.load(found[path.name])
+        np.testing.assert_allclose(own.affine, expected.affine, atol=1e-5)
+        ours, theirs = np.asarray(expected.dataobj), np.asarray(own.dataobj)
+        assert theirs.dtype == np.uint8
+        for value in np.unique(ours):
+            a, b = ours == value, theirs == value
+            assert 2 * (a & b).sum() / (a.sum() + b.sum()) >= 0.99, value
+        assert 50 < (ours > 0).sum() < ours.size / 2
+
+
+def test_a_bundle_says_what_it_holds_and_no_names(make_run, balls, tmp_path):
+    run = make_run("combined")
+    export(run, tmp_path / "bundle", monai=True)
+    files = sorted(str(path.relative_to(tmp_path / "bundle")) for path in (tmp_path / "bundle").rglob("*.*"))
+    assert files == ["configs/inference.json", "configs/metadata.json", "docs/README.md", "models/model.pt"]
+    for path in files:
+        content = (tmp_path / "bundle" / path).read_bytes()
+        for word in (b"ball_", b"/tmp", str(tmp_path.parent).encode(), str(balls[1]).encode()):
+            assert word not in content, (path, word)
+    meta = json.loads((tmp_path / "bundle" / "configs" / "metadata.json").read_text())
+    assert meta["monai_version"] == version("monai")
+    assert meta["network_data_format"]["outputs"]["pred"]["channel_def"] == {
+        "0": "background",
+        "1": "shell",
+        "2": "core",
+    }
+    assert meta["network_data_format"]["inputs"]["image"]["spatial_shape"] == [12, 12, 8]
+    states = torch.load(tmp_path / "bundle" / "models" / "model.pt", weights_only=True)
+    assert {name.partition(".")[0] for name in states} == {"0", "1"}
+    card = (tmp_path / "bundle" / "docs" / "README.md").read_text()
+    assert "python -m monai.bundle run --bundle_root bundle --config_file bundle/configs/inference.json" in card
+
+
+@pytest.mark.parametrize(
+    ("method", "section", "values", "fault"),
+    [
+        ("cfc_mt", "window", {}, "method: networks that see a frequency band"),
+        ("bcp", "window", {"mirror": True}, r"window\.mirror"),
+        ("bcp", "window", {"largest_component": ["core"]}, r"window\.largest_component"),
+        ("bcp", "data", {"recipe": {"resize": [16, 16]}}, r"data\.recipe\.resize"),
+    ],
+)
+def test_what_a_bundle_cannot_express_is_refused(make_run, tmp_path, method, section, values, fault):
+    run = shutil.copytree(make_run(method), tmp_path / "run")
+    for name in ("best.pt", "last.pt"):
+        saved = load_checkpoint(run / name)
+        saved["config"][section].update(values)
+        save_checkpoint(run / name, saved)
+    with pytest.raises(ConfigError, match=rf"--monai: a bundle cannot express\n  {fault}.*\nExport a model folder"):
+        export(run, tmp_path / "bundle", monai=True)
+    export(run, tmp_path / "model")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "run"]
+
+
+def test_the_teacher_of_band_students_sees_all_and_can_be_a_bundle(make_run, tmp_path):
+    result = CliRunner().invoke(
+        app, ["export", str(make_run("cfc_mt")), "-o", str(tmp_path / "bundle"), "--monai", "--network", "teacher"]
+    )
+    assert result.exit_code == 0
+    assert (tmp_path / "bundle" / "configs" / "inference.json").exists()
