@@ -335,7 +335,7 @@ def train(
 
 @app.command()
 def predict(
-    run: Annotated[Path, typer.Argument(help="Folder that `medssl train` wrote.")],
+    run: Annotated[Path, typer.Argument(help="Folder that `medssl train` or `medssl export` wrote.")],
     images: Annotated[list[Path] | None, typer.Argument(help="Volumes, DICOM folders, or folders of them.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for <case>.nii.gz.")] = Path("predictions"),
     part: Annotated[str | None, typer.Option("--part", help="Instead: a part of the run's split, as test.")] = None,
@@ -376,6 +376,29 @@ def predict(
                              window=window, uncertainty=uncertainty, probabilities=probabilities,
                              own_values=own_values, overwrite=overwrite)  # fmt: skip
     print(f"{len(written)} predictions in {out}")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder that `medssl train` wrote.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")],
+    also: Annotated[
+        list[Path] | None, typer.Option("--run", help="Another run, to average class probabilities; repeatable.")
+    ] = None,
+    network: Annotated[
+        str | None, typer.Option("--network", help="student, teacher, ensemble, one-student or one-teacher.")
+    ] = None,
+    checkpoint: Annotated[str, typer.Option("--checkpoint", help="best or last.")] = "best",
+    monai: Annotated[bool, typer.Option("--monai", help="A MONAI bundle, which runs without medssl.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make a folder to hand on: networks and settings that predict, a model card, and no names of patients or paths."""
+    from medssl.export import export as export_run
+
+    window = None if network is None else {"network": network}
+    made = export_run(run, out, also=also or [], checkpoint=checkpoint, window=window, monai=monai,
+                      overwrite=overwrite)  # fmt: skip
+    print(f"{'bundle' if monai else 'model'} in {made}")
 
 
 @app.command()

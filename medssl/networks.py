@@ -94,27 +94,33 @@ def make_network(config: NetworkConfig, channels: int, classes: int) -> nn.Modul
     """A network from `(B, channels, X, Y, Z)` to logits `(B, classes, X, Y, Z)`, randomly initialised."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from monai.networks.nets import DynUNet, UNet
+        from monai.networks import nets
 
-    strides = [tuple(_triple(stride)[axis] for axis in config.axes) for stride in config.strides]
-    kernels = config.level_kernels
-    norm = {"instance": ("instance", {"affine": True}), "batch": "batch", "group": ("group", {"num_groups": GROUPS})}
-    net: nn.Module
-    if config.name == "unet":
-        net = UNet(
-            spatial_dims=3, in_channels=channels, out_channels=classes, channels=config.channels, strides=strides,
-            kernel_size=kernels[0], up_kernel_size=kernels[0], num_res_units=config.residual_units,
-            norm=norm[config.norm], dropout=config.dropout,
-        )  # fmt: skip
-    else:
-        net = DynUNet(
-            spatial_dims=3, in_channels=channels, out_channels=classes, filters=config.channels,
-            kernel_size=kernels, strides=[(1, 1, 1), *strides], upsample_kernel_size=strides,
-            norm_name=norm[config.norm], dropout=config.dropout or None, res_block=config.residual_units > 0,
-        )  # fmt: skip
+    name, arguments = monai_network(config, channels, classes)
+    net: nn.Module = getattr(nets, name)(**arguments)
+    net.made_from = config  # type: ignore[assignment]  # for an export, which has the network alone
     for block in _decoder(net):
         block.decodes = True  # type: ignore[assignment]  # for methods that perturb features
     return net if config.axes == (0, 1, 2) else Viewed(net, Axes(config.axes))
+
+
+def monai_network(config: NetworkConfig, channels: int, classes: int) -> tuple[str, dict[str, Any]]:
+    """The class of MONAI's, and its arguments, of a network that sees the axes as `config.axes` has them."""
+    strides = [tuple(_triple(stride)[axis] for axis in config.axes) for stride in config.strides]
+    kernels = config.level_kernels
+    norm = {"instance": ("instance", {"affine": True}), "batch": "batch", "group": ("group", {"num_groups": GROUPS})}
+    shared = {"spatial_dims": 3, "in_channels": channels, "out_channels": classes}
+    if config.name == "unet":
+        return "UNet", {
+            **shared, "channels": config.channels, "strides": strides, "kernel_size": kernels[0],
+            "up_kernel_size": kernels[0], "num_res_units": config.residual_units, "norm": norm[config.norm],
+            "dropout": config.dropout,
+        }  # fmt: skip
+    return "DynUNet", {
+        **shared, "filters": config.channels, "kernel_size": kernels, "strides": [(1, 1, 1), *strides],
+        "upsample_kernel_size": strides, "norm_name": norm[config.norm], "dropout": config.dropout or None,
+        "res_block": config.residual_units > 0,
+    }  # fmt: skip
 
 
 def _decoder(net: nn.Module) -> Iterator[nn.Module]:

@@ -1,4 +1,7 @@
-"""The job behind `medssl predict`: segment volumes with one or more trained runs, each volume on its own grid."""
+"""The job behind `medssl predict`: segment volumes with one or more trained runs, each volume on its own grid.
+
+A model folder, which `medssl export` makes of runs, stands wherever a run does.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from medssl.checkpoint import load_checkpoint
 from medssl.config import load_yaml, parse
 from medssl.data.cases import LARGEST_VALUE, DatasetConfig
 from medssl.data.dicom import is_series_folder
@@ -28,7 +30,7 @@ from medssl.errors import ConfigError, DataError
 from medssl.files import write_json
 from medssl.predictor import Predictor
 from medssl.progress import track
-from medssl.run import RunConfig, build_method, make_predictor
+from medssl.trained import Trained, is_model_folder, load_trained, refuse_unlike
 
 UNCERTAINTY = "uncertainty"
 PROBABILITIES = "probabilities"
@@ -147,49 +149,34 @@ def load_predictor(
     Raises:
         ConfigError: runs of other classes, channels or recipe.
     """
-    predictor, facts = _load_one(run, device, checkpoint, window)
+    found = load_trained(run, checkpoint, window)
+    facts = _facts(run, found[0])
+    if len(found) > 1:
+        facts["averaged"] = len(found)
     for path in also:
-        other, _ = _load_one(path, device, checkpoint, window)
-        for key in ("classes", "channels", "recipe"):
-            ours, theirs = getattr(predictor, key), getattr(other, key)
-            if ours != theirs:
-                raise ConfigError(f"{path}: its {key} are not those of {run}, so their probabilities have no mean\n"
-                                  f"  {theirs}\n  {ours}")  # fmt: skip
-        predictor.others.append(other)
+        others = load_trained(path, checkpoint, window)
+        refuse_unlike(run, found[0], path, others[0])
+        found += others
+    predictor, *beside = [one.predictor(device) for one in found]
+    predictor.others += beside
     if also:
         facts["also"] = [str(path.resolve()) for path in also]
     return predictor, facts
 
 
-def _load_one(
-    run: Path, device: torch.device, checkpoint: str, window: dict[str, Any] | None
-) -> tuple[Predictor, dict[str, Any]]:
-    path = run / f"{checkpoint}.pt"
-    if checkpoint == "best" and not path.exists() and (run / "last.pt").exists():
-        path = run / "last.pt"
-    if not path.exists() and not (run / "config.yaml").exists():
-        raise DataError(
-            f"{run}: no run folder, as it holds neither {path.name} nor config.yaml; the run comes before the images: "
-            "`medssl predict RUN IMAGES`"
-        )
-    values = load_checkpoint(path)
-    plain = values["config"]
-    plain["window"] = {**plain["window"], **(window or {})}
-    config = parse(RunConfig, plain)
-    method = build_method(config)
-    method.load_state_dict(values["method"])
-    facts = {
+def _facts(run: Path, trained: Trained) -> dict[str, Any]:
+    config = trained.config
+    return {
         "run": str(run.resolve()),
         "method": config.method.name,
-        "checkpoint": path.name,
-        "iteration": values["iteration"],
+        "checkpoint": trained.checkpoint,
+        "iteration": trained.iteration,
         "network": config.window.network,
         "classes": list(config.data.classes),
         "window": config.window.model_dump(mode="json"),
         # What evaluation needs to read references: predictions hold the places of classes, or list `own_values`.
         **config.data.model_dump(mode="json", include={"values", "ignore", "regions"}, exclude_defaults=True),
     }
-    return make_predictor(method.to(device), config, device), facts
 
 
 def _own_values(facts: dict[str, Any]) -> list[int]:
@@ -335,6 +322,8 @@ def _refuse_channels(by_name: dict[str, Source], channels: int) -> None:
 def _of_part(run: Path, part: str) -> dict[str, tuple[Source, ...]]:
     if part not in PARTS:
         raise ConfigError(f"--part {part}: expected one of {', '.join(PARTS)}")
+    if is_model_folder(run):
+        raise ConfigError(f"--part {part}: {run} is a model folder, which has no split; name the images to segment")
     root = Path(load_yaml((run / "config.yaml").read_text(encoding="utf-8"))["data"]["root"])
     if not root.is_absolute() and not root.exists():
         raise DataError(

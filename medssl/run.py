@@ -110,7 +110,11 @@ def make_predictor(
     method: Method, config: RunConfig, device: torch.device, *, network: Which | None = None
 ) -> Predictor:
     """The predictor of a method in memory, as its settings say; `network` wins over them."""
-    networks = chosen_networks(method, network or config.window.network)
+    return predictor_of(chosen_networks(method, network or config.window.network), config, device)
+
+
+def predictor_of(networks: Sequence[nn.Module], config: RunConfig, device: torch.device) -> Predictor:
+    """The predictor of networks that lie on the device, as the settings say."""
     data, precision = config.data, choose_precision(config.train.precision, device)
     flips = () if config.augment.preset == "none" else config.augment.flips
     return Predictor(networks, data.recipe, config.window, patch=config.train.patch, channels=len(data.channels),

@@ -10,6 +10,7 @@ from medssl.data.volume import some
 from medssl.distributed import is_first
 from medssl.errors import ConfigError, DataError
 from medssl.run import RunConfig
+from medssl.trained import is_model_folder
 from medssl.trainer import Seen, Trainer
 
 
@@ -23,6 +24,11 @@ def start(trainer: Trainer, config: RunConfig, split: Split) -> None:
     run = config.train.start_from
     if run is None:
         return
+    if is_model_folder(run):
+        raise ConfigError(
+            f"train.start_from: {run} is a model folder, which has only the networks that predict, and not whom they "
+            "saw; name the run folder that it was exported from"
+        )
     if not (run / "last.pt").exists():
         raise DataError(
             f"train.start_from: {run / 'last.pt'}, looked for in {Path.cwd()}, is not there; name the folder of a run "

@@ -21,7 +21,7 @@ tomllib = pytest.importorskip("tomllib")
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILES = ["docker/Dockerfile", "docker/Dockerfile.cpu"]
-COMMANDS = {"check", "plan", "prepare", "split", "train", "predict", "evaluate", "report", "demo", "doctor"}
+COMMANDS = {"check", "plan", "prepare", "split", "train", "predict", "evaluate", "export", "report", "demo", "doctor"}
 
 
 def read(path: str) -> str:

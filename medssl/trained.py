@@ -1,0 +1,170 @@
+"""Networks that predict and their settings, from a run folder or from the model folder that `medssl export` makes.
+
+A model folder is what another site may have: model.yaml holds the settings that prediction needs, weights.pt the
+networks that predict, of one run or of several. In neither stands a name of a case or patient, or a path.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from medssl import __version__
+from medssl.checkpoint import load_checkpoint, save_checkpoint
+from medssl.config import dump, load_yaml, parse
+from medssl.errors import ConfigError, DataError
+from medssl.predictor import Predictor, chosen_networks
+from medssl.run import RunConfig, build_method, predictor_of
+
+MODEL, WEIGHTS = "model.yaml", "weights.pt"
+FORMAT = 1
+
+_SHARED: dict[str, tuple[str, ...]] = {
+    "data": ("name", "channels", "classes", "values", "ignore", "regions", "sides", "recipe"),
+    "augment": ("preset", "flips"),
+    "train": ("patch", "precision", "seed"),
+}
+"""Of these sections, the keys that a model folder has; of others all or none."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one run brings to a prediction."""
+
+    config: RunConfig
+    networks: Sequence[nn.Module]
+    """Those that `config.window.network` names."""
+    checkpoint: str
+    """The file that they were saved in."""
+    iteration: int
+    """Steps that they had learned for."""
+    best: float | None = None
+    """Highest validation Dice until then; None where nothing was validated, or from a model folder."""
+    forerunners: int = 0
+    """Patients from whom the runs learned that it was started from; unknown, and 0, from a model folder."""
+
+    def predictor(self, device: torch.device) -> Predictor:
+        """The predictor of its networks."""
+        return predictor_of([net.to(device) for net in self.networks], self.config, device)
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether `medssl export` made it."""
+    return (folder / MODEL).is_file()
+
+
+def load_trained(folder: Path, checkpoint: str = "best", window: Mapping[str, Any] | None = None) -> list[Trained]:
+    """What a run folder holds, or each of the runs that a model folder was made of; on the CPU.
+
+    Args:
+        checkpoint: `best` (by validation Dice; `last` where nothing was validated) or `last`.
+        window: settings of the `window` section that replace the run's.
+
+    Raises:
+        DataError: it is neither, or its files cannot be read.
+        ConfigError: a model folder was made of another checkpoint or of other networks than are asked for.
+    """
+    if is_model_folder(folder):
+        return _load_model(folder, checkpoint, window or {})
+    return [_load_run(folder, checkpoint, window or {})]
+
+
+def refuse_unlike(run: Path, ours: Trained, path: Path, theirs: Trained) -> None:
+    """Raise a ConfigError where probabilities of the run at `path` have no mean with those of `run`."""
+    for key in ("classes", "channels", "recipe"):
+        one, other = getattr(ours.config.data, key), getattr(theirs.config.data, key)
+        if one != other:
+            raise ConfigError(
+                f"{path}: its {key} are not those of {run}, so their probabilities have no mean\n  {other}\n  {one}"
+            )
+
+
+def save_model(folder: Path, runs: Sequence[Trained]) -> None:
+    """Write model.yaml and weights.pt."""
+    about = [
+        {"checkpoint": one.checkpoint, "iteration": one.iteration, "settings": shared_settings(one.config)}
+        for one in runs
+    ]
+    dump({"format": FORMAT, "medssl": __version__, "runs": about}, folder / MODEL)
+    save_checkpoint(folder / WEIGHTS, {"runs": [[net.state_dict() for net in one.networks] for one in runs]})
+
+
+def shared_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that prediction needs, as plain values; nothing that tells of patients or of a machine."""
+    plain = _without_paths(
+        config.model_dump(include={"name", "data", "method", "network", "augment", "train", "window"})
+    )
+    for section, keys in _SHARED.items():
+        plain[section] = {key: plain[section][key] for key in keys}
+    made: dict[str, Any] = json.loads(json.dumps(plain))  # lists, as YAML has no tuples
+    return made
+
+
+def _without_paths(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_paths(value) if isinstance(value, Mapping) else value
+        for key, value in values.items()
+        if not isinstance(value, Path)
+    }
+
+
+def _load_run(run: Path, checkpoint: str, window: Mapping[str, Any]) -> Trained:
+    path = run / f"{checkpoint}.pt"
+    if checkpoint == "best" and not path.exists() and (run / "last.pt").exists():
+        path = run / "last.pt"
+    if not path.exists() and not (run / "config.yaml").exists():
+        raise DataError(
+            f"{run}: no run folder, as it holds neither {path.name} nor config.yaml, and no model folder, as it holds "
+            f"no {MODEL}; the run comes before the images: `medssl predict RUN IMAGES`"
+        )
+    values = load_checkpoint(path)
+    config = _with_window(values["config"], window)
+    method = build_method(config)
+    method.load_state_dict(values["method"])
+    best = values.get("best", -1.0)
+    return Trained(
+        config,
+        chosen_networks(method, config.window.network),
+        checkpoint=path.name,
+        iteration=values["iteration"],
+        best=best if best >= 0 else None,
+        forerunners=len(values.get("seen_before", {}).get("learned", ())),
+    )
+
+
+def _load_model(folder: Path, checkpoint: str, window: Mapping[str, Any]) -> list[Trained]:
+    path = folder / MODEL
+    try:
+        values = load_yaml(path.read_text(encoding="utf-8"))
+        about = list(values["runs"]) if values["format"] == FORMAT else []
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not as `medssl export` writes it ({type(error).__name__}: {error})") from None
+    if not about:
+        raise DataError(f"{path}: expected format {FORMAT}, found {values['format']!r}; this is medssl {__version__}")
+    weights = load_checkpoint(folder / WEIGHTS)["runs"]
+    found = []
+    for one, states in zip(about, weights, strict=True):
+        held = one["settings"]["window"]["network"]
+        if (wanted := window.get("network", held)) != held:
+            raise ConfigError(f"{folder}: holds the networks of --network {held} alone, not those of {wanted}; "
+                              "export the run with it")  # fmt: skip
+        if checkpoint == "last" and one["checkpoint"] != "last.pt":
+            raise ConfigError(f"{folder}: was made of {one['checkpoint']}, so there is no --checkpoint last; "
+                              "export the run with it")  # fmt: skip
+        config = _with_window(one["settings"], window)
+        networks = chosen_networks(build_method(config), config.window.network)
+        for net, state in zip(networks, states, strict=True):
+            net.load_state_dict(state)
+        found.append(Trained(config, networks, checkpoint=one["checkpoint"], iteration=one["iteration"]))
+    return found
+
+
+def _with_window(plain: Mapping[str, Any], window: Mapping[str, Any]) -> RunConfig:
+    return parse(RunConfig, {**plain, "window": {**plain["window"], **window}})
