@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from medssl import __version__
-from medssl.data.recipe import AIR_FRACTION, SAMPLED, THICK_SLICE_RATIO, Intensity, Recipe
+from medssl.data.grid import THICK_SLICE_RATIO
+from medssl.data.recipe import AIR_FRACTION, SAMPLED, Intensity, Recipe
 from medssl.errors import ConfigError
 from medssl.export.card import NO_DEVICE, recipe_in_words, title_and_papers
 from medssl.files import write_json
