@@ -135,7 +135,7 @@ def _load_run(run: Path, checkpoint: str, window: Mapping[str, Any]) -> Trained:
         checkpoint=path.name,
         iteration=values["iteration"],
         best=best if best >= 0 else None,
-        forerunners=len(values.get("seen_before", {}).get("learned", ())),
+        forerunners=sum(len(people["learned"]) for people in values.get("seen_before", {}).values()),
     )
 
 

@@ -114,7 +114,7 @@ def test_a_model_folder_tells_no_names_and_no_places(make_run, balls, tmp_path):
     values["config"]["train"]["start_from"] = str(tmp_path / "earlier")
     values["config"]["data"]["subject"] = {"pattern": "(ball_.)"}
     values["config"]["logging"]["mlflow"] = True
-    values["seen_before"] = {"learned": ["ball_02", "ball_99"], "chosen": []}
+    values["seen_before"] = {"balls": {"learned": ["ball_02", "ball_99"], "chosen": []}}
     for name in ("last.pt", "best.pt"):
         save_checkpoint(run / name, values)
     predict(run, [], run / "test", part="test", device="cpu")
@@ -170,6 +170,15 @@ def test_the_card_says_what_the_run_says(make_run, balls, tmp_path):
         assert fact in card, fact
     last = merge_last(run)
     assert f"Validation Dice {last:.3f}" in card
+
+
+def test_the_card_of_a_started_run_counts_whom_its_forerunner_saw(make_run, tmp_path):
+    first = make_run("bcp")
+    second = make_run("bcp", train={"iterations": 3, "start_from": str(first)})
+    for run, told in ((first, False), (second, True)):
+        export(run, tmp_path / run.name)
+        card = (tmp_path / run.name / "README.md").read_text()
+        assert ("that and those before it had learned from 8 patients" in card) == told
 
 
 def merge_last(run):
