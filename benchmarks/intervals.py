@@ -13,8 +13,8 @@ import csv
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 
+from medssl.comparison.runs import gathered
 from medssl.statistics import POINTS, Interval, Replicate, Values, bootstrap_mean, describe, paired, verdict
 
 Row = tuple[str, str]
@@ -44,28 +44,20 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def read_cases(paths: Sequence[Path]) -> dict[Row, Values]:
     """Each row's Dice, by training and patient: the mean over a patient's cases."""
-    found: dict[Row, dict[Replicate, dict[str, list[float]]]] = {}
+    found: dict[Row, dict[Replicate, list[tuple[str, float]]]] = defaultdict(lambda: defaultdict(list))
     for path in paths:
         with path.open(encoding="utf-8", newline="") as file:
             for line in csv.DictReader(file):
-                trainings = found.setdefault((line["method"], line["labelled"]), {})
-                patients = trainings.setdefault(Replicate(line["draw"], int(line["seed"])), defaultdict(list))
-                if line["dice"]:
-                    patients[line["patient"]].append(float(line["dice"]))
-    return {
-        row: {
-            replicate: {patient: fmean(values) for patient, values in patients.items()}
-            for replicate, patients in trainings.items()
-        }
-        for row, trainings in found.items()
-    }
+                cases = found[line["method"], line["labelled"]][Replicate(line["draw"], int(line["seed"]))]
+                cases += [(line["patient"], float(line["dice"]))] if line["dice"] else []
+    return {row: {key: gathered(cases) for key, cases in trainings.items()} for row, trainings in found.items()}
 
 
 def of_one(values: Values) -> list[str]:
     """Mean, interval and spread of runs, in percent."""
     about, interval = describe(values), bootstrap_mean(values)
-    sd = "" if about.sd_of_trainings is None else f"{100 * about.sd_of_trainings:.1f}"
-    return [f"{100 * about.mean:.1f}", ends(interval), sd]
+    sd = "" if about.sd_of_trainings is None else f"{POINTS.factor * about.sd_of_trainings:.1f}"
+    return [f"{POINTS.factor * about.mean:.1f}", ends(interval), sd]
 
 
 def of_two(ours: Values, theirs: Values) -> list[str]:
@@ -74,7 +66,7 @@ def of_two(ours: Values, theirs: Values) -> list[str]:
     if not shared:
         return ["", "", "no seed in common"]
     found = paired(*({replicate: values[replicate] for replicate in sorted(shared)} for values in (ours, theirs)))
-    return [f"{100 * found.difference.mean:+.1f}", ends(found.difference), verdict(found)]
+    return [f"{POINTS.factor * found.difference.mean:+.1f}", ends(found.difference), verdict(found)]
 
 
 def ends(interval: Interval) -> str:

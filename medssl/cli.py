@@ -54,6 +54,13 @@ RenamedFrames = Annotated[
     bool, typer.Option("--renamed-frames", help="The lists count frames: frame02 is a patient's second.")
 ]
 Engine = Annotated[Literal["local", "ray"], typer.Option("--engine", help="local, or ray for a cluster.")]
+OtherRuns = Annotated[
+    list[Path] | None, typer.Option("--run", help="Another run, to average class probabilities; repeatable.")
+]
+NetworkChoice = Annotated[
+    str | None, typer.Option("--network", help="student, teacher, ensemble, one-student or one-teacher.")
+]
+Checkpoint = Annotated[str, typer.Option("--checkpoint", help="best or last.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="key=value over the files; repeatable.")]
 
 
@@ -339,13 +346,9 @@ def predict(
     images: Annotated[list[Path] | None, typer.Argument(help="Volumes, DICOM folders, or folders of them.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for <case>.nii.gz.")] = Path("predictions"),
     part: Annotated[str | None, typer.Option("--part", help="Instead: a part of the run's split, as test.")] = None,
-    also: Annotated[
-        list[Path] | None, typer.Option("--run", help="Another run, to average class probabilities; repeatable.")
-    ] = None,
-    network: Annotated[
-        str | None, typer.Option("--network", help="student, teacher, ensemble, one-student or one-teacher.")
-    ] = None,
-    checkpoint: Annotated[str, typer.Option("--checkpoint", help="best or last.")] = "best",
+    also: OtherRuns = None,
+    network: NetworkChoice = None,
+    checkpoint: Checkpoint = "best",
     largest_component: Annotated[
         list[str] | None, typer.Option("--largest-component", help="A class to clean; repeatable.")
     ] = None,
@@ -382,13 +385,9 @@ def predict(
 def export(
     run: Annotated[Path, typer.Argument(help="Folder that `medssl train` wrote.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")],
-    also: Annotated[
-        list[Path] | None, typer.Option("--run", help="Another run, to average class probabilities; repeatable.")
-    ] = None,
-    network: Annotated[
-        str | None, typer.Option("--network", help="student, teacher, ensemble, one-student or one-teacher.")
-    ] = None,
-    checkpoint: Annotated[str, typer.Option("--checkpoint", help="best or last.")] = "best",
+    also: OtherRuns = None,
+    network: NetworkChoice = None,
+    checkpoint: Checkpoint = "best",
     monai: Annotated[bool, typer.Option("--monai", help="A MONAI bundle, which runs without medssl.")] = False,
     overwrite: Overwrite = False,
 ) -> None:

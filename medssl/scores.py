@@ -47,6 +47,11 @@ class Scores(list[ClassScore]):
         return self.measures.units_of(self.convention)
 
     @property
+    def record(self) -> Path:
+        """Where the predictions say how they were made, if they do."""
+        return next((prediction for prediction, _ in self.files.values()), Path()).parent / "predictions.json"
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         """Those that have a column."""
         return self.measures.columns

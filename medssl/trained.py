@@ -45,8 +45,6 @@ class Trained:
     """The file that they were saved in."""
     iteration: int
     """Steps that they had learned for."""
-    best: float | None = None
-    """Highest validation Dice until then; None where nothing was validated, or from a model folder."""
     forerunners: int = 0
     """Patients from whom the runs learned that it was started from; unknown, and 0, from a model folder."""
 
@@ -128,13 +126,11 @@ def _load_run(run: Path, checkpoint: str, window: Mapping[str, Any]) -> Trained:
     config = _with_window(values["config"], window)
     method = build_method(config)
     method.load_state_dict(values["method"])
-    best = values.get("best", -1.0)
     return Trained(
         config,
         chosen_networks(method, config.window.network),
         checkpoint=path.name,
         iteration=values["iteration"],
-        best=best if best >= 0 else None,
         forerunners=sum(len(people["learned"]) for people in values.get("seen_before", {}).values()),
     )
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medssl.bench.matrix import ALL, Bench, Cell
-from medssl.bench.setup import finished
 from medssl.comparison import comparison_table, load_runs, make_rows
 from medssl.comparison.runs import Run, case_values
 from medssl.errors import Interrupted
@@ -41,10 +40,11 @@ def write_comparison(matrix: Bench) -> list[list[str]]:
     Beside it cases.csv has a row per run and test case, of which all intervals and tests are made, and curves.csv the
     mean validation Dice of each row at each step, and its spread over runs.
     """
-    runs = load_runs(finished(matrix))
+    done = [cell for cell in matrix.cells if matrix.is_done(cell)]
+    runs = load_runs([matrix.run(cell) for cell in done])
     rows = make_rows(runs)
     cells = comparison_table(rows, "dice", matrix.config.references)
-    cases = [[*CASE_COLUMNS], *(line for run in runs for line in _of_cases(matrix, run))]
+    cases = [[*CASE_COLUMNS], *(line for cell, run in zip(done, runs, strict=True) for line in _of_cases(cell, run))]
     curves = [["row", "labelled", "step", "runs", "mean", "sd"]]
     for row in rows:
         for point in row.curve("val/dice"):
@@ -57,9 +57,8 @@ def write_comparison(matrix: Bench) -> list[list[str]]:
     return cells
 
 
-def _of_cases(matrix: Bench, run: Run) -> list[list[str]]:
+def _of_cases(cell: Cell, run: Run) -> list[list[str]]:
     """The cases of a run, each with the mean of a metric over the classes where it is defined."""
-    cell = next(cell for cell in matrix.cells if matrix.run(cell) == run.path)
     facts = [cell.method, str(cell.labelled or ALL), str(cell.draw), str(cell.seed)]
     columns = [case_values(run, metric) for metric in CASE_COLUMNS[-3:]]
     cases = sorted({case for column in columns for case in column})

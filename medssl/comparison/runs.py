@@ -172,8 +172,7 @@ def _load_run(path: Path) -> Run:
     scores, made = None, {}
     if (path / "scores.csv").exists():
         scores = read_scores(path / "scores.csv")
-        notes = next((prediction for prediction, _ in scores.files.values()), Path()).parent / "predictions.json"
-        made = _read_object(notes) if notes.is_file() else {}
+        made = _read_object(scores.record) if scores.record.is_file() else {}
     splits = _read_object(path / "splits.json")
     try:
         return Run(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from medssl import __version__
 from medssl.catalogue import said
@@ -13,6 +11,8 @@ from medssl.config import bundled
 from medssl.data.cases import DatasetConfig
 from medssl.data.recipe import Recipe
 from medssl.data.splits import Part, Split, load_split
+from medssl.errors import DataError
+from medssl.files import read_json
 from medssl.logs import read_metrics
 from medssl.run import RunConfig
 from medssl.score_file import read_scores
@@ -169,10 +169,9 @@ def _row(one: ClassSummary) -> str:
 
 def _made(scores: Scores) -> str:
     """By which networks the scored label maps were predicted, as far as it is recorded."""
-    notes = next((prediction for prediction, _ in scores.files.values()), Path()).parent / "predictions.json"
     try:
-        made: dict[str, Any] = json.loads(notes.read_text(encoding="utf-8"))
+        made = read_json(scores.record)
         mean = f", in the mean with {len(made['also'])} other runs" if made.get("also") else ""
         return f"They were predicted by: {made['network']}, `{made['checkpoint']}`{mean}."
-    except (OSError, ValueError, KeyError, TypeError):
+    except (DataError, KeyError, TypeError, AttributeError):
         return "How they were predicted is not recorded."
