@@ -32,9 +32,10 @@ class BCP(Method):
 
     and the loss, `L_in + L_out`, scores each side of the box apart, the unlabelled one `alpha` times.
 
-    Stage two goes on from the last weights of stage one, with the optimiser's state; the released code
-    starts it from the best validated ones. Boxes reach every face of the patch; the released ones never
-    touch the far faces.
+    Stage one pastes both ways too, so that a step has as many pasted patches as labelled ones; the released code
+    pastes the second half of the batch into the first alone, half as many. Stage two goes on from the last weights
+    of stage one, with the optimiser's state; the released code starts it from the best validated ones. Boxes reach
+    every face of the patch; the released ones never touch the far faces.
     """
 
     class Config(MethodConfig):
