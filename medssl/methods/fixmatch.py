@@ -36,8 +36,9 @@ class FixMatch(Method):
     The weak view is the patch before the trainer changed its grey levels; a strong one has those changes, and on top
     other contrast and blur on the same grid. UniMatch asks for two strong views (its dual-stream perturbation), each of
     which may get a box of another unlabelled patch (`cutmix`), and for the weak view once more with channels of the
-    features missing (its feature perturbation, `feature_dropout`). There is no teacher: the student in training mode
-    labels the weak view, as released.
+    features missing (its feature perturbation, `feature_dropout`). The released network drops channels of the encoder
+    alone; here each block of the decoder misses some of the block before it as well. There is no teacher: the student
+    in training mode labels the weak view, as released.
     """
 
     class Config(MethodConfig):
