@@ -38,7 +38,8 @@ class Frequencies(Settings):
     sigma: PositiveFloat = 1.5
     """`gauss` and `fft`: standard deviation in voxels of the finest axis."""
     spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
-    """Millimetres between voxels; null takes those of the prepared data."""
+    """Millimetres between voxels; null takes those of the prepared data, where an axis that `data.recipe.spacing`
+    leaves open counts as the finest other. Give it where that axis has thick slices, or they count as thin ones."""
 
     def on_grid(self, spacing: tuple[float, float, float]) -> Self:
         """These settings for prepared data of this spacing."""
