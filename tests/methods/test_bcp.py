@@ -149,6 +149,11 @@ def test_pretraining_ignores_unlabelled_volumes_and_copies_the_student():
     assert [f.decay for f in method.followers(LATER)] == [0.99]
 
 
+def test_stage_one_is_its_share_of_the_steps():
+    method = build(pretrain=0.25)
+    assert [method.pretraining(Progress(step, 40)) for step in range(40)] == 10 * [True] + 30 * [False]
+
+
 def test_pseudo_labels_come_from_unpasted_volumes_and_keep_one_component_per_class():
     method, data = build(), batch()
     with torch.no_grad():

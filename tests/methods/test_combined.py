@@ -385,6 +385,31 @@ class TestTargets:
                 fused = told.probs[0, number]  # equally sure: plain shares
                 torch.testing.assert_close(fused, torch.full(SHAPE, (0.7 * own + 0.3) / (own + 1)))
 
+    @pytest.mark.parametrize("settings", [{"most": 1.0}, {"floor": 1e6}])
+    def test_a_bound_or_a_floor_that_is_high_makes_teachers_count_alike(self, settings):
+        three = {"axes": 3 * [(0, 1, 2)], "own": 1.0}
+        probs = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7]]).view(3, 1, 2, 1, 1, 1).expand(3, 1, 2, *SHAPE)
+        image, said = torch.zeros(1, 1, *SHAPE), Said.of(probs)
+        assert not torch.allclose(build(**three).told(0, image, said).probs, probs.mean(0))
+        torch.testing.assert_close(build(**three, **settings).told(0, image, said).probs, probs.mean(0))
+
+    def test_each_of_three_students_is_told_the_mean_square_to_the_others(self):
+        method = part_ways(build(**{**APART, "bands": 3 * ["full"], "cross_weight": 0.4, "ramp": 0.0}))
+        one, two, three = (student(batch().unlabelled).softmax(1) for student in method.students())
+        apart = squares(one, two).mean() + squares(one, three).mean() + squares(two, three).mean()
+        torch.testing.assert_close(step(method).losses["cross"], 0.4 * apart)
+
+    def test_the_gap_looks_at_unlabelled_voxels_only(self):
+        """Networks that say 1 of labelled voxels and 2 of unlabelled ones, by their grey level."""
+        method, data = build(1, **PLAIN), batch()
+        with torch.no_grad():
+            for net in (*method.students(), *method.teachers()):
+                net.net.weight.copy_(torch.tensor([0.0, 50.0, -50.0]).view(3, 1, 1, 1, 1))
+        data = replace(data, image=torch.ones_like(data.image), unlabelled=-torch.ones_like(data.unlabelled))
+        stats = method.step(data, LATER, generator(0)).stats
+        assert stats["pseudo/2"] == 1
+        assert stats["gap"] == 0
+
     def test_a_volume_is_told_the_same_in_any_batch(self):
         method, image = part_ways(build()), batch(4).unlabelled
         probs = torch.stack([net(image).softmax(1) for net in method.teachers()]).detach()

@@ -281,6 +281,30 @@ def test_published_settings_make_a_step(path, network):
     assert torch.isfinite(total(result))
 
 
+TELLS = {
+    "mean_teacher": lambda method: method.pair.teacher,
+    "uamt": lambda method: method.pair.teacher,
+    "cps": lambda method: method.second,
+    "fixmatch": lambda method: method.student,
+    "cfc_mt": lambda method: method.teacher,
+    "rail": lambda method: method.group(0).pair.teacher,
+    "sss": lambda method: method.student,
+}
+"""Who labels unlabelled patches, for methods where one network does and nothing is cleaned."""
+
+
+@pytest.mark.parametrize("name", TELLS)
+def test_canaries_are_told_what_the_network_says_that_labels_in_a_step(name):
+    method, image = build(name, 1, 3).eval(), make_batch(1, 3, (5, 6, 7)).unlabelled
+    with torch.no_grad():
+        for p in method.parameters():
+            p.add_(0.5 * torch.randn_like(p))
+        said = TELLS[name](method)(image).argmax(1)
+        assert torch.equal(method.pseudo_label(image).target, said)
+        others = [net(image).argmax(1) for net in (*method.students(), *method.teachers())]
+    assert sum(torch.equal(said, other) for other in others) == 1
+
+
 @pytest.mark.parametrize(("channels", "classes", "shape"), CASES)
 def test_every_method_that_needs_unlabelled_patches_says_what_it_would_tell_them(name, channels, classes, shape):
     method = build(name, channels, classes).eval()

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from by_hand import MIDWAY, SHAPE, TinyNet, assert_step, batch, dice, nll, part_ways, segmentation
@@ -73,6 +75,30 @@ def test_cutmix_moves_image_target_and_trust_together():
         plain = build(cutmix=0.0).strong(weak, (0, 1, 2, 3), generator(draw))
         assert torch.equal(mixed.image[~exchanged.unsqueeze(1)], plain.image[~exchanged.unsqueeze(1)])
     assert torch.equal(build(cutmix=0.0).strong(weak, (0, 1, 2, 3), generator(0)).target, weak.target)
+
+
+def test_boxes_hold_half_of_a_patch_on_average_as_beta_has_it():
+    """Beta(4, 4) has a standard deviation of a sixth; a side that is cut to whole voxels takes a little."""
+    method, shape = build(cutmix=1.0), (24, 25, 26)
+    target = torch.arange(2).view(2, 1, 1, 1).expand(2, *shape)
+    patches = Sample.of(target.unsqueeze(1).float(), target)
+    shares = torch.stack([
+        (method.strong(patches, (0, 1), generator(draw)).target != target).float().mean() for draw in range(100)
+    ])  # fmt: skip
+    assert 0.41 < shares.mean() < 0.53
+    assert 0.12 < shares.std() < 0.21
+
+
+def test_the_gap_is_to_the_target_of_what_the_view_shows():
+    """Patches of one grey level each, which is its class and which no strong view changes."""
+    method, data = build(lambda **changes: nn.Conv3d(1, 3, 1), cutmix=1.0, threshold=0.0), batch(unlabelled=4)
+    with torch.no_grad():
+        method.student.weight.copy_(torch.tensor([0.0, 2.0, 4.0]).view(3, 1, 1, 1, 1))
+        method.student.bias.copy_(torch.tensor([0.0, -1.0, -4.0]))
+    constant = torch.tensor([0.0, 1.0, 2.0, 0.0]).view(4, 1, 1, 1, 1).expand(4, 1, *SHAPE)
+    data = replace(data, unlabelled=constant, weak=constant)
+    for draw in range(3):
+        assert method.step(data, MIDWAY, generator(draw)).stats["gap"] == 0
 
 
 def test_a_single_patch_has_nobody_to_exchange_with():

@@ -19,7 +19,7 @@ PUBLISHED = {
     "bcp_acdc": {**PASTED, "pretrain": 10000 / 40000, "pretrain_loss": "sides", "dice": "squared", "batch": "12 + 12",
                  "iterations": 40000, "schedule": "constant"},
     "bcp_pancreas": {**PASTED, "pretrain": 1800 / 6800, "pretrain_loss": "whole", "dice": "linear", "batch": "4 + 4",
-                     "iterations": 6800, "schedule": "constant", "lr": 0.001, "weight_decay": 0},
+                     "iterations": 6800, "optimizer": "adamw", "schedule": "constant", "lr": 0.001, "weight_decay": 0},
     "rail": {"turn": 0.0244, "ramp": 3000 / 8000, "ema_decay": 0.999, "temperature": 0.1, "disagreement_weight": 0.5,
              "error_weight": 0.05, "confidence_weight": 20, "flatness_weight": 0.1, "teacher_weight": 10,
              "dice": "foreground", "batch": "1 + 1"},

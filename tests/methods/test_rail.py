@@ -158,6 +158,18 @@ def test_losses_are_those_of_the_equations(number):
     assert_step(losses, expected, learning)
 
 
+def test_the_gap_is_between_the_first_student_of_a_group_and_its_teacher_and_dissent_between_its_students():
+    """The first student and the teacher say 1, the other student says 2."""
+    method = build()
+    first, other = method.group(0).students
+    with torch.no_grad():
+        for net, value in ((first, 1), (method.group(0).pair.teacher, 1), (other, 2)):
+            net[-1].bias[value] = 1e6
+    stats = method.step(batch(), LATER, generator(0)).stats
+    assert stats["gap"] == 0
+    assert stats["dissent"] == stats["pseudo/1"] == 1
+
+
 def test_for_two_classes_the_squares_are_those_of_the_foreground_alone():
     method, data = build(2, error_weight=0.0, disagreement_weight=1.0), batch(2)
     torch.manual_seed(2)

@@ -111,6 +111,25 @@ def test_with_two_views_each_learns_from_the_other_whatever_the_uncertainty():
     torch.testing.assert_close(method.targets(probs, torch.rand_like(uncertainty)), probs.flip(0))
 
 
+@pytest.mark.parametrize("settings", [{"most": 1.0}, {"floor": 1e6}])
+def test_a_bound_or_a_floor_that_is_high_makes_views_count_alike(settings):
+    probs, uncertainty = opinions(build())
+    uncertainty = uncertainty * torch.tensor([1.0, 3.0, 9.0]).view(3, 1, 1, 1, 1)
+    assert not torch.allclose(build().targets(probs, uncertainty)[0], (probs[1] + probs[2]) / 2)
+    torch.testing.assert_close(build(**settings).targets(probs, uncertainty)[0], (probs[1] + probs[2]) / 2)
+
+
+def test_the_gap_is_between_the_first_view_and_what_it_is_told_and_dissent_between_the_first_two():
+    """The first view says 1, the two others say 2."""
+    values = {"name": "umct", "pretrain": 0.0, "uncertainty": "entropy"}
+    method = METHODS["umct"](parse_method(values), lambda **changes: TinyNet())
+    with torch.no_grad():
+        for net, value in zip(method.nets, (1, 2, 2), strict=True):
+            net.decoder.bias[value] = 1e6
+    stats = method.step(patches(), MIDWAY, generator(0)).stats
+    assert stats["gap"] == stats["dissent"] == stats["pseudo/2"] == 1
+
+
 @pytest.mark.parametrize("uncertainty", ["dropout", "entropy"])
 @pytest.mark.parametrize("scope", ["sample", "voxel"])
 def test_losses_are_those_of_the_equations(uncertainty, scope):

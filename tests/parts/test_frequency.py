@@ -144,6 +144,7 @@ def test_haar_halves_coarser_axes_less_often():
     assert halvings(1, (1, 1, 1)) == [1, 1, 1]
     assert halvings(2, (1, 2, 4)) == [2, 1, 0]
     assert halvings(3, (1.5, 1.5, 10)) == [3, 3, 0]
+    assert halvings(3, (1, 4, 2)) == [3, 1, 2]
 
 
 def test_a_block_has_one_value_and_the_last_one_is_what_is_left():

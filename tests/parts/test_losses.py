@@ -6,7 +6,16 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
-from medssl.parts.losses import consistency, cross_entropy, dice_ce, dice_loss, flatness, soft_dice_loss, voxel_mean
+from medssl.parts.losses import (
+    consistency,
+    cross_entropy,
+    dice_ce,
+    dice_loss,
+    flatness,
+    soft_dice_loss,
+    trusted,
+    voxel_mean,
+)
 
 SPACE = (5, 6, 7)
 
@@ -246,6 +255,14 @@ def test_a_voxel_mean_counts_each_voxel_by_its_weight():
     assert voxel_mean(values, inside) == values[inside].mean()
     torch.testing.assert_close(voxel_mean(values, torch.full((1, 5, 6, 7), 0.3)), voxel_mean(values))
     assert voxel_mean(values, torch.zeros_like(inside)).item() == 0
+
+
+def test_trust_is_the_mean_weight_of_a_region_and_nothing_of_none():
+    weight, region = torch.rand(2, *SPACE), torch.zeros(SPACE, dtype=torch.bool)
+    assert trusted(weight, region) == 0
+    region[1, 2, 3:5] = True
+    torch.testing.assert_close(trusted(weight, region), weight[:, region].mean())
+    torch.testing.assert_close(trusted(weight), weight.mean())
 
 
 def test_flatness_is_least_where_all_classes_are_as_likely():

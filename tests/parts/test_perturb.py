@@ -27,6 +27,18 @@ def test_strong_views_stay_finite_and_in_reach_even_where_nothing_is_seen():
     assert views.abs().max() < 10
 
 
+def test_half_of_the_strong_views_are_blurred_and_half_of_the_others_bent():
+    """Of three equally spaced grey levels: a blur makes more of them, and a bend spaces them unequally."""
+    torch.manual_seed(0)
+    views = strong_view(torch.randint(0, 3, (300, 1, *SHAPE)).float(), range(300))
+    levels = [view.unique() for view in views]
+    sharp = [each for each in levels if len(each) == 3]
+    bent = [low + high - 2 * middle for low, middle, high in sharp if (low + high - 2 * middle).abs() > 1e-3]
+    assert 120 < len(sharp) < 180
+    assert 0.4 < len(bent) / len(sharp) < 0.6
+    assert min(bent) < 0 < max(bent)
+
+
 def test_a_strong_view_moves_nothing():
     """A bright block stays the brightest place, where it was."""
     image = torch.zeros(30, 1, 9, 11, 13)
