@@ -36,6 +36,16 @@ def test_gates_are_those_of_the_equations():
     torch.testing.assert_close(found.mean(1), torch.ones(6))
 
 
+def test_views_are_compared_with_their_mean_whatever_their_order():
+    views = features(views=3).chunk(3)
+    mean = sum(views) / 3
+    deviation = sum((view - mean).abs().mean((2, 3, 4)) for view in views)
+    expected = 4 * torch.softmax(-1.7 * deviation / sum(view.abs().mean((2, 3, 4)) for view in views), 1)
+    for order in ([0, 1, 2], [2, 0, 1]):
+        before = torch.cat([views[n] for n in order])
+        torch.testing.assert_close(gates(before, by_agreement(before, 3, 1.7)), expected.repeat(3, 1))
+
+
 def test_the_channel_that_views_share_weighs_more_and_the_one_in_dispute_less():
     both = features()
     both[3:, 1] = both[:3, 1]

@@ -75,6 +75,13 @@ def test_a_band_is_as_loud_as_its_image_volume_by_volume(which, leak):
     torch.testing.assert_close(seen, loud)
 
 
+def test_each_modality_is_made_as_loud_as_it_was():
+    loud = image() * torch.tensor([1.0, 100.0]).view(1, 2, 1, 1, 1)
+    share = torch.tensor([0.9, 0.2]).view(1, 2, 1, 1, 1)
+    seen = Band("low", lambda x: (share * x, x - share * x)).apply(loud)
+    torch.testing.assert_close(seen, loud)
+
+
 @pytest.mark.parametrize("which", ["low", "high"])
 @pytest.mark.parametrize("value", [0.0, -3.0])
 def test_a_constant_image_stays_finite_and_no_noise_is_made_loud(which, value):
