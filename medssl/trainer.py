@@ -17,7 +17,7 @@ from medssl.augment import Augment, Draw
 from medssl.checkpoint import load_checkpoint, save_checkpoint
 from medssl.config import Settings
 from medssl.data.cases import IGNORED
-from medssl.data.patches import Patches, PatchStream
+from medssl.data.patches import Patches, PatchStream, ending_readers
 from medssl.device import Precision, Readback, autocast, choose_precision
 from medssl.distributed import StopVote, here, is_first, wait_for_all
 from medssl.ema import ema_update, lag
@@ -147,12 +147,14 @@ class Trainer:
         Raises:
             Interrupted: Ctrl-C or SIGTERM arrived; the step was finished and saved.
             DivergedError: losses were not finite several steps in a row.
+            OutOfMemoryError: a process that reads patches was lost.
         """
         config = self.config
         last = config.iterations if until is None else min(until, config.iterations)
         every = config.validate_every or max(1, config.iterations // 10)
         batches = self.batches(labelled, unlabelled, last)
         with (
+            ending_readers(),
             closing(batches),
             closing(StopVote()) as vote,
             stop_requested(STOPPING if is_first() else "") as stop,

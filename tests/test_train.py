@@ -2,11 +2,13 @@
 
 import csv
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from medssl.canaries import PseudoLabels, canary_cases, learned_cases
 from medssl.checkpoint import load_checkpoint
 from medssl.cli import app
 from medssl.config import dump, parse
+from medssl.data import patches
 from medssl.data.draw import Wish, make_split
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import write_split
@@ -185,6 +188,23 @@ def test_a_signal_saves_and_exits_130_and_resume_goes_on(balls, splits, tmp_path
     assert stopped >= 3
     train(parse(RunConfig, settings), run, resume=True, until=stopped + 2, quiet=True)
     assert load_checkpoint(run / "last.pt")["iteration"] == stopped + 2
+
+
+def test_a_reader_that_is_killed_ends_the_run_with_advice_and_leaves_nobody_behind(config, tmp_path, monkeypatch):
+    """As the system does where memory runs out; the other readers do not heed SIGTERM."""
+    monkeypatch.setattr(patches, "MEMORY_LIMIT", 0)
+    others = multiprocessing.active_children()
+    run = tmp_path / "run"
+
+    def kill_one():
+        while not (run / "metrics.csv").exists() or not read_metrics(run / "metrics.csv"):
+            time.sleep(0.1)
+        next(child for child in multiprocessing.active_children() if child not in others).kill()
+
+    threading.Thread(target=kill_one, daemon=True).start()
+    with pytest.raises(OutOfMemoryError, match=r"killed(.|\n)*--shm-size(.|\n)*train\.workers=0"):
+        train(config("mean_teacher", iterations=100_000, validate_every=100_000, workers=1), run, quiet=True)
+    assert multiprocessing.active_children() == others
 
 
 def test_rows_after_the_checkpoint_are_dropped_on_resume(config, tmp_path):

@@ -10,9 +10,11 @@ processes read of each volume what a patch touches.
 from __future__ import annotations
 
 import signal
+import traceback
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -24,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from medssl.data.prepared import PreparedCase, PreparedDataset
 from medssl.data.splits import Split
-from medssl.errors import DataError
+from medssl.errors import DataError, OutOfMemoryError
 
 MEMORY_LIMIT = 4 * 2**30
 """Bytes of prepared volumes that a stream keeps in memory; larger sets are read from disk patch by patch."""
@@ -32,6 +34,9 @@ OPEN_FILES = 64
 """Volumes of a larger set whose files stay open."""
 AHEAD = 2
 """Batches that each reader prepares in advance."""
+
+_LOST = ("DataLoader worker (pid", "shared memory")
+"""What torch says of a reader that was killed, or could not hand over its batch."""
 
 Patches = tuple[Tensor, ...]
 
@@ -197,6 +202,28 @@ class PatchStream(Dataset[Patches]):
             return np.empty((0, 3), np.uint16)
         chances = None if self.class_weights is None else weights / weights.sum()
         return list(voxels.values())[int(rng.choice(len(voxels), p=chances))]
+
+
+@contextmanager
+def ending_readers() -> Iterator[None]:
+    """Let no reading process outlive an error, and tell what to do where one was lost, as torch says anywhere.
+
+    Raises:
+        OutOfMemoryError: one ended, or found no room for its batch in shared memory.
+    """
+    try:
+        yield
+    except BaseException as error:
+        # They hold the readers, on whom Python would wait for good as it ends: its SIGTERM is nothing to them.
+        traceback.clear_frames(error.__traceback__)
+        said = str(error).strip()
+        if not isinstance(error, RuntimeError) or not any(words in said for words in _LOST):
+            raise
+        raise OutOfMemoryError(
+            f"a process that reads patches was lost ({said.splitlines()[-1]}). Where memory ran out, lower "
+            "train.workers; where shared memory did, start the container with --shm-size 16g or --ipc=host. "
+            "train.workers=0 needs neither. `medssl doctor` tells how much there is; a run goes on with --resume."
+        ) from None
 
 
 def _read_ahead(
