@@ -598,6 +598,18 @@ def test_save_every_saves_between_validations(config, tmp_path):
     assert load_checkpoint(run / "last.pt")["iteration"] == 3
 
 
+def test_a_run_is_saved_between_validations_as_time_goes_by(config, tmp_path, monkeypatch):
+    saves, save = [], torch.save
+    monkeypatch.setattr(torch, "save", lambda values, path: (saves.append(values["iteration"]), save(values, path)))
+    train(config(iterations=6, validate_every=100), tmp_path / "slowly", until=5, quiet=True)
+    assert saves == [5]  # so few steps take no quarter of an hour
+    monkeypatch.setattr("medssl.trainer.SAVE_SECONDS", 0)
+    train(config(iterations=6, validate_every=100, save_every=2), tmp_path / "by_steps", until=5, quiet=True)
+    assert saves[1:] == [2, 4, 5]
+    train(config(iterations=6, validate_every=100), tmp_path / "often", until=5, quiet=True)
+    assert saves[4:] == [1, 2, 3, 4, 5]
+
+
 @pytest.mark.parametrize(
     ("workers", "device", "in_memory", "expected"),
     [(None, "cpu", True, 0), (3, "cpu", False, 3), (None, "cuda", True, 2)],
