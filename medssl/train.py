@@ -25,7 +25,7 @@ from medssl.data.patches import PatchStream, TrainingData, ending_readers
 from medssl.data.prepared import PreparedDataset, read_prepared
 from medssl.data.splits import PARTS, Split, read_split, write_split
 from medssl.device import choose_device, prepare_device
-from medssl.distributed import gathered, is_first, joined, launch, launched, restarts
+from medssl.distributed import gathered, here, is_first, joined, launch, launched, restarts
 from medssl.environment import environment
 from medssl.errors import ConfigError, DataError, OutOfMemoryError
 from medssl.files import write_json
@@ -272,7 +272,7 @@ def make_trainer(config: RunConfig, out: Path, device: torch.device) -> Trainer:
 def make_streams(config: RunConfig, data: TrainingData) -> tuple[PatchStream, PatchStream | None]:
     """Labelled and, where the method looks at them, unlabelled patches."""
     train, split = config.train, data.split
-    stream = functools.partial(PatchStream, data, patch=train.patch)
+    stream = functools.partial(PatchStream, data, patch=train.patch, sharing=here())
     labelled = stream(learned_cases(config, data), seed=(train.seed, 0), labels=True, foreground=train.foreground,
                       class_weights=train.class_weights)  # fmt: skip
     if not METHODS[config.method.name].needs_unlabelled:

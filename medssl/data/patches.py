@@ -27,9 +27,12 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from medssl.data.prepared import PreparedCase, PreparedDataset
 from medssl.data.splits import Split
 from medssl.errors import DataError, OutOfMemoryError
+from medssl.machine import available_memory
 
 MEMORY_LIMIT = 4 * 2**30
 """Bytes of prepared volumes that a stream keeps in memory; larger sets are read from disk patch by patch."""
+SHARE = 4
+"""A stream takes at most one part in so many of the free memory: there are two, and networks need some as well."""
 OPEN_FILES = 64
 """Volumes of a larger set whose files stay open."""
 AHEAD = 2
@@ -106,6 +109,7 @@ class PatchStream(Dataset[Patches]):
         labels: bool,
         foreground: float = 0.0,
         class_weights: Sequence[float] | None = None,
+        sharing: int = 1,
     ) -> None:
         """
         Args:
@@ -113,11 +117,12 @@ class PatchStream(Dataset[Patches]):
             labels: give `(image, label)`; otherwise `(image,)`, and no label file is opened.
             foreground: share of patches that are centred on a voxel of a random foreground class.
             class_weights: how often each foreground class is that one, by label value less one; None: all alike.
+            sharing: how many processes of this machine make such a stream.
         """
         self.data, self.ids, self.patch = data, tuple(ids), patch
         self.seed, self.labels, self.foreground, self.class_weights = seed, labels, foreground, class_weights
         size = sum(4 * int(np.prod(data.image(id).shape)) for id in self.ids)
-        self.in_memory = size <= MEMORY_LIMIT
+        self.in_memory = size <= _room(sharing)
         self._remember()
 
     def __getitem__(self, n: int) -> Patches:
@@ -202,6 +207,12 @@ class PatchStream(Dataset[Patches]):
             return np.empty((0, 3), np.uint16)
         chances = None if self.class_weights is None else weights / weights.sum()
         return list(voxels.values())[int(rng.choice(len(voxels), p=chances))]
+
+
+def _room(sharing: int) -> int:
+    """Bytes that a stream may keep in memory, one of so many."""
+    free = available_memory()
+    return MEMORY_LIMIT if free is None else min(MEMORY_LIMIT, free // (SHARE * sharing))
 
 
 @contextmanager
