@@ -26,7 +26,7 @@ from medssl.data.prepared import read_prepared
 from medssl.data.splits import PARTS, read_split
 from medssl.data.volume import Oddity, Source, Volume
 from medssl.device import choose_device
-from medssl.errors import ConfigError, DataError
+from medssl.errors import ConfigError, DataError, InputError, OutOfMemoryError
 from medssl.files import write_json
 from medssl.predictor import Predictor
 from medssl.progress import track
@@ -56,7 +56,7 @@ def predict(
 
     A folder that was begun in the same way is gone on with: cases that it has and that predictions.json tells of stay,
     and where these are all, that is said and nothing is written.
-    Images that cannot be read are passed over, and told of when all others are there.
+    Images that cannot be read, or are too large, are passed over, and told of when all others are there.
 
     Args:
         images: volume files and folders of a DICOM series, or folders of them; `FOLDER#UID` picks of several series.
@@ -72,6 +72,7 @@ def predict(
 
     Raises:
         DataError: images that cannot be read, all of them.
+        OutOfMemoryError: the same, where all that is wrong is their size.
         ConfigError: nothing to predict, outputs that exist and were made in another way and `overwrite` is not set,
             runs that do not fit together, or a class without one value of its own.
     """
@@ -94,6 +95,7 @@ def predict(
         print(f"medssl: all {len(sources)} predictions are there; --overwrite predicts anew", file=sys.stderr)
         return list(targets.values())
     faults: list[str] = []
+    kinds: set[type[InputError]] = set()
     doubts: list[tuple[Source, Oddity]] = []
     with track("predict", len(sources), done=len(sources) - len(missing)) as advance:
         for id in missing:
@@ -106,8 +108,9 @@ def predict(
                     classes, unsure = predictor.segment_with_uncertainty(image)
                 else:
                     classes = predictor.segment(image)
-            except DataError as error:
+            except (DataError, OutOfMemoryError) as error:
                 faults.append(f"  {id}  {error}".replace("\n", "\n  "))
+                kinds.add(type(error))
                 continue
             _remove(out, id)  # recorded before it is written: nothing else may have its name
             predicted[id] = named[id]
@@ -127,7 +130,8 @@ def predict(
         title = f"{len(faults)} of {len(sources)} cases cannot be predicted"
         others = f"; the other predictions are in {out}" if len(faults) < len(sources) else ""
         advice = "Mend these files and repeat the command, which goes on with what is missing; or leave them out."
-        raise DataError("\n".join([title + others, *faults, advice]))
+        kind = OutOfMemoryError if kinds == {OutOfMemoryError} else DataError
+        raise kind("\n".join([title + others, *faults, advice]))
     return list(targets.values())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 
 from medssl.config import Settings
 from medssl.data.recipe import Prepared, Recipe
-from medssl.data.volume import Volume
+from medssl.data.volume import Volume, by
 from medssl.device import autocast
-from medssl.errors import ConfigError, DataError
+from medssl.errors import ConfigError, DataError, OutOfMemoryError
+from medssl.machine import available_memory
 from medssl.methods.base import Method
 from medssl.parts.pseudo import largest_component
 
@@ -90,6 +92,9 @@ class Predictor:
         """Mean class probabilities of the networks, `(M, x, y, z)` to `(C, x, y, z)`, on the prepared grid.
 
         Where there are others, the mean of theirs and of its own, each a mean over its networks.
+
+        Raises:
+            OutOfMemoryError: they are more than is free; the system would end the process without a word.
         """
         probs = self._own_probabilities(image)
         for other in self.others:
@@ -99,6 +104,7 @@ class Predictor:
 
     @torch.no_grad()
     def _own_probabilities(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        self._refuse_beyond_memory(image.shape[1:])
         modes = [net.training for net in self.networks]
         for net in self.networks:
             net.eval()
@@ -109,6 +115,15 @@ class Predictor:
         for net, mode in zip(self.networks, modes, strict=True):
             net.train(mode)
         return probs
+
+    def _refuse_beyond_memory(self, shape: tuple[int, ...]) -> None:
+        needed, free = 4 * len(self.classes) * math.prod(shape), available_memory()
+        if free is not None and needed > free:
+            raise OutOfMemoryError(
+                f"probabilities of {len(self.classes)} classes for {by(shape)} voxels take "
+                f"{needed / 2**30:.1f} GiB, and {free / 2**30:.1f} are free; cut the image to the part that counts, "
+                "take a machine with more memory, or train at a coarser data.recipe.spacing"
+            )
 
     def segment(self, image: Volume) -> NDArray[np.unsignedinteger[Any]]:
         """The class of each voxel of a raw image, `(X, Y, Z)` on its own grid."""

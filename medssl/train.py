@@ -21,11 +21,11 @@ from medssl.canaries import PseudoLabels, canary_cases, learned_cases
 from medssl.checkpoint import load_checkpoint
 from medssl.config import bundled, dump, flatten, merge
 from medssl.data.cases import IGNORED
-from medssl.data.patches import PatchStream, TrainingData
+from medssl.data.patches import PatchStream, TrainingData, ending_readers
 from medssl.data.prepared import PreparedDataset, read_prepared
 from medssl.data.splits import PARTS, Split, read_split, write_split
 from medssl.device import choose_device, prepare_device
-from medssl.distributed import gathered, is_first, joined, launch, launched, restarts
+from medssl.distributed import gathered, here, is_first, joined, launch, launched, restarts
 from medssl.environment import environment
 from medssl.errors import ConfigError, DataError, OutOfMemoryError
 from medssl.files import write_json
@@ -190,7 +190,8 @@ def dry_run(config: RunConfig, *, device: str = "auto") -> dict[str, Any]:
     """Resolve everything, run two batches from the middle of the run, write nothing; the facts come back.
 
     Raises:
-        OutOfMemoryError: a step on the CPU needs more than is free; the system would end the process without a word.
+        OutOfMemoryError: a step on the CPU needs more than is free, where the system would end the process without a
+            word; or a process that reads patches was lost.
     """
     check_packages(config.logging)
     data = open_data(config)
@@ -201,9 +202,10 @@ def dry_run(config: RunConfig, *, device: str = "auto") -> dict[str, Any]:
     labelled, unlabelled = make_streams(config, data)
     trainer.iteration = config.train.iterations // 2  # past what a method does first
     batches = trainer.batches(labelled, unlabelled, trainer.iteration + 2)
-    trainer.train_step(next(batches))
-    started = time.monotonic()
-    result = trainer.train_step(next(batches))
+    with ending_readers():
+        trainer.train_step(next(batches))
+        started = time.monotonic()
+        result = trainer.train_step(next(batches))
     losses = {name: loss.item() for name, loss in result.losses.items()}
     return {
         "device": str(trainer.device),
@@ -270,7 +272,7 @@ def make_trainer(config: RunConfig, out: Path, device: torch.device) -> Trainer:
 def make_streams(config: RunConfig, data: TrainingData) -> tuple[PatchStream, PatchStream | None]:
     """Labelled and, where the method looks at them, unlabelled patches."""
     train, split = config.train, data.split
-    stream = functools.partial(PatchStream, data, patch=train.patch)
+    stream = functools.partial(PatchStream, data, patch=train.patch, sharing=here())
     labelled = stream(learned_cases(config, data), seed=(train.seed, 0), labels=True, foreground=train.foreground,
                       class_weights=train.class_weights)  # fmt: skip
     if not METHODS[config.method.name].needs_unlabelled:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -17,7 +18,7 @@ from medssl.augment import Augment, Draw
 from medssl.checkpoint import load_checkpoint, save_checkpoint
 from medssl.config import Settings
 from medssl.data.cases import IGNORED
-from medssl.data.patches import Patches, PatchStream
+from medssl.data.patches import Patches, PatchStream, ending_readers
 from medssl.device import Precision, Readback, autocast, choose_precision
 from medssl.distributed import StopVote, here, is_first, wait_for_all
 from medssl.ema import ema_update, lag
@@ -33,6 +34,8 @@ from medssl.progress import stop_requested
 
 PATIENCE = 5
 """Steps in a row with a non-finite loss before the run is stopped."""
+SAVE_SECONDS = 15 * 60
+"""How much of a run a power cut may cost, unless `train.save_every` says otherwise."""
 STOPPING = "stopping after this step, or its validation, and saving; Ctrl-C once more ends at once and saves nothing"
 """What the first Ctrl-C is answered with."""
 
@@ -99,7 +102,7 @@ class TrainConfig(Settings):
     validate_every: PositiveInt | None = None
     """Steps between validations; null divides the run into ten."""
     save_every: PositiveInt | None = None
-    """Steps between saves of last.pt; null saves after each validation."""
+    """Steps between saves of last.pt; null saves after each validation, and each quarter of an hour between them."""
     log_every: PositiveInt = 20
     """Steps between rows of metrics.csv, and between looks at whether losses are finite."""
 
@@ -147,12 +150,14 @@ class Trainer:
         Raises:
             Interrupted: Ctrl-C or SIGTERM arrived; the step was finished and saved.
             DivergedError: losses were not finite several steps in a row.
+            OutOfMemoryError: a process that reads patches was lost.
         """
         config = self.config
         last = config.iterations if until is None else min(until, config.iterations)
         every = config.validate_every or max(1, config.iterations // 10)
-        batches = self.batches(labelled, unlabelled, last)
+        batches, saved = self.batches(labelled, unlabelled, last), time.monotonic()
         with (
+            ending_readers(),
             closing(batches),
             closing(StopVote()) as vote,
             stop_requested(STOPPING if is_first() else "") as stop,
@@ -168,11 +173,12 @@ class Trainer:
                 is_due = self.iteration % every == 0 or self.iteration == config.iterations
                 if is_due:
                     self.validate(validate, log)
-                elif config.save_every and self.iteration % config.save_every == 0:
+                elif self.wants_saving(saved):
                     is_due = True
                     log.flush()
                 if is_due and self.iteration < last:
                     self.save("last.pt")
+                    saved = time.monotonic()
                 if vote(stop.is_set()):
                     log.flush()
                     self.save("last.pt")
@@ -180,6 +186,15 @@ class Trainer:
                     raise Interrupted(f"stopped at step {self.iteration}, saved in {self.run}; go on with --resume")
         self.check(lambda step: _cases(labelled, unlabelled, config, step), wait=True)
         self.save("last.pt")
+
+    def wants_saving(self, saved: float) -> bool:
+        """Whether to save between validations.
+
+        Args:
+            saved: `time.monotonic()` of the last time.
+        """
+        every = self.config.save_every
+        return self.iteration % every == 0 if every else time.monotonic() - saved > SAVE_SECONDS
 
     def train_step(self, batch: TrainBatch) -> StepResult:
         """Students take one optimiser step, then teachers follow. Nothing here waits for the device."""

@@ -22,7 +22,7 @@ from medssl.data.io import list_volumes, read_image, read_label, write_image, wr
 from medssl.data.prepared import read_prepared
 from medssl.data.recipe import Intensity, Recipe
 from medssl.data.splits import write_split
-from medssl.errors import ConfigError, DataError
+from medssl.errors import ConfigError, DataError, OutOfMemoryError
 from medssl.evaluate import evaluate_folders
 from medssl.explain import explain
 from medssl.predict import load_predictor, predict
@@ -709,6 +709,19 @@ def test_faulty_scans_are_passed_over_and_predicted_once_they_are_mended(trained
     images = json.loads((out / "predictions.json").read_text())["images"]
     assert images == facts["images"] | {"ball_01": [str((scans / "ball_01.nii.gz").resolve())]}
     assert len(evaluate_folders(out, raw / "labels", tmp_path / "scores.csv", workers=0)) == 6
+
+
+def test_a_volume_too_large_for_memory_is_passed_over_before_the_system_ends_all(trained, scans, tmp_path, monkeypatch):
+    immense = np.broadcast_to(np.float32(0), (1, 4000, 3000, 5000))
+    with pytest.raises(OutOfMemoryError, match=r"3 classes for 4000 x 3000 x 5000 voxels take 670\.6 GiB, and"):
+        identity_predictor().probabilities(immense)
+
+    monkeypatch.setattr("medssl.predictor.available_memory", lambda: 4 * 3 * 20 * 18 * 14)  # as much as a ball takes
+    (scans / "ball_01.nii.gz").unlink()
+    write_image(scans / "large.nii.gz", np.ones((21, 18, 14), np.float32), np.diag([1, 1, 1.5, 1.0]))
+    with pytest.raises(OutOfMemoryError, match=r"(?s)^1 of 3 cases .*large  .* 21 x 18 x 14 voxels"):
+        predict(trained[0], [scans], tmp_path / "out", device="cpu")
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 2
 
 
 def test_what_was_interrupted_goes_on_and_other_files_of_the_same_name_are_refused(trained, tmp_path, monkeypatch):

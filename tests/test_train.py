@@ -2,11 +2,13 @@
 
 import csv
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from medssl.canaries import PseudoLabels, canary_cases, learned_cases
 from medssl.checkpoint import load_checkpoint
 from medssl.cli import app
 from medssl.config import dump, parse
+from medssl.data import patches
 from medssl.data.draw import Wish, make_split
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import write_split
@@ -185,6 +188,24 @@ def test_a_signal_saves_and_exits_130_and_resume_goes_on(balls, splits, tmp_path
     assert stopped >= 3
     train(parse(RunConfig, settings), run, resume=True, until=stopped + 2, quiet=True)
     assert load_checkpoint(run / "last.pt")["iteration"] == stopped + 2
+
+
+def test_a_reader_that_is_killed_ends_the_run_with_advice_and_leaves_nobody_behind(config, tmp_path, monkeypatch):
+    """As the system does where memory runs out; the other readers do not heed SIGTERM."""
+    monkeypatch.setattr(patches, "MEMORY_LIMIT", 0)
+    others = multiprocessing.active_children()
+    run = tmp_path / "run"
+
+    def kill_one():
+        while not (run / "metrics.csv").exists() or not read_metrics(run / "metrics.csv"):
+            time.sleep(0.1)
+        next(child for child in multiprocessing.active_children() if child not in others).kill()
+
+    threading.Thread(target=kill_one, daemon=True).start()
+    with pytest.raises(OutOfMemoryError, match=r"killed(.|\n)*--shm-size(.|\n)*train\.workers=0") as stopped:
+        train(config("mean_teacher", iterations=100_000, validate_every=100_000, workers=1), run, quiet=True)
+    assert multiprocessing.active_children() == others  # though the traceback is still there
+    assert stopped.tb
 
 
 def test_rows_after_the_checkpoint_are_dropped_on_resume(config, tmp_path):
@@ -576,6 +597,18 @@ def test_save_every_saves_between_validations(config, tmp_path):
     (run / "last.pt").unlink()
     train(config(iterations=9, validate_every=100, save_every=2), run, resume=True, until=3, quiet=True)
     assert load_checkpoint(run / "last.pt")["iteration"] == 3
+
+
+def test_a_run_is_saved_between_validations_as_time_goes_by(config, tmp_path, monkeypatch):
+    saves, save = [], torch.save
+    monkeypatch.setattr(torch, "save", lambda values, path: (saves.append(values["iteration"]), save(values, path)))
+    train(config(iterations=6, validate_every=100), tmp_path / "slowly", until=5, quiet=True)
+    assert saves == [5]  # so few steps take no quarter of an hour
+    monkeypatch.setattr("medssl.trainer.SAVE_SECONDS", 0)
+    train(config(iterations=6, validate_every=100, save_every=2), tmp_path / "by_steps", until=5, quiet=True)
+    assert saves[1:] == [2, 4, 5]
+    train(config(iterations=6, validate_every=100), tmp_path / "often", until=5, quiet=True)
+    assert saves[4:] == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,11 @@ processes read of each volume what a patch touches.
 from __future__ import annotations
 
 import signal
+import traceback
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -24,14 +26,20 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from medssl.data.prepared import PreparedCase, PreparedDataset
 from medssl.data.splits import Split
-from medssl.errors import DataError
+from medssl.errors import DataError, OutOfMemoryError
+from medssl.machine import available_memory
 
 MEMORY_LIMIT = 4 * 2**30
 """Bytes of prepared volumes that a stream keeps in memory; larger sets are read from disk patch by patch."""
+SHARE = 4
+"""A stream takes at most one part in so many of the free memory: there are two, and networks need some as well."""
 OPEN_FILES = 64
 """Volumes of a larger set whose files stay open."""
 AHEAD = 2
 """Batches that each reader prepares in advance."""
+
+_LOST = ("DataLoader worker (pid", "shared memory")
+"""What torch says of a reader that was killed, or could not hand over its batch."""
 
 Patches = tuple[Tensor, ...]
 
@@ -101,6 +109,7 @@ class PatchStream(Dataset[Patches]):
         labels: bool,
         foreground: float = 0.0,
         class_weights: Sequence[float] | None = None,
+        sharing: int = 1,
     ) -> None:
         """
         Args:
@@ -108,11 +117,12 @@ class PatchStream(Dataset[Patches]):
             labels: give `(image, label)`; otherwise `(image,)`, and no label file is opened.
             foreground: share of patches that are centred on a voxel of a random foreground class.
             class_weights: how often each foreground class is that one, by label value less one; None: all alike.
+            sharing: how many processes of this machine make such a stream.
         """
         self.data, self.ids, self.patch = data, tuple(ids), patch
         self.seed, self.labels, self.foreground, self.class_weights = seed, labels, foreground, class_weights
         size = sum(4 * int(np.prod(data.image(id).shape)) for id in self.ids)
-        self.in_memory = size <= MEMORY_LIMIT
+        self.in_memory = size <= _room(sharing)
         self._remember()
 
     def __getitem__(self, n: int) -> Patches:
@@ -197,6 +207,34 @@ class PatchStream(Dataset[Patches]):
             return np.empty((0, 3), np.uint16)
         chances = None if self.class_weights is None else weights / weights.sum()
         return list(voxels.values())[int(rng.choice(len(voxels), p=chances))]
+
+
+def _room(sharing: int) -> int:
+    """Bytes that a stream may keep in memory, one of so many."""
+    free = available_memory()
+    return MEMORY_LIMIT if free is None else min(MEMORY_LIMIT, free // (SHARE * sharing))
+
+
+@contextmanager
+def ending_readers() -> Iterator[None]:
+    """Let no reading process outlive an error, and tell what to do where one was lost, as torch says anywhere.
+
+    Raises:
+        OutOfMemoryError: one ended, or found no room for its batch in shared memory.
+    """
+    try:
+        yield
+    except BaseException as error:
+        # They hold the readers, on whom Python would wait for good as it ends: its SIGTERM is nothing to them.
+        traceback.clear_frames(error.__traceback__)
+        said = str(error).strip()
+        if not isinstance(error, RuntimeError) or not any(words in said for words in _LOST):
+            raise
+        raise OutOfMemoryError(
+            f"a process that reads patches was lost ({said.splitlines()[-1]}). Where memory ran out, lower "
+            "train.workers; where shared memory did, start the container with --shm-size 16g or --ipc=host. "
+            "train.workers=0 needs neither. `medssl doctor` tells how much there is; a run goes on with --resume."
+        ) from None
 
 
 def _read_ahead(

@@ -63,6 +63,14 @@ def test_memory_and_disk_give_the_same_patches(data, monkeypatch):
     assert all(torch.equal(a, b) for n in range(8) for a, b in zip(kept[n], read[n], strict=True))
 
 
+def test_processes_that_share_a_machine_share_its_memory(data):
+    """So many that none of them may hold anything."""
+    alone, crowded = stream(data), stream(data, sharing=2**40)
+    assert alone.in_memory
+    assert not crowded.in_memory
+    assert all(torch.equal(a, b) for n in range(8) for a, b in zip(alone[n], crowded[n], strict=True))
+
+
 def test_a_patch_of_a_label_reads_only_the_blocks_it_touches(tmp_path):
     """Damage beyond the patch's own blocks goes unnoticed."""
     volume, path = np.random.default_rng(0).integers(0, 255, (128, 128, 128), np.uint8), tmp_path / "label.b2nd"
