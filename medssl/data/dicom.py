@@ -28,6 +28,17 @@ SUFFIXES = (".dcm", ".dicom", ".ima")
 FEW = 8
 """Files that `is_series_folder` looks into."""
 
+TELLING = {
+    "TemporalPositionIdentifier": "0020|0100",
+    "EchoNumbers": "0018|0086",
+    "AcquisitionNumber": "0020|0012",
+    "EchoTime": "0018|0081",
+    "TriggerTime": "0018|1060",
+    "AcquisitionTime": "0008|0032",
+    "ImageType": "0008|0008",
+}
+"""Elements by which slices of several volumes differ."""
+
 _NO_IMAGES = re.compile(
     # The media directory, and under 1.2.840.10008.5.1.4.1.1: waveforms, presentation states, raw data, registrations
     # and surfaces, reports, documents, and structures, plans and records of radiotherapy.
@@ -101,8 +112,8 @@ def read_series(folder: Path, series: str | None = None) -> Volume:
         series: uid; needed where the folder holds several.
 
     Raises:
-        DataError: no such series, or several and none named; a file cannot be read; slices are missing, share a
-            position, lie unevenly, or differ in direction, size or spacing; colours.
+        DataError: no such series, or several and none named; a file cannot be read; slices are of several volumes, are
+            missing, share a position, lie unevenly, or differ in direction, size or spacing; frames of a film; colours.
     """
     folder = Path(folder)
     grouped = _grouped(folder)
@@ -194,6 +205,7 @@ def _read_header(path: Path) -> _Header:
     if depth is None:
         depth = numbers_of(text("0018|0050"), 1)
     between = text("0028|0030")
+    said = {name: value for name, tag in TELLING.items() if (value := text(tag))}
     plane = between or f"{spacing[1]}\\{spacing[0]}"  # ImagerPixelSpacing where SimpleITK finds that
     return _Header(
         path=path,
@@ -204,7 +216,7 @@ def _read_header(path: Path) -> _Header:
         components=reader.GetNumberOfComponents(),
         depth=spacing[2] if depth is None or depth[0] <= 0 else float(depth[0]),
         spaced=bool(between) or spacing[:2] != (1, 1),
-        slice=placed_slice(path.name, size[:2], text("0020|0032"), text("0020|0037"), plane),
+        slice=placed_slice(path.name, size[:2], text("0020|0032"), text("0020|0037"), plane, said),
     )
 
 
@@ -279,6 +291,11 @@ def _read_frames(folder: Path, headers: Sequence[_Header]) -> Volume:
         )
     path, (columns, rows, count) = headers[0].path, headers[0].size
     raw = path.read_bytes()
+    if _elements(raw, 0x0018, 0x1063) or _elements(raw, 0x0018, 0x1065):  # FrameTime, FrameTimeVector
+        raise DataError(
+            f"{path}: {count} frames of a film, one after the other in time (it has a FrameTime), where slices of one "
+            "volume are wanted; leave it out, or convert it to volumes"
+        )
     slopes = {tuple(pair) for pair in zip(_elements(raw, 0x0028, 0x1053), _elements(raw, 0x0028, 0x1052), strict=False)}
     if len(slopes) > 1:
         raise DataError(f"{path}: frames with slopes or intercepts of their own are not read; convert with dcm2niix")

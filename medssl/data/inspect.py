@@ -116,7 +116,8 @@ class _Notes:
         self.findings.append(Finding(self.case, self.file, "warning", code, found, fix))
 
     def unreadable(self, error: DataError) -> None:
-        self.error("unreadable", self.without_file(error), "replace the file")
+        fix = "mend the folder as each line says" if self.file.is_dir() else "replace the file"
+        self.error("unreadable", self.without_file(error), fix)
 
     def without_file(self, error: DataError) -> str:
         return str(error).removeprefix(f"{self.file}: ")

@@ -6,8 +6,9 @@ is made. Nothing here reads a file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,19 @@ OFF_GRID = 0.1
 """A slice farther than this share of a step from where an even stack has it cannot be used."""
 ROUNDING = (0.02, 0.01)
 """Within this share of a step, or so many millimetres, a slice lies where it should."""
+
+SAME_PLACE = 0.01
+"""Slices nearer than this share of a pixel lie at one position."""
+ONE_IN_A_VOLUME = ("TemporalPositionIdentifier", "EchoNumbers")
+"""Elements of a header of which a volume has one value."""
+IN_ONE_PIECE = ("AcquisitionNumber", "EchoTime", "ImageType")
+"""Elements of which a volume may have several values, each in slices that follow each other."""
+OF_TIME = ("TriggerTime", "AcquisitionTime")
+"""Elements that may differ from slice to slice in any way, and tell volumes apart which share positions."""
+APART = (
+    "put the files of each volume into a folder of its own, or convert the series with dcm2niix and name one frame in "
+    "a datalist, as in scan.nii.gz#0"
+)
 
 _Vector = NDArray[np.float64]
 
@@ -38,6 +52,8 @@ class Slice:
     """`(2, 3)`: unit vectors along which columns and rows are counted."""
     position: _Vector
     """`(3,)`: of the first pixel."""
+    said: Mapping[str, str] = field(default_factory=dict)
+    """Values of ONE_IN_A_VOLUME, IN_ONE_PIECE and OF_TIME, as far as the header has them."""
 
     @property
     def normal(self) -> _Vector:
@@ -45,7 +61,9 @@ class Slice:
         return np.asarray(normal / np.linalg.norm(normal), np.float64)
 
 
-def placed_slice(name: str, size: tuple[int, int], position: str, axes: str, between: str) -> Slice | None:
+def placed_slice(
+    name: str, size: tuple[int, int], position: str, axes: str, between: str, said: Mapping[str, str] | None = None
+) -> Slice | None:
     """A slice from the texts of its header, whose spacing is of rows, then of columns; None when one is no good."""
     place, directions, spacing = numbers_of(position, 3), numbers_of(axes, 6), numbers_of(between, 2)
     if place is None or directions is None or spacing is None or spacing.min() <= 0:
@@ -53,7 +71,7 @@ def placed_slice(name: str, size: tuple[int, int], position: str, axes: str, bet
     directions = directions.reshape(2, 3)
     if np.abs(directions @ directions.T - np.eye(2)).max() > 10 * SAME:
         return None
-    return Slice(name, size, spacing[::-1], directions, place)
+    return Slice(name, size, spacing[::-1], directions, place, said or {})
 
 
 def stack(place: Path, slices: Sequence[Slice], depth: float) -> tuple[list[int], Affine, tuple[Oddity, ...]]:
@@ -63,16 +81,21 @@ def stack(place: Path, slices: Sequence[Slice], depth: float) -> tuple[list[int]
         place: the folder or file that errors name.
         depth: millimetres from slice to slice where there is but one.
     """
+    _require_one_volume(place, slices)
     _require_same(place, slices, "direction", lambda one: one.axes, "is a localizer among them?")
     _require_same(place, slices, "size in pixels", lambda one: np.array(one.size, np.float64), share=0)
     _require_same(place, slices, "spacing in mm", lambda one: one.spacing)
     first = slices[0]
     heights = np.array([one.position @ first.normal for one in slices])
     order = [int(i) for i in np.argsort(heights, kind="stable")]
-    _require_steps(place, [slices[i].name for i in order], heights[order])
+    _require_steps(place, [slices[i] for i in order], heights[order])
     positions = np.array([slices[i].position for i in order])
     step = first.normal * depth if len(slices) == 1 else (positions[-1] - positions[0]) / (len(slices) - 1)
-    oddities = (*_uneven(place, [slices[i].name for i in order], positions, step), *_tilt(step, first.normal))
+    oddities = (
+        *_uneven(place, [slices[i].name for i in order], positions, step),
+        *_tilt(step, first.normal),
+        *_in_turns([slices[i] for i in order]),
+    )
     affine = np.eye(4)
     affine[:3, :3] = np.column_stack([*(first.axes * first.spacing[:, None]), step])
     affine[:3, 3] = positions[0]
@@ -104,18 +127,35 @@ def _require_same(
     raise DataError("\n".join([f"{place}: one {what} is wanted in a series, found {len(groups)}", *lines, advice]))
 
 
-def _require_steps(place: Path, names: Sequence[str], heights: _Vector) -> None:
+def _require_one_volume(place: Path, slices: Sequence[Slice]) -> None:
+    for name in ONE_IN_A_VOLUME:
+        values = _values(slices, name)
+        if len(values) > 1:
+            raise DataError(
+                f"{place}: one volume is wanted in a series, found {len(slices)} slices of {len(values)}, by {name} "
+                f"({some(values)}); {APART}"
+            )
+
+
+def _values(slices: Sequence[Slice], name: str) -> list[str]:
+    """What headers have in an element, each value once."""
+    return list(dict.fromkeys(one.said[name] for one in slices if name in one.said))
+
+
+def _require_steps(place: Path, slices: Sequence[Slice], heights: _Vector) -> None:
     """Neither two slices in one place nor a place without one; `heights` ascend along the normal."""
-    steps = np.diff(heights)
+    steps, names = np.diff(heights), [one.name for one in slices]
     if not len(steps):
         return
     usual = float(np.sort(steps)[(len(steps) - 1) // 2])
-    doubled = np.flatnonzero(steps <= SAME * max(usual, SAME)).tolist()
-    if doubled:
-        pairs = [f"{names[i]} and {names[i + 1]}" for i in doubled]
+    is_same = steps <= SAME_PLACE * slices[0].spacing.min()
+    if is_same.any():
+        pairs = [f"{names[i]} and {names[i + 1]}" for i in np.flatnonzero(is_same).tolist()]
+        positions = len(slices) - len(pairs)
         raise DataError(
-            f"{place}: two slices at one position: {some(pairs)}; keep one of each, or, if they are echoes or time "
-            "points, make a series of each"
+            f"{place}: several slices at one position, {len(slices)} at {positions}: {some(pairs)}"
+            f"{_difference(slices, is_same)}; keep one of each if they are copies; if they are time points, echoes or "
+            f"acquisitions, {APART}"
         )
     gaps = np.flatnonzero(steps > 1.5 * usual).tolist()
     if gaps:
@@ -124,6 +164,26 @@ def _require_steps(place: Path, names: Sequence[str], heights: _Vector) -> None:
             f"{place}: {some(found)}, where slices lie {usual:.4g} mm apart; add the missing slices, or export "
             "the series again"
         )
+
+
+def _difference(slices: Sequence[Slice], is_same: NDArray[np.bool_]) -> str:
+    """The elements that number the volumes of a series; `is_same`: a slice lies where the one before it does."""
+    most = int(np.bincount(np.cumsum(~is_same), minlength=1).max()) + 1
+    differ = {name: _values(slices, name) for name in (*IN_ONE_PIECE, *OF_TIME)}
+    found = [f"{name} ({some(values)})" for name, values in differ.items() if 1 < len(values) <= most]
+    return f", which differ in {' and '.join(found)}" if found else ""
+
+
+def _in_turns(slices: Sequence[Slice]) -> Iterator[Oddity]:
+    """Whether slices of two acquisitions lie between each other; `slices` are in their order."""
+    for name in IN_ONE_PIECE:
+        places = [[i for i, one in enumerate(slices) if one.said.get(name) == value] for value in _values(slices, name)]
+        spans = [(found[0], found[-1]) for found in places if len(found) > 1]
+        if any(max(a[0], b[0]) < min(a[1], b[1]) for a, b in combinations(spans, 2)):
+            found = f"slices of several volumes, by {name} ({some(_values(slices, name))}), lie between each other"
+            fix = f"right if one scan was taken in turns, which an image shows; if not, {APART}"
+            yield Oddity("taken_in_turns", found, fix)
+            return
 
 
 def _uneven(place: Path, names: Sequence[str], positions: _Vector, step: _Vector) -> tuple[Oddity, ...]:

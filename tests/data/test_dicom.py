@@ -255,6 +255,61 @@ class TestFaults:
         assert series_of(tmp_path) == {}
 
 
+def save_volumes(folder, count, step=(0.0, 0.0, 0.0), **tags):
+    """A series of several volumes of 7 slices, each `step` further; tags as `save_slice` has them, one for each."""
+    folder.mkdir()
+    for number in range(count):
+        said = {name: values[number] for name, values in tags.items()}
+        for k in range(SHAPE[2]):
+            position = at(0, 0, 2.5 * k) + number * np.array(step)
+            save_slice(folder / f"{number}_{k}.dcm", ramp()[..., k] + number, position, **said)
+    return folder
+
+
+class TestSeveralVolumes:
+    def test_time_points_are_counted_and_what_tells_them_apart_is_named(self, tmp_path):
+        folder = save_volumes(tmp_path / "s", 3, t0020_0012=["1", "2", "3"], t0008_0032=["10", "10", "20"])
+        message = refused(folder)
+        assert "several slices at one position, 21 at 7: 0_0.dcm and 1_0.dcm, 1_0.dcm and 2_0.dcm" in message
+        assert "which differ in AcquisitionNumber (1, 2, 3) and AcquisitionTime (10, 20);" in message
+        assert "a folder of its own" in message
+        assert "dcm2niix" in message
+
+    @pytest.mark.parametrize("step", [(0, 0, 0.003), (0.003, 0, 0)])
+    def test_rounding_parts_no_positions(self, tmp_path, step):
+        assert "21 at 7" in refused(save_volumes(tmp_path / "s", 3, step))
+
+    @pytest.mark.parametrize("step", [0, 0.3, 1.25, 17.5])
+    @pytest.mark.parametrize("tag", ["t0020_0100", "t0018_0086"])
+    def test_time_points_and_echoes_are_no_volume_wherever_they_lie(self, tmp_path, step, tag):
+        message = refused(save_volumes(tmp_path / "s", 2, (0, 0, step), **{tag: ["1", "2"]}))
+        assert "one volume is wanted in a series, found 14 slices of 2" in message
+
+    def test_acquisitions_between_each_other_are_reported_and_those_in_a_row_are_not(self, tmp_path):
+        numbers = ["1", "2"]
+        (odd,) = read_series(save_volumes(tmp_path / "a", 2, (0, 0, 1.25), t0020_0012=numbers)).oddities
+        assert odd.code == "taken_in_turns"
+        assert "AcquisitionNumber (1, 2)" in odd.found
+        volume = read_series(save_volumes(tmp_path / "b", 2, (0, 0, 17.5), t0020_0012=numbers))
+        assert volume.oddities == ()
+        assert volume.shape == (5, 6, 14)
+
+    def test_a_volume_may_be_taken_in_turns_slice_by_slice(self, tmp_path):
+        (tmp_path / "s").mkdir()
+        for k, number in enumerate("1526374"):
+            tags = {"t0020_0012": number, "t0008_0032": str(k % 2)}
+            save_slice(tmp_path / "s" / f"{k}.dcm", ramp()[..., k], at(0, 0, 2.5 * k), **tags)
+        assert read_series(tmp_path / "s").oddities == ()
+
+    def test_a_folder_for_each_volume_is_what_helps(self, tmp_path):
+        folder = save_volumes(tmp_path / "s", 2, t0020_0100=["1", "2"])
+        for number in range(2):
+            (tmp_path / str(number)).mkdir()
+            for path in folder.glob(f"{number}_*"):
+                path.rename(tmp_path / str(number) / path.name)
+            np.testing.assert_array_equal(read_series(tmp_path / str(number)).array, ramp() + number)
+
+
 class TestSeries:
     @pytest.fixture
     def two(self, tmp_path):
@@ -335,7 +390,7 @@ def begun(kind, syntax="1.2.840.10008.1.2.1"):
     return bytes(128) + b"DICM" + encode([(2, 0, "UL", len(meta))]) + meta
 
 
-def save_enhanced(folder, heights, aside=0.0, slopes=None, places=True, explicit=True):
+def save_enhanced(folder, heights, aside=0.0, slopes=None, places=True, explicit=True, more=()):
     """A multi-frame CT of `ramp()`, which SimpleITK cannot write: a frame at each height."""
     folder.mkdir(exist_ok=True)
     kind = "1.2.840.10008.5.1.4.1.1.2.1"
@@ -362,12 +417,13 @@ def save_enhanced(folder, heights, aside=0.0, slopes=None, places=True, explicit
         (0x28, 0x10, "US", SHAPE[1]),
         (0x28, 0x11, "US", SHAPE[0]),
         *((0x28, number, "US", value) for number, value in ((0x100, 16), (0x101, 16), (0x102, 15), (0x103, 0))),
+        *more,
         (0x5200, 0x9229, "SQ", [[directions, spacing]]),
         (0x5200, 0x9230, "SQ", frames),
         (0x7FE0, 0x10, "OW", ramp().T.astype("<u2").tobytes()),
     ]
     syntax = "1.2.840.10008.1.2" + ".1" * explicit
-    (folder / "frames").write_bytes(begun(kind, syntax) + encode(body, explicit))
+    (folder / "frames").write_bytes(begun(kind, syntax) + encode(sorted(body, key=lambda one: one[:2]), explicit))
     return folder
 
 
@@ -396,6 +452,16 @@ class TestFrames:
         volume = read_series(save_enhanced(tmp_path / "s", range(7), places=False))
         np.testing.assert_array_equal(volume.array, ramp())
         assert [odd.code for odd in volume.oddities] == ["multi_frame"]
+
+    @pytest.mark.parametrize("explicit", [True, False])
+    def test_a_film_is_no_volume(self, tmp_path, explicit):
+        time = [(0x18, 0x1063, "DS", "33.3")]
+        folder = save_enhanced(tmp_path / "s", range(7), places=False, explicit=explicit, more=time)
+        assert "7 frames of a film" in refused(folder)
+
+    def test_time_points_in_one_file_are_no_volume(self, tmp_path):
+        message = refused(save_enhanced(tmp_path / "s", [0, 0, 0, 1, 1, 1, 1]))
+        assert "7 at 2: frame 1 and frame 2" in message
 
     def test_a_volume_is_one_file(self, tmp_path):
         folder = save_enhanced(tmp_path / "s", range(7))
