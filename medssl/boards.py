@@ -7,7 +7,6 @@ the service's own environment variable say so.
 from __future__ import annotations
 
 import io
-import json
 import os
 import shutil
 import sys
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 from medssl.config import Settings
 from medssl.environment import keep_quiet
 from medssl.errors import DeviceError
-from medssl.files import write_json
+from medssl.files import read_object, write_json
 
 Setting = str | bool | int | float
 
@@ -317,7 +316,7 @@ def _plain(name: str) -> str:
 
 def _read_ids(run: Path) -> dict[str, str]:
     path = run / _IDS
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    return read_object(path) if path.exists() else {}
 
 
 def _note_id(run: Path, service: str, id: str) -> None:

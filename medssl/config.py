@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from medssl.errors import ConfigError
-from medssl.files import whole_file
+from medssl.errors import ConfigError, DataError
+from medssl.files import read_object, whole_file
 
 
 class Settings(BaseModel):
@@ -94,6 +94,20 @@ def parse(model: type[SettingsT], values: Mapping[str, Any], *, where: str = "")
     except ValidationError as error:
         lines = [f"  {_describe(model, fault, where)}" for fault in error.errors()]
         raise ConfigError("the configuration does not fit\n" + "\n".join(lines)) from None
+
+
+def read_model(model: type[SettingsT], path: Path) -> SettingsT:
+    """What a JSON file holds, as medssl wrote it from such a model.
+
+    Raises:
+        DataError: it cannot be read, or every key that does not fit.
+    """
+    values = read_object(path)
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = [f"  {_describe(model, fault, '')}" for fault in error.errors()]
+        raise DataError("\n".join([f"{path}: not as medssl writes it; make it again", *lines])) from None
 
 
 def dump(values: Mapping[str, Any], path: Path) -> None:

@@ -64,6 +64,22 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: cannot be read as JSON: {error}") from None
 
 
+_KINDS = {list: "a list", str: "a text", int: "a number", float: "a number", bool: "a truth value", type(None): "null"}
+"""What JSON may hold beside an object."""
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """What a JSON file with named entries holds.
+
+    Raises:
+        DataError: as `read_json`, or it holds something else.
+    """
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise DataError(f"{path}: expected an object with named entries, found {_KINDS[type(values)]}")
+    return values
+
+
 def refuse_existing(path: Path, overwrite: bool) -> None:
     """Raise a ConfigError where something would be replaced that was not to be."""
     if path.exists() and not overwrite:

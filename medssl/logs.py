@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import sys
 import time
@@ -20,7 +19,8 @@ if TYPE_CHECKING:
     from medssl.device import Readback
     from medssl.methods.base import StepResult
 from medssl.boards import LoggingConfig, Setting, open_boards
-from medssl.config import load_yaml, parse
+from medssl.config import merge, parse
+from medssl.data.splits import load_split
 from medssl.errors import DataError, DeviceError
 from medssl.files import whole_file
 from medssl.progress import progress_bar
@@ -211,10 +211,12 @@ def log_test_scores(run: Path, scores: Scores) -> None:
     files = [run / name for name in ("config.yaml", "splits.json", "metrics.csv")]
     if not all(path.is_file() for path in files) or not (run / "events").is_dir():
         return
-    parts = json.loads(files[1].read_text(encoding="utf-8"))
-    if {score.case for score in scores} & {case for part in ("labelled", "unlabelled", "val") for case in parts[part]}:
+    parts = load_split(files[1])
+    if {score.case for score in scores} & {
+        case for part in ("labelled", "unlabelled", "val") for case in getattr(parts, part)
+    }:
         return
-    config = parse(LoggingConfig, load_yaml(files[0].read_text(encoding="utf-8")).get("logging", {}), where="logging")
+    config = parse(LoggingConfig, merge([files[0]]).get("logging", {}), where="logging")
     try:
         board = open_boards(run, config)
     except DeviceError as error:

@@ -6,7 +6,6 @@ A model folder, which `medssl export` makes of runs, stands wherever a run does.
 from __future__ import annotations
 
 import itertools
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from medssl.config import load_yaml, parse
+from medssl.config import merge, parse
 from medssl.data.cases import LARGEST_VALUE, DatasetConfig
 from medssl.data.dicom import is_series_folder
 from medssl.data.hdf5 import SUFFIXES as H5_SUFFIXES
@@ -27,7 +26,7 @@ from medssl.data.splits import PARTS, read_split
 from medssl.data.volume import Oddity, Source, Volume
 from medssl.device import choose_device
 from medssl.errors import ConfigError, DataError, InputError, OutOfMemoryError
-from medssl.files import write_json
+from medssl.files import read_object, write_json
 from medssl.predictor import Predictor
 from medssl.progress import track
 from medssl.trained import Trained, is_model_folder, load_trained, refuse_unlike
@@ -253,12 +252,12 @@ def _earlier_images(record: Path, facts: dict[str, Any], overwrite: bool) -> dic
     if not record.exists():
         return {}
     try:
-        earlier = json.loads(record.read_text(encoding="utf-8"))
+        earlier = read_object(record)
         images = dict(earlier.pop("images"))
         if earlier == facts:
             return images
         is_of_other_values = earlier.get("own_values") != facts.get("own_values")
-    except (OSError, ValueError, KeyError, TypeError):
+    except (DataError, ValueError, KeyError, TypeError):
         is_of_other_values = False
     if is_of_other_values:
         raise ConfigError(f"{record}: tells of label maps in other values, see --own-values; choose another folder")
@@ -328,7 +327,9 @@ def _of_part(run: Path, part: str) -> dict[str, tuple[Source, ...]]:
         raise ConfigError(f"--part {part}: expected one of {', '.join(PARTS)}")
     if is_model_folder(run):
         raise ConfigError(f"--part {part}: {run} is a model folder, which has no split; name the images to segment")
-    root = Path(load_yaml((run / "config.yaml").read_text(encoding="utf-8"))["data"]["root"])
+    root = parse(DatasetConfig, merge([run / "config.yaml"]).get("data", {}), where="data").root
+    if root is None:
+        raise DataError(f"{run / 'config.yaml'}: names no data.root; name the images in place of --part {part}")
     if not root.is_absolute() and not root.exists():
         raise DataError(
             f"{run / 'config.yaml'}: data.root is {root}, which was looked for in {Path.cwd()} and is not there; "

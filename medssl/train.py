@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import os
 import sys
@@ -23,12 +22,12 @@ from medssl.config import bundled, dump, flatten, merge
 from medssl.data.cases import IGNORED
 from medssl.data.patches import PatchStream, TrainingData, ending_readers
 from medssl.data.prepared import PreparedDataset, read_prepared
-from medssl.data.splits import PARTS, Split, read_split, write_split
+from medssl.data.splits import PARTS, Split, load_split, read_split, write_split
 from medssl.device import choose_device, prepare_device
 from medssl.distributed import gathered, here, is_first, joined, launch, launched, restarts
 from medssl.environment import environment
 from medssl.errors import ConfigError, DataError, OutOfMemoryError
-from medssl.files import write_json
+from medssl.files import read_object, write_json
 from medssl.logs import NoLog, RunLog
 from medssl.machine import available_memory
 from medssl.memory import Memory, estimate, fit
@@ -327,7 +326,7 @@ def _is_ours(out: Path) -> bool:
     """Whether torchrun started this process again after this launch had begun the run in `out`."""
     if restarts() == 0 or launch() is None or not (out / "env.json").exists():
         return False
-    return bool(json.loads((out / "env.json").read_text(encoding="utf-8")).get("launch") == launch())
+    return bool(read_object(out / "env.json").get("launch") == launch())
 
 
 def _check_prepared(config: RunConfig, dataset: PreparedDataset) -> None:
@@ -370,7 +369,7 @@ def _check_norm(config: RunConfig, device: torch.device) -> None:
 
 def _check_same(config: RunConfig, split: Split, out: Path) -> None:
     """Refuse to resume with another split or other settings; the data may have moved."""
-    held = Split.model_validate(json.loads((out / "splits.json").read_text(encoding="utf-8")))
+    held = load_split(out / "splits.json")
     if held.model_copy(update={"patients": split.patients}) != split:  # an old file has no patients; sha256 has them
         raise ConfigError(f"{out}: was started with another split (its splits.json); resume with that one")
     then, now = (flatten(values) for values in (load_checkpoint(out / "last.pt")["config"], config.to_plain()))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from medssl.bench.matrix import ALL, Bench, BenchConfig, Cell
-from medssl.config import dump, found, load_yaml, parse
+from medssl.config import dump, found, merge, parse
 from medssl.data.draw import Wish, make_split
 from medssl.data.lists import read_published_split
 from medssl.data.prepared import PreparedDataset, read_prepared
@@ -78,7 +78,7 @@ def write_configs(matrix: Bench) -> None:
     changed = _changed_scoring(matrix)
     for cell, settings in matrix.settings.items():
         path, plain = matrix.config_file(cell), settings.to_plain()
-        before = load_yaml(path.read_text(encoding="utf-8")) if path.exists() else plain
+        before = merge([path]) if path.exists() else plain
         if before != plain and matrix.run(cell).exists():
             changed.append(f"  {path}: {', '.join(k for k in plain if before.get(k) != plain[k])}")
     if changed:
@@ -96,9 +96,7 @@ def write_configs(matrix: Bench) -> None:
 def _changed_scoring(matrix: Bench) -> list[str]:
     """Whether runs that are finished were scored in another way than is asked for now."""
     path, now = matrix.out / "bench.yaml", matrix.config
-    before = (
-        parse(BenchConfig, load_yaml(path.read_text(encoding="utf-8"))) if path.exists() and finished(matrix) else now
-    )
+    before = parse(BenchConfig, merge([path])) if path.exists() and finished(matrix) else now
     keys = [key for key in ("checkpoint", "network") if getattr(before, key) != getattr(now, key)]
     done = {matrix.trained_as(cell.method) for cell in matrix.cells if matrix.is_done(cell)}
     for name in done & before.methods.keys() & now.methods.keys():

@@ -17,7 +17,7 @@ import yaml
 
 from medssl.config import flatten, load_yaml
 from medssl.errors import ConfigError, DataError
-from medssl.files import read_json
+from medssl.files import read_object
 from medssl.logs import read_metrics, training_seconds
 from medssl.score_file import read_scores
 from medssl.scores import Scores, Summary, counted, summarise
@@ -172,15 +172,15 @@ def _load_run(path: Path) -> Run:
     scores, made = None, {}
     if (path / "scores.csv").exists():
         scores = read_scores(path / "scores.csv")
-        made = _read_object(scores.record) if scores.record.is_file() else {}
-    splits = _read_object(path / "splits.json")
+        made = read_object(scores.record) if scores.record.is_file() else {}
+    splits = read_object(path / "splits.json")
     try:
         return Run(
             path=path,
             settings=config,
             config_text=text,
             splits={part: [str(case) for case in splits[part]] for part in PARTS},
-            environment=_read_object(path / "env.json"),
+            environment=read_object(path / "env.json"),
             metrics=read_metrics(path / "metrics.csv"),
             scores=scores,
             made=made,
@@ -203,13 +203,6 @@ def _read_config(path: Path) -> tuple[dict[str, Any], str]:
             f"{path}: lacks {', '.join(missing)}; expected the resolved settings that `medssl train` writes"
         )
     return settings, text
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise DataError(f"{path}: expected an object with named entries, found a {type(values).__name__}")
-    return values
 
 
 def case_values(run: Run, metric: str) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.data.cases import IGNORED, DatasetConfig
+from medssl.data.cases import IGNORED, LARGEST_VALUE, DatasetConfig
 from medssl.data.grid import aligned
 from medssl.data.io import read_label
 from medssl.data.volume import Source, Volume, by
 from medssl.errors import DataError
+from medssl.files import read_object
 
 
 def read_classes(source: Path | Source, config: DatasetConfig | None) -> Volume:
@@ -39,10 +39,12 @@ def read_prediction(source: Path | Source) -> Volume:
     if not record.exists():
         return label
     try:
-        own = json.loads(record.read_text(encoding="utf-8")).get("own_values", [])
-        found = mapped(label.array, {value: place for place, value in enumerate(own)}) if own else label.array
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"{record}: cannot be read, so nobody knows what values {path} holds: {error}") from None
+        own = read_object(record).get("own_values") or []
+    except DataError as error:
+        raise DataError(f"{error}; nobody knows what values {path} holds") from None
+    if not isinstance(own, list) or not all(type(value) is int and abs(value) <= LARGEST_VALUE for value in own):
+        raise DataError(f"{record}: own_values: expected a list of whole numbers, found {own!r}")
+    found = mapped(label.array, {value: place for place, value in enumerate(own)}) if own else label.array
     if own and found.min() < 0:
         odd = ", ".join(map(str, np.unique(label.array[found < 0])[:10]))
         raise DataError(f"{path}: the label map holds {odd}; own_values in {record} are {', '.join(map(str, own))}")

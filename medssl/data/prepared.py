@@ -26,14 +26,14 @@ import blosc2
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.config import parse
+from medssl.config import Settings, read_model
 from medssl.data.cases import IGNORED, Case, DatasetConfig
 from medssl.data.grid import Grid
 from medssl.data.itk import VOXEL_FILES
 from medssl.data.recipe import Prepared
 from medssl.data.volume import Source
 from medssl.errors import DataError
-from medssl.files import write_json
+from medssl.files import read_object, write_json
 
 FORMAT = 4
 CASES, UNFINISHED = "cases", "unfinished"
@@ -130,6 +130,15 @@ class PreparedDataset:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+class _Description(Settings):
+    """What dataset.json holds."""
+
+    format: int
+    data: DatasetConfig
+    source: Path | None = None
+    cases: tuple[str, ...]
+
+
 def read_prepared(root: Path) -> PreparedDataset:
     """Open a prepared folder.
 
@@ -137,19 +146,15 @@ def read_prepared(root: Path) -> PreparedDataset:
         DataError: it is missing, unfinished, or a case of it is.
     """
     path = Path(root) / "dataset.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         state = "is not finished" if is_begun(root) else "is not a prepared folder"
-        raise DataError(f"{path}: missing, so {root} {state}; run `medssl prepare SOURCE {root}` (again)") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
-    if values.get("format") != FORMAT:
-        raise DataError(f"{path}: format {values.get('format')}, this version reads {FORMAT}; prepare again")
-    config = parse(DatasetConfig, values["data"], where="data")
-    cases = {id: _read_case(Path(root) / CASES / id) for id in values["cases"]}
-    source = values.get("source")
-    return PreparedDataset(Path(root), config, cases, source and Path(source))
+        raise DataError(f"{path}: missing, so {root} {state}; run `medssl prepare SOURCE {root}` (again)")
+    found = read_object(path).get("format")
+    if found != FORMAT:
+        raise DataError(f"{path}: format {found}, this version reads {FORMAT}; prepare again")
+    stored = read_model(_Description, path)
+    cases = {id: _read_case(Path(root) / CASES / id) for id in stored.cases}
+    return PreparedDataset(Path(root), stored.data, cases, stored.source)
 
 
 def is_begun(root: Path) -> bool:
@@ -322,15 +327,14 @@ def _stored(root: Path, case: Case) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(path)
+    except DataError:
         return None
-    return values if isinstance(values, dict) else None
 
 
 def _read_case(folder: Path) -> PreparedCase:
     try:
-        values = json.loads((folder / "case.json").read_text(encoding="utf-8"))
+        values = read_object(folder / "case.json")
         label = values["label"]
         return PreparedCase(
             id=values["id"],
@@ -342,7 +346,7 @@ def _read_case(folder: Path) -> PreparedCase:
             part=values["part"],
             levels=values["levels"] and tuple((low, step) for low, step in values["levels"]),
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (DataError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{folder}: not a whole prepared case ({error}); prepare the dataset again") from None
 
 

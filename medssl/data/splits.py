@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from medssl.config import Settings
+from medssl.config import Settings, read_model
 from medssl.data.prepared import PreparedDataset
 from medssl.errors import ConfigError, DataError
 from medssl.files import write_json
@@ -67,13 +66,9 @@ def load_split(path: Path, root: Path | str = "PREPARED") -> Split:
     Raises:
         DataError: it cannot be read.
     """
-    try:
-        values: Any = json.loads(Path(path).read_text(encoding="utf-8"))
-        return Split.model_validate(values)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; write one with `medssl split {root} ... -o {path}`") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a splits.json: {error}") from None
+    if not Path(path).exists():
+        raise DataError(f"{path}: no such file; write one with `medssl split {root} ... -o {path}`")
+    return read_model(Split, Path(path))
 
 
 def write_split(path: Path, split: Split) -> None:

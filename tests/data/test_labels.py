@@ -1,5 +1,7 @@
 """Label files to classes, and cases that lie in several files or in a part of one."""
 
+import json
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -8,7 +10,7 @@ from medssl.data.cases import IGNORED, Case, DatasetConfig
 from medssl.data.check import check_cases
 from medssl.data.inspect import Expected
 from medssl.data.io import read_image, read_volume, write_image
-from medssl.data.labels import as_classes
+from medssl.data.labels import as_classes, read_prediction
 from medssl.data.prepared import read_prepared, settings_digest, write_dataset
 from medssl.data.recipe import Recipe
 from medssl.data.volume import Source, Volume
@@ -51,6 +53,22 @@ class TestAsClasses:
         for value in (7, -4, 256, 2**31 - 1, -(2**31)):
             with pytest.raises(DataError, match=f"holds {value}, which stands for no class"):
                 as_classes(volume(np.full(SHAPE, value)), TEETH)
+
+
+@pytest.mark.parametrize("text", ["[0, 1]", "7", "null", "{"])
+def test_a_record_of_another_kind_is_named(tmp_path, text):
+    (tmp_path / "predictions.json").write_text(text)
+    write_image(tmp_path / "a.nii.gz", np.zeros(SHAPE, np.uint8), np.eye(4))
+    with pytest.raises(DataError, match=r"predictions\.json: .*; nobody knows what values .*a\.nii\.gz holds"):
+        read_prediction(tmp_path / "a.nii.gz")
+
+
+@pytest.mark.parametrize("own", [5, "abc", [0.0, 1.0], [[0], [1]], {"0": 1}, [0, True], [0, 10**11]])
+def test_own_values_are_whole_numbers(tmp_path, own):
+    (tmp_path / "predictions.json").write_text(json.dumps({"own_values": own}))
+    write_image(tmp_path / "a.nii.gz", np.zeros(SHAPE, np.uint8), np.eye(4))
+    with pytest.raises(DataError, match=r"predictions\.json: own_values: expected a list of whole numbers, found"):
+        read_prediction(tmp_path / "a.nii.gz")
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,32 @@ def test_finished_cases_are_kept_and_missing_ones_made_again(balls, tmp_path):
     assert {id for id in times if times[id] != again[id]} == {"ball_03"}
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[1]", "expected an object with named entries, found a list"),
+        ("7", "found a number"),
+        ("{}", "format None"),
+        ('{"format": 4, "data": 3}', "\n  data: .*got 3\n  cases: required"),
+        ('{"format": 4, "data": {"name": "x", "classes": ["a", "b"]}, "cases": 5}', "cases: .*got 5"),
+    ],
+)
+def test_a_description_of_another_kind_is_named(balls, tmp_path, text, words):
+    prepare(balls[0], tmp_path, CONFIG, workers=0)
+    (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(DataError, match=rf"^{re.escape(str(tmp_path / 'dataset.json'))}: (.|\n)*{words}"):
+        read_prepared(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[1]", "null", "{}", '{"label": 1}', '{"label": null, "id": "a", "subject": "a"}'])
+def test_a_case_of_another_kind_is_named_and_made_again(balls, tmp_path, text):
+    prepare(balls[0], tmp_path, CONFIG, workers=0)
+    (tmp_path / "cases" / "ball_03" / "case.json").write_text(text)
+    with pytest.raises(DataError, match=r"ball_03: not a whole prepared case"):
+        read_prepared(tmp_path)
+    assert "ball_03" in prepare(balls[0], tmp_path, CONFIG, workers=0).cases
+
+
 def test_processes_give_the_same_store_as_one(balls, tmp_path):
     raw, prepared = balls
     config = read_prepared(prepared).config

@@ -1,6 +1,7 @@
 """Splits: by patient, nested, checked against the dataset, given lists first."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from fractions import Fraction
@@ -49,6 +50,21 @@ def test_no_patient_is_divided_and_everyone_is_somewhere(tmp_path, seed):
     assert not of["val"] & (of["labelled"] | of["unlabelled"])
     listed = [id for part in (*PARTS, "left_out") for id in getattr(split, part)]
     assert sorted(listed) == sorted(dataset.cases)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[1]", "expected an object with named entries, found a list"),
+        ("{", "cannot be read as JSON"),
+        ('{"labelled": "abc"}', "not as medssl writes it; make it again\n  labelled: .*\n  sha256: required"),
+    ],
+)
+def test_a_split_of_another_kind_is_named(tmp_path, text, words):
+    path = tmp_path / "splits.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=rf"^{re.escape(str(path))}: {words}"):
+        read_split(path, make_dataset(tmp_path))
 
 
 def test_unlabelled_scans_of_test_patients_are_left_out(tmp_path):

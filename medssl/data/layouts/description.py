@@ -13,7 +13,7 @@ from typing import Any
 
 from medssl.data.layouts.base import Declared
 from medssl.errors import DataError
-from medssl.files import read_json
+from medssl.files import read_object
 
 NAME = "dataset.json"
 IGNORE = "ignore"
@@ -27,10 +27,7 @@ def read_description(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         return {}
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise DataError(f"{path}: expected keys such as `labels` and `training`, found a {type(values).__name__}")
-    return values
+    return read_object(path)
 
 
 def declared(source: Path) -> Declared:
