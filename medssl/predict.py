@@ -23,7 +23,7 @@ from medssl.data.io import case_id, is_volume, list_volumes, read_image, stacked
 from medssl.data.layouts.base import CHANNEL
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import PARTS, read_split
-from medssl.data.volume import Oddity, Source, Volume
+from medssl.data.volume import Oddity, Source, Volume, how_many, some
 from medssl.device import choose_device
 from medssl.errors import ConfigError, DataError, InputError, OutOfMemoryError
 from medssl.files import read_object, write_json
@@ -55,7 +55,8 @@ def predict(
 
     A folder that was begun in the same way is gone on with: cases that it has and that predictions.json tells of stay,
     and where these are all, that is said and nothing is written.
-    Images that cannot be read, or are too large, are passed over, and told of when all others are there.
+    Images that cannot be read, or are too large, are passed over, and told of when all others are there. Where nothing
+    but background is predicted, that is said.
 
     Args:
         images: volume files and folders of a DICOM series, or folders of them; `FOLDER#UID` picks of several series.
@@ -96,6 +97,7 @@ def predict(
     faults: list[str] = []
     kinds: set[type[InputError]] = set()
     doubts: list[tuple[Source, Oddity]] = []
+    blank: list[str] = []
     with track("predict", len(sources), done=len(sources) - len(missing)) as advance:
         for id in missing:
             try:
@@ -111,6 +113,8 @@ def predict(
                 faults.append(f"  {id}  {error}".replace("\n", "\n  "))
                 kinds.add(type(error))
                 continue
+            if not classes.any():
+                blank.append(id)
             _remove(out, id)  # recorded before it is written: nothing else may have its name
             predicted[id] = named[id]
             out.mkdir(parents=True, exist_ok=True)
@@ -125,6 +129,10 @@ def predict(
             write_label(targets[id], classes, like=image)
             advance(id)
     _warn(doubts)
+    if blank:
+        print(f"medssl: nothing but background is predicted in {len(blank)} of {how_many(len(missing), 'case')} "
+              f"({some(blank)}); if there is something to see, are these scans like those that the run was trained on, "
+              "in modality, grey levels, orientation and spacing? See `medssl check`", file=sys.stderr)  # fmt: skip
     if faults:
         title = f"{len(faults)} of {len(sources)} cases cannot be predicted"
         others = f"; the other predictions are in {out}" if len(faults) < len(sources) else ""

@@ -760,11 +760,27 @@ def test_doubtful_geometry_is_told_once_for_each_kind(trained, tmp_path, capsys)
         nib.save(image, tmp_path / f"{name}.nii.gz")
     write_image(tmp_path / "tiny.nii.gz", np.zeros((12, 12, 8), np.float32), np.diag([0.001, 0.001, 0.001, 1]))
     predict(trained[0], [tmp_path], tmp_path / "out", device="cpu")
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("medssl: ")]
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith(f"medssl: {tmp_path}")]
     assert len(told) == 2
     assert f"{tmp_path / 'a.nii.gz'}: sform_code and qform_code are 0" in told[0]
     assert "(2 such files)" in told[0]
     assert f"{tmp_path / 'tiny.nii.gz'}: spacing 0.001 x 0.001 x 0.001 mm; correct the unit" in told[1]
+
+
+def test_predictions_of_background_alone_are_told_of(trained, tmp_path, capsys):
+    """By a run that names nothing else, since the last layer leans that way."""
+    images = [trained[1] / "images" / f"ball_0{number}.nii.gz" for number in range(2)]
+    predict(trained[0], images, tmp_path / "seen", device="cpu")
+    assert "background" not in capsys.readouterr().err
+    run = shutil.copytree(trained[0], tmp_path / "run")
+    values = load_checkpoint(run / "best.pt")
+    for name, tensor in values["method"].items():
+        if name.endswith("bias") and len(tensor) == 3:
+            tensor[:] = torch.tensor([1e6, 0, 0])
+    save_checkpoint(run / "best.pt", values)
+    predict(run, images, tmp_path / "out", device="cpu")
+    assert not read_label(tmp_path / "out" / "ball_00.nii.gz").array.any()
+    assert "nothing but background is predicted in 2 of 2 cases (ball_00, ball_01); " in capsys.readouterr().err
 
 
 def test_a_relative_root_is_looked_for_where_one_stands(trained, tmp_path, monkeypatch):
