@@ -16,8 +16,9 @@ help:
 demo: $(installed)
 	$(VENV)/bin/medssl demo --out demo
 
+# Two processes halve the time; what the tests start would otherwise take all cores each.
 test: $(installed)
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(installed)
 	$(VENV)/bin/ruff check .
