@@ -377,6 +377,8 @@ def _check_same(config: RunConfig, split: Split, out: Path) -> None:
                and then.get(key) != now[key]]  # fmt: skip
     if changed:
         lines = [f"  {key}: was {then.get(key)}, now {now[key]}" for key in changed]
+        if "train.iterations" in changed:  # schedules are fractions of it
+            lines.append(f"To train longer, begin a new run with --set train.start_from={out}")
         raise ConfigError(f"{out}: cannot be resumed with other settings\n" + "\n".join(lines))
 
 

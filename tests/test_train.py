@@ -743,6 +743,8 @@ class TestRefusals:
         train(config(), tmp_path / "run", until=1, quiet=True)
         with pytest.raises(ConfigError, match=r"train\.lr: was 0\.01, now 0\.02"):
             train(config(lr=0.02), tmp_path / "run", resume=True, quiet=True)
+        with pytest.raises(ConfigError, match=r"train\.iterations: was 40, now 80\n.*train\.start_from=.*run"):
+            train(config(iterations=80), tmp_path / "run", resume=True, quiet=True)
 
     def test_another_recipe_than_prepared(self, balls, splits, tmp_path):
         settings = plain_settings(balls, splits)
