@@ -150,11 +150,11 @@ def plan(
     overwrite: Overwrite = False,
 ) -> None:
     """Look at a dataset and write settings that suit it, with a reason for each; edit them, then prepare and train."""
-    from medssl.config import found, merge
+    from medssl.config import found, merge, section
     from medssl.plan import dataset_of
     from medssl.plan import plan as make
 
-    given = {} if config is None else merge([found(config)]).get("data", {})
+    given = {} if config is None else section(merge([found(config)]), "data")
     names = None if classes is None else [one.strip() for one in classes.split(",")]
     facts, made = make(source, out, dataset_of(source, given, classes=names, name=name, layout=layout), vram=vram,
                        method=method, fingerprint=fingerprint, workers=workers, overwrite=overwrite)  # fmt: skip
@@ -598,6 +598,7 @@ _PLACES = {
     errno.EROFS: _ELSEWHERE,
     errno.ENOTDIR: _IN_THE_WAY,
     errno.EEXIST: _IN_THE_WAY,
+    errno.ENAMETOOLONG: "the name is longer than the file system takes; shorten it",
     errno.EISDIR: "a folder is where a file is wanted; choose another name",
 }
 """What to do where the place of a file is at fault, by the system's number."""

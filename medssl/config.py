@@ -67,6 +67,18 @@ def merge(files: Sequence[Path], overrides: Sequence[str] = ()) -> dict[str, Any
     return merged
 
 
+def section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A section of merged settings, empty where there is none.
+
+    Raises:
+        ConfigError: it holds something else than keys.
+    """
+    found = values.get(name, {})
+    if not isinstance(found, dict):
+        raise ConfigError(f"{name}: expected keys such as `name: ...` below it, found {found!r}")
+    return found
+
+
 def update(into: dict[str, Any], values: Mapping[str, Any]) -> None:
     """Put values into nested ones, section by section."""
     for key, value in values.items():

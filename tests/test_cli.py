@@ -230,6 +230,13 @@ class TestExitCodes:
         assert done.returncode == 2
         assert words in done.stderr
 
+    @pytest.mark.parametrize("text", ["data:", "data: 3", "data: [1]"])
+    def test_two_for_a_section_that_is_none(self, balls, tmp_path, text):
+        (tmp_path / "odd.yaml").write_text(text)
+        result = CliRunner().invoke(app, ["plan", str(balls[0]), "--config", str(tmp_path / "odd.yaml")])
+        assert isinstance(result.exception, ConfigError)
+        assert str(result.exception).startswith("data: expected keys")
+
     def test_two_for_a_missing_configuration(self, tmp_path):
         done = medssl("train", "nowhere.yaml", cwd=tmp_path)
         assert done.returncode == 2
@@ -336,6 +343,14 @@ def test_a_file_in_the_way_of_a_folder_is_said_in_one_line(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_name_that_no_file_can_have_is_said_in_one_line(tmp_path):
+    (tmp_path / "list.csv").write_text(f"image\n{'x' * 300}.nii.gz\n")
+    done = medssl("check", tmp_path / "list.csv", "--workers", 0)
+    assert done.returncode == 4
+    assert len(done.stderr.splitlines()) == 1
+    assert "shorten it" in done.stderr
+
+
 def test_a_full_disk_is_said_in_one_line():
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-m", "medssl", "methods"]

@@ -172,7 +172,7 @@ def _load_run(path: Path) -> Run:
     scores, made = None, {}
     if (path / "scores.csv").exists():
         scores = read_scores(path / "scores.csv")
-        made = read_object(scores.record) if scores.record.is_file() else {}
+        made = _read_record(scores.record) if scores.record.is_file() else {}
     splits = read_object(path / "splits.json")
     try:
         return Run(
@@ -189,6 +189,15 @@ def _load_run(path: Path) -> Run:
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: splits.json or metrics.csv is not as `medssl train` writes it: {error!r}") from None
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """What predictions.json tells, with the image files of each case."""
+    made = read_object(path)
+    images = made.get("images", {})
+    if not isinstance(images, dict) or not all(files and isinstance(files, list | str) for files in images.values()):
+        raise DataError(f"{path}: images: expected a list of files for each case, found {str(images)[:80]}")
+    return made
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], str]:

@@ -13,7 +13,7 @@ from medssl.data.findings import Finding
 from medssl.data.grid import GRID_ERROR, shift_of
 from medssl.data.io import as_label, read_image, read_volume
 from medssl.data.looks import Counts, count_voxels, few_levels
-from medssl.data.volume import Oddity, Source, Volume, by, how_many
+from medssl.data.volume import Oddity, Source, Volume, by, how_many, plain
 from medssl.errors import DataError
 
 GRID_WARNING = 0.01
@@ -249,7 +249,7 @@ def _grid(volume: Volume) -> str:
 def listed(values: Iterable[float]) -> str:
     """The first of some numbers."""
     ordered = sorted(values)
-    return ", ".join(f"{value:g}" for value in ordered[:LISTED]) + (" and more" if len(ordered) > LISTED else "")
+    return ", ".join(plain(value) for value in ordered[:LISTED]) + (" and more" if len(ordered) > LISTED else "")
 
 
 def _spans(values: Iterable[int]) -> str:

@@ -22,7 +22,7 @@ from medssl.data import itk, nifti
 from medssl.data.dicom import read_series, series_of
 from medssl.data.hdf5 import SUFFIXES as H5_SUFFIXES
 from medssl.data.hdf5 import Axes, read_h5
-from medssl.data.volume import Affine, Source, Volume, by, spacing_of
+from medssl.data.volume import Affine, Source, Volume, by, plain, spacing_of
 from medssl.errors import DataError
 
 SUFFIXES = (*nifti.SUFFIXES, *itk.SUFFIXES)
@@ -118,12 +118,14 @@ def as_label(volume: Volume) -> Volume:
         if odd.any():
             raise DataError(
                 f"{volume.path}: a label map holds whole numbers, found {int(odd.sum())} other voxels, "
-                f"for example {float(array[odd][0]):g}; was it interpolated, or is it a probability map?"
+                f"for example {plain(array[odd][0])}; was it interpolated, or is it a probability map?"
             )
         array = rounded
     low, high = array.min(), array.max()
     if low < _INT32.min or high > _INT32.max:
-        raise DataError(f"{volume.path}: a label map holds class numbers, found values from {low:g} to {high:g}")
+        raise DataError(
+            f"{volume.path}: a label map holds class numbers, found values from {plain(low)} to {plain(high)}"
+        )
     return replace(volume, array=array.astype(np.int32))
 
 

@@ -130,6 +130,11 @@ def by(numbers: Iterable[float]) -> str:
     return " x ".join(f"{n:.6g}" if isinstance(n, float) else str(n) for n in numbers)
 
 
+def plain(number: float) -> str:
+    """A number as people write it: all of its digits, and no exponent."""
+    return np.format_float_positional(number, trim="-")
+
+
 def check_type(path: Path, dtype: np.dtype[Any]) -> None:
     """
     Raises:

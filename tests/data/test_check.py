@@ -238,6 +238,14 @@ class TestDataset:
         (finding,) = check(tmp_path, workers=1).findings
         expect(finding, "warning", "no_classes", "0, 255")
 
+    def test_large_values_have_all_their_digits(self, tmp_path):
+        label = label_array().astype(np.int32)
+        label[label > 0] *= 1_000_000
+        label[0, 0, 0] = 1_234_567
+        Pair(tmp_path).label(label)
+        (finding,) = check(tmp_path, workers=1).findings
+        expect(finding, "warning", "no_classes", "0, 1000000, 1234567, 2000000")
+
     @pytest.mark.parametrize("id", ["a/b", "../escaped", ".hidden", "a\\b"])
     def test_an_id_that_cannot_name_files_is_refused(self, tmp_path, id):
         Pair(tmp_path / "raw")

@@ -558,6 +558,7 @@ class TestDatalist:
             ("x.json", "{", "cannot be read as JSON"),
             ("x.json", "3", "expected a list"),
             ("x.json", '{"training": [3]}', "entry 0 of `training`"),
+            ("x.json", '{"training": "a.nii"}', "expected a list of cases under 'training', found a.nii"),
             ("x.json", '{"trainings": [{"image": "a"}]}', "a list of cases under 'trainings'"),
             ("x.json", '[{"image": ["a", 3.5]}]', "entry 0 must name an image"),
         ],

@@ -123,6 +123,8 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
         if not isinstance(entries, list) or (name and name not in PARTS):
             if isinstance(entries, list) and any(isinstance(entry, dict) and "image" in entry for entry in entries):
                 raise DataError(f"{path}: a list of cases under {name!r}; known are {', '.join(PARTS)}")
+            if name in PARTS:
+                raise DataError(f"{path}: expected a list of cases under {name!r}, found {str(entries)[:80]}")
             continue
         for number, entry in enumerate(entries):
             row = {"image": entry} if isinstance(entry, str) else entry
