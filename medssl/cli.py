@@ -123,6 +123,8 @@ def check(
         for part in (fixed, report):
             if part is not None:
                 part.print(Console())
+        if html is not None:
+            print(f"page in {html}")
     if report.unusable:
         raise typer.Exit(3)
 
