@@ -480,7 +480,9 @@ def report(
 
 @app.command()
 def methods(
-    name: Annotated[str | None, typer.Argument(help="Tell of this one: source, equations, settings.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A method, or a file of configs/method: its source, equations, settings.")
+    ] = None,
 ) -> None:
     """List the methods: source, networks, and what a step costs."""
     from medssl.catalogue import describe, entries, print_entries
