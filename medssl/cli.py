@@ -616,9 +616,13 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _dataset_config(paths: list[Path], sets: list[str] | None = None) -> Any:
+    """The `data` section; other sections of the files belong to `train`, but a `--set` of one would do nothing."""
     from medssl.config import found, merge, parse
     from medssl.data.cases import DatasetConfig
 
+    for text in sets or []:
+        if not text.startswith("data."):
+            raise ConfigError(f"--set {text}: expected a key of the data section here, such as data.recipe.spacing")
     return parse(DatasetConfig, merge([found(path) for path in paths], sets or []).get("data", {}), where="data")
 
 
