@@ -144,8 +144,10 @@ def read_prepared(root: Path) -> PreparedDataset:
         raise DataError(f"{path}: missing, so {root} {state}; run `medssl prepare SOURCE {root}` (again)") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
-    if values.get("format") != FORMAT:
-        raise DataError(f"{path}: format {values.get('format')}, this version reads {FORMAT}; prepare again")
+    if "format" not in values:  # as the raw folders of MSD and nnU-Net have one
+        raise DataError(f"{path}: not of a prepared folder; run `medssl prepare {root} FOLDER`, and name that FOLDER")
+    if values["format"] != FORMAT:
+        raise DataError(f"{path}: format {values['format']}, this version reads {FORMAT}; prepare again")
     config = parse(DatasetConfig, values["data"], where="data")
     cases = {id: _read_case(Path(root) / CASES / id) for id in values["cases"]}
     source = values.get("source")
