@@ -24,7 +24,7 @@ from medssl.data.io import case_id, is_volume, list_volumes, read_image, stacked
 from medssl.data.layouts.base import CHANNEL
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import PARTS, read_split
-from medssl.data.volume import Oddity, Source, Volume
+from medssl.data.volume import Oddity, Source, Volume, some
 from medssl.device import choose_device
 from medssl.errors import ConfigError, DataError
 from medssl.files import write_json
@@ -276,7 +276,9 @@ def _expand(paths: Iterable[Path]) -> list[Source]:
         else:
             raise DataError(f"{path}: neither a folder nor a volume file")
     if not found:
-        raise DataError(f"{', '.join(map(str, paths)) or 'IMAGES'}: no volumes to predict")
+        below = [str(inner) for path in paths for inner in sorted(path.glob("*/")) if list_volumes(inner)]
+        hint = f"; name the folder that holds them: {some(below)}" if below else ""
+        raise DataError(f"{', '.join(map(str, paths)) or 'IMAGES'}: no volumes to predict{hint}")
     return found
 
 

@@ -187,6 +187,14 @@ def test_a_signal_saves_and_exits_130_and_resume_goes_on(balls, splits, tmp_path
     assert load_checkpoint(run / "last.pt")["iteration"] == stopped + 2
 
 
+def test_resuming_what_never_began_says_so(config, tmp_path, capsys):
+    said = "run holds no last.pt to go on from; training begins at step 0"
+    train(config(), tmp_path / "run", resume=True, until=1)
+    assert said in capsys.readouterr().err
+    train(config(), tmp_path / "run", resume=True, until=2)
+    assert said not in capsys.readouterr().err
+
+
 def test_rows_after_the_checkpoint_are_dropped_on_resume(config, tmp_path):
     run = train(config(), tmp_path / "run", until=10, quiet=True)
     with (run / "metrics.csv").open("a", newline="") as file:
