@@ -157,15 +157,21 @@ def print_entries(found: list[Entry], console: Console | None = None) -> None:
 def describe(name: str) -> str:
     """A method's source, equations and settings, as its module, class and settings tell them.
 
+    Args:
+        name: of a method; or of a file of configs/method, whose values then stand for the defaults.
+
     Raises:
         ConfigError: no such method.
     """
-    if name not in METHODS:
-        raise ConfigError(f"{name!r} is not a method; there are {', '.join(METHODS)}")
-    method = METHODS[name]
-    lines = [inspect.getdoc(sys.modules[method.__module__]) or "", "", inspect.getdoc(method) or "", "", "Settings:"]
+    file = None if name in METHODS else bundled(f"method/{name}.yaml")
+    given = {"name": name} if file is None else merge([file])["method"]
+    if given["name"] not in METHODS:
+        raise ConfigError(f"{name!r} is not a method; there are {', '.join(METHODS)}, and what `medssl methods` lists")
+    method = METHODS[given["name"]]
+    lines = [inspect.getdoc(sys.modules[method.__module__]) or "", "", inspect.getdoc(method) or "", "",
+             "Settings:" if file is None else f"Settings, as configs/method/{name}.yaml has them:"]  # fmt: skip
     for key, field in method.Config.model_fields.items():
         if key != "name":
-            lines.append(f"  method.{key}: {field.get_default()!r}")
+            lines.append(f"  method.{key}: {given.get(key, field.get_default())!r}")
             lines += [f"      {line}" for line in inspect.cleandoc(field.description or "").splitlines()]
     return "\n".join(lines)

@@ -123,6 +123,8 @@ def check(
         for part in (fixed, report):
             if part is not None:
                 part.print(Console())
+        if html is not None:
+            print(f"page in {html}")
     if report.unusable:
         raise typer.Exit(3)
 
@@ -478,7 +480,9 @@ def report(
 
 @app.command()
 def methods(
-    name: Annotated[str | None, typer.Argument(help="Tell of this one: source, equations, settings.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A method, or a file of configs/method: its source, equations, settings.")
+    ] = None,
 ) -> None:
     """List the methods: source, networks, and what a step costs."""
     from medssl.catalogue import describe, entries, print_entries
@@ -613,9 +617,13 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _dataset_config(paths: list[Path], sets: list[str] | None = None) -> Any:
+    """The `data` section; other sections of the files belong to `train`, but a `--set` of one would do nothing."""
     from medssl.config import found, merge, parse
     from medssl.data.cases import DatasetConfig
 
+    for text in sets or []:
+        if not text.startswith("data."):
+            raise ConfigError(f"--set {text}: expected a key of the data section here, such as data.recipe.spacing")
     return parse(DatasetConfig, merge([found(path) for path in paths], sets or []).get("data", {}), where="data")
 
 

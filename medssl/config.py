@@ -149,9 +149,13 @@ def _describe(model: type[BaseModel], fault: Mapping[str, Any], where: str) -> s
     if fault["type"] == "extra_forbidden":
         near = difflib.get_close_matches(own, list(_keys(model)), n=1)
         return f"{title}unknown key" + (f"; did you mean {prefix}{near[0]}?" if near else "")
+    if fault["type"] == "missing" and isinstance(fault["loc"][-1], int):  # a list that is too short
+        return f"{key.rpartition('.')[0]}: value {fault['loc'][-1] + 1} is missing, got {list(fault['input'])}"
     if fault["type"] == "missing":
-        return f"{title}required, and not given"
-    said = fault["msg"].removeprefix("Value error, ")
+        section = key.partition(".")[0]
+        files = f"; a file such as configs/{section}/NAME.yaml has it" if section in ("data", "method") else ""
+        return f"{title}required, and not given{files}"
+    said = "expected a list" if fault["type"] == "tuple_type" else fault["msg"].removeprefix("Value error, ")
     return f"{title}{said}" + (f", got {fault['input']!r}" if not isinstance(fault["input"], Mapping) else "")
 
 

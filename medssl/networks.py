@@ -52,7 +52,9 @@ class NetworkConfig(Settings):
         if len(self.strides) != len(self.channels) - 1:
             raise ValueError(f"{len(self.channels)} channels need {len(self.channels) - 1} strides")
         if len(self.kernels) not in (1, len(self.channels)):
-            raise ValueError(f"kernels: give 1 or {len(self.channels)} entries, got {len(self.kernels)}")
+            raise ValueError(
+                f"kernels: give 1, or {len(self.channels)} as channels has levels; got {len(self.kernels)}"
+            )
         if self.name == "dynunet" and len(self.channels) < 3:
             raise ValueError("network dynunet needs at least 3 channels entries")
         if self.name == "dynunet" and self.residual_units not in (0, 2):

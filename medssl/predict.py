@@ -287,7 +287,9 @@ def _expand(paths: Iterable[Path]) -> list[Source]:
         else:
             raise DataError(f"{path}: neither a folder nor a volume file")
     if not found:
-        raise DataError(f"{', '.join(map(str, paths)) or 'IMAGES'}: no volumes to predict")
+        below = [str(inner) for path in paths for inner in sorted(path.glob("*/")) if list_volumes(inner)]
+        hint = f"; name the folder that holds them: {some(below)}" if below else ""
+        raise DataError(f"{', '.join(map(str, paths)) or 'IMAGES'}: no volumes to predict{hint}")
     return found
 
 

@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from medssl.config import flatten
 from medssl.data.cases import Case, DatasetConfig
 from medssl.data.check import report_of, survey
 from medssl.data.findings import Facts, Finding, require_usable
@@ -246,8 +247,9 @@ def _refuse_foreign(out: Path, config: DatasetConfig, overwrite: bool) -> Prepar
         return None  # an unfinished folder: go on with it
     wanted = config.model_copy(update={"root": None, "splits": None, "layout": None})
     if before.config != wanted and not overwrite:
-        there, now = before.config.model_dump(mode="json"), wanted.model_dump(mode="json")
-        lines = [f"  data.{key}: there {there[key]}, now {now[key]}" for key in now if there[key] != now[key]]
+        there, now = (flatten(config.model_dump(mode="json"), "data.") for config in (before.config, wanted))
+        keys = [key for key in there | now if there.get(key) != now.get(key)]
+        lines = [f"  {key}: there {there.get(key)}, now {now.get(key)}" for key in keys]
         raise ConfigError(f"{out}: prepared before with other settings\n" + "\n".join(lines) + f"\n{ELSEWHERE}")
     return before
 

@@ -6,6 +6,7 @@ writes, can tell of other keys than there are.
 
 from __future__ import annotations
 
+import difflib
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -81,7 +82,9 @@ def describe(name: str | None = None) -> str:
     found = sections()
     chosen = found if name is None else {name: found[name]} if name in found else _part(found, name)
     if not chosen:
-        raise ConfigError(f"medssl settings {name}: neither a key nor a section; there are {', '.join(found)}")
+        likely = _likely(found, str(name))
+        meant = f"did you mean {' or '.join(likely)}? Otherwise there" if likely else "there"
+        raise ConfigError(f"settings {name}: neither a key nor a section; {meant} are {', '.join(found)}")
     return "\n".join(_as_text(section) for section in chosen.values())
 
 
@@ -92,6 +95,12 @@ def _part(found: Mapping[str, Section], name: str) -> dict[str, Section]:
         for title, section in found.items()
     }
     return {title: replace(found[title], keys=keys) for title, keys in inside.items() if keys}
+
+
+def _likely(found: Mapping[str, Section], name: str) -> list[str]:
+    """The keys that end as `name` does, or else the key or section that is spelled most like it."""
+    keys = list(dict.fromkeys(key.name for section in found.values() for key in section.keys))
+    return [key for key in keys if key.endswith(f".{name}")] or difflib.get_close_matches(name, [*found, *keys], n=1)
 
 
 def markdown() -> str:

@@ -141,6 +141,8 @@ def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, 
         _check_same(config, data.split, out)
         trainer.load(out / "last.pt")
     else:
+        if resume and is_first() and not quiet:
+            print(f"medssl: {out} holds no last.pt to go on from; training begins at step 0", file=sys.stderr)
         start(trainer, config, data.split)
     if len(set(gathered([trainer.iteration]))) > 1:  # also: nobody writes before all have looked
         raise DataError(f"{out}: the processes see different checkpoints; do all machines share this folder?")
@@ -205,7 +207,7 @@ def dry_run(config: RunConfig, *, device: str = "auto") -> dict[str, Any]:
         trainer.train_step(next(batches))
         started = time.monotonic()
         result = trainer.train_step(next(batches))
-    losses = {name: loss.item() for name, loss in result.losses.items()}
+    losses = {name: float(f"{loss.item():.4g}") for name, loss in result.losses.items()}
     return {
         "device": str(trainer.device),
         "parameters": {f"student {i}": count_parameters(s) for i, s in enumerate(trainer.method.students())},

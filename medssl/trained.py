@@ -7,6 +7,7 @@ networks that predict, of one run or of several. In neither stands a name of a c
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,6 +127,9 @@ def _load_run(run: Path, checkpoint: str, window: Mapping[str, Any]) -> Trained:
     config = _with_window(values["config"], window)
     method = build_method(config)
     method.load_state_dict(values["method"])
+    step, planned = values["iteration"], config.train.iterations
+    if path.name == "last.pt" and step < planned:
+        print(f"medssl: {run} is not finished: these are its weights after {step} of {planned} steps", file=sys.stderr)
     return Trained(
         config,
         chosen_networks(method, config.window.network),

@@ -60,3 +60,11 @@ def test_the_command_lists_and_tells():
     assert "method.passes: 8" in told.output
     with pytest.raises(ConfigError, match="'umat' is not a method"):
         describe("umat")
+
+
+def test_every_file_that_is_listed_is_told_of_with_its_values(found):
+    for file in found:
+        assert "Settings" in describe(file.removesuffix(".yaml"))
+    assert "as configs/method/unimatch.yaml has them:" in describe("unimatch")
+    assert "method.views: 2\n" in describe("unimatch")
+    assert "method.views: 1\n" in describe("fixmatch")

@@ -206,6 +206,7 @@ def test_dry_run_prints_yaml_and_writes_nothing(balls, settings):
     assert facts["config"]["train"]["lr"] == 0.001
     assert facts["parameters"]["student 0"] > 0
     assert facts["seconds_per_step"] > 0
+    assert all(len(f"{loss:g}") == len(str(loss)) for loss in facts["losses"].values()), facts["losses"]
     assert not (here / "run").exists()
 
 
@@ -236,6 +237,13 @@ class TestExitCodes:
         result = CliRunner().invoke(app, ["plan", str(balls[0]), "--config", str(tmp_path / "odd.yaml")])
         assert isinstance(result.exception, ConfigError)
         assert str(result.exception).startswith("data: expected keys")
+
+    def test_two_for_a_key_that_prepare_would_pass_over(self, balls, settings):
+        words = ("--config", settings / "balls.yaml", "--set", "recipe.spacing=[2, 2, 2]")
+        done = medssl("prepare", balls[0], settings / "prepared", *words)
+        assert done.returncode == 2
+        assert "--set recipe.spacing=[2, 2, 2]: expected a key of the data section" in done.stderr
+        assert not (settings / "prepared").exists()
 
     def test_two_for_a_missing_configuration(self, tmp_path):
         done = medssl("train", "nowhere.yaml", cwd=tmp_path)

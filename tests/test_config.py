@@ -104,6 +104,8 @@ def test_faults_are_listed_together():
         ({"values": {"tooht": [1]}}, "  data: `values` names tooht, which `classes` does not list"),
         ({"recipe": {"spacng": [1, 1, 1]}}, "  data.recipe.spacng: unknown key; did you mean data.recipe.spacing?"),
         ({"name": None}, "  data.name: Input should be a valid string, got None"),
+        ({"regions": {"all": "tooth"}}, "  data.regions.all: expected a list, got 'tooth'"),
+        ({"sides": [["tooth"]]}, "  data.sides.0: value 2 is missing, got ['tooth']"),
     ],
 )
 def test_a_fault_names_its_whole_place_and_not_all_that_stands_there(change, said):
@@ -111,3 +113,10 @@ def test_a_fault_names_its_whole_place_and_not_all_that_stands_there(change, sai
     with pytest.raises(ConfigError) as failure:
         parse(DatasetConfig, values, where="data")
     assert str(failure.value).splitlines()[1:] == [said]
+
+
+@pytest.mark.parametrize("section", ["data", "method"])
+def test_a_section_that_no_file_brings_is_named_with_the_files_that_do(section, tmp_path):
+    other = {"data": "method/bcp.yaml", "method": "data/acdc.yaml"}[section]
+    with pytest.raises(ConfigError, match=f"  {section}: required, and not given; a file such as configs/{section}/"):
+        load_run_config([CONFIGS / other])

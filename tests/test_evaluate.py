@@ -158,6 +158,13 @@ def test_predictions_without_reference_are_all_named(folders, tmp_path):
     assert not (tmp_path / "scores.csv").exists()
 
 
+def test_references_given_first_are_suspected(folders, tmp_path):
+    predictions, references = folders
+    (predictions / "a.nii.gz").unlink()
+    with pytest.raises(DataError, match="references; here they look swapped"):
+        evaluate_folders(references, predictions, tmp_path / "scores.csv")
+
+
 def test_one_case_in_two_files_is_refused(folders, tmp_path):
     predictions, _ = folders
     save(predictions / "a.nii", label_map())

@@ -29,7 +29,7 @@ from medssl.predict import load_predictor, predict
 from medssl.predictor import Predictor, WindowConfig, chosen_networks
 from medssl.report.gallery import files_of
 from medssl.report.voxels import agreements
-from medssl.run import RunConfig, build_method
+from medssl.run import RunConfig, build_method, load_run_config
 from medssl.scores import summarise
 from medssl.train import train
 
@@ -383,6 +383,8 @@ def test_wrong_inputs_are_named(trained, tmp_path):
     run, raw = trained
     with pytest.raises(DataError, match=r"nothing\.nii\.gz: no such file or folder"):
         predict(run, [tmp_path / "nothing.nii.gz"], tmp_path / "out", device="cpu")
+    with pytest.raises(DataError, match=rf"{raw}: no volumes to predict; .*: {raw / 'images'}, {raw / 'labels'}$"):
+        predict(run, [raw], tmp_path / "out", device="cpu")
     with pytest.raises(DataError, match="neither a folder nor a volume"):
         predict(run, [run / "config.yaml"], tmp_path / "out", device="cpu")
     with pytest.raises(DataError, match=r"images: no run folder, .*RUN IMAGES"):
@@ -407,6 +409,15 @@ def test_asking_a_method_without_teacher_for_one_is_refused():
     method = METHODS["supervised"](parse_method({"name": "supervised"}), lambda **changes: nn.Conv3d(1, 2, 1))
     with pytest.raises(ConfigError, match="no teacher"):
         chosen_networks(method, "teacher")
+
+
+def test_a_run_that_is_not_finished_is_called_so(trained, tmp_path, capsys):
+    run, raw = trained
+    begun = train(load_run_config([run / "config.yaml"]), tmp_path / "begun", until=2, quiet=True)
+    for place, checkpoint in ((begun, "best"), (run, "last")):
+        predict(place, [raw / "images" / "ball_00.nii.gz"], tmp_path / place.name, device="cpu", checkpoint=checkpoint)
+    said = [line for line in capsys.readouterr().err.splitlines() if "not finished" in line]
+    assert said == [f"medssl: {begun} is not finished: these are its weights after 2 of 300 steps"]
 
 
 def test_the_record_keeps_all_images_of_a_folder_and_refuses_another_making(trained, tmp_path):

@@ -208,6 +208,14 @@ def test_a_reader_that_is_killed_ends_the_run_with_advice_and_leaves_nobody_behi
     assert stopped.tb
 
 
+def test_resuming_what_never_began_says_so(config, tmp_path, capsys):
+    said = "run holds no last.pt to go on from; training begins at step 0"
+    train(config(), tmp_path / "run", resume=True, until=1)
+    assert said in capsys.readouterr().err
+    train(config(), tmp_path / "run", resume=True, until=2)
+    assert said not in capsys.readouterr().err
+
+
 def test_rows_after_the_checkpoint_are_dropped_on_resume(config, tmp_path):
     run = train(config(), tmp_path / "run", until=10, quiet=True)
     with (run / "metrics.csv").open("a", newline="") as file:

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from medssl.config import Settings
 from medssl.data.recipe import Recipe
-from medssl.data.volume import Source
+from medssl.data.volume import Source, some
 from medssl.errors import ConfigError, DataError
 
 IGNORED = 255
@@ -168,7 +168,7 @@ def subjects_of(ids: Sequence[str], rule: SubjectRule | None, source: Path) -> d
     """The patient of each case id by the rule; without a rule each case is its own patient.
 
     Raises:
-        DataError: an id that the rule does not cover, all of them listed; a case with two patients.
+        DataError: ids that the rule does not cover, the first of them named; a case with two patients.
         ConfigError: the table or a column of it is missing.
     """
     if rule is None:
@@ -181,7 +181,7 @@ def subjects_of(ids: Sequence[str], rule: SubjectRule | None, source: Path) -> d
         found = _read_table(source / str(rule.table), rule)
     missing = [id for id in ids if not found.get(id)]
     if missing:
-        raise DataError(f"{where} names no subject for {len(missing)} of {len(ids)} cases: {', '.join(missing)}")
+        raise DataError(f"{where} names no subject for {len(missing)} of {len(ids)} cases: {some(missing)}")
     return {id: found[id] for id in ids}
 
 
@@ -218,6 +218,10 @@ def _read_table(path: Path, rule: SubjectRule) -> dict[str, str]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             table = csv.DictReader(file)
             columns, rows = table.fieldnames or [], list(table)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: no such file, and data.subject.table asks for it; is {path.parent} the dataset's own folder?"
+        ) from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path}: the table of subjects cannot be read: {error}") from None
     for column in (rule.case_column, rule.subject_column):

@@ -149,9 +149,11 @@ def read_prepared(root: Path) -> PreparedDataset:
     if not path.exists():
         state = "is not finished" if is_begun(root) else "is not a prepared folder"
         raise DataError(f"{path}: missing, so {root} {state}; run `medssl prepare SOURCE {root}` (again)")
-    found = read_object(path).get("format")
-    if found != FORMAT:
-        raise DataError(f"{path}: format {found}, this version reads {FORMAT}; prepare again")
+    values = read_object(path)
+    if "format" not in values:  # as the raw folders of MSD and nnU-Net have one
+        raise DataError(f"{path}: not of a prepared folder; run `medssl prepare {root} FOLDER`, and name that FOLDER")
+    if values["format"] != FORMAT:
+        raise DataError(f"{path}: format {values['format']}, this version reads {FORMAT}; prepare again")
     stored = read_model(_Description, path)
     cases = {id: _read_case(Path(root) / CASES / id) for id in stored.cases}
     return PreparedDataset(Path(root), stored.data, cases, stored.source)

@@ -784,9 +784,15 @@ class TestSubjects:
         found = [[case.subject for case in read_cases(tmp_path, config)] for config in configs]
         assert found == [["p1", "p1", "p2"], ["anna", "anna", "bert"]]
 
-    def test_every_case_that_the_rule_misses_is_named(self, tmp_path):
-        with pytest.raises(DataError, match="2 of 3 cases: b, c"):
+    def test_cases_that_the_rule_misses_are_named_and_many_are_counted(self, tmp_path):
+        with pytest.raises(DataError, match=r"2 of 3 cases: b, c$"):
             subjects_of(["p1", "b", "c"], SubjectRule(pattern=r"(p\d)"), tmp_path)
+        with pytest.raises(DataError, match=r"200 of 200 cases: 0, 1, .* and [0-9]+ more$"):
+            subjects_of([*map(str, range(200))], SubjectRule(pattern=r"(p\d)"), tmp_path)
+
+    def test_a_table_that_is_not_there_is_named_with_the_folder_it_was_sought_in(self, tmp_path):
+        with pytest.raises(ConfigError, match=rf"^{tmp_path}/t.csv: no such file, .*; is {tmp_path} the dataset's own"):
+            subjects_of(["a"], SubjectRule(table="t.csv"), tmp_path)
 
     @pytest.mark.parametrize(
         ("text", "error", "word"),

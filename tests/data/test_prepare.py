@@ -87,11 +87,19 @@ def test_processes_give_the_same_store_as_one(balls, tmp_path):
 def test_other_settings_need_another_folder_or_permission(balls, tmp_path):
     raw, _ = balls
     prepare(raw, tmp_path, CONFIG, workers=0)
-    changed = CONFIG.model_copy(update={"recipe": Recipe(spacing=(2.0, 2.0, 2.0))})
-    with pytest.raises(ConfigError, match="other settings"):
+    changed = CONFIG.model_copy(update={"recipe": CONFIG.recipe.model_copy(update={"spacing": (2.0, 2.0, 2.0)})})
+    with pytest.raises(ConfigError) as refusal:
         prepare(raw, tmp_path, changed, workers=0)
+    before = list(CONFIG.recipe.spacing)
+    assert str(refusal.value).splitlines()[1:-1] == [f"  data.recipe.spacing: there {before}, now [2.0, 2.0, 2.0]"]
     dataset = prepare(raw, tmp_path, changed, workers=0, overwrite=True)
     assert dataset.cases["ball_00"].grid.spacing == (2.0, 2.0, 2.0)
+
+
+def test_a_raw_folder_with_a_description_of_its_own_is_no_prepared_one(tmp_path):
+    (tmp_path / "dataset.json").write_text('{"name": "hippocampus", "training": []}')  # as MSD has it
+    with pytest.raises(DataError, match=rf"not of a prepared folder; run `medssl prepare {tmp_path} FOLDER`"):
+        read_prepared(tmp_path)
 
 
 def test_a_folder_of_something_else_is_left_alone(balls, tmp_path):
