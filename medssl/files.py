@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,9 +33,9 @@ def whole_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder beside `path` that takes its name, and the place of an earlier one, when the block ends well;
-    otherwise it is removed."""
-    path = path.resolve()
-    partial, replaced = (path.with_name(f".{word}-{os.getpid()}-{path.name}") for word in ("partial", "replaced"))
+    otherwise it is removed. Several machines may write the same one at a time."""
+    path, unique = path.resolve(), uuid.uuid4().hex
+    partial, replaced = (path.with_name(f".{word}-{unique}-{path.name}") for word in ("partial", "replaced"))
     partial.mkdir(parents=True)
     try:
         yield partial

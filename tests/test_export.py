@@ -242,7 +242,7 @@ def test_nothing_is_replaced_unasked_and_nothing_half_made_stays(make_run, tmp_p
         export(run, run, overwrite=True)
     broken = shutil.copytree(run, tmp_path / "broken")
     (broken / "splits.json").write_text("{}")
-    with pytest.raises(DataError, match=r"splits\.json: not a splits\.json"):
+    with pytest.raises(DataError, match=r"splits\.json: not as medssl writes it"):
         export(broken, tmp_path / "other")
     with pytest.raises(ConfigError, match="is a file"):
         export(run, model / "mine.txt", overwrite=True)

@@ -7,8 +7,9 @@ what is left evenly. What the headers say of the slices becomes a grid in `stack
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -26,7 +27,7 @@ from medssl.errors import DataError
 SUFFIXES = (".dcm", ".dicom", ".ima")
 """A file named so is taken for DICOM even where its magic is lost; others need the magic."""
 FEW = 8
-"""Files that `is_series_folder` looks into."""
+"""Files of a folder that are looked into to tell whether it holds a series."""
 
 TELLING = {
     "TemporalPositionIdentifier": "0020|0100",
@@ -74,18 +75,22 @@ class Series:
 def is_series_folder(folder: Path) -> bool:
     """Whether one of the first files directly in a folder is a DICOM image, by their first bytes."""
     folder = Path(folder)
-    return folder.is_dir() and any(_is_image(path) for path in islice(_visible_files(folder), FEW))
+    return folder.is_dir() and first_image(_visible_files(folder)) is not None
 
 
-def patient_of(folder: Path) -> str:
-    """The PatientID in the first DICOM image directly in a folder, empty where it has none.
+def first_image(files: Iterable[Path]) -> Path | None:
+    """The first DICOM image among the first files of a folder, by their first bytes; None where there is none."""
+    return next((path for path in islice(files, FEW) if _is_image(path)), None)
+
+
+def patient_of(path: Path) -> str:
+    """The PatientID of a DICOM image, empty where it has none.
 
     It may be anybody's real number: compare it, and write it nowhere.
 
     Raises:
-        DataError: that file cannot be read.
+        DataError: the file cannot be read.
     """
-    path = next(path for path in _visible_files(Path(folder)) if _is_image(path))
     reader, _ = _reader(path, lambda reader: reader.ReadImageInformation())
     return _text(reader, "0010|0020")
 
@@ -152,7 +157,8 @@ class _Header:
 
 def _visible_files(folder: Path) -> list[Path]:
     try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
+        with os.scandir(folder) as entries:  # tells files from folders without asking for each
+            return sorted(folder / entry.name for entry in entries if entry.name[0] != "." and entry.is_file())
     except OSError as error:
         raise DataError(f"{folder}: cannot be read: {error.strerror or error}") from None
 

@@ -28,6 +28,7 @@ from medssl.data.labels import as_classes
 from medssl.data.nifti import FORM_TOLERANCE, MILLIMETRES, SPACING_TOLERANCE
 from medssl.data.volume import Affine, Volume, by, corners_apart, spacing_of
 from medssl.errors import ConfigError, DataError
+from medssl.files import whole_folder
 from medssl.progress import mapper, tracked
 
 if TYPE_CHECKING:
@@ -115,8 +116,7 @@ def apply_fixes(
     source, out = fix_places(report.source, Path(out), overwrite)
     unmapped = () if dataset is None or dataset.is_plain else _unmappable(report)
     jobs = _jobs(report, source, None if unmapped or (dataset is not None and dataset.is_plain) else dataset)
-    partial = out.with_name(f".partial-{os.getpid()}-{out.name}")
-    try:
+    with whole_folder(out) as partial:
         _copy(source, partial)
         with mapper(workers if len(jobs) > 1 else 0) as apply:
             done = tracked("fix", [job.file for job in jobs], apply(_mend, jobs, repeat(source), repeat(partial)))
@@ -125,11 +125,6 @@ def apply_fixes(
         if dataset is not None and any(job.remap for job in jobs):
             dataset = _plain(dataset)
             dump({"data": dataset.model_dump(mode="json", exclude_unset=True)}, partial / SETTINGS)
-        if out.exists():
-            shutil.rmtree(out)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return Fixed(out, fixes, dataset, unmapped)
 
 
@@ -159,7 +154,7 @@ def _copy(source: Path, out: Path) -> None:
     try:
         for folder, _, names in os.walk(source, followlinks=True):
             to = out / Path(folder).relative_to(source)
-            to.mkdir(parents=True)
+            to.mkdir(exist_ok=True)
             for name in names:
                 if (Path(folder) / name).is_file():  # no dangling link
                     shutil.copyfile(Path(folder) / name, to / name)

@@ -16,7 +16,6 @@ import hashlib
 import json
 import shutil
 import sys
-import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,7 +32,7 @@ from medssl.data.itk import VOXEL_FILES
 from medssl.data.recipe import Prepared
 from medssl.data.volume import Source
 from medssl.errors import DataError
-from medssl.files import read_object, write_json
+from medssl.files import read_object, whole_folder, write_json
 
 FORMAT = 4
 CASES, UNFINISHED = "cases", "unfinished"
@@ -184,25 +183,14 @@ def write_dataset(root: Path, config: DatasetConfig, cases: Sequence[Case], sour
 
 def write_case(root: Path, case: Case, prepared: Prepared, sources: Sources) -> None:
     """Store one prepared case among the unfinished ones, replacing an earlier version of it there."""
-    folder = root / UNFINISHED / case.id
-    partial = folder.with_name(f".partial-{case.id}-{uuid.uuid4().hex}")
-    partial.mkdir(parents=True)
     image, levels = _encode(prepared.image)
-    np.save(partial / "image.npy", image)  # plain, for its low bits are noise: docs/performance.md
-    if prepared.label is not None:
-        write_packed(partial / "label.b2nd", prepared.label)
-        np.save(partial / "centres.npy", _centres(prepared.label))
-    write_json(
-        partial / "case.json",
-        {
-            **said_of(case),
-            "sources": sources.to_json(),
-            "grid": prepared.grid.to_json(),
-            "levels": levels,
-        },
-    )
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    more = {"sources": sources.to_json(), "grid": prepared.grid.to_json(), "levels": levels}
+    with whole_folder(root / UNFINISHED / case.id) as folder:
+        np.save(folder / "image.npy", image)  # plain, for its low bits are noise: docs/performance.md
+        if prepared.label is not None:
+            write_packed(folder / "label.b2nd", prepared.label)
+            np.save(folder / "centres.npy", _centres(prepared.label))
+        write_json(folder / "case.json", said_of(case) | more)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -430,6 +431,21 @@ class TestDicom:
         assert [(case.id, case.subject) for case in read_layout(tmp_path).cases] == [
             ("st1", "st1"), ("st2", "st2"), ("st3", "st1")
         ]  # fmt: skip
+
+    def test_folders_are_listed_once(self, tmp_path, monkeypatch):
+        for number in ("1", "2", "3"):
+            make_series(tmp_path / "DICOM" / number, patient=number)
+        listed = []
+
+        def counted(function):
+            return lambda folder: listed.append(Path(folder)) or function(folder)
+
+        monkeypatch.setattr(os, "scandir", counted(os.scandir))
+        monkeypatch.setattr(os, "listdir", counted(os.listdir))
+        layout = read_layout(tmp_path, layout="dicom")
+        assert [case.subject for case in layout.cases] == ["1", "2", "3"]
+        inside = [folder for folder in listed if folder != tmp_path]  # where labels/ is looked for
+        assert sorted(inside) == sorted(tmp_path / "DICOM" / number for number in ("", "1", "2", "3"))
 
     def test_the_source_may_be_the_series(self, tmp_path):
         make_series(tmp_path / "scan")

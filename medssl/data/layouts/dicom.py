@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from medssl.data.dicom import is_series_folder, patient_of
-from medssl.data.layouts.base import Layout, Reader, paired, subfolder, volumes, volumes_below
+from medssl.data.dicom import first_image, patient_of
+from medssl.data.io import is_volume
+from medssl.data.layouts.base import Layout, Reader, paired, subfolder, volumes
 from medssl.data.layouts.description import declared
 from medssl.errors import DataError
 
@@ -28,53 +29,67 @@ def fits(source: Path) -> bool:
 
 
 def read(source: Path) -> Layout:
-    top, same = _patients_folder(source)
-    folders = [folder.relative_to(top).parts for folder in series_folders(source)]
+    searched = list(_searched(source))
+    images = {folder: image for folder, image, _ in searched if image is not None}
+    top, same = _patients_folder(source, images)
+    folders = [folder.relative_to(top).parts for folder in images]
     patients = Counter(parts[0] for parts in folders if parts)
     ids = [source.name if not parts else parts[0] if patients[parts[0]] == 1 else "_".join(parts) for parts in folders]
-    images = [(id, (top.joinpath(*parts),)) for id, parts in zip(ids, folders, strict=True)]
     subjects = {id: same.get(parts[0], parts[0]) for id, parts in zip(ids, folders, strict=True) if parts}
-    labels = subfolder(source, LABELS)
-    layout = paired(images, volumes(labels))
+    layout = paired(
+        [(id, (folder,)) for id, folder in zip(ids, images, strict=True)], volumes(subfolder(source, LABELS))
+    )
     cases = tuple(replace(c, subject=subjects.get(c.id, c.id)) for c in layout.cases)
-    return replace(layout, cases=cases, others=volumes_below(source, without=(labels,)))
+    return replace(
+        layout, cases=cases, others=tuple(path for _, _, files in searched for path in files if is_volume(path))
+    )
 
 
-def _patients_folder(source: Path) -> tuple[Path, dict[str, str]]:
+def _patients_folder(source: Path, images: Mapping[Path, Path]) -> tuple[Path, dict[str, str]]:
     """The folder whose folders are patients; headers are asked only where all lie in a single one.
+
+    Args:
+        images: the folders of series with an image of each.
 
     Returns:
         It, and of a folder inside that is of an earlier one's patient, such as another study, that one.
     """
-    folders, top = list(series_folders(source)), source
+    folders, top = list(images), source
     while len(folders) > 1 and len({folder.relative_to(top).parts[:1] for folder in folders}) == 1:
         top = top / folders[0].relative_to(top).parts[0]
     if top == source:
         return source, {}
     first: dict[str, str] = {}
     same: dict[str, str] = {}
-    for folder in folders:
-        if patient := _patient_of(folder):
+    for folder, image in images.items():
+        if patient := _patient_of(image):
             inside = folder.relative_to(top).parts[0]
             same.setdefault(inside, first.setdefault(patient, inside))
     return (top, same) if len(first) > 1 else (source, {})
 
 
-def _patient_of(folder: Path) -> str:
+def _patient_of(image: Path) -> str:
     try:
-        return patient_of(folder)
+        return patient_of(image)
     except DataError:
         return ""  # the check of the case will tell
 
 
 def series_folders(source: Path) -> Iterator[Path]:
     """All folders with DICOM slices directly inside, the source itself included, by name."""
-    if not source.is_dir():
-        return
-    for folder, inside, files in os.walk(source):
-        inside[:] = sorted(name for name in inside if not name.startswith(".") and name.lower() != LABELS)
-        if files and is_series_folder(Path(folder)):
-            yield Path(folder)
+    return (folder for folder, image, _ in _searched(source) if image is not None)
+
+
+def _searched(source: Path) -> Iterator[tuple[Path, Path | None, list[Path]]]:
+    """Folders below the source and itself, by name, but for hidden ones and its labels: with a slice of the series
+    there, if any, and the files."""
+    labels = subfolder(source, LABELS).name
+    for name, inside, files in os.walk(source):
+        folder = Path(name)
+        inside[:] = sorted(one for one in inside if not one.startswith(".") and (folder != source or one != labels))
+        paths = [folder / file for file in sorted(files) if not file.startswith(".")]
+        is_of_labels = LABELS in (part.lower() for part in folder.relative_to(source).parts)
+        yield folder, None if is_of_labels else first_image(path for path in paths if path.is_file()), paths
 
 
 READER = Reader("dicom", "folders with DICOM slices (.dcm, or without a suffix)", fits, read, declared)
