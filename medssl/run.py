@@ -86,7 +86,7 @@ def load_run_config(files: Sequence[Path], overrides: Sequence[str] = ()) -> Run
 def parse_method(values: dict[str, Any]) -> MethodConfig:
     """The `method` section as the settings of the class that its name stands for."""
     name = values.get("name")
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise ConfigError(f"method.name: {name!r} is not a method; there are {', '.join(METHODS)}")
     return parse(METHODS[name].Config, values, where="method")
 

@@ -221,6 +221,7 @@ class TestExitCodes:
         ("wrong", "words"),
         [
             ("method.name=bpc", "'bpc' is not a method"),
+            ("method.name=[1]", "[1] is not a method"),
             ("method.ramp=2", "method.ramp"),
             ("train.patch=[1, 2]", "train.patch"),
             ("nonsense", "expected key=value"),
