@@ -202,7 +202,7 @@ def test_a_reader_that_is_killed_ends_the_run_with_advice_and_leaves_nobody_behi
         next(child for child in multiprocessing.active_children() if child not in others).kill()
 
     threading.Thread(target=kill_one, daemon=True).start()
-    with pytest.raises(OutOfMemoryError, match=r"killed(.|\n)*--shm-size(.|\n)*train\.workers=0") as stopped:
+    with pytest.raises(OutOfMemoryError, match=r"reads patches was lost (.|\n)*--shm-size(.|\n)*workers=0") as stopped:
         train(config("mean_teacher", iterations=100_000, validate_every=100_000, workers=1), run, quiet=True)
     assert multiprocessing.active_children() == others  # though the traceback is still there
     assert stopped.tb
