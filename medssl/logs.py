@@ -87,8 +87,12 @@ class RunLog:
         if self._bar is not None:
             self._bar.update(self._task, completed=iteration)
 
-    def step(self, iteration: int, result: StepResult, lr: float) -> None:
-        """Note one training step. Its values are written once the device has them, which nobody waits for."""
+    def step(self, iteration: int, result: StepResult, lr: float, waited: float = 0.0) -> None:
+        """Note one training step. Its values are written once the device has them, which nobody waits for.
+
+        Args:
+            waited: seconds for patches since the step, or validation, that was noted before.
+        """
         self.flush()
         values = {f"loss/{k}": v for k, v in result.losses.items()} | {f"stat/{k}": v for k, v in result.stats.items()}
         import torch
@@ -96,10 +100,11 @@ class RunLog:
         from medssl.device import Readback
 
         now = time.monotonic()
-        seconds = (now - self._noted) / max(1, iteration - self._noted_at)
+        seconds, steps = now - self._noted, max(1, iteration - self._noted_at)
         self._noted, self._noted_at = now, iteration
+        facts = {"lr": lr, "seconds_per_step": seconds / steps, "waiting": min(1.0, waited / max(seconds, 1e-9))}
         packed = torch.stack([v.detach().float() for v in values.values()])
-        self._waiting = iteration, list(values), Readback(packed), {"lr": lr, "seconds_per_step": seconds}
+        self._waiting = iteration, list(values), Readback(packed), facts
         if not packed.is_cuda:
             self.flush()
 
@@ -110,7 +115,7 @@ class RunLog:
         (iteration, names, packed, facts), self._waiting = self._waiting, None
         values = dict(zip(names, packed.tolist(), strict=True))
         self._write(iteration, {**values, **facts})
-        for words in [] if self.watchman is None else self.watchman.look(values):
+        for words in [] if self.watchman is None else self.watchman.look({**values, **facts}):
             self._warn(iteration, words)
         self._show(iteration, " ".join(f"{k.split('/')[1]} {v:.3f}" for k, v in values.items() if "loss/" in k))
 
@@ -195,7 +200,7 @@ class NoLog(RunLog):
 
     def advance(self, iteration: int) -> None: ...
     def flush(self) -> None: ...
-    def step(self, iteration: int, result: StepResult, lr: float) -> None: ...
+    def step(self, iteration: int, result: StepResult, lr: float, waited: float = 0.0) -> None: ...
     def canaries(self, iteration: int, scores: dict[str, float]) -> None: ...
     def validation(self, iteration: int, scores: dict[str, float]) -> None: ...
     def picture(self, iteration: int, name: str, image: NDArray[Any], *labels: NDArray[Any]) -> None: ...

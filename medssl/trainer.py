@@ -131,6 +131,8 @@ class Trainer:
         self.watch = Watch(device)
         self.iteration = 0
         self.best = -1.0
+        self.waited = 0.0
+        """Seconds for patches since the last row, or validation."""
         self.seen_before: Seen = {}
         """Those of the runs that its first weights come from."""
 
@@ -169,10 +171,13 @@ class Trainer:
                 if self.iteration % config.log_every == 0 or self.iteration == 1:
                     self.check(lambda step: _cases(labelled, unlabelled, config, step))
                     result = averaged(result)
-                    log.step(self.iteration, StepResult(result.losses, {**result.stats, **self.lags()}), lr)
+                    result = StepResult(result.losses, {**result.stats, **self.lags()})
+                    log.step(self.iteration, result, lr, self.waited)
+                    self.waited = 0.0
                 is_due = self.iteration % every == 0 or self.iteration == config.iterations
                 if is_due:
                     self.validate(validate, log)
+                    self.waited = 0.0
                 elif self.wants_saving(saved):
                     is_due = True
                     log.flush()
@@ -278,7 +283,10 @@ class Trainer:
         numbers = [range(i * size + rank, (i + 1) * size, count) for i in range(self.iteration, last)]
         workers = choose_workers(self.config.workers, self.device, in_memory=stream.in_memory)
         with closing(stream.batches(numbers, workers, pin=self.device.type == "cuda")) as batches:
-            for n, patches in zip(numbers, batches, strict=True):
+            for n in numbers:
+                began = time.monotonic()
+                patches = next(batches)
+                self.waited += time.monotonic() - began
                 yield n, on_device(patches, self.device)
 
     def draws(self, stream: PatchStream, numbers: Sequence[int]) -> list[Draw]:

@@ -1,4 +1,7 @@
-"""Who looks at a training's logged rows and says, once and in plain words, what seems wrong with its pseudo-labels."""
+"""Who looks at a training's logged rows and says, once and in plain words, what seems wrong with it.
+
+That is mostly its pseudo-labels, and whether it waits for patches.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,13 @@ AGREED, PARTED = 1e-3, 0.8
 teacher knows less than its students when they are more than the second."""
 COPIED, LOST = 1e-6, 0.5
 """A lag below the first is that of a copy; above the second a teacher does not follow."""
+IDLE = 0.5
+"""Patches come too slowly when steps wait for them for more than this share of their time."""
 
 WORDS = {
+    "waiting": """more than half of the time has gone into waiting for patches for a while, and the device idles. The
+        likely cause: the prepared folder lies on a slow or shared disk, or other jobs take the cores. Copy it to a disk
+        of this machine, or raise train.workers where cores are free.""",
     "nothing selected": """no unlabelled voxel has counted for a while, so the run learns from labels alone. The likely
         cause: method.threshold asks for more than the network is sure of. Wait if training has just begun, else lower
         it, or raise it for uamt, where it bounds doubt.""",
@@ -87,6 +95,8 @@ class Watchman:
         """What a fault is about, and the words for it."""
         zeros = [name for name in self._names("loss/") if self._always(name, lambda loss: loss == 0)]
         lags = self._names("stat/lag/")
+        if self._always("waiting", lambda share: share > IDLE):
+            yield "waiting", WORDS["waiting"]
         if self._always("stat/selected", lambda share: share == 0):
             yield "nothing selected", WORDS["nothing selected"]
         elif zeros:

@@ -98,7 +98,7 @@ def test_seventeen_steps_and_twenty_three_more_are_forty(config, tmp_path, metho
 
     def losses(run):
         rows = read_metrics(run / "metrics.csv")
-        return [{k: v for k, v in row.items() if k != "seconds_per_step"} for row in rows]
+        return [{k: v for k, v in row.items() if k not in ("seconds_per_step", "waiting")} for row in rows]
 
     assert losses(straight) == losses(parts)
 
@@ -202,7 +202,7 @@ def test_a_reader_that_is_killed_ends_the_run_with_advice_and_leaves_nobody_behi
         next(child for child in multiprocessing.active_children() if child not in others).kill()
 
     threading.Thread(target=kill_one, daemon=True).start()
-    with pytest.raises(OutOfMemoryError, match=r"killed(.|\n)*--shm-size(.|\n)*train\.workers=0") as stopped:
+    with pytest.raises(OutOfMemoryError, match=r"reads patches was lost (.|\n)*--shm-size(.|\n)*workers=0") as stopped:
         train(config("mean_teacher", iterations=100_000, validate_every=100_000, workers=1), run, quiet=True)
     assert multiprocessing.active_children() == others  # though the traceback is still there
     assert stopped.tb
@@ -605,6 +605,21 @@ def test_save_every_saves_between_validations(config, tmp_path):
     (run / "last.pt").unlink()
     train(config(iterations=9, validate_every=100, save_every=2), run, resume=True, until=3, quiet=True)
     assert load_checkpoint(run / "last.pt")["iteration"] == 3
+
+
+def test_a_run_that_waits_for_patches_says_so(config, tmp_path, monkeypatch, capsys):
+    train(config(iterations=3), tmp_path / "quick", quiet=True)
+    assert all(0 < row["waiting"] < 1 for row in read_metrics(tmp_path / "quick" / "metrics.csv") if "lr" in row)
+    read = patches.PatchStream.__getitem__
+
+    def slowly(stream, n):
+        time.sleep(0.1)
+        return read(stream, n)
+
+    monkeypatch.setattr(patches.PatchStream, "__getitem__", slowly)
+    train(config(iterations=21), tmp_path / "slow", quiet=True)
+    assert all(row["waiting"] > 0.5 for row in read_metrics(tmp_path / "slow" / "metrics.csv") if "lr" in row)
+    assert capsys.readouterr().err.count("waiting for patches") == 1
 
 
 def test_a_run_is_saved_between_validations_as_time_goes_by(config, tmp_path, monkeypatch):

@@ -7,9 +7,10 @@ from medssl.watchman import Watchman
 HEALTHY = {
     "loss/supervised": 0.4, "loss/consistency": 0.01, "stat/prior/0": 0.9, "stat/prior/1": 0.08, "stat/prior/2": 0.02,
     "stat/pseudo/0": 0.92, "stat/pseudo/1": 0.07, "stat/pseudo/2": 0.01, "stat/selected": 0.8, "stat/gap": 0.02,
-    "stat/lag/0": 0.01,
+    "stat/lag/0": 0.01, "waiting": 0.1,
 }  # fmt: skip
 FAULTS = {
+    "waiting for patches": {"waiting": 0.6},
     "no unlabelled voxel has counted": {"stat/selected": 0.0, "loss/consistency": 0.0},
     "loss/consistency has been exactly 0": {"loss/consistency": 0.0},
     "every unlabelled voxel has counted": {"stat/selected": 1.0},

@@ -10,6 +10,8 @@ processes read of each volume what a patch touches.
 from __future__ import annotations
 
 import signal
+import sys
+import threading
 import traceback
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
@@ -37,9 +39,6 @@ OPEN_FILES = 64
 """Volumes of a larger set whose files stay open."""
 AHEAD = 2
 """Batches that each reader prepares in advance."""
-
-_LOST = ("DataLoader worker (pid", "shared memory")
-"""What torch says of a reader that was killed, or could not hand over its batch."""
 
 Patches = tuple[Tensor, ...]
 
@@ -155,11 +154,17 @@ class PatchStream(Dataset[Patches]):
         elif self.in_memory:
             yield from _read_ahead(self, numbers, workers, pin)
         else:
-            yield from DataLoader(
+            loader = DataLoader(
                 self, batch_sampler=[list(n) for n in numbers], num_workers=workers, prefetch_factor=AHEAD,
                 pin_memory=pin, multiprocessing_context="spawn",
                 worker_init_fn=_leave_signals_to_the_trainer,
             )  # fmt: skip
+            try:
+                yield from loader
+            except (OSError, EOFError) as error:
+                if str(error).startswith("Caught "):  # in a reader that is alive
+                    raise
+                raise _ReaderLostError(f"{type(error).__name__}: {error}") from error
 
     def batch(self, numbers: Sequence[int], *, pin: bool = False) -> Patches:
         """The samples with these numbers, stacked."""
@@ -215,6 +220,10 @@ def _room(sharing: int) -> int:
     return MEMORY_LIMIT if free is None else min(MEMORY_LIMIT, free // (SHARE * sharing))
 
 
+class _ReaderLostError(RuntimeError):
+    """A reader was gone when its batch was fetched."""
+
+
 @contextmanager
 def ending_readers() -> Iterator[None]:
     """Let no reading process outlive an error, and tell what to do where one was lost, as torch says anywhere.
@@ -226,15 +235,34 @@ def ending_readers() -> Iterator[None]:
         yield
     except BaseException as error:
         # They hold the readers, on whom Python would wait for good as it ends: its SIGTERM is nothing to them.
-        traceback.clear_frames(error.__traceback__)
+        with _deaf_to_readers():
+            traceback.clear_frames(error.__traceback__)
         said = str(error).strip()
-        if not isinstance(error, RuntimeError) or not any(words in said for words in _LOST):
+        if not isinstance(error, _ReaderLostError) and not (isinstance(error, RuntimeError) and _tells_of_loss(said)):
             raise
         raise OutOfMemoryError(
             f"a process that reads patches was lost ({said.splitlines()[-1]}). Where memory ran out, lower "
             "train.workers; where shared memory did, start the container with --shm-size 16g or --ipc=host. "
             "train.workers=0 needs neither. `medssl doctor` tells how much there is; a run goes on with --resume."
         ) from None
+
+
+def _tells_of_loss(said: str) -> bool:
+    """Whether these are torch's words for a reader that was killed, or could not hand over its batch."""
+    return "DataLoader worker (pid" in said or "shared memory" in said
+
+
+@contextmanager
+def _deaf_to_readers() -> Iterator[None]:
+    """Let readers end without torch raising, at the end of each, that another was lost before."""
+    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, previous)
 
 
 def _read_ahead(
