@@ -45,7 +45,12 @@ app = typer.Typer(
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Workers = Annotated[int, typer.Option("--workers", help="Processes.")]
 Raw = Annotated[Path, typer.Argument(help="Dataset folder, or a datalist (CSV, JSON) that names the files.")]
-LayoutName = Annotated[str | None, typer.Option("--layout", help="How the files lie; by default the first that fits.")]
+LayoutName = Annotated[
+    str | None,
+    typer.Option(
+        "--layout", help="How the files lie, such as nnunet or msd (docs/data.md); by default the first that fits."
+    ),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]
 Labelled = Annotated[
     str, typer.Option("--labelled", help="How many train with their label: 8, 10% of those who train, or all.")

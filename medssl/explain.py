@@ -235,6 +235,12 @@ def _readings(
             for rule, function in _DEFINITIONS.get(metric, {}).items():
                 yield f"{rule}, {unit}", function(distances)
         return
+    if metric == "boundary_iou":
+        yield "the IoU of the two surfaces", Overlap.of(*map(surface, pair)).iou
+    if metric == "volume_difference":
+        yield "|P| - |R| in ml", (overlap.prediction - overlap.reference) * math.prod(spacing) / 1000
+    if metric == "relative_volume":
+        yield "|P| - |R| over |R|, in percent", overlap.relative_volume
     overlaps = {"dice": overlap.dice, "iou": overlap.iou, "precision": overlap.precision, "recall": overlap.recall}
     if metric not in overlaps:
         return

@@ -140,6 +140,8 @@ def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, 
     if resume and (out / "last.pt").exists():
         _check_same(config, data.split, out)
         trainer.load(out / "last.pt")
+        if is_first() and not quiet:
+            print(f"{out}: going on from step {trainer.iteration} of {config.train.iterations}", file=sys.stderr)
     else:
         if resume and is_first() and not quiet:
             print(f"medssl: {out} holds no last.pt to go on from; training begins at step 0", file=sys.stderr)

@@ -1,6 +1,7 @@
 """A matrix of runs: what it makes, that it goes on, and that a run which fails or is stopped costs no other."""
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -13,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from medssl.bench import bench
 from medssl.bench.matrix import ALL, Bench, BenchConfig, load_bench
 from medssl.bench.plan import plan, print_plan
 from medssl.bench.setup import write_splits
+from medssl.bench.tables import print_comparison
 from medssl.bench.times import time_rows
 from medssl.checkpoint import load_checkpoint
 from medssl.config import bundled, dump, parse
@@ -453,3 +456,14 @@ class TestRay:
         again = [path.name for path in out.glob("logs/*.txt") if path.read_text().count("# medssl train") > 1]
         assert again, "the run of the lost node was started again"
         shutil.rmtree(out)
+
+
+def test_the_comparison_fits_a_terminal_and_says_verdicts_in_full_below():
+    heads = ["method", "seeds", "minutes", "dice, %", "95 % interval", "sd of runs", "verdict against supervised"]
+    said = "too few patients to tell: -0.2 points, 95 % interval -0.9 to 0.2; only 3 patients"
+    cells = [heads, ["supervised", "1", "0.2", "5.3", "3 to 7", "", ""], ["bcp", "1", "0.1", "5.1", "3 to 6", "", said]]
+    out = io.StringIO()
+    print_comparison(cells, Console(file=out, width=80))
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    assert lines[-2:] == ["against supervised", f"  bcp: {said}"]
+    assert len(lines) == 5

@@ -100,7 +100,11 @@ def test_other_files_are_named_and_counted(folders):
     lines = explain(a, b)
     assert any(line.startswith("other cases: 2 (case1, case2) in A only") for line in lines)
     assert any(re.match(r"other files: case0, prediction: \d+ voxels differ", line) for line in lines)
-    assert reasons(a, b)["dice"][0].startswith("2 by other files: both are Dice of the volume")
+    found = reasons(a, b)
+    assert found["dice"][0].startswith("2 by other files: both are Dice of the volume")
+    for metric in ("boundary_iou", "volume_difference", "relative_volume"):
+        assert found[metric]
+        assert all("by other files: both are" in reason for reason in found[metric]), found[metric]
 
 
 def test_rules_are_found_for_a_reference_stored_along_other_axes(folders):

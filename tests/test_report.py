@@ -447,6 +447,11 @@ def test_every_path_that_is_no_run_is_listed_with_what_it_lacks(factory):
         write_report([broken, factory.root / "nowhere"], factory.root / "report")
     assert f"{broken}: not a run folder: env.json missing" in str(caught.value)
     assert f"{factory.root / 'nowhere'}: not a folder" in str(caught.value)
+    whole = factory.run("whole", "bcp", 1)
+    with pytest.raises(
+        DataError, match=f"{whole.parent}: not a run folder: .*; it holds run folders, name these: {whole}$"
+    ):
+        write_report([whole.parent], factory.root / "report")
     assert not (factory.root / "report").exists()
 
 

@@ -72,21 +72,24 @@ def _cell(value: float | None) -> str:
 
 
 def print_comparison(cells: Sequence[Sequence[str]], console: Console | None = None) -> None:
-    """Show the comparison: Dice of each row and the verdict, a table for each reference."""
+    """Show the comparison: Dice of each row, and below the table in a line each what that says beside a reference."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     heads = cells[0]
     names = ("method", "seeds", "minutes", "dice, %", "95 % interval", "sd of runs")
+    console, shown = console or Console(), [*map(heads.index, names)]
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in shown:
+        table.add_column(escape(heads[column]))
+    for row in cells[1:]:
+        table.add_row(*(escape(row[column]) for column in shown))
+    console.print(table)
     for verdict in (i for i, head in enumerate(heads) if head.startswith("verdict")):
-        shown = [*map(heads.index, names), verdict]
-        table = Table(box=None, padding=(0, 2, 0, 0))
-        for column in shown:
-            table.add_column(escape(heads[column]))
-        for row in cells[1:]:
-            table.add_row(*(escape(row[column]) for column in shown))
-        (console or Console()).print(table)
+        console.print(escape(heads[verdict].removeprefix("verdict ")), highlight=False)
+        for row in (row for row in cells[1:] if row[verdict]):
+            console.print(escape(f"  {row[shown[0]]}: {row[verdict]}"), highlight=False, soft_wrap=True)
 
 
 def _row(matrix: Bench, cell: Cell, code: int | None) -> dict[str, Any]:
@@ -110,4 +113,4 @@ def outcome(matrix: Bench, cell: Cell, code: int) -> str:
     if code:
         return f"exit code {code}, see {matrix.log(cell)}"
     row = _row(matrix, cell, code)
-    return f"test Dice {row.get('dice', '-')} after {row['minutes']} minutes of steps"
+    return f"test Dice {row.get('dice', '-')} after {float(row['minutes']):.1f} minutes of steps"

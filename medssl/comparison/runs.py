@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from medssl.config import flatten, load_yaml
+from medssl.data.volume import some
 from medssl.errors import ConfigError, DataError
 from medssl.files import read_object
 from medssl.logs import read_metrics, training_seconds
@@ -164,7 +165,9 @@ def _fault_of_folder(path: Path) -> str | None:
     if not path.is_dir():
         return f"{path}: not a folder; expected a run folder, as `medssl train` writes it"
     missing = [name for name in _FILES if not (path / name).is_file()]
-    return f"{path}: not a run folder: {', '.join(missing)} missing" if missing else None
+    inside = sorted(str(one) for one in path.glob("*/") if all((one / name).is_file() for name in _FILES))
+    hint = f"; it holds run folders, name these: {some(inside)}" if inside else ""
+    return f"{path}: not a run folder: {', '.join(missing)} missing{hint}" if missing else None
 
 
 def _load_run(path: Path) -> Run:
