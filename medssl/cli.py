@@ -293,14 +293,14 @@ def split_export(
     overwrite: Overwrite = False,
 ) -> None:
     """Write a split as nnU-Net's splits_final.json or as `*.list` files."""
-    from medssl.data.lists import FILES, export_lists, export_nnunet
+    from medssl.data.lists import FILES, RECORD, export_lists, export_nnunet
     from medssl.data.splits import load_split
 
     if to == "lists" and len(splits) > 1:
         raise ConfigError(f"--to lists: a folder holds one split, {len(splits)} are given; export them one by one")
     found = [load_split(path) for path in splits]
     out = out or Path("splits_final.json" if to == "nnunet" else "lists")
-    for path in [out] if to == "nnunet" else [out / f"{name}.list" for name in FILES]:
+    for path in [out] if to == "nnunet" else [*(out / f"{name}.list" for name in FILES), out / RECORD]:
         refuse_existing(path, overwrite)
     if to == "nnunet":
         export_nnunet(found, out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 import medssl
 from medssl.cli import app
+from medssl.doctor import fault_behind
 from medssl.doctor.gpus import Driver, driver_version, find_driver, has_kernels, no_gpu
 from medssl.errors import ConfigError
 
@@ -152,6 +154,30 @@ def test_torch_2_9_is_a_fault_that_says_why_even_where_nothing_can_print_it_in_c
     assert "torch 2.9.1+cu128 is installed (3-D convolutions in mixed precision are slow" in torch_
     assert "does not load (ImportError: wrong build)" in rich
     assert list((packages.parent / "empty").iterdir()) == []
+
+
+@pytest.mark.parametrize("broken", ["pydantic", "typer", "packaging"])
+def test_a_package_that_the_command_needs_is_one_line_and_the_doctor_goes_on(packages, broken):
+    (packages / f"{broken}.py").write_text("raise ImportError('wrong build')")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(packages), os.environ.get("PYTHONPATH"))))}
+    command = [sys.executable, "-m", "medssl", "check", str(packages)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 4
+    (line,) = done.stderr.splitlines()
+    assert re.match(
+        rf"medssl: {broken} .*does not load \(ImportError: wrong build\); python -m pip install .*{broken}", line
+    )
+    done = doctor_beside(packages)
+    assert done.returncode == 4
+    (fault,) = lines_of(done, "fault")
+    assert "ImportError: wrong build" in fault
+    assert any("relative error" in line for line in lines_of(done, "ok"))
+
+
+def test_an_error_about_something_else_is_no_fault_of_a_package():
+    assert fault_behind(ValueError("other")) is None
+    assert fault_behind(ImportError("other", name="medssl.other")) is None
+    assert fault_behind(ImportError("loads all the same", name="numpy")) is None
 
 
 # GPUs and drivers, as values

@@ -14,13 +14,15 @@ from medssl.config import Settings, bundled, found, merge, parse
 from medssl.data.draw import Amount, Wish, declared_apart, make_split, number_of, shuffled
 from medssl.data.names import read_id_list, resolve_names
 from medssl.data.prepared import PreparedDataset
-from medssl.data.splits import PARTS, Part, Split, refuse_file
+from medssl.data.splits import PARTS, Part, Split, refuse_file, write_split
 from medssl.errors import ConfigError, DataError
 from medssl.files import whole_file, write_json
 
 TRAIN = "train"
 """A list of patients who train, with their labels or without."""
 FILES = (TRAIN, *PARTS)
+RECORD = "split.json"
+"""Beside exported lists: the split as medssl has it, with its seed and quirks, which lists cannot say."""
 
 
 class PublishedSplit(Settings):
@@ -134,7 +136,7 @@ def export_nnunet(splits: Sequence[Split], path: Path) -> None:
     """Write splits_final.json, each split a fold: `train` holds the labelled cases alone.
 
     So nnU-Net learns from the labels that medssl learns from. It passes over `unlabelled` and `test`, by which
-    `import_split` finds the whole split again.
+    `import_split` finds the whole split again, and over `seed` and `quirks`, which are there for people.
 
     Raises:
         ConfigError: a split selects on its test cases.
@@ -142,13 +144,19 @@ def export_nnunet(splits: Sequence[Split], path: Path) -> None:
     for split in splits:
         _refuse_test_as_val(split)
     names = {TRAIN: "labelled", "val": "val", "unlabelled": "unlabelled", "test": "test"}
-    folds = [{name: list(getattr(split, part)) for name, part in names.items()} for split in splits]
+    folds = [
+        {name: list(getattr(split, part)) for name, part in names.items()}
+        | {"seed": split.seed, "quirks": list(split.quirks)}
+        for split in splits
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, folds)
 
 
 def export_lists(split: Split, folder: Path) -> list[Path]:
-    """Write a `.list` for each part, and train.list: the labelled cases, then the unlabelled ones.
+    """Write a `.list` for each part, train.list, and the split itself as RECORD.
+
+    In train.list stand the labelled cases, then the unlabelled ones.
 
     Raises:
         ConfigError: the split selects on its test cases.
@@ -161,6 +169,7 @@ def export_lists(split: Split, folder: Path) -> list[Path]:
     for name, ids in lists.items():
         with whole_file(folder / f"{name}.list") as partial:
             partial.write_text("".join(f"{id}\n" for id in ids), encoding="utf-8")
+    write_split(folder / RECORD, split)
     return [folder / f"{name}.list" for name in lists]
 
 

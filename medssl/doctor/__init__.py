@@ -13,13 +13,13 @@ from typing import Any
 
 from medssl.doctor.findings import Finding, as_plain, print_findings, quiet, said
 from medssl.doctor.gpus import gpu_findings, gpus_to_try
-from medssl.doctor.packages import installation, optional_packages, required_packages
+from medssl.doctor.packages import fault_behind, installation, optional_packages, required_packages
 from medssl.doctor.places import folder_findings, machine, shared_memory
 from medssl.doctor.trials import try_arrays, try_convolution, try_volumes
 from medssl.environment import environment, keep_quiet
 from medssl.errors import DeviceError
 
-__all__ = ["Finding", "as_plain", "diagnose", "print_findings"]
+__all__ = ["Finding", "as_plain", "diagnose", "fault_behind", "print_findings"]
 
 Probe = Callable[..., Iterable[Finding]]
 

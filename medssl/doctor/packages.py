@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, metadata, requires
 from pathlib import Path
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
 
 import medssl
@@ -55,6 +56,20 @@ def optional_packages() -> Iterator[Finding]:
     yield Finding("note" if faults else "ok", "optional", found + (f"; absent: {', '.join(absent)}" if absent else ""),
                   values={**there, **dict.fromkeys(absent)})  # fmt: skip
     yield from faults
+
+
+def fault_behind(error: Exception) -> Finding | None:
+    """What is wrong with a package that failed as it was loaded; None where an error is about something else."""
+    loading = [frame.f_globals for frame, _ in walk_tb(error.__traceback__) if frame.f_code.co_name == "<module>"]
+    names = [error.name or ""] if isinstance(error, ImportError) else []
+    names += [str(module.get("__name__")) for module in reversed(loading)]
+    try:
+        known = {_MODULES.get(one.name, one.name): one for one in (*_required(), *_optional())}
+    except Exception as broken:  # nothing can tell versions then
+        fix = "python -m pip install --force-reinstall packaging"
+        return Finding("fault", "packages", f"packaging does not load ({said(broken)})", fix)
+    suspects = dict.fromkeys(known[top] for name in names if (top := name.partition(".")[0]) in known)
+    return next((fault for one in suspects if (fault := _fault(one, "packages"))), None)
 
 
 def _fault(requirement: Requirement, topic: str) -> Finding | None:

@@ -12,7 +12,7 @@ from medssl.data.draw import Wish, make_split
 from medssl.data.lists import export_lists, export_nnunet, import_split, read_published_split
 from medssl.data.prepared import PreparedCase, PreparedDataset
 from medssl.data.recipe import Grid
-from medssl.data.splits import PARTS
+from medssl.data.splits import PARTS, load_split
 from medssl.data.volume import Source
 from medssl.errors import ConfigError, DataError
 
@@ -117,6 +117,16 @@ def test_what_goes_out_comes_back(tmp_path, wishes):
         export_lists(split, tmp_path / "lists")
         assert holds(import_split(dataset, tmp_path / "lists")) == holds(split)
         assert import_split(dataset, tmp_path / "lists").seed is None
+
+
+def test_seed_and_quirks_stand_beside_what_goes_out(tmp_path):
+    split = make_split(patients(tmp_path), Wish(labelled=2, val=2, test=3, seed=4))
+    split = split.model_copy(update={"quirks": ("stratified by labels",)})
+    export_nnunet([split], tmp_path / "splits_final.json")
+    (fold,) = json.loads((tmp_path / "splits_final.json").read_text())
+    assert (fold["seed"], fold["quirks"]) == (4, ["stratified by labels"])
+    export_lists(split, tmp_path / "lists")
+    assert load_split(tmp_path / "lists" / "split.json") == split
 
 
 def test_nnunet_is_given_the_labels_that_train_and_no_others(tmp_path):
