@@ -76,7 +76,7 @@ def read_published_split(path: Path) -> PublishedSplit:
             names = sorted(file.stem for file in known.parent.glob("*.yaml")) if known else []
             raise ConfigError(f"--published {path}: no such lists; there are {', '.join(names)}, or name a file")
         path = named or path
-    return parse(PublishedSplit, merge([found(path)]), where=str(path))
+    return parse(PublishedSplit, merge([found(path)]))
 
 
 def import_split(

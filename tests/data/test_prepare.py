@@ -55,7 +55,7 @@ def test_finished_cases_are_kept_and_missing_ones_made_again(balls, tmp_path):
     [
         ("[1]", "expected an object with named entries, found a list"),
         ("7", "found a number"),
-        ("{}", "format None"),
+        ("{}", "not of a prepared folder"),
         ('{"format": 4, "data": 3}', "\n  data: .*got 3\n  cases: required"),
         ('{"format": 4, "data": {"name": "x", "classes": ["a", "b"]}, "cases": 5}', "cases: .*got 5"),
     ],
