@@ -337,12 +337,13 @@ def _of_part(run: Path, part: str) -> dict[str, tuple[Source, ...]]:
         raise ConfigError(f"--part {part}: expected one of {', '.join(PARTS)}")
     if is_model_folder(run):
         raise ConfigError(f"--part {part}: {run} is a model folder, which has no split; name the images to segment")
-    root = parse(DatasetConfig, merge([run / "config.yaml"]).get("data", {}), where="data").root
+    path = run / "config.yaml"
+    root = parse(DatasetConfig, merge([path]).get("data", {}), where=f"{path}: data").root
     if root is None:
-        raise DataError(f"{run / 'config.yaml'}: names no data.root; name the images in place of --part {part}")
+        raise DataError(f"{path}: names no data.root; name the images in place of --part {part}")
     if not root.is_absolute() and not root.exists():
         raise DataError(
-            f"{run / 'config.yaml'}: data.root is {root}, which was looked for in {Path.cwd()} and is not there; "
+            f"{path}: data.root is {root}, which was looked for in {Path.cwd()} and is not there; "
             f"predict from the folder in which the run was trained, or name the images in place of --part {part}"
         )
     dataset = read_prepared(root)

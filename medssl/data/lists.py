@@ -144,11 +144,10 @@ def export_nnunet(splits: Sequence[Split], path: Path) -> None:
     for split in splits:
         _refuse_test_as_val(split)
     names = {TRAIN: "labelled", "val": "val", "unlabelled": "unlabelled", "test": "test"}
-    folds = [
-        {name: list(getattr(split, part)) for name, part in names.items()}
-        | {"seed": split.seed, "quirks": list(split.quirks)}
-        for split in splits
-    ]
+    folds = []
+    for split in splits:
+        lists = {name: list(getattr(split, part)) for name, part in names.items()}
+        folds.append({**lists, "seed": split.seed, "quirks": list(split.quirks)})
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, folds)
 
