@@ -80,7 +80,7 @@ def _run(
     _say(console, f"train {name}, predict and evaluate its test cases")
     overrides = [f"data.root={out / 'prepared'}", f"data.splits={out / 'splits.json'}"]
     overrides += [] if iterations is None else [f"train.iterations={iterations}"]
-    train(load_run_config([config_file, _config(f"method/{name}.yaml")], overrides), run, resume=True)
+    train(load_run_config([config_file, _config(f"method/{name}.yaml")], overrides), run, resume=run.exists())
     predict(run, [], run / "test", part="test", overwrite=True)
     return summarise(
         evaluate_folders(run / "test", out / "phantoms" / "labels", run / "scores.csv", workers=0, overwrite=True)
