@@ -152,8 +152,8 @@ def _describe(model: type[BaseModel], fault: Mapping[str, Any], where: str) -> s
     if fault["type"] == "missing" and isinstance(fault["loc"][-1], int):  # a list that is too short
         return f"{key.rpartition('.')[0]}: value {fault['loc'][-1] + 1} is missing, got {list(fault['input'])}"
     if fault["type"] == "missing":
-        section = key.partition(".")[0]
-        files = f"; a file such as configs/{section}/NAME.yaml has it" if section in ("data", "method") else ""
+        top = key.partition(".")[0]
+        files = f"; a file such as configs/{top}/NAME.yaml has it" if top in ("data", "method") else ""
         return f"{title}required, and not given{files}"
     said = "expected a list" if fault["type"] == "tuple_type" else fault["msg"].removeprefix("Value error, ")
     return f"{title}{said}" + (f", got {fault['input']!r}" if not isinstance(fault["input"], Mapping) else "")

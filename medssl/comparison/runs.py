@@ -165,9 +165,11 @@ def _fault_of_folder(path: Path) -> str | None:
     if not path.is_dir():
         return f"{path}: not a folder; expected a run folder, as `medssl train` writes it"
     missing = [name for name in _FILES if not (path / name).is_file()]
+    if not missing:
+        return None
     inside = sorted(str(one) for one in path.glob("*/") if all((one / name).is_file() for name in _FILES))
     hint = f"; it holds run folders, name these: {some(inside)}" if inside else ""
-    return f"{path}: not a run folder: {', '.join(missing)} missing{hint}" if missing else None
+    return f"{path}: not a run folder: {', '.join(missing)} missing{hint}"
 
 
 def _load_run(path: Path) -> Run:
