@@ -101,8 +101,8 @@ def make_network(config: NetworkConfig, channels: int, classes: int) -> nn.Modul
     name, arguments = monai_network(config, channels, classes)
     net: nn.Module = getattr(nets, name)(**arguments)
     net.made_from = config  # type: ignore[assignment]  # for an export, which has the network alone
-    for block in _decoder(net):
-        block.decodes = True  # type: ignore[assignment]  # for methods that perturb features
+    for block, encoded in _decoder(net, config):
+        block.encoded = encoded  # type: ignore[assignment]  # for methods that perturb features
     return net if config.axes == (0, 1, 2) else Viewed(net, Axes(config.axes))
 
 
@@ -125,17 +125,27 @@ def monai_network(config: NetworkConfig, channels: int, classes: int) -> tuple[s
     }  # fmt: skip
 
 
-def _decoder(net: nn.Module) -> Iterator[nn.Module]:
-    """The blocks of a MONAI U-Net that put coarse and skipped features together."""
+def _decoder(net: nn.Module, config: NetworkConfig) -> Iterator[tuple[nn.Module, tuple[int, ...]]]:
+    """The blocks of a MONAI U-Net that put coarse and skipped features together, the finest first.
+
+    With each comes how many channels of each of its inputs, from the first one on, are the encoder's. At the coarsest
+    block all are.
+    """
     from monai.networks.blocks import UnetUpBlock
     from monai.networks.layers.simplelayers import SkipConnection
 
-    for module in net.modules():
-        if isinstance(module, UnetUpBlock):
-            yield module
-        elif isinstance(module, nn.Sequential):
-            layers = list(module)
-            yield from (after for skip, after in pairwise(layers) if isinstance(skip, SkipConnection))
+    joined = [  # in a UNet a block gets both as one input
+        after
+        for module in net.modules()
+        if isinstance(module, nn.Sequential)
+        for skip, after in pairwise(module)
+        if isinstance(skip, SkipConnection)
+    ]
+    apart = [module for module in net.modules() if isinstance(module, UnetUpBlock)][::-1]  # in a DynUNet as two
+    blocks = joined or apart
+    for block, (fine, coarse) in zip(blocks, pairwise(config.channels), strict=True):
+        reached = coarse if block is blocks[-1] else 0
+        yield block, (fine + reached,) if joined else (reached, fine)
 
 
 def checkpoint_activations(net: nn.Module) -> None:

@@ -22,7 +22,7 @@ class TinyNet(nn.Module):
         super().__init__()
         self.encoder = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.BatchNorm3d(4), nn.Dropout(dropout))
         self.decoder = nn.Conv3d(4, 3, 3, padding=1)
-        self.decoder.decodes = True
+        self.decoder.encoded = (4,)
 
     def forward(self, image):
         return self.decoder(self.encoder(image))

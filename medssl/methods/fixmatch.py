@@ -36,9 +36,8 @@ class FixMatch(Method):
     The weak view is the patch before the trainer changed its grey levels; a strong one has those changes, and on top
     other contrast and blur on the same grid. UniMatch asks for two strong views (its dual-stream perturbation), each of
     which may get a box of another unlabelled patch (`cutmix`), and for the weak view once more with channels of the
-    features missing (its feature perturbation, `feature_dropout`). The released network drops channels of the encoder
-    alone; here each block of the decoder misses some of the block before it as well. There is no teacher: the student
-    in training mode labels the weak view, as released.
+    encoder's features missing (its feature perturbation, `feature_dropout`). There is no teacher: the student in
+    training mode labels the weak view, as released.
     """
 
     class Config(MethodConfig):
@@ -51,7 +50,7 @@ class FixMatch(Method):
         cutmix: float = Field(0.0, ge=0, le=1)
         """Chance that a strong view's patches exchange a box with each other."""
         feature_dropout: float = Field(0.0, ge=0, lt=1)
-        """Share of the channels that the decoder misses in a further view; 0 leaves this view out."""
+        """Share of the encoder's channels that the decoder misses in a further view; 0 leaves this view out."""
         feature_weight: float = Field(0.5, ge=0)
         """Of that view."""
         loss: Literal["ce", "dice"] = "ce"

@@ -28,7 +28,7 @@ def dropout_layers(net: nn.Module) -> list[_DropoutNd]:
 
 def decoder_blocks(net: nn.Module) -> list[nn.Module]:
     """The blocks that put coarse and skipped features together, as `medssl.networks` marks them."""
-    return [module for module in net.modules() if getattr(module, "decodes", False)]
+    return [module for module in net.modules() if hasattr(module, "encoded")]
 
 
 def with_dropout(net: nn.Module, image: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -44,12 +44,15 @@ def with_dropout(net: nn.Module, image: Tensor, seeds: Sequence[int]) -> Tensor:
 
 
 def with_fewer_channels(net: nn.Module, image: Tensor, rate: float, seeds: Sequence[int]) -> Tensor:
-    """Logits of a decoder that misses a share of all channels, coarse and skipped ones; the encoder is whole."""
+    """Logits of a decoder that gets the encoder's features with a share of the channels missing.
+
+    These are the skipped features and the coarsest ones. The encoder is whole, and so are the decoder's own features.
+    """
 
     def hook(number: int) -> Any:
         return lambda block, inputs: tuple(
-            dropped(features, rate, _apart(seeds, number, place), channels=True)
-            for place, features in enumerate(inputs)
+            torch.cat([dropped(features[:, :n], rate, _apart(seeds, number, place), channels=True), features[:, n:]], 1)
+            for place, (features, n) in enumerate(zip(inputs, block.encoded, strict=True))
         )
 
     blocks = enumerate(decoder_blocks(net))

@@ -46,14 +46,20 @@ def test_the_decoder_misses_channels_and_the_encoder_does_not(name, units):
     assert first.weight.grad.abs().sum() > 0
 
 
-def test_whole_channels_are_missing():
-    net, seen = network().eval(), []
-    block = decoder_blocks(net)[0]
-    block.conv_block.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    with_fewer_channels(net, image(), 0.5, (1, 2))
-    skipped = seen[0][:, 8:].flatten(2)  # after the upsampled channels
-    assert ((skipped == 0).all(-1) | (skipped != 0).any(-1)).all()
-    assert 0 < (skipped == 0).all(-1).sum() < skipped.shape[0] * skipped.shape[1]
+@pytest.mark.parametrize(("name", "units"), NETWORKS)
+def test_whole_channels_of_the_encoder_are_missing_and_none_of_the_decoder(name, units):
+    """At the finer block of two, 4 channels are skipped and 8 are the coarser block's; at that one all are encoded."""
+    net, seen = network(name, residual_units=units).eval(), []
+    for block in decoder_blocks(net):
+        block.register_forward_hook(lambda block, inputs, output: seen.append(inputs))
+    with_fewer_channels(net, image(8), 0.5, range(8))
+    coarse, fine = ([(features.flatten(2) == 0).all(-1) for features in inputs] for inputs in seen)
+    decoded, skipped = fine if name == "dynunet" else (fine[0][:, 4:], fine[0][:, :4])
+    assert decoded.shape[1] >= 4
+    assert not decoded.any()
+    for missing, channels in ((skipped, 4), (torch.cat(coarse, 1), 8 + 16)):
+        assert missing.shape[1] == channels
+        assert 0.3 < missing.float().mean() < 0.7
 
 
 def test_nothing_stays_behind():

@@ -21,7 +21,7 @@ from medssl.data.splits import write_split
 from medssl.errors import ConfigError
 from medssl.logs import read_metrics
 from medssl.methods import METHODS
-from medssl.methods.inside import with_agreeing_channels
+from medssl.methods.inside import decoder_blocks, with_agreeing_channels
 from medssl.networks import NetworkConfig, make_network
 from medssl.parts.perturb import strong_view
 from medssl.parts.prompts import describe
@@ -130,7 +130,7 @@ def test_every_block_of_the_decoder_is_weighed_and_none_afterwards(name):
     torch.manual_seed(1)
     both = torch.randn(4, 1, *SHAPE)
     inputs = {}
-    blocks = [module for module in net.modules() if getattr(module, "decodes", False)]
+    blocks = decoder_blocks(net)
     for strength in (0.0, 3.0):
         seen = inputs.setdefault(strength, [])
         for block in blocks:  # a hook that comes later is called later, hence on the first layer within
