@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +14,9 @@ from torch import Tensor
 from medssl.data.patches import TrainingData
 from medssl.device import autocast
 from medssl.errors import ConfigError
-from medssl.predictor import by_windows
 from medssl.run import RunConfig
 from medssl.trainer import Trainer
+from medssl.windows import by_windows
 
 
 def canary_cases(config: RunConfig, data: TrainingData) -> list[str]:
@@ -46,6 +47,11 @@ class PseudoLabels:
     def __init__(self, trainer: Trainer, config: RunConfig, classes: Sequence[str]) -> None:
         self.trainer, self.patch, self.classes = trainer, config.train.patch, tuple(classes)
         self.batch = config.window.batch
+
+    def likeliest(self, image: NDArray[np.float32]) -> NDArray[np.integer[Any]]:
+        """The class that a voxel is told most, `(M, x, y, z)` to `(x, y, z)`."""
+        classes: NDArray[np.integer[Any]] = self.probabilities(image).argmax(0)
+        return classes
 
     @torch.no_grad()
     def probabilities(self, image: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from monai.inferers import sliding_window_inference
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from medssl.config import Settings
+from medssl.data.grid import Grid, Slab, class_type
 from medssl.data.recipe import Prepared, Recipe
 from medssl.data.volume import Volume, by
 from medssl.device import autocast
@@ -22,6 +22,7 @@ from medssl.errors import ConfigError, DataError, OutOfMemoryError
 from medssl.machine import available_memory
 from medssl.methods.base import Method
 from medssl.parts.pseudo import largest_component
+from medssl.windows import by_windows
 
 Which = Literal["student", "teacher", "ensemble", "one-student", "one-teacher"]
 
@@ -88,47 +89,88 @@ class Predictor:
         if unknown:
             raise ConfigError(f"window.largest_component: no class {', '.join(sorted(unknown))}; {', '.join(classes)}")
 
-    def probabilities(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+    def probabilities(
+        self, image: NDArray[np.float32], axis: int = 0, rows: range | None = None
+    ) -> NDArray[np.float32]:
         """Mean class probabilities of the networks, `(M, x, y, z)` to `(C, x, y, z)`, on the prepared grid.
 
         Where there are others, the mean of theirs and of its own, each a mean over its networks.
 
+        Args:
+            rows: those wanted along `axis`; None wants all.
+
         Raises:
             OutOfMemoryError: they are more than is free; the system would end the process without a word.
         """
-        probs = self._own_probabilities(image)
+        if rows is None:
+            self._refuse_beyond(available_memory(), image.shape[1:])
+        probs = self._own_probabilities(image, axis, rows)
         for other in self.others:
-            probs += other.probabilities(image)
+            probs += other._own_probabilities(image, axis, rows)
         probs /= 1 + len(self.others)
         return probs
 
     @torch.no_grad()
-    def _own_probabilities(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        self._refuse_beyond_memory(image.shape[1:])
+    def _own_probabilities(self, image: NDArray[np.float32], axis: int, rows: range | None) -> NDArray[np.float32]:
         modes = [net.training for net in self.networks]
         for net in self.networks:
             net.eval()
         probs = by_windows(
             image, self._forward, self.device, patch=self.patch, batch=self.window.batch, overlap=self._overlap(),
-            blend=self.window.blend,
+            blend=self.window.blend, axis=axis, rows=rows,
         )  # fmt: skip
         for net, mode in zip(self.networks, modes, strict=True):
             net.train(mode)
         return probs
 
-    def _refuse_beyond_memory(self, shape: tuple[int, ...]) -> None:
-        needed, free = 4 * len(self.classes) * math.prod(shape), available_memory()
+    def slabs(self, image: NDArray[np.float32]) -> Iterator[Slab]:
+        """What `probabilities` gives, in one piece where half of the free memory holds it, or in several.
+
+        They lie along the axis with most windows. Each begins with the row that ended the one before; windows that
+        reach into two are looked at twice.
+
+        Raises:
+            OutOfMemoryError: a slab of three windows, one after the other, is more than that.
+        """
+        shape, free = image.shape[1:], available_memory()
+        side = [max(each.patch[axis] for each in (self, *self.others)) for axis in range(3)]
+        axis = 2 if self.recipe.resize else max(range(3), key=lambda axis: shape[axis] / side[axis])
+        least = (*shape[:axis], 3 * side[axis], *shape[axis + 1 :])
+        if free is None or self._bytes(shape) <= free // 2 or shape[axis] <= least[axis]:
+            yield Slab(self.probabilities(image))
+            return
+        self._refuse_beyond(free // 2, least)
+        rows = free // 2 // (self._bytes(shape) // shape[axis]) - 2 * side[axis]
+        count = math.ceil((shape[axis] - 1) / rows)
+        ends = [number * (shape[axis] - 1) // count for number in range(count + 1)]
+        for start, end in itertools.pairwise(ends):
+            yield Slab(self.probabilities(image, axis, range(start, end + 1)), axis, start)
+
+    def _bytes(self, shape: tuple[int, ...]) -> int:
+        """What the probabilities of so many voxels take while they are made, with a count of windows beside them."""
+        return 4 * (len(self.classes) + 1) * (2 if self.others else 1) * math.prod(shape)
+
+    def _refuse_beyond(self, free: int | None, shape: tuple[int, ...]) -> None:
+        needed = self._bytes(shape)
         if free is not None and needed > free:
             raise OutOfMemoryError(
-                f"probabilities of {len(self.classes)} classes for {by(shape)} voxels take "
-                f"{needed / 2**30:.1f} GiB, and {free / 2**30:.1f} are free; cut the image to the part that counts, "
-                "take a machine with more memory, or train at a coarser data.recipe.spacing"
+                f"probabilities of {len(self.classes)} classes for {by(shape)} voxels take {needed / 2**30:.1f} GiB, "
+                f"and {free / 2**30:.1f} are there for them; cut the image to the part that counts, take a machine "
+                "with more memory, or train at a coarser data.recipe.spacing"
             )
+
+    def likeliest(self, image: NDArray[np.float32]) -> NDArray[np.unsignedinteger[Any]]:
+        """The class of each voxel of a prepared image, `(M, x, y, z)` to `(x, y, z)`."""
+        classes = np.empty(image.shape[1:], class_type(len(self.classes) - 1))
+        for slab in self.slabs(image):
+            classes[(slice(None),) * slab.axis + (slice(slab.start, slab.stop),)] = slab.probs.argmax(0)
+            del slab  # before the next one is made
+        return classes
 
     def segment(self, image: Volume) -> NDArray[np.unsignedinteger[Any]]:
         """The class of each voxel of a raw image, `(X, Y, Z)` on its own grid."""
         prepared = self._prepared(image)
-        return self._cleaned(self.recipe.undo(self.probabilities(prepared.image), prepared.grid))
+        return self._cleaned(self.recipe.undo(self.slabs(prepared.image), prepared.grid))
 
     def segment_with_uncertainty(
         self, image: Volume
@@ -137,8 +179,8 @@ class Predictor:
 
         A voxel that `largest_component` took away from a class is as uncertain as that class was likely.
         """
-        classes, uncertainty, _ = self.segment_with_probabilities(image)
-        return classes, uncertainty
+        prepared = self._prepared(image)
+        return self._cleaned_with_uncertainty(self.slabs(prepared.image), prepared.grid)
 
     def segment_with_probabilities(
         self, image: Volume
@@ -149,10 +191,15 @@ class Predictor:
         """
         prepared = self._prepared(image)
         probs = self.probabilities(prepared.image)
-        classes, certainty = self.recipe.undo_with_certainty(probs, prepared.grid)
+        classes, uncertainty = self._cleaned_with_uncertainty([Slab(probs)], prepared.grid)
+        return classes, uncertainty, self.recipe.undo_by_class(probs, prepared.grid)
+
+    def _cleaned_with_uncertainty(
+        self, slabs: Iterable[Slab], grid: Grid
+    ) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.floating[Any]]]:
+        classes, certainty = self.recipe.undo_with_certainty(slabs, grid)
         cleaned = self._cleaned(classes)
-        uncertainty = np.where(cleaned == classes, 1 - certainty, certainty)
-        return cleaned, uncertainty, self.recipe.undo_by_class(probs, prepared.grid)
+        return cleaned, np.where(cleaned == classes, 1 - certainty, certainty)
 
     def _prepared(self, image: Volume) -> Prepared:
         channels = image.array.shape[3] if image.array.ndim == 4 else 1
@@ -194,29 +241,6 @@ class Predictor:
 def _mirrors(axes: Sequence[int]) -> list[tuple[int, ...]]:
     """Every set of axes, the empty one first."""
     return [chosen for count in range(len(axes) + 1) for chosen in itertools.combinations(axes, count)]
-
-
-def by_windows(
-    image: NDArray[np.float32],
-    forward: Callable[[Tensor], Tensor],
-    device: torch.device,
-    *,
-    patch: Sequence[int],
-    batch: int,
-    overlap: float | Sequence[float],
-    blend: str,
-) -> NDArray[np.float32]:
-    """What `forward` makes of windows of an image, `(M, x, y, z)` to `(C, x, y, z)`; see `WindowConfig`.
-
-    Args:
-        forward: `(B, M, X, Y, Z)` on the device to `(B, C, X, Y, Z)`.
-        overlap: share of a window that the next one covers again, or one for each axis.
-    """
-    whole: Tensor = sliding_window_inference(
-        torch.from_numpy(np.ascontiguousarray(image))[None], patch, batch, forward, overlap=overlap, mode=blend,
-        sw_device=device, device=torch.device("cpu"),
-    )  # type: ignore[assignment]  # fmt: skip
-    return whole[0].numpy()
 
 
 def chosen_networks(method: Method, which: Which) -> list[nn.Module]:

@@ -310,7 +310,7 @@ def score_cases(
     scores: list[tuple[int, list[float | None]]] = []
     for number, id in list(enumerate(ids))[processes.rank() :: processes.count()]:
         image, reference = np.asarray(data.image(id)[...]), np.asarray(data.label(id)[...])
-        prediction = predictor.probabilities(image).argmax(0)
+        prediction = predictor.likeliest(image)
         if data.ignores:
             known = reference != IGNORED
             reference, prediction = reference * known, prediction * known

@@ -18,10 +18,12 @@ from medssl.cli import app
 from medssl.comparison import load_runs, make_rows
 from medssl.config import merge, parse
 from medssl.data.draw import Wish, make_split
+from medssl.data.grid import Slab
 from medssl.data.io import list_volumes, read_image, read_label, write_image, write_label
 from medssl.data.prepared import read_prepared
 from medssl.data.recipe import Intensity, Recipe
 from medssl.data.splits import write_split
+from medssl.data.volume import Volume
 from medssl.errors import ConfigError, DataError, OutOfMemoryError
 from medssl.evaluate import evaluate_folders
 from medssl.explain import explain
@@ -146,8 +148,6 @@ def test_an_identity_network_gives_the_label_back_on_its_own_grid(tmp_path, code
 def test_volumes_smaller_than_the_window_and_odd_ones_come_back_whole(shape):
     rng = np.random.default_rng(0)
     classes = rng.integers(0, 3, shape)
-    from medssl.data.volume import Volume
-
     out = identity_predictor().segment(Volume(classes.astype(np.float32), np.eye(4)))
     assert np.array_equal(out, classes)
 
@@ -178,6 +178,50 @@ def test_window_strides_are_met_to_the_voxel(patch):
     predictor.window = WindowConfig(stride=stride)
     predictor.probabilities(numbers)
     assert sorted(first) == sorted(np.ravel_multi_index(np.meshgrid(*starts), shape).ravel())
+
+
+@pytest.mark.parametrize(("patch", "stride"), [((12, 16, 8), None), ((7, 9, 5), (5, 4, 3)), ((40, 5, 6), (1, 1, 1))])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_rows_come_out_as_they_do_in_the_whole(patch, stride, axis):
+    image = np.random.default_rng(0).uniform(0, 1, (1, 25, 30, 17)).astype(np.float32)
+    predictor = identity_predictor(patch=patch)
+    torch.manual_seed(0)
+    predictor.networks = [nn.Conv3d(1, 3, 5, padding=2)]
+    predictor.window = WindowConfig(stride=stride)
+    whole = predictor.probabilities(image)
+    for rows in (range(1), range(4, 6), range(3, 16), range(image.shape[1 + axis] - 3, image.shape[1 + axis])):
+        some = predictor.probabilities(image, axis, rows)
+        np.testing.assert_allclose(some, whole.take(rows, 1 + axis), atol=1e-6)
+
+
+@pytest.mark.parametrize("spacing", [(None, None, None), (0.7, 0.8, 1.1), (1.3, 1.2, 2.0)])
+@pytest.mark.parametrize("long", [0, 1, 2])
+def test_what_memory_does_not_hold_is_predicted_in_slabs_and_is_the_same(monkeypatch, spacing, long):
+    """Alone, and with another run whose window is larger along the cut."""
+    shape = [9, 8, 7]
+    shape[long] = 91
+    image = Volume(np.random.default_rng(0).uniform(0, 1, shape).astype(np.float32), np.eye(4))
+    torch.manual_seed(0)
+    predictor, other = identity_predictor(spacing, patch=(6, 6, 6)), identity_predictor(spacing, patch=(9, 9, 9))
+    for each in (predictor, other):
+        each.networks = [nn.Conv3d(1, 3, 5, padding=2)]
+    prepared = predictor.recipe.apply(image).image
+    for others in ([], [other]):
+        predictor.others = others
+        classes, uncertainty = predictor.segment_with_uncertainty(image)
+        assert len(list(predictor.slabs(prepared))) == 1
+        needed = 4 * 4 * (1 + len(others)) * prepared.size
+        with monkeypatch.context() as patched:
+            patched.setattr("medssl.predictor.available_memory", lambda needed=needed: int(1.6 * needed))
+            starts = [(slab.axis, slab.start, slab.stop) for slab in predictor.slabs(prepared)]
+            assert len(starts) > 1
+            assert {axis for axis, _, _ in starts} == {long}
+            assert all(slab.probs.nbytes < needed / 2 for slab in predictor.slabs(prepared))
+            in_slabs = predictor.segment_with_uncertainty(image)
+            assert np.array_equal(predictor.likeliest(prepared), predictor.probabilities(prepared).argmax(0))
+        np.testing.assert_allclose(in_slabs[1], uncertainty, atol=1e-5)
+        assert (in_slabs[0] == classes).mean() > 0.999
+        assert len(np.unique(classes)) > 1
 
 
 def test_constant_blending_is_the_plain_mean_of_windows():
@@ -214,8 +258,6 @@ def test_slices_of_one_size_come_back_on_the_image_grid(tmp_path, codes):
 
 
 def test_largest_component_is_kept_only_of_the_classes_asked_for():
-    from medssl.data.volume import Volume
-
     array = np.zeros((20, 20, 20), np.float32)
     array[2:8, 2:8, 2:8] = array[15:17, 15:17, 15:17] = 1
     array[2:4, 12:18, 2:4] = array[16:18, 2:4, 16:18] = 2
@@ -311,7 +353,7 @@ def test_several_runs_are_the_mean_of_their_probabilities(trained, other, tmp_pa
     np.testing.assert_allclose(together.probabilities(prepared.image), probs, atol=1e-6)
     assert facts["also"] == [str(other.resolve())] * 2
     (written,) = predict(run, [image.path], tmp_path / "mean", also=[other, other], device="cpu", probabilities=True)
-    expected = recipe.undo(probs, prepared.grid)
+    expected = recipe.undo([Slab(probs)], prepared.grid)
     assert np.array_equal(read_label(written).array, expected)
     shares = np.stack(list(recipe.undo_by_class(probs, prepared.grid)))
     np.testing.assert_allclose(probabilities_of(written), shares, atol=0.51 / 255)
@@ -724,10 +766,12 @@ def test_faulty_scans_are_passed_over_and_predicted_once_they_are_mended(trained
 
 def test_a_volume_too_large_for_memory_is_passed_over_before_the_system_ends_all(trained, scans, tmp_path, monkeypatch):
     immense = np.broadcast_to(np.float32(0), (1, 4000, 3000, 5000))
-    with pytest.raises(OutOfMemoryError, match=r"3 classes for 4000 x 3000 x 5000 voxels take 670\.6 GiB, and"):
+    with pytest.raises(OutOfMemoryError, match=r"3 classes for 4000 x 3000 x 5000 voxels take 894\.1 GiB, and"):
         identity_predictor().probabilities(immense)
+    with pytest.raises(OutOfMemoryError, match=r"3 classes for 4000 x 9999 x 15000 voxels take 8939\.8 GiB, and"):
+        next(identity_predictor(patch=(4000, 3000, 5000)).slabs(np.broadcast_to(np.float32(0), (1, 4000, 9999, 50000))))
 
-    monkeypatch.setattr("medssl.predictor.available_memory", lambda: 4 * 3 * 20 * 18 * 14)  # as much as a ball takes
+    monkeypatch.setattr("medssl.predictor.available_memory", lambda: 4 * 4 * 20 * 18 * 14)  # as much as a ball takes
     (scans / "ball_01.nii.gz").unlink()
     write_image(scans / "large.nii.gz", np.ones((21, 18, 14), np.float32), np.diag([1, 1, 1.5, 1.0]))
     with pytest.raises(OutOfMemoryError, match=r"(?s)^1 of 3 cases .*large  .* 21 x 18 x 14 voxels"):

@@ -10,6 +10,7 @@ import pytest
 from medssl.config import bundled, merge, parse
 from medssl.data.cases import DatasetConfig
 from medssl.data.draw import Wish, make_split
+from medssl.data.grid import Slab
 from medssl.data.io import list_volumes, read_image, read_label
 from medssl.data.recipe import Recipe
 from medssl.data.splits import write_split
@@ -77,7 +78,7 @@ def test_real_labels_survive_the_recipe(real_data, name):
     image, label = read_image(images), read_label(labels)
     prepared = recipe.apply(image, label)
     probs = np.stack([prepared.label == value for value in range(int(label.array.max()) + 1)]).astype(np.float32)
-    back = recipe.undo(probs, prepared.grid)
+    back = recipe.undo([Slab(probs)], prepared.grid)
     assert back.shape == label.shape
     for value in range(1, len(probs)):
         assert dice(back == value, label.array == value) > 0.93
@@ -117,7 +118,8 @@ def test_real_labels_survive_slices_of_256(real_data, patient, least):
     recipe = Recipe(crop=False, resize=(256, 256))
     label = read_label(label)
     prepared = recipe.apply(read_image(image), label)
-    back = recipe.undo(np.stack([prepared.label == value for value in range(4)]).astype(np.float32), prepared.grid)
+    shares = np.stack([prepared.label == value for value in range(4)]).astype(np.float32)
+    back = recipe.undo([Slab(shares)], prepared.grid)
     assert back.shape == label.shape
     for value in (1, 2, 3):
         assert dice(back == value, label.array == value) >= least

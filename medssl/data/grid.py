@@ -95,6 +95,22 @@ def shift_of(label: Volume, image: Volume) -> float | None:
 
 
 @dataclass(frozen=True)
+class Slab:
+    """Class probabilities of a prepared array, or of some of its rows along one axis."""
+
+    probs: NDArray[np.floating[Any]]
+    """`(C, x, y, z)`."""
+    axis: int = 0
+    start: int = 0
+    """The first of the rows."""
+
+    @property
+    def stop(self) -> int:
+        """One more than the last of the rows."""
+        return self.start + int(self.probs.shape[1 + self.axis])
+
+
+@dataclass(frozen=True)
 class Grid:
     """Where a prepared array lies in its raw volume; plain numbers, so it travels as JSON."""
 
@@ -138,36 +154,64 @@ class Grid:
 
     def resample_label(self, label: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.unsignedinteger[Any]]:
         """Crop grid to prepared grid, each class as a linear mask, the largest winning."""
-        if self.cropped == self.prepared and self.cropped_spacing == self.spacing:
+        if self._is_as_cropped():
             return label
         if self.nearest:
             return _nearest(label, self.prepared)
         shares = ((int(value), _linear(label == value, self.prepared, self._steps())) for value in np.unique(label))
-        return _largest(shares, self.prepared, label.dtype.type)[0]
+        return _largest(shares, label.dtype.type)[0]
 
-    def largest(
-        self, probs: NDArray[np.floating[Any]]
-    ) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.floating[Any]]]:
-        """Prepared grid to crop grid: the class with the largest interpolated probability, and that probability."""
-        dtype = class_type(len(probs) - 1)
-        if self.cropped == self.prepared and self.cropped_spacing == self.spacing:
-            return np.asarray(np.argmax(probs, axis=0), dtype), probs.max(0)
-        return _largest(enumerate(self.interpolated(probs)), self.cropped, dtype)
+    def largest(self, slabs: Iterable[Slab]) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.floating[Any]]]:
+        """Prepared grid to crop grid: the class with the largest interpolated probability, and that probability.
 
-    def interpolated(self, probs: NDArray[np.floating[Any]]) -> Iterator[NDArray[np.float32]]:
-        """Prepared grid to crop grid: the probabilities of one class after the other, as all may be too large."""
-        back = [1 / step for step in self._steps()]
-        for of_class in probs:
-            if self.nearest:
-                yield _nearest(np.asarray(of_class, np.float32), self.cropped)
+        Args:
+            slabs: together the whole, each beginning with the row that ended the one before, so that what lies
+                between two rows is in one of them.
+        """
+        classes, certainty = np.zeros(self.cropped, np.uint8), np.zeros(self.cropped, np.float32)
+        for slab in slabs:
+            dtype = class_type(len(slab.probs) - 1)
+            classes = classes.astype(dtype, copy=False)
+            inside = self._reached(slab)
+            if self._is_as_cropped():
+                classes[inside], certainty[inside] = slab.probs.argmax(0), slab.probs.max(0)
             else:
-                yield _linear(of_class, self.cropped, back)
+                classes[inside], certainty[inside] = _largest(enumerate(self.interpolated(slab)), dtype)
+            del slab  # before the next one is made
+        return classes, certainty
+
+    def interpolated(self, slab: Slab) -> Iterator[NDArray[np.float32]]:
+        """Prepared grid to crop grid: the probabilities of one class after the other, as all may be too large.
+
+        Of a slab of some rows, those voxels of the crop that lie between them.
+        """
+        inside, back = self._reached(slab), [1 / step for step in self._steps()]
+        shape = (inside[0].stop - inside[0].start, inside[1].stop - inside[1].start, inside[2].stop - inside[2].start)
+        offset = _centred(self.prepared, self.cropped, back)
+        offset[slab.axis] += back[slab.axis] * inside[slab.axis].start - slab.start
+        for of_class in slab.probs:
+            if self.nearest:
+                yield _nearest(np.asarray(of_class, np.float32), shape)
+            else:
+                yield _linear(of_class, shape, back, offset)
 
     def place(self, array: NDArray[NumberT], outside: float = 0) -> NDArray[NumberT]:
         """An array of the crop grid on the raw volume's own grid, with a constant outside the crop."""
         whole = np.full(tuple(self.shape[axis] for axis in self.axes), outside, array.dtype)
         whole[tuple(slice(s, s + n) for s, n in zip(self.start, self.cropped, strict=True))] = array
         return Turn(self.axes, self.flips).undo(whole)
+
+    def _reached(self, slab: Slab) -> tuple[slice, slice, slice]:
+        """The voxels of the crop that lie between rows of a slab; beyond the first and the last of all, too."""
+        axis, reached = slab.axis, [slice(0, n) for n in self.cropped]
+        step, rows = 1 / self._steps()[axis], self.prepared[axis]
+        first = _centred(self.prepared, self.cropped, [step] * 3)[axis]
+        at = np.clip(first + step * np.arange(self.cropped[axis]), 0, rows - 1)
+        reached[axis] = slice(int(np.searchsorted(at, slab.start)), int(np.searchsorted(at, slab.stop - 1, "right")))
+        return reached[0], reached[1], reached[2]
+
+    def _is_as_cropped(self) -> bool:
+        return self.cropped == self.prepared and self.cropped_spacing == self.spacing
 
     def _steps(self, keep: list[bool] | None = None) -> list[float]:
         """Crop-grid voxels a prepared voxel spans along each axis; 1 along the axes to keep."""
@@ -176,19 +220,28 @@ class Grid:
         return [1.0 if kept else new / old for old, new, kept in pairs]
 
 
-def _resample(array: NDArray[np.float32], shape: Triple, steps: list[float], order: int) -> NDArray[np.float32]:
-    """Sample `shape` points, `steps` apart, centred on the array; its edge continues outwards."""
+def _resample(
+    array: NDArray[np.float32], shape: Triple, steps: list[float], order: int, offset: list[float] | None = None
+) -> NDArray[np.float32]:
+    """Sample `shape` points, `steps` apart from `offset` on, or centred on the array; its edge continues outwards."""
     if array.shape == shape and steps == [1.0, 1.0, 1.0]:
         return array
-    offset = [(old - 1) / 2 - step * (new - 1) / 2 for old, new, step in zip(array.shape, shape, steps, strict=True)]
     out: NDArray[np.float32] = ndimage.affine_transform(
-        array, np.asarray(steps), offset, output_shape=shape, output=np.float32, order=order, mode="nearest"
-    )
+        array, np.asarray(steps), offset or _centred(array.shape, shape, steps), output_shape=shape,
+        output=np.float32, order=order, mode="nearest",
+    )  # fmt: skip
     return out
 
 
-def _linear(array: NDArray[Any], shape: Triple, steps: list[float]) -> NDArray[np.float32]:
-    return _resample(np.asarray(array, np.float32), shape, steps, order=1)
+def _centred(old: tuple[int, ...], new: Triple, steps: list[float]) -> list[float]:
+    """Where on an array of `old` points the first of `new` ones lies, when both have one centre."""
+    return [(n - 1) / 2 - step * (m - 1) / 2 for n, m, step in zip(old, new, steps, strict=True)]
+
+
+def _linear(
+    array: NDArray[Any], shape: Triple, steps: list[float], offset: list[float] | None = None
+) -> NDArray[np.float32]:
+    return _resample(np.asarray(array, np.float32), shape, steps, order=1, offset=offset)
 
 
 def _nearest(array: NDArray[NumberT], shape: Triple) -> NDArray[NumberT]:
@@ -204,11 +257,12 @@ def class_type(highest: int) -> type[np.unsignedinteger[Any]]:
 
 
 def _largest(
-    maps: Iterable[tuple[int, NDArray[np.float32]]], shape: Triple, dtype: type[np.unsignedinteger[Any]]
+    maps: Iterator[tuple[int, NDArray[np.float32]]], dtype: type[np.unsignedinteger[Any]]
 ) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.float32]]:
     """Of `(value, map)` pairs, one by one, the value of the largest, and what it held. Ties go to the first."""
-    best = np.full(shape, -np.inf, np.float32)
-    classes = np.zeros(shape, dtype)
+    first, weights = next(maps)
+    best = weights.copy()
+    classes = np.full(best.shape, first, dtype)
     for value, weights in maps:
         better = weights > best
         best[better] = weights[better]

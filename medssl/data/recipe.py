@@ -9,7 +9,7 @@ literature does.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, model_validator
 
 from medssl.config import Settings
-from medssl.data.grid import Grid, Triple, Turn, class_type
+from medssl.data.grid import Grid, Slab, Triple, Turn, class_type
 from medssl.data.volume import Volume, by, spacing_of
 from medssl.errors import DataError
 from medssl.machine import available_memory
@@ -144,20 +144,20 @@ class Recipe(Settings):
         spacing = turn.apply_to_axes(spacing_of(affine))
         return _resampled_shape(turned, spacing, _target_spacing(spacing, self.spacing))
 
-    def undo(self, probs: NDArray[np.floating[Any]], grid: Grid) -> NDArray[np.unsignedinteger[Any]]:
+    def undo(self, slabs: Iterable[Slab], grid: Grid) -> NDArray[np.unsignedinteger[Any]]:
         """The most likely class of each voxel on the image's own grid; background outside the crop.
 
         Args:
-            probs: `(C, x, y, z)` on the prepared grid.
+            slabs: probabilities on the prepared grid; see `Grid.largest`.
             grid: what `apply` returned for the image.
         """
-        return grid.place(grid.largest(probs)[0])
+        return grid.place(grid.largest(slabs)[0])
 
     def undo_with_certainty(
-        self, probs: NDArray[np.floating[Any]], grid: Grid
+        self, slabs: Iterable[Slab], grid: Grid
     ) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.floating[Any]]]:
         """What `undo` gives, and the interpolated probability of each voxel's class; 1 outside the crop."""
-        classes, certainty = grid.largest(probs)
+        classes, certainty = grid.largest(slabs)
         return grid.place(classes), grid.place(certainty, outside=1)
 
     def undo_by_class(self, probs: NDArray[np.floating[Any]], grid: Grid) -> Iterator[NDArray[np.float32]]:
@@ -165,7 +165,7 @@ class Recipe(Settings):
 
         Outside the crop that of the background is 1.
         """
-        for place, of_class in enumerate(grid.interpolated(probs)):
+        for place, of_class in enumerate(grid.interpolated(Slab(probs))):
             yield grid.place(of_class, outside=float(place == 0))
 
     def _foreground(self, channels: NDArray[np.float32]) -> NDArray[np.bool_]:

@@ -16,6 +16,7 @@ from conftest import write_balls
 
 from medssl.config import dump, load_yaml, parse
 from medssl.data.cases import DatasetConfig, SubjectRule
+from medssl.data.grid import Slab
 from medssl.data.io import read_image, write_image
 from medssl.data.prepared import read_prepared
 from medssl.data.recipe import Recipe
@@ -481,7 +482,7 @@ def test_a_label_comes_back_from_the_store_to_its_own_grid(tmp_path, spacing):
     assert len({(case.grid.axes, case.grid.flips) for case in dataset.cases.values()}) == 8
     for case in dataset.cases.values():
         stored = case.open_label()[...]
-        back = config.recipe.undo(np.stack([stored == 0, stored == 1]).astype(np.float32), case.grid)
+        back = config.recipe.undo([Slab(np.stack([stored == 0, stored == 1]).astype(np.float32))], case.grid)
         overlap = 2 * ((back == 1) & (label == 1)).sum() / ((back == 1).sum() + (label == 1).sum())
         assert overlap >= 0.98
         assert spacing[0] is not None or np.array_equal(back, label)

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 from scipy import ndimage
 
-from medssl.data.grid import Grid, Turn
+from medssl.data.grid import Grid, Slab, Turn
 from medssl.data.recipe import Intensity, Recipe
 from medssl.data.volume import Volume
 from medssl.errors import DataError
@@ -58,7 +58,7 @@ def test_label_survives_the_round_trip_exactly_when_spacing_is_kept(codes, tilt)
     affine = oriented_affine(codes, (1.2, 0.9, 3.0), tilt)
     recipe = Recipe()
     prepared = recipe.apply(Volume(image, affine), Volume(label, affine))
-    back = recipe.undo(one_hot(prepared.label, 3), prepared.grid)
+    back = recipe.undo([Slab(one_hot(prepared.label, 3))], prepared.grid)
     assert back.shape == label.shape
     assert np.array_equal(back, label)
 
@@ -70,7 +70,7 @@ def test_label_survives_resampling(codes, tilt):
     affine = oriented_affine(codes, (0.9, 1.1, 1.6), tilt)
     recipe = Recipe(spacing=(1.0, 1.0, 1.0))
     prepared = recipe.apply(Volume(image, affine), Volume(label, affine))
-    back = recipe.undo(one_hot(prepared.label, 3), prepared.grid)
+    back = recipe.undo([Slab(one_hot(prepared.label, 3))], prepared.grid)
     for value in (1, 2):
         assert dice(back == value, label == value) >= 0.98
 
@@ -111,7 +111,7 @@ def test_probabilities_of_many_classes_are_never_all_held_on_the_image_grid():
     prepared = recipe.apply(Volume(grid.sum(0).astype(np.float32), np.eye(4)))
     probs = np.random.default_rng(0).dirichlet(np.ones(22), prepared.grid.prepared).astype(np.float32)
     probs = np.moveaxis(probs, -1, 0)
-    classes, certainty = recipe.undo_with_certainty(probs, prepared.grid)
+    classes, certainty = recipe.undo_with_certainty([Slab(probs)], prepared.grid)
     total, found = np.zeros(classes.shape, np.float32), np.zeros(classes.shape, np.float32)
     tracemalloc.start()
     for place, of_class in enumerate(recipe.undo_by_class(probs, prepared.grid)):
@@ -122,6 +122,35 @@ def test_probabilities_of_many_classes_are_never_all_held_on_the_image_grid():
     assert peak < 4 * total.nbytes
     np.testing.assert_allclose(total, 1, atol=1e-5)
     assert np.array_equal(found, certainty)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("spacing", [(None, None, None), (0.6, 0.7, 0.8), (2.1, 1.7, 3.0), (1.0, 0.5, 2.0), (9, 9, 9)])
+def test_slabs_go_back_as_the_whole_does_wherever_it_is_cut(axis, spacing):
+    recipe = Recipe(orientation="LPS", spacing=spacing)
+    grid = recipe.apply(Volume(np.random.default_rng(0).random((23, 21, 19), np.float32), np.eye(4))).grid
+    probs = np.random.default_rng(1).dirichlet(np.ones(3), grid.prepared).astype(np.float32)
+    probs = np.moveaxis(probs, -1, 0)
+    rows = grid.prepared[axis]
+    whole = recipe.undo_with_certainty([Slab(probs)], grid)
+    for cuts in ([rows // 2], range(1, rows - 1), sorted({1, rows - 2})):
+        ends = [0, *(cut for cut in cuts if 0 < cut < rows - 1), rows - 1]
+        slabs = (
+            Slab(probs.take(range(start, end + 1), 1 + axis), axis, start) for start, end in itertools.pairwise(ends)
+        )
+        classes, certainty = recipe.undo_with_certainty(slabs, grid)
+        assert np.array_equal(classes, whole[0])
+        np.testing.assert_allclose(certainty, whole[1], atol=1e-6)
+
+
+def test_slices_of_one_size_go_back_in_slabs_of_slices():
+    recipe = Recipe(resize=(11, 26))
+    grid = recipe.apply(Volume(np.random.default_rng(0).random((23, 21, 9), np.float32), np.eye(4))).grid
+    probs = np.random.default_rng(1).random((300, *grid.prepared), np.float32)
+    slabs = (Slab(probs[..., start : start + 5], 2, start) for start in (0, 4))
+    classes = recipe.undo(slabs, grid)
+    assert np.array_equal(classes, recipe.undo([Slab(probs)], grid))
+    assert classes.max() > 255
 
 
 def test_crop_follows_intensity_and_never_the_label():
@@ -256,7 +285,7 @@ def test_a_label_returns_exactly_from_slices_that_were_enlarged(codes, tilt):
     slices = image.shape[Turn.to("RAS", affine).axes[2]]
     assert prepared.image.shape == (1, 32, 33, slices)
     assert prepared.label.shape == (32, 33, slices)
-    assert np.array_equal(recipe.undo(one_hot(prepared.label, 3), prepared.grid), label)
+    assert np.array_equal(recipe.undo([Slab(one_hot(prepared.label, 3))], prepared.grid), label)
 
 
 def test_a_label_returns_nearly_from_slices_that_were_reduced_and_a_crop_of_them():
@@ -264,7 +293,7 @@ def test_a_label_returns_nearly_from_slices_that_were_reduced_and_a_crop_of_them
     for crop in (False, True):
         recipe = Recipe(resize=(40, 40), crop=crop)
         prepared = recipe.apply(Volume(image, np.eye(4)), Volume(label, np.eye(4)))
-        back = recipe.undo(one_hot(prepared.label, 3), prepared.grid)
+        back = recipe.undo([Slab(one_hot(prepared.label, 3))], prepared.grid)
         assert prepared.image.shape[1:3] == (40, 40)
         assert back.shape == label.shape
         assert min(dice(back == value, label == value) for value in (1, 2)) > 0.93
