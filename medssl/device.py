@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
+from medssl.driver import find_driver, why_no_gpu
 from medssl.errors import ConfigError, DeviceError
 from medssl.machine import available_cpus
 
@@ -18,12 +21,16 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 def choose_device(name: str) -> torch.device:
     """`auto` is CUDA where there is one, else the CPU; a GPU comes with its number.
 
+    Where `auto` leaves out a GPU that a driver is there for, that is said, with what to do.
+
     Raises:
         ConfigError: the name means no device.
         DeviceError: a device was asked for that this machine or this build of torch lacks.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cpu":
+            tell_of_an_idle_gpu()
     try:
         torch.device(name)
     except RuntimeError:
@@ -36,6 +43,14 @@ def choose_device(name: str) -> torch.device:
             f"device {name}: not usable here ({reason}); torch {torch.__version__}, built for CUDA "
             f"{torch.version.cuda}. Use --device cpu, or install a torch build that fits the driver."
         ) from None
+
+
+@functools.cache
+def tell_of_an_idle_gpu() -> None:
+    """Once in a process."""
+    why = why_no_gpu(find_driver(), torch.version.cuda)
+    if why.is_fault:
+        print(f"medssl: --device auto takes the CPU: {why.found}; {why.fix}", file=sys.stderr)
 
 
 def wait_for(device: torch.device) -> None:

@@ -15,8 +15,10 @@ from typer.testing import CliRunner
 
 import medssl
 from medssl.cli import app
+from medssl.device import choose_device, tell_of_an_idle_gpu
 from medssl.doctor import fault_behind
-from medssl.doctor.gpus import Driver, driver_version, find_driver, has_kernels, no_gpu
+from medssl.doctor.gpus import has_kernels
+from medssl.driver import Driver, driver_version, find_driver, why_no_gpu
 from medssl.errors import ConfigError
 
 
@@ -187,26 +189,49 @@ NEW = Driver("580.65.06", (13, 0), True)
 
 
 @pytest.mark.parametrize(
-    ("driver", "build", "state", "says"),
+    ("driver", "build", "is_fault", "says"),
     [
-        (None, "13.0", "note", "no GPU found"),
-        (None, None, "note", "no GPU found"),
-        (NEW, None, "fault", "driver 580.65.06 is here, and torch is built without CUDA"),
-        (OLD, "13.0", "fault", "driver 535.183.01 knows CUDA 12.2, and torch is built for CUDA 13.0"),
-        (OLD, "12.8", "fault", "torch cannot use a GPU (why)"),  # minor versions are compatible: another reason
-        (Driver("580.65.06", None, False), "13.0", "fault", "no GPU is given to this process"),
+        (None, "13.0", False, "no GPU found"),
+        (None, None, False, "no GPU found"),
+        (NEW, None, True, "driver 580.65.06 is here, and torch is built without CUDA"),
+        (OLD, "13.0", True, "driver 535.183.01 knows CUDA 12.2, and torch is built for CUDA 13.0"),
+        (OLD, "12.8", True, "torch cannot use a GPU (why)"),  # minor versions are compatible: another reason
+        (Driver("580.65.06", None, False), "13.0", True, "no GPU is given to this process"),
     ],
 )
-def test_why_there_is_no_gpu(driver, build, state, says):
-    found = no_gpu(driver, build, reason="why")
-    assert found.state == state
+def test_why_there_is_no_gpu(driver, build, is_fault, says, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    found = why_no_gpu(driver, build, "why")
+    assert found.is_fault == is_fault
     assert says in found.found
     assert found.fix
 
 
-def test_an_old_driver_is_told_which_one_is_needed_and_hidden_gpus_are_no_fault():
-    assert "driver 580 or newer, or a build of torch for CUDA 12" in no_gpu(OLD, "13.0").fix
-    assert no_gpu(NEW, "13.0", is_hidden=True).state == "note"
+def test_an_old_driver_is_told_which_one_is_needed_and_hidden_gpus_are_no_fault(monkeypatch):
+    assert "driver 580 or newer, or a build of torch for CUDA 12" in why_no_gpu(OLD, "13.0").fix
+    assert why_no_gpu(NEW, "13.0").is_fault
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert not why_no_gpu(NEW, "13.0").is_fault
+
+
+def test_what_takes_the_cpu_by_itself_says_that_a_gpu_is_idle_and_says_it_once(monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for driver, says in (
+        (None, ""),
+        (Driver("580.65.06", (13, 0), True), "--device auto takes the CPU: driver 580.65"),
+    ):
+        monkeypatch.setattr("medssl.device.find_driver", lambda driver=driver: driver)
+        tell_of_an_idle_gpu.cache_clear()
+        for _ in range(2):
+            assert choose_device("auto").type == "cpu"
+        told = capsys.readouterr().err
+        assert says in told
+        assert told.count("\n") == bool(says)
+    tell_of_an_idle_gpu.cache_clear()
+    assert choose_device("cpu").type == "cpu"
+    assert capsys.readouterr().err == ""
+    tell_of_an_idle_gpu.cache_clear()
 
 
 @pytest.mark.parametrize(

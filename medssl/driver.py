@@ -1,0 +1,103 @@
+"""The NVIDIA driver, and why torch finds no GPU where there should be some."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
+"""The driver that a build for CUDA of this major version needs, by NVIDIA's table of compatibility."""
+BUILDS = "https://pytorch.org/get-started/locally"
+
+
+@dataclass(frozen=True)
+class Driver:
+    """The NVIDIA driver of the machine, which a container shares."""
+
+    version: str | None
+    """None where only its devices are seen."""
+    cuda: tuple[int, int] | None
+    """The newest CUDA that it can run; None where its library is not there, as in a container without a GPU."""
+    has_devices: bool
+    """Whether this process is given a GPU."""
+
+    def __str__(self) -> str:
+        return f"driver {self.version or 'of unknown version'}"
+
+    @property
+    def known(self) -> str:
+        """What it can run, in words."""
+        return "CUDA unknown" if self.cuda is None else f"CUDA {self.cuda[0]}.{self.cuda[1]}"
+
+
+@dataclass(frozen=True)
+class NoGpu:
+    """Why a process has no GPU, and what to do."""
+
+    found: str
+    fix: str
+    is_fault: bool = True
+    """Whether there seems to be one."""
+
+
+def find_driver() -> Driver | None:
+    """The NVIDIA driver, without its tools and without torch; None where there is none."""
+    try:
+        version = driver_version(Path("/proc/driver/nvidia/version").read_text())
+    except OSError:
+        version = None
+    has_devices = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()  # dxg: Windows' Linux
+    cuda = _driver_cuda()
+    if sys.platform == "win32":
+        has_devices = cuda is not None
+    return Driver(version, cuda, has_devices) if version or (has_devices and cuda) else None
+
+
+def driver_version(text: str) -> str | None:
+    """The version in what the kernel tells of its NVIDIA module, free or not."""
+    match = re.search(r"Kernel Module\s+(?:for \S+\s+)?(\d+(?:\.\d+)+)", text)
+    return match[1] if match else None
+
+
+def why_no_gpu(driver: Driver | None, build: str | None, reason: str = "") -> NoGpu:
+    """Why torch finds no GPU in this process.
+
+    Args:
+        build: the CUDA that torch is built for, if any.
+        reason: what torch says itself.
+    """
+    if driver is None:
+        return NoGpu("no GPU found", "training works on the CPU, slowly", is_fault=False)
+    if build is None:
+        able = f" that holds for {driver.known}" if driver.cuda else ""
+        return NoGpu(f"{driver} is here, and torch is built without CUDA",
+                     f"install a build for CUDA{able} ({BUILDS}), or use --device cpu")  # fmt: skip
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] in ("", "-1", "NoDevFiles"):
+        return NoGpu("all are hidden by CUDA_VISIBLE_DEVICES", "unset it to use them", is_fault=False)
+    if not driver.has_devices:
+        return NoGpu(f"{driver} is on this machine, and no GPU is given to this process",
+                     "start the container with --gpus all, for which the host needs the NVIDIA container toolkit; ask "
+                     "the batch system for a GPU; or use --device cpu")  # fmt: skip
+    major = int(build.split(".")[0])
+    if driver.cuda is not None and driver.cuda[0] < major:
+        newer = f"{OLDEST_DRIVER[major]} or newer" if major in OLDEST_DRIVER else "a newer one"
+        return NoGpu(f"{driver} knows {driver.known}, and torch is built for CUDA {build}",
+                     f"install driver {newer}, or a build of torch for CUDA {driver.cuda[0]} ({BUILDS})")  # fmt: skip
+    return NoGpu(f"{driver} is here, and torch cannot use a GPU" + (f" ({reason})" if reason else ""),
+                 "restart the machine if the driver is new, and see whether nvidia-smi lists the GPUs")  # fmt: skip
+
+
+def _driver_cuda() -> tuple[int, int] | None:
+    """Of the driver's own library, which neither starts nor touches a GPU."""
+    try:
+        library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        number = ctypes.c_int()
+        if library.cuDriverGetVersion(ctypes.byref(number)) != 0:
+            return None
+    except (OSError, AttributeError):
+        return None
+    return number.value // 1000, number.value % 1000 // 10
