@@ -24,7 +24,7 @@ from medssl.data.grid import aligned
 from medssl.data.inspect import Expected, check_case, check_label, listed
 from medssl.data.io import SUFFIXES, case_id, is_volume
 from medssl.data.labels import mapped
-from medssl.data.layouts import Layout, declared, read_layout
+from medssl.data.layouts import Layout, declared, labelled_around, read_layout
 from medssl.data.looks import Look, digest, look_at
 from medssl.data.outliers import compare, distances, out_of_family
 from medssl.data.volume import Source, Volume
@@ -112,6 +112,7 @@ def report_of(
     findings = [
         *(finding for _, found in results for finding in found),
         *_layout_findings(layout),
+        *(_labels_beside(source, layout) if source is not None else ()),
         *(finding for _, found in lone for finding in found),
         *(finding for (fact, _), path in zip(lone, layout.labels_without_image, strict=False) if fact.look
           for finding in out_of_family(fact.case, path, fact.look, fact.voxels, facts)),
@@ -163,6 +164,13 @@ def _check_lone_label(path: Path, expected: Expected) -> tuple[Facts, list[Findi
     if label is None:
         return Facts(id), findings
     return Facts(id, label.shape, label.spacing, counts.voxels, look=Look.of_grid(label)), findings
+
+
+def _labels_beside(source: Path, layout: Layout) -> Iterator[Finding]:
+    """A folder of images alone was named, and not the dataset around it."""
+    if source.is_dir() and not any(case.label for case in layout.cases) and (labelled := labelled_around(source)):
+        found = f"no case has a label, and {labelled} of these images have one in {source.resolve().parent}"
+        yield Finding(None, source, "warning", "labels_beside", found, "name that folder to use them")
 
 
 def _layout_findings(layout: Layout) -> Iterator[Finding]:

@@ -238,6 +238,26 @@ class TestDataset:
         (finding,) = check(tmp_path, workers=1).findings
         expect(finding, "warning", "no_classes", "0, 255")
 
+    @pytest.mark.parametrize("images", ["images", "imagesTr"])
+    def test_a_folder_of_images_says_that_labels_lie_beside_it(self, tmp_path, images, monkeypatch):
+        labels = tmp_path / images.replace("images", "labels")
+        for name in "ab":
+            Pair(tmp_path, name)
+        if images == "imagesTr":  # of nnU-Net
+            for kind in ("images", "labels"):
+                (tmp_path / kind).rename(tmp_path / f"{kind}Tr")
+            for name in "ab":
+                (tmp_path / images / f"{name}.nii.gz").rename(tmp_path / images / f"{name}_0000.nii.gz")
+            declared = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "wall": 1, "cavity": 2}}
+            (tmp_path / "dataset.json").write_text(json.dumps(declared | {"file_ending": ".nii.gz", "numTraining": 2}))
+        (labels / "b.nii.gz").unlink()
+        monkeypatch.chdir(tmp_path)
+        (finding,) = check(Path(images), DATASET, workers=1).findings
+        expect(finding, "warning", "labels_beside", f"1 of these images have one in {tmp_path}")
+        assert not any(finding.code == "labels_beside" for finding in check(tmp_path, DATASET, workers=1).findings)
+        (labels / "a.nii.gz").unlink()
+        assert not check(Path(images), DATASET, workers=1).findings
+
     def test_large_values_have_all_their_digits(self, tmp_path):
         label = label_array().astype(np.int32)
         label[label > 0] *= 1_000_000

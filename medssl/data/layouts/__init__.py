@@ -61,6 +61,20 @@ def declared(source: Path, layout: str | None = None) -> Declared:
     return find_reader(Path(source), layout).declared(Path(source))
 
 
+def labelled_around(source: Path) -> int:
+    """How many cases have a label in the dataset of which a folder holds the images alone; 0 where there is none."""
+    home = source.resolve().parent
+    for reader in (LAYOUTS["nnunet"], LAYOUTS["msd"], LAYOUTS["folders"]):
+        if reader.fits(home):
+            try:
+                cases = reader.read(home).cases
+            except DataError:
+                return 0
+            inside = [case for case in cases if source.resolve() in case.images[0].path.parents]
+            return sum(case.label is not None for case in inside)
+    return 0
+
+
 def find_reader(source: Path, name: str | None = None) -> Reader:
     """The layout of this name, or the first that fits."""
     if name is not None and name not in LAYOUTS:
