@@ -42,7 +42,7 @@ from medssl.start import start
 from medssl.trainer import Trainer
 from medssl.watchman import ROWS, Watchman
 
-_MAY_CHANGE = ("name", "data.root", "data.splits", "train.workers", "train.save_every")
+_MAY_CHANGE = ("name", "data.root", "data.splits", "train.workers", "train.save_every", "train.log_every")
 """Settings that a resumed run may change, as it may the `logging` section: nothing that it computes depends on them."""
 
 

@@ -609,6 +609,15 @@ def test_save_every_saves_between_validations(config, tmp_path):
     assert load_checkpoint(run / "last.pt")["iteration"] == 3
 
 
+def test_how_often_is_logged_may_change_and_changes_no_weight(config, tmp_path):
+    straight = train(config(iterations=6, log_every=3), tmp_path / "straight", quiet=True)
+    run = train(config(iterations=6, log_every=3), tmp_path / "run", until=3, quiet=True)
+    train(config(iterations=6, log_every=1), run, resume=True, quiet=True)
+    assert [row["step"] for row in read_metrics(run / "metrics.csv") if "lr" in row] == [1, 3, 4, 5, 6]
+    one, other = (load_checkpoint(folder / "last.pt")["method"] for folder in (straight, run))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_a_run_that_waits_for_patches_says_so(config, tmp_path, monkeypatch, capsys):
     train(config(iterations=3), tmp_path / "quick", quiet=True)
     assert all(0 < row["waiting"] < 1 for row in read_metrics(tmp_path / "quick" / "metrics.csv") if "lr" in row)
