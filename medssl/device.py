@@ -49,7 +49,7 @@ def choose_device(name: str) -> torch.device:
 def tell_of_an_idle_gpu() -> None:
     """Once in a process."""
     why = why_no_gpu(find_driver(), torch.version.cuda)
-    if why.is_fault:
+    if why.is_fault and os.environ.get("RANK", "0") == "0":
         print(f"medssl: --device auto takes the CPU: {why.found}; {why.fix}", file=sys.stderr)
 
 

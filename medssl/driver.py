@@ -72,12 +72,12 @@ def why_no_gpu(driver: Driver | None, build: str | None, reason: str = "") -> No
     """
     if driver is None:
         return NoGpu("no GPU found", "training works on the CPU, slowly", is_fault=False)
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] in ("", "-1", "NoDevFiles"):
+        return NoGpu("all are hidden by CUDA_VISIBLE_DEVICES", "unset it to use them", is_fault=False)
     if build is None:
         able = f" that holds for {driver.known}" if driver.cuda else ""
         return NoGpu(f"{driver} is here, and torch is built without CUDA",
                      f"install a build for CUDA{able} ({BUILDS}), or use --device cpu")  # fmt: skip
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] in ("", "-1", "NoDevFiles"):
-        return NoGpu("all are hidden by CUDA_VISIBLE_DEVICES", "unset it to use them", is_fault=False)
     if not driver.has_devices:
         return NoGpu(f"{driver} is on this machine, and no GPU is given to this process",
                      "start the container with --gpus all, for which the host needs the NVIDIA container toolkit; ask "

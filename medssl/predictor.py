@@ -21,8 +21,9 @@ from medssl.device import autocast
 from medssl.errors import ConfigError, DataError, OutOfMemoryError
 from medssl.machine import available_memory
 from medssl.methods.base import Method
+from medssl.parts import processes
 from medssl.parts.pseudo import largest_component
-from medssl.windows import by_windows
+from medssl.windows import by_windows, rows_seen
 
 Which = Literal["student", "teacher", "ensemble", "one-student", "one-teacher"]
 
@@ -102,8 +103,9 @@ class Predictor:
         Raises:
             OutOfMemoryError: they are more than is free; the system would end the process without a word.
         """
-        if rows is None:
-            self._refuse_beyond(available_memory(), image.shape[1:])
+        shape = image.shape[1:]
+        rows = range(shape[axis]) if rows is None else rows
+        self._refuse_beyond_memory(shape, axis, rows)
         probs = self._own_probabilities(image, axis, rows)
         for other in self.others:
             probs += other._own_probabilities(image, axis, rows)
@@ -111,7 +113,7 @@ class Predictor:
         return probs
 
     @torch.no_grad()
-    def _own_probabilities(self, image: NDArray[np.float32], axis: int, rows: range | None) -> NDArray[np.float32]:
+    def _own_probabilities(self, image: NDArray[np.float32], axis: int, rows: range) -> NDArray[np.float32]:
         modes = [net.training for net in self.networks]
         for net in self.networks:
             net.eval()
@@ -124,40 +126,44 @@ class Predictor:
         return probs
 
     def slabs(self, image: NDArray[np.float32]) -> Iterator[Slab]:
-        """What `probabilities` gives, in one piece where half of the free memory holds it, or in several.
+        """What `probabilities` gives, in as few pieces as half of the free memory holds, one after the other.
 
         They lie along the axis with most windows. Each begins with the row that ended the one before; windows that
         reach into two are looked at twice.
 
         Raises:
-            OutOfMemoryError: a slab of three windows, one after the other, is more than that.
+            OutOfMemoryError: a piece as long as half a window needs more than is free.
         """
-        shape, free = image.shape[1:], available_memory()
-        side = [max(each.patch[axis] for each in (self, *self.others)) for axis in range(3)]
-        axis = 2 if self.recipe.resize else max(range(3), key=lambda axis: shape[axis] / side[axis])
-        least = (*shape[:axis], 3 * side[axis], *shape[axis + 1 :])
-        if free is None or self._bytes(shape) <= free // 2 or shape[axis] <= least[axis]:
-            yield Slab(self.probabilities(image))
-            return
-        self._refuse_beyond(free // 2, least)
-        rows = free // 2 // (self._bytes(shape) // shape[axis]) - 2 * side[axis]
-        count = math.ceil((shape[axis] - 1) / rows)
-        ends = [number * (shape[axis] - 1) // count for number in range(count + 1)]
-        for start, end in itertools.pairwise(ends):
-            yield Slab(self.probabilities(image, axis, range(start, end + 1)), axis, start)
+        shape, free = image.shape[1:], _free_memory()
+        axis = 2 if self.recipe.resize else max(range(3), key=lambda axis: shape[axis] / self.patch[axis])
+        pieces = [range(shape[axis])]
+        for count in range(2, min(shape[axis], 2 * shape[axis] // self.patch[axis])):
+            if free is None or max(self._bytes(shape, axis, rows) for rows in pieces) <= free // 2:
+                break
+            ends = [number * (shape[axis] - 1) // count for number in range(count + 1)]
+            pieces = [range(start, end + 1) for start, end in itertools.pairwise(ends)]
+        for rows in pieces:
+            yield Slab(self.probabilities(image, axis, rows), axis, rows.start)
 
-    def _bytes(self, shape: tuple[int, ...]) -> int:
-        """What the probabilities of so many voxels take while they are made, with a count of windows beside them."""
-        return 4 * (len(self.classes) + 1) * (2 if self.others else 1) * math.prod(shape)
-
-    def _refuse_beyond(self, free: int | None, shape: tuple[int, ...]) -> None:
-        needed = self._bytes(shape)
+    def _refuse_beyond_memory(self, shape: tuple[int, ...], axis: int, rows: range) -> None:
+        needed, free = self._bytes(shape, axis, rows), _free_memory()
         if free is not None and needed > free:
+            part = (*shape[:axis], len(rows), *shape[axis + 1 :])
+            of = "" if part == shape else f" of {by(shape)}"
             raise OutOfMemoryError(
-                f"probabilities of {len(self.classes)} classes for {by(shape)} voxels take {needed / 2**30:.1f} GiB, "
-                f"and {free / 2**30:.1f} are there for them; cut the image to the part that counts, take a machine "
-                "with more memory, or train at a coarser data.recipe.spacing"
+                f"probabilities of {len(self.classes)} classes for {by(part)}{of} voxels take "
+                f"{needed / 2**30:.1f} GiB, and {free / 2**30:.1f} are free; cut the image to the part that counts, "
+                "take a machine with more memory, or train at a coarser data.recipe.spacing"
             )
+
+    def _bytes(self, shape: tuple[int, ...], axis: int, rows: range) -> int:
+        """What the probabilities of some rows take while they are made; beside them lies a count of windows."""
+        overlap = self._overlap()
+        seen = rows_seen(rows, shape[axis], self.patch[axis], overlap if isinstance(overlap, float) else overlap[axis])
+        covered = [max(n, side) for n, side in zip(shape, self.patch, strict=True)]
+        covered[axis] = max(len(seen), self.patch[axis])
+        own = 4 * (len(self.classes) + 1) * math.prod(covered)
+        return own + max((other._bytes(shape, axis, rows) for other in self.others), default=0)
 
     def likeliest(self, image: NDArray[np.float32]) -> NDArray[np.unsignedinteger[Any]]:
         """The class of each voxel of a prepared image, `(M, x, y, z)` to `(x, y, z)`."""
@@ -236,6 +242,12 @@ class Predictor:
         listed = [self.classes.index(name) for name in self.window.largest_component]
         dropped = np.isin(classes, listed) & (clean == 0)
         return np.where(dropped, 0, classes).astype(classes.dtype)
+
+
+def _free_memory() -> int | None:
+    """Bytes for this process, where several predict at once; None where that cannot be told."""
+    free = available_memory()
+    return None if free is None else free // processes.count()
 
 
 def _mirrors(axes: Sequence[int]) -> list[tuple[int, ...]]:

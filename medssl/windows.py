@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -30,9 +31,9 @@ def by_windows(
         overlap: share of a window that the next one covers again, or one for each axis.
         rows: those wanted along `axis`; None wants all. Only windows that show some of them are looked at.
     """
-    size, side = image.shape[1 + axis], patch[axis]
+    size = image.shape[1 + axis]
     rows = range(size) if rows is None else rows
-    seen = _seen(rows, size, side, step=_step(side, overlap if isinstance(overlap, float | int) else overlap[axis]))
+    seen = rows_seen(rows, size, patch[axis], overlap if isinstance(overlap, float | int) else overlap[axis])
     part = image[_along(axis, seen)]
     made: Tensor = sliding_window_inference(
         torch.from_numpy(np.ascontiguousarray(part))[None], patch, batch, forward, overlap=overlap, mode=blend,
@@ -41,17 +42,15 @@ def by_windows(
     return made[0].numpy()[_along(axis, range(rows.start - seen.start, rows.stop - seen.start))]
 
 
-def _step(side: int, overlap: float) -> int:
-    """Voxels from one window to the next, as MONAI counts them."""
-    return max(1, int(side * (1 - overlap)))
-
-
-def _seen(rows: range, size: int, side: int, step: int) -> range:
-    """The rows of all windows that show some of `rows`; the windows over these alone are the same ones."""
-    last = max(0, size - side)
-    starts = sorted({min(start, last) for start in range(0, last + step, step)})
-    showing = [start for start in starts if start < rows.stop and start + side > rows.start]
-    return range(showing[0], min(size, showing[-1] + side))
+def rows_seen(rows: range, size: int, side: int, overlap: float) -> range:
+    """The rows of all windows that show some of `rows` of an axis; the windows over these alone are the same ones."""
+    last, step = (
+        max(0, size - side),
+        max(1, int(side * (1 - overlap))),
+    )  # as MONAI counts; the last one ends with the axis
+    first = max(0, math.ceil((rows.start + 1 - side) / step)) * step
+    final = last if last < rows.stop else (rows.stop - 1) // step * step
+    return range(min(first, last), min(size, final + side))
 
 
 def _along(axis: int, rows: range) -> tuple[slice, ...]:

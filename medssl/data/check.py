@@ -24,7 +24,7 @@ from medssl.data.grid import aligned
 from medssl.data.inspect import Expected, check_case, check_label, listed
 from medssl.data.io import SUFFIXES, case_id, is_volume
 from medssl.data.labels import mapped
-from medssl.data.layouts import Layout, declared, labelled_around, read_layout
+from medssl.data.layouts import Layout, declared, labels_beside, read_layout
 from medssl.data.looks import Look, digest, look_at
 from medssl.data.outliers import compare, distances, out_of_family
 from medssl.data.volume import Source, Volume
@@ -168,9 +168,12 @@ def _check_lone_label(path: Path, expected: Expected) -> tuple[Facts, list[Findi
 
 def _labels_beside(source: Path, layout: Layout) -> Iterator[Finding]:
     """A folder of images alone was named, and not the dataset around it."""
-    if source.is_dir() and not any(case.label for case in layout.cases) and (labelled := labelled_around(source)):
-        found = f"no case has a label, and {labelled} of these images have one in {source.resolve().parent}"
-        yield Finding(None, source, "warning", "labels_beside", found, "name that folder to use them")
+    if any(case.label for case in layout.cases) or not source.is_dir():
+        return
+    labels, count = labels_beside(source)
+    if count:
+        found = f"no case has a label, and {count} of these images have one in {labels}"
+        yield Finding(None, source, "warning", "labels_beside", found, f"name {labels.parent} to use them")
 
 
 def _layout_findings(layout: Layout) -> Iterator[Finding]:

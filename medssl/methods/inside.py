@@ -51,12 +51,19 @@ def with_fewer_channels(net: nn.Module, image: Tensor, rate: float, seeds: Seque
 
     def hook(number: int) -> Any:
         return lambda block, inputs: tuple(
-            torch.cat([dropped(features[:, :n], rate, _apart(seeds, number, place), channels=True), features[:, n:]], 1)
+            _first_dropped(features, n, rate, _apart(seeds, number, place))
             for place, (features, n) in enumerate(zip(inputs, block.encoded, strict=True))
         )
 
     blocks = enumerate(decoder_blocks(net))
     return _hooked(net, image, [block.register_forward_pre_hook(hook(number)) for number, block in blocks])
+
+
+def _first_dropped(features: Tensor, channels: int, rate: float, seeds: Sequence[int]) -> Tensor:
+    if channels == 0:
+        return features
+    fewer = dropped(features[:, :channels], rate, seeds, channels=True)
+    return fewer if channels == features.shape[1] else torch.cat([fewer, features[:, channels:]], 1)
 
 
 def with_agreeing_channels(net: nn.Module, image: Tensor, views: int, strength: float) -> Tensor:

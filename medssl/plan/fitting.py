@@ -47,7 +47,7 @@ class Fitting:
         run = self.run(shape, parts, precision)
         key = (shape, parts, run.train.precision)
         if key not in self._known:
-            self._known[key] = estimate(run)
+            self._known[key] = estimate(run, device="cpu")
         return self._known[key]
 
     def fits(self, shape: Shape, parts: int) -> bool:

@@ -253,7 +253,7 @@ class TestDataset:
         (labels / "b.nii.gz").unlink()
         monkeypatch.chdir(tmp_path)
         (finding,) = check(Path(images), DATASET, workers=1).findings
-        expect(finding, "warning", "labels_beside", f"1 of these images have one in {tmp_path}")
+        expect(finding, "warning", "labels_beside", f"1 of these images have one in {labels}")
         assert not any(finding.code == "labels_beside" for finding in check(tmp_path, DATASET, workers=1).findings)
         (labels / "a.nii.gz").unlink()
         assert not check(Path(images), DATASET, workers=1).findings

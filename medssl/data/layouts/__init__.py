@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from medssl.data.cases import Case, DatasetConfig, subjects_of
+from medssl.data.io import case_id, list_volumes
 from medssl.data.layouts import acdc, datalist, dicom, folders, la, msd, nnunet, pairs, ssl4mis
-from medssl.data.layouts.base import Declared, Reader
+from medssl.data.layouts.base import CHANNEL, Declared, Reader
 from medssl.data.layouts.base import Layout as Layout
 from medssl.data.volume import some
 from medssl.errors import ConfigError, DataError
@@ -61,18 +62,15 @@ def declared(source: Path, layout: str | None = None) -> Declared:
     return find_reader(Path(source), layout).declared(Path(source))
 
 
-def labelled_around(source: Path) -> int:
-    """How many cases have a label in the dataset of which a folder holds the images alone; 0 where there is none."""
-    home = source.resolve().parent
-    for reader in (LAYOUTS["nnunet"], LAYOUTS["msd"], LAYOUTS["folders"]):
-        if reader.fits(home):
-            try:
-                cases = reader.read(home).cases
-            except DataError:
-                return 0
-            inside = [case for case in cases if source.resolve() in case.images[0].path.parents]
-            return sum(case.label is not None for case in inside)
-    return 0
+def labels_beside(source: Path) -> tuple[Path, int]:
+    """The folder of labels beside a folder of images, and how many of these have a label there, by their names."""
+    source = source.absolute()
+    labels = source.parent / source.name.replace("images", "labels").replace("Images", "Labels")
+    if labels == source or not labels.is_dir():
+        return labels, 0
+    names = {case_id(path) for path in list_volumes(source)}
+    names |= {match[1] for name in names if (match := CHANNEL.fullmatch(name))}
+    return labels, sum(case_id(path) in names for path in list_volumes(labels))
 
 
 def find_reader(source: Path, name: str | None = None) -> Reader:
