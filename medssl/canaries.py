@@ -59,7 +59,9 @@ class PseudoLabels:
         method, device = self.trainer.method, self.trainer.device
         mode = method.training
         method.eval()
-        told = by_windows(image, self._told, device, patch=self.patch, batch=self.batch, overlap=0.0, blend="constant")
+        told = by_windows(
+            image, self._told, device, patch=self.patch, batch=self.batch, overlap=[0.0] * 3, blend="constant"
+        )
         method.train(mode)
         return told
 

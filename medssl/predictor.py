@@ -126,15 +126,21 @@ class Predictor:
         return probs
 
     def slabs(self, image: NDArray[np.float32]) -> Iterator[Slab]:
-        """What `probabilities` gives, in as few pieces as half of the free memory holds, one after the other.
-
-        They lie along the axis with most windows. Each begins with the row that ended the one before; windows that
-        reach into two are looked at twice.
+        """What `probabilities` gives, in the pieces of `cut`, one after the other.
 
         Raises:
             OutOfMemoryError: a piece as long as half a window needs more than is free.
         """
-        shape, free = image.shape[1:], _free_memory()
+        axis, pieces = self.cut(image.shape[1:])
+        for rows in pieces:
+            yield Slab(self.probabilities(image, axis, rows), axis, rows.start)
+
+    def cut(self, shape: tuple[int, ...]) -> tuple[int, list[range]]:
+        """The axis with most windows, and its rows in as few pieces as half of the free memory holds.
+
+        Each begins with the row that ended the one before; windows that reach into two are looked at twice.
+        """
+        free = _free_memory()
         axis = 2 if self.recipe.resize else max(range(3), key=lambda axis: shape[axis] / self.patch[axis])
         pieces = [range(shape[axis])]
         for count in range(2, min(shape[axis], 2 * shape[axis] // self.patch[axis])):
@@ -142,8 +148,7 @@ class Predictor:
                 break
             ends = [number * (shape[axis] - 1) // count for number in range(count + 1)]
             pieces = [range(start, end + 1) for start, end in itertools.pairwise(ends)]
-        for rows in pieces:
-            yield Slab(self.probabilities(image, axis, rows), axis, rows.start)
+        return axis, pieces
 
     def _refuse_beyond_memory(self, shape: tuple[int, ...], axis: int, rows: range) -> None:
         needed, free = self._bytes(shape, axis, rows), _free_memory()
@@ -158,8 +163,7 @@ class Predictor:
 
     def _bytes(self, shape: tuple[int, ...], axis: int, rows: range) -> int:
         """What the probabilities of some rows take while they are made; beside them lies a count of windows."""
-        overlap = self._overlap()
-        seen = rows_seen(rows, shape[axis], self.patch[axis], overlap if isinstance(overlap, float) else overlap[axis])
+        seen = rows_seen(rows, shape[axis], self.patch[axis], self._overlap()[axis])
         covered = [max(n, side) for n, side in zip(shape, self.patch, strict=True)]
         covered[axis] = max(len(seen), self.patch[axis])
         own = 4 * (len(self.classes) + 1) * math.prod(covered)
@@ -213,10 +217,10 @@ class Predictor:
             raise DataError(f"{image.path}: {channels} channels, the network was trained on {self.channels}")
         return self.recipe.apply(image)
 
-    def _overlap(self) -> float | list[float]:
+    def _overlap(self) -> list[float]:
         """What MONAI turns into the wanted stride: it takes the whole part of `patch * (1 - overlap)`."""
         if self.window.stride is None:
-            return self.window.overlap
+            return [self.window.overlap] * 3
         return [max(0.0, 1 - (step + 0.5) / side) for step, side in zip(self.window.stride, self.patch, strict=True)]
 
     def _forward(self, windows: Tensor) -> Tensor:

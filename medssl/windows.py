@@ -19,7 +19,7 @@ def by_windows(
     *,
     patch: Sequence[int],
     batch: int,
-    overlap: float | Sequence[float],
+    overlap: Sequence[float],
     blend: str,
     axis: int = 0,
     rows: range | None = None,
@@ -28,12 +28,12 @@ def by_windows(
 
     Args:
         forward: `(B, M, X, Y, Z)` on the device to `(B, C, X, Y, Z)`.
-        overlap: share of a window that the next one covers again, or one for each axis.
+        overlap: share of a window that the next one covers again, along each axis.
         rows: those wanted along `axis`; None wants all. Only windows that show some of them are looked at.
     """
     size = image.shape[1 + axis]
     rows = range(size) if rows is None else rows
-    seen = rows_seen(rows, size, patch[axis], overlap if isinstance(overlap, float | int) else overlap[axis])
+    seen = rows_seen(rows, size, patch[axis], overlap[axis])
     part = image[_along(axis, seen)]
     made: Tensor = sliding_window_inference(
         torch.from_numpy(np.ascontiguousarray(part))[None], patch, batch, forward, overlap=overlap, mode=blend,
@@ -44,10 +44,8 @@ def by_windows(
 
 def rows_seen(rows: range, size: int, side: int, overlap: float) -> range:
     """The rows of all windows that show some of `rows` of an axis; the windows over these alone are the same ones."""
-    last, step = (
-        max(0, size - side),
-        max(1, int(side * (1 - overlap))),
-    )  # as MONAI counts; the last one ends with the axis
+    last = max(0, size - side)  # where the last window starts: it ends with the axis
+    step = max(1, int(side * (1 - overlap)))  # as MONAI counts
     first = max(0, math.ceil((rows.start + 1 - side) / step)) * step
     final = last if last < rows.stop else (rows.stop - 1) // step * step
     return range(min(first, last), min(size, final + side))

@@ -229,6 +229,14 @@ def test_what_memory_does_not_hold_is_predicted_in_slabs_and_is_the_same(monkeyp
         assert len(np.unique(classes)) > 1
 
 
+@pytest.mark.parametrize(("gib", "pieces"), [(10, 9), (24, 4), (42, 1)])
+def test_a_large_scan_takes_as_many_slabs_as_documented(monkeypatch, gib, pieces):
+    predictor = Predictor([nn.Identity()], Recipe(), WindowConfig(), patch=(112, 112, 96), channels=1,
+                          classes=tuple(map(str, range(33))), device=torch.device("cpu"))  # fmt: skip
+    monkeypatch.setattr("medssl.predictor.available_memory", lambda: gib * 2**30)
+    assert len(predictor.cut((600, 600, 450))[1]) == pieces
+
+
 def test_constant_blending_is_the_plain_mean_of_windows():
     calls = iter(range(10))
 

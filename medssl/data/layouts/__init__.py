@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from medssl.data.cases import Case, DatasetConfig, subjects_of
-from medssl.data.io import case_id, list_volumes
+from medssl.data.io import case_id
 from medssl.data.layouts import acdc, datalist, dicom, folders, la, msd, nnunet, pairs, ssl4mis
-from medssl.data.layouts.base import CHANNEL, Declared, Reader
+from medssl.data.layouts.base import CHANNEL, Declared, Reader, subfolder, volumes
 from medssl.data.layouts.base import Layout as Layout
 from medssl.data.volume import some
 from medssl.errors import ConfigError, DataError
@@ -65,12 +65,13 @@ def declared(source: Path, layout: str | None = None) -> Declared:
 def labels_beside(source: Path) -> tuple[Path, int]:
     """The folder of labels beside a folder of images, and how many of these have a label there, by their names."""
     source = source.absolute()
-    labels = source.parent / source.name.replace("images", "labels").replace("Images", "Labels")
-    if labels == source or not labels.is_dir():
-        return labels, 0
-    names = {case_id(path) for path in list_volumes(source)}
+    name = source.name.lower()
+    if "images" not in name:
+        return source, 0
+    labels = subfolder(source.parent, name.replace("images", "labels"))
+    names = {case_id(path) for path in volumes(source)}
     names |= {match[1] for name in names if (match := CHANNEL.fullmatch(name))}
-    return labels, sum(case_id(path) in names for path in list_volumes(labels))
+    return labels, sum(case_id(path) in names for path in volumes(labels))
 
 
 def find_reader(source: Path, name: str | None = None) -> Reader:
