@@ -25,10 +25,23 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     Raises:
         DataError: it is missing, damaged, or of another format.
     """
+    return _load(path, device, mmap=False)
+
+
+def steps_of(path: Path) -> int:
+    """How many steps the run had taken that wrote a checkpoint; its tensors are not read.
+
+    Raises:
+        DataError: as `load_checkpoint`.
+    """
+    return int(_load(path, "cpu", mmap=True)["iteration"])
+
+
+def _load(path: Path, device: torch.device | str, *, mmap: bool) -> dict[str, Any]:
     if not Path(path).exists():
         raise DataError(f"{path}: no such checkpoint")
     try:
-        values: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        values: dict[str, Any] = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
     except Exception as error:
         raise DataError(f"{path}: not a readable checkpoint ({type(error).__name__}: {str(error)[:200]})") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:

@@ -65,7 +65,7 @@ OtherRuns = Annotated[
 NetworkChoice = Annotated[
     str | None, typer.Option("--network", help="student, teacher, ensemble, one-student or one-teacher.")
 ]
-Checkpoint = Annotated[str, typer.Option("--checkpoint", help="best or last.")]
+Checkpoint = Annotated[Literal["best", "last"], typer.Option("--checkpoint", help="best or last.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="key=value over the files; repeatable.")]
 
 

@@ -50,20 +50,10 @@ def merge(files: Sequence[Path], overrides: Sequence[str] = ()) -> dict[str, Any
     Raises:
         ConfigError: a file is missing, is not YAML or not a mapping; an override has no `=`.
     """
+    wanted = [_override(text) for text in overrides]  # first: the value after a forgotten `=` looks like a file
     merged: dict[str, Any] = {}
-    for path in files:
-        update(merged, _read_mapping(Path(path)))
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--set {override}: expected key=value, for example --set train.iterations=200")
-        try:
-            parsed = load_yaml(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {override}: the value is not YAML: {error}") from None
-        for part in reversed(key.split(".")):
-            parsed = {part: parsed}
-        update(merged, parsed)
+    for values in (*(_read_mapping(Path(path)) for path in files), *wanted):
+        update(merged, values)
     return merged
 
 
@@ -126,6 +116,20 @@ def dump(values: Mapping[str, Any], path: Path) -> None:
     """Write a nested dict of plain values as YAML, keys in their given order."""
     with whole_file(path) as partial:
         partial.write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _override(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {text}: expected key=value, for example --set train.iterations=200")
+    try:
+        values = load_yaml(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}: the value is not YAML: {error}") from None
+    for part in reversed(key.split(".")):
+        values = {part: values}
+    made: dict[str, Any] = values
+    return made
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from medssl.driver import find_driver, why_no_gpu
+from medssl.environment import SLOW_TORCH
 from medssl.errors import ConfigError, DeviceError
 from medssl.machine import available_cpus
 
@@ -36,13 +37,16 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError:
         raise ConfigError(f"--device {name}: expected auto, cpu, cuda, or cuda:1 for the second GPU") from None
     try:
-        return torch.empty(1, device=name).device
+        device = torch.empty(1, device=name).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise DeviceError(
             f"device {name}: not usable here ({reason}); torch {torch.__version__}, built for CUDA "
             f"{torch.version.cuda}. Use --device cpu, or install a torch build that fits the driver."
         ) from None
+    if device.type == "cuda" and torch.__version__.startswith("2.9."):
+        tell_of_slow_torch()
+    return device
 
 
 @functools.cache
@@ -51,6 +55,13 @@ def tell_of_an_idle_gpu() -> None:
     why = why_no_gpu(find_driver(), torch.version.cuda)
     if why.is_fault and os.environ.get("RANK", "0") == "0":
         print(f"medssl: --device auto takes the CPU: {why.found}; {why.fix}", file=sys.stderr)
+
+
+@functools.cache
+def tell_of_slow_torch() -> None:
+    """Once in a process."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"medssl: {SLOW_TORCH}; install another version", file=sys.stderr)
 
 
 def wait_for(device: torch.device) -> None:

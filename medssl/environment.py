@@ -14,6 +14,7 @@ from medssl import __version__
 
 PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "SimpleITK", "blosc2")
 """Those whose versions can change a result."""
+SLOW_TORCH = "3-D convolutions in mixed precision are slow in torch 2.9, and want much memory"
 _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}
 
 

@@ -26,7 +26,7 @@ from medssl.data.labels import read_classes, read_pair, read_prediction
 from medssl.data.prepared import PreparedDataset, read_prepared
 from medssl.data.volume import Source, Volume, by, corners_apart
 from medssl.errors import ConfigError, DataError
-from medssl.files import read_json
+from medssl.files import read_json, refuse_existing
 from medssl.logs import log_test_scores
 from medssl.metrics import CONVENTIONS, METRICS, ClassScore, Measures, score_case
 from medssl.metrics.conventions import TOLERANCE
@@ -202,8 +202,7 @@ class _Pair:
 def _refuse_existing(out: Path, overwrite: bool) -> None:
     if out.is_dir():
         raise ConfigError(f"{out}: is a folder; name the CSV file to write, such as {out / 'scores.csv'}")
-    if out.exists() and not overwrite:
-        raise ConfigError(f"{out}: exists already; choose another name, or replace it with --overwrite")
+    refuse_existing(out, overwrite)
 
 
 def is_prepared(folder: Path) -> bool:

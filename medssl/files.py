@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -82,9 +83,21 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raise a ConfigError where something would be replaced that was not to be."""
+    """Raise a ConfigError where something would be replaced that was not to be, an OSError as `refuse_unwritable`."""
     if path.exists() and not overwrite:
         raise ConfigError(f"{path}: exists; choose another name, or replace it with --overwrite")
+    refuse_unwritable(path)
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Raise the OSError that writing `path` would end in, before the work for it has begun."""
+    path = path.resolve()
+    there = next(place for place in (path, *path.parents) if place.exists())
+    folder = path.parent if there == path and not path.is_dir() else there
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 @contextmanager

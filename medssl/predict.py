@@ -26,7 +26,7 @@ from medssl.data.splits import PARTS, read_split
 from medssl.data.volume import Oddity, Source, Volume, how_many, some
 from medssl.device import choose_device
 from medssl.errors import ConfigError, DataError, InputError, OutOfMemoryError
-from medssl.files import read_object, write_json
+from medssl.files import read_object, refuse_unwritable, write_json
 from medssl.predictor import Predictor
 from medssl.progress import track
 from medssl.trained import Trained, is_model_folder, load_trained, refuse_unlike
@@ -76,6 +76,7 @@ def predict(
         ConfigError: nothing to predict, outputs that exist and were made in another way and `overwrite` is not set,
             runs that do not fit together, or a class without one value of its own.
     """
+    refuse_unwritable(out / "predictions.json")
     predictor, facts = load_predictor(run, choose_device(device), also=also, checkpoint=checkpoint, window=window)
     facts["uncertainty"] = UNCERTAINTY if uncertainty else None
     if probabilities:

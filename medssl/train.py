@@ -27,7 +27,7 @@ from medssl.device import choose_device, prepare_device
 from medssl.distributed import gathered, here, is_first, joined, launch, launched, restarts
 from medssl.environment import environment
 from medssl.errors import ConfigError, DataError, OutOfMemoryError
-from medssl.files import read_object, write_json
+from medssl.files import read_object, refuse_unwritable, write_json
 from medssl.logs import NoLog, RunLog
 from medssl.machine import available_memory
 from medssl.memory import Memory, estimate, fit
@@ -130,6 +130,7 @@ def baseline_folder(out: Path) -> Path:
 
 
 def _refuse_used(out: Path, resume: bool) -> None:
+    refuse_unwritable(out / "config.yaml")
     if not resume and out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out}: not empty; go on with --resume, or choose another folder")
 
@@ -149,6 +150,8 @@ def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, 
     if len(set(gathered([trainer.iteration]))) > 1:  # also: nobody writes before all have looked
         raise DataError(f"{out}: the processes see different checkpoints; do all machines share this folder?")
     _refuse_beyond_memory(config, device)
+    if not quiet:
+        _tell_of_padding(config, data)
     labelled, unlabelled = make_streams(config, data)
     log: RunLog = NoLog()
     if is_first():
@@ -202,6 +205,7 @@ def dry_run(config: RunConfig, *, device: str = "auto") -> dict[str, Any]:
     start(trainer, config, data.split)
     memory = estimate(config, device=device)
     _refuse_beyond_memory(config, trainer.device, memory)
+    _tell_of_padding(config, data)
     labelled, unlabelled = make_streams(config, data)
     trainer.iteration = config.train.iterations // 2  # past what a method does first
     batches = trainer.batches(labelled, unlabelled, trainer.iteration + 2)
@@ -222,6 +226,20 @@ def dry_run(config: RunConfig, *, device: str = "auto") -> dict[str, Any]:
             "peak_of_this_process_gib": round(_peak_memory(trainer.device) / 2**30, 2),
         },
     }
+
+
+def _tell_of_padding(config: RunConfig, data: TrainingData) -> None:
+    """Say so where a smaller patch, of a size that the network takes, would hold every case that is learned from."""
+    ids = (*data.split.labelled, *data.split.unlabelled)
+    longest = np.max([data.image(id).shape[1:] for id in ids], axis=0, initial=1)
+    patch, stride = np.array(config.train.patch), np.array(config.network.total_stride)
+    enough = np.minimum(patch, -(-longest // stride) * stride)
+    if is_first() and (enough < patch).any():
+        print(
+            f"medssl: train.patch is {patch.tolist()}, and no case is larger than {longest.tolist()} voxels: the rest "
+            f"is padding, which takes time and memory. train.patch={enough.tolist()} holds as much.",
+            file=sys.stderr,
+        )
 
 
 def _refuse_beyond_memory(config: RunConfig, device: torch.device, memory: Memory | None = None) -> None:

@@ -18,7 +18,7 @@ import yaml
 from torch import nn
 
 from medssl import __version__
-from medssl.checkpoint import load_checkpoint, save_checkpoint
+from medssl.checkpoint import load_checkpoint, save_checkpoint, steps_of
 from medssl.config import dump, load_yaml, parse
 from medssl.errors import ConfigError, DataError
 from medssl.predictor import Predictor, chosen_networks
@@ -118,6 +118,8 @@ def _load_run(run: Path, checkpoint: str, window: Mapping[str, Any]) -> Trained:
     path = run / f"{checkpoint}.pt"
     if checkpoint == "best" and not path.exists() and (run / "last.pt").exists():
         path = run / "last.pt"
+    if (run / "configs" / "metadata.json").is_file():
+        raise DataError(f"{run}: is a MONAI bundle, which MONAI runs (its docs/README.md); name the run it is made of")
     if not path.exists() and not (run / "config.yaml").exists():
         raise DataError(
             f"{run}: no run folder, as it holds neither {path.name} nor config.yaml, and no model folder, as it holds "
@@ -127,9 +129,7 @@ def _load_run(run: Path, checkpoint: str, window: Mapping[str, Any]) -> Trained:
     config = _with_window(values["config"], window)
     method = build_method(config)
     method.load_state_dict(values["method"])
-    step, planned = values["iteration"], config.train.iterations
-    if path.name == "last.pt" and step < planned:
-        print(f"medssl: {run} is not finished: these are its weights after {step} of {planned} steps", file=sys.stderr)
+    _tell_if_unfinished(run, path, values["iteration"], config.train.iterations)
     return Trained(
         config,
         chosen_networks(method, config.window.network),
@@ -137,6 +137,17 @@ def _load_run(run: Path, checkpoint: str, window: Mapping[str, Any]) -> Trained:
         iteration=values["iteration"],
         forerunners=sum(len(people["learned"]) for people in values.get("seen_before", {}).values()),
     )
+
+
+def _tell_if_unfinished(run: Path, path: Path, step: int, planned: int) -> None:
+    last, weights = run / "last.pt", "weights"
+    if path != last:
+        if not last.exists():
+            return  # the weights were copied alone
+        step, weights = steps_of(last), f"best weights, of step {step},"
+    if step < planned:
+        done = f"after {step} of {planned} steps"
+        print(f"medssl: {run} is not finished: these are its {weights} {done}", file=sys.stderr)
 
 
 def _load_model(folder: Path, checkpoint: str, window: Mapping[str, Any]) -> list[Trained]:

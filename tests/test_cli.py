@@ -239,6 +239,17 @@ class TestExitCodes:
         assert isinstance(result.exception, ConfigError)
         assert str(result.exception).startswith("data: expected keys")
 
+    def test_two_for_a_forgotten_equals_sign(self, settings):
+        done = medssl("train", settings / "balls.yaml", settings / "method.yaml", "--set", "train.iterations", "60")
+        assert done.returncode == 2
+        assert "--set train.iterations: expected key=value" in done.stderr
+
+    def test_two_for_a_checkpoint_that_is_none(self, tmp_path):
+        for command in ("predict", "export"):
+            result = CliRunner().invoke(app, [command, str(tmp_path), "-o", "out", "--checkpoint", "final"])
+            assert result.exit_code == 2
+            assert "best" in result.output
+
     def test_two_for_a_key_that_prepare_would_pass_over(self, balls, settings):
         words = ("--config", settings / "balls.yaml", "--set", "recipe.spacing=[2, 2, 2]")
         done = medssl("prepare", balls[0], settings / "prepared", *words)
@@ -351,7 +362,14 @@ def test_a_file_in_the_way_of_a_folder_is_said_in_one_line(tmp_path):
     assert (tmp_path / "taken").read_text() == ""
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("words", [("predict", "run", "scans"), ("evaluate", "predicted", "labels"), ("report", "run")])
+def test_a_place_that_cannot_be_written_is_said_before_the_work(tmp_path, words):
+    (tmp_path / "taken").write_text("")
+    done = medssl(*words, "--out", tmp_path / "taken" / "out", cwd=tmp_path)
+    assert done.returncode == 4
+    assert f"{tmp_path / 'taken'}: not a directory" in done.stderr
+
+
 def test_a_name_that_no_file_can_have_is_said_in_one_line(tmp_path):
     (tmp_path / "list.csv").write_text(f"image\n{'x' * 300}.nii.gz\n")
     done = medssl("check", tmp_path / "list.csv", "--workers", 0)
@@ -360,6 +378,7 @@ def test_a_name_that_no_file_can_have_is_said_in_one_line(tmp_path):
     assert "shorten it" in done.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_disk_is_said_in_one_line():
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-m", "medssl", "methods"]

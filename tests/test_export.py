@@ -367,6 +367,8 @@ def test_a_bundle_says_what_it_holds_and_no_names(make_run, balls, tmp_path):
     export(run, tmp_path / "bundle", monai=True)
     files = sorted(str(path.relative_to(tmp_path / "bundle")) for path in (tmp_path / "bundle").rglob("*.*"))
     assert files == ["configs/inference.json", "configs/metadata.json", "docs/README.md", "models/model.pt"]
+    with pytest.raises(DataError, match=r"bundle: is a MONAI bundle"):
+        predict(tmp_path / "bundle", [balls[0] / "images"], tmp_path / "out", device="cpu")
     for path in files:
         content = (tmp_path / "bundle" / path).read_bytes()
         for word in (b"ball_", b"/tmp", str(tmp_path.parent).encode(), str(balls[1]).encode()):

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from medssl.errors import DataError
-from medssl.files import read_object, whole_folder
+from medssl.errors import ConfigError, DataError
+from medssl.files import read_object, refuse_existing, whole_folder
 
 
 def write(path, files):
@@ -26,6 +26,40 @@ def test_a_folder_replaces_an_earlier_one_only_when_it_is_whole(tmp_path):
     with pytest.raises(FileNotFoundError):
         write(tmp_path / "a", {"half": "third", "nowhere/rest": "third"})
     assert content(tmp_path) == {"a/file": "second"}
+
+
+@pytest.mark.parametrize("path", ["new", "deep/er/new", "file", "folder", "folder/new"])
+def test_what_can_be_written_is_let_through_and_nothing_is_made(tmp_path, path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("mine")
+    refuse_existing(tmp_path / path, overwrite=True)
+    assert content(tmp_path) == {"file": "mine"}
+    assert {one.name for one in tmp_path.iterdir()} == {"file", "folder"}
+
+
+def test_what_exists_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=f"^{re.escape(str(tmp_path))}: exists; .*--overwrite"):
+        refuse_existing(tmp_path, overwrite=False)
+
+
+@pytest.mark.parametrize("path", ["file/new", "file/deep/er"])
+def test_a_file_where_a_folder_is_wanted_is_found_before_any_work(tmp_path, path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotADirectoryError) as error:
+        refuse_existing(tmp_path / path, overwrite=True)
+    assert error.value.filename == str(tmp_path / "file")
+
+
+@pytest.mark.parametrize("path", ["folder/new", "folder/deep/er", "folder/file", "folder"])
+def test_a_folder_that_may_not_be_written_is_found_before_any_work(tmp_path, path, monkeypatch):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "file").write_text("mine")
+    monkeypatch.setattr("os.access", lambda place, mode: place != folder)  # root may write everywhere
+    with pytest.raises(PermissionError) as error:
+        refuse_existing(tmp_path / path, overwrite=True)
+    assert error.value.filename == str(folder)
+    refuse_existing(tmp_path / "other", overwrite=False)
 
 
 def test_of_two_that_write_one_folder_at_once_the_last_stays(tmp_path):

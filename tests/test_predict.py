@@ -467,12 +467,18 @@ def test_asking_a_method_without_teacher_for_one_is_refused():
 
 
 def test_a_run_that_is_not_finished_is_called_so(trained, tmp_path, capsys):
-    run, raw = trained
+    run, _ = trained
     begun = train(load_run_config([run / "config.yaml"]), tmp_path / "begun", until=2, quiet=True)
-    for place, checkpoint in ((begun, "best"), (run, "last")):
-        predict(place, [raw / "images" / "ball_00.nii.gz"], tmp_path / place.name, device="cpu", checkpoint=checkpoint)
-    said = [line for line in capsys.readouterr().err.splitlines() if "not finished" in line]
-    assert said == [f"medssl: {begun} is not finished: these are its weights after 2 of 300 steps"]
+    validated = shutil.copytree(begun, tmp_path / "validated")
+    shutil.copy(run / "best.pt", validated)
+    for number, (place, checkpoint) in enumerate(
+        ((begun, "best"), (validated, "best"), (validated, "last"), (run, "best"), (run, "last"))
+    ):
+        load_predictor(place, torch.device("cpu"), checkpoint=checkpoint)
+        said = capsys.readouterr().err
+        assert ("is not finished" in said) == (number < 3)
+        assert said.endswith(" after 2 of 300 steps\n" if number < 3 else "")
+        assert ("best weights, of step" in said) == (number == 1)
 
 
 def test_the_record_keeps_all_images_of_a_folder_and_refuses_another_making(trained, tmp_path):

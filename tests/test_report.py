@@ -432,7 +432,7 @@ def test_an_existing_report_is_kept_unless_told_otherwise(factory):
     run, page = factory.run("run", "bcp", 1), factory.root / "report" / "report.html"
     page.parent.mkdir()
     page.write_text("mine")
-    with pytest.raises(ConfigError, match=r"report\.html: exists already.*--overwrite"):
+    with pytest.raises(ConfigError, match=r"report\.html: exists; .*--overwrite"):
         write_report([run], page.parent)
     assert page.read_text() == "mine"
     assert write_report([run], page.parent, overwrite=True) == page

@@ -298,6 +298,18 @@ def test_dry_run_tells_the_cost_and_writes_nothing(config, tmp_path, monkeypatch
     assert set(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("patch", "enough"),
+    [([12, 12, 8], None), ([20, 18, 14], None), ([12, 40, 8], [12, 18, 8]), ([24, 20, 14], [20, 18, 14])],
+)
+def test_a_patch_that_no_case_fills_is_told_of(config, tmp_path, capsys, patch, enough):
+    dry_run(config(patch=patch), device="cpu")
+    train(config(patch=patch), tmp_path / "run", until=1)
+    told = [line for line in capsys.readouterr().err.splitlines() if "padding" in line]
+    assert len(told) == (0 if enough is None else 2)
+    assert all("no case is larger than [20, 18, 14] " in line and f"train.patch={enough} " in line for line in told)
+
+
 def test_what_no_machine_holds_is_refused_at_once(config, tmp_path):
     settings, words = config(patch=[4096, 4096, 4096]), r"a step needs about [\d.]+ GiB .* free here; make train.patch"
     with pytest.raises(OutOfMemoryError, match=words):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import medssl
 from medssl.doctor.findings import Finding, said
-from medssl.environment import PACKAGES, version_of
+from medssl.environment import PACKAGES, SLOW_TORCH, version_of
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 _MODULES = {"pyyaml": "yaml", "simpleitk": "SimpleITK", "connected-components-3d": "cc3d"}
 """What is imported of a package of another name."""
 _FOR_DEVELOPERS = "dev"
-_SLOW = "3-D convolutions in mixed precision are slow in torch 2.9, and want much memory"
 _FIRST = ("numpy", "torch")
 """What others load, so that an error of theirs is told of them."""
 
@@ -80,7 +79,7 @@ def _fault(requirement: Requirement, topic: str) -> Finding | None:
     if found is None:
         return Finding("fault", topic, f"{name} is not installed", f"python -m pip install {wanted}")
     if not requirement.specifier.contains(found, prereleases=True):
-        why = f" ({_SLOW})" if name == "torch" and found.startswith("2.9.") else ""
+        why = f" ({SLOW_TORCH})" if name == "torch" and found.startswith("2.9.") else ""
         text = f"{name} {found} is installed{why}, and medssl asks for {requirement.specifier}"
         return Finding("fault", topic, text, f"python -m pip install {wanted}{leave}")
     try:

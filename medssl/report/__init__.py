@@ -12,6 +12,7 @@ from pathlib import Path
 
 from medssl.comparison import BASELINE, load_runs, make_rows
 from medssl.errors import ConfigError
+from medssl.files import refuse_existing
 from medssl.published import published_rows
 from medssl.report.gallery import WORST, draw_gallery
 from medssl.report.page import render, write_page
@@ -50,8 +51,7 @@ def write_report(
     """
     out = Path(out)
     page = out / "report.html"
-    if page.exists() and not overwrite:
-        raise ConfigError(f"{page}: exists already; choose another folder, or replace it with --overwrite")
+    refuse_existing(page, overwrite)
     rows = make_rows(load_runs([Path(path) for path in runs]))
     methods = dict.fromkeys(row.key.method for row in rows)
     unknown = [name for name in references if name not in methods and name != BASELINE]
