@@ -138,6 +138,7 @@ def _check_case(case: Case, expected: Expected, draw: Draw | None) -> Result:
         case.id, image.shape, image.spacing, counts.voxels, counts.ignored, look_at(image), counts.sides,
         tuple(_digest(each) for each in checked.images),
         "" if label is None else digest(label.array),
+        image.series,
         None if draw is None else draw(image, _drawn_label(label, image, expected.places)),
     )  # fmt: skip
     return facts, checked.findings

@@ -122,21 +122,8 @@ def read_series(folder: Path, series: str | None = None) -> Volume:
     """
     folder = Path(folder)
     grouped = _grouped(folder)
-    headers = grouped[_pick(folder, {uid: _summary(each) for uid, each in grouped.items()}, series)]
-    for header in headers:
-        if header.components > 1:
-            raise DataError(f"{header.path}: one number per voxel is wanted, found colours")
-    if any(header.size[2] > 1 for header in headers):
-        return _read_frames(folder, headers)
-    if any(header.slice is None for header in headers):
-        return _read_unplaced(folder, headers)
-    slices = [header.slice for header in headers if header.slice is not None]
-    order, affine, oddities = stack(folder, slices, depth=headers[0].depth)
-    unspaced = [header.path.name for header in headers if not header.spaced]
-    if unspaced:
-        found = f"no PixelSpacing in {some(unspaced)}: pixels are taken as 1 x 1 mm"
-        oddities = (*oddities, Oddity("no_spacing", found, "export the series again with its geometry"))
-    return Volume(_read_slices([headers[i].path for i in order]), affine, None, folder, oddities=oddities)
+    uid = _pick(folder, {uid: _summary(each) for uid, each in grouped.items()}, series)
+    return replace(_read(folder, grouped[uid]), series=uid)
 
 
 @dataclass(frozen=True)
@@ -247,6 +234,24 @@ def _pick(folder: Path, found: dict[str, Series], wanted: str | None) -> str:
     lines = (f"  {series}" for series in found.values())
     named = f"name one by its uid, as in {folder}#{next(iter(found))}"
     raise DataError("\n".join([f"{folder}: {title}", *lines, f"{named}, or move the others to folders of their own"]))
+
+
+def _read(folder: Path, headers: Sequence[_Header]) -> Volume:
+    """The slices of one series as a volume."""
+    for header in headers:
+        if header.components > 1:
+            raise DataError(f"{header.path}: one number per voxel is wanted, found colours")
+    if any(header.size[2] > 1 for header in headers):
+        return _read_frames(folder, headers)
+    if any(header.slice is None for header in headers):
+        return _read_unplaced(folder, headers)
+    slices = [header.slice for header in headers if header.slice is not None]
+    order, affine, oddities = stack(folder, slices, depth=headers[0].depth)
+    unspaced = [header.path.name for header in headers if not header.spaced]
+    if unspaced:
+        found = f"no PixelSpacing in {some(unspaced)}: pixels are taken as 1 x 1 mm"
+        oddities = (*oddities, Oddity("no_spacing", found, "export the series again with its geometry"))
+    return Volume(_read_slices([headers[i].path for i in order]), affine, None, folder, oddities=oddities)
 
 
 def _read_slices(paths: Sequence[Path]) -> NDArray[Any]:

@@ -60,6 +60,8 @@ class Facts:
     digests: tuple[str, ...] = ()
     """Names of the images' voxels, equal where these are; an empty one for a constant or unreadable image."""
     label_digest: str = ""
+    series: str = ""
+    """The uid of the DICOM series that the image is."""
     picture: Any = None
     """What `check` was asked to draw."""
 

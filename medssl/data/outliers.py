@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from medssl.data.cases import PATIENT_FIRST, Case, namesakes
 from medssl.data.findings import Distance, Facts, Finding
 from medssl.data.looks import Look
-from medssl.data.volume import by
+from medssl.data.volume import by, some
 
 FEWEST = 5
 """Cases to compare with; below, nothing is unusual."""
@@ -54,6 +54,7 @@ def compare(
     """
     pairs = list(zip(cases, facts, strict=True))
     yield from _same_volumes(pairs)
+    yield from _divided_series(pairs)
     yield from _divided_subjects(cases)
     yield from _namesakes(cases)
     yield from _odd_geometry(pairs)
@@ -126,6 +127,22 @@ def _same_volumes(pairs: Pairs) -> Iterator[Finding]:
             fix = "find out whose label it is, and export the other again"
             found = f"voxel for voxel the label of {first.id}, whose image differs"
             yield _finding(case, case.label.path, "same_label", found, fix)
+
+
+def _divided_series(pairs: Pairs) -> Iterator[Finding]:
+    """DICOM series in several folders, which are as many cases then; whole copies are told of as such."""
+    found: dict[str, dict[tuple[str, ...], Case]] = {}
+    for case, fact in pairs:
+        if fact.series:
+            found.setdefault(fact.series, {}).setdefault(fact.digests, case)
+    for parts in found.values():
+        if len(parts) > 1:
+            first, *others = parts.values()
+            text = f"its slices and those of {some([case.id for case in others])} are one DICOM series by their uid"
+            fix = (
+                "if they are one scan, put them into one folder; as it is, its parts are scans, perhaps of two patients"
+            )
+            yield _finding(first, first.images[0].path, "divided_series", text, fix)
 
 
 def _says_of_labels(case: Case, other: Case, same: bool) -> str:

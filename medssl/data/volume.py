@@ -68,6 +68,8 @@ class Volume:
     scaling: tuple[float, float] = (1.0, 0.0)
     """Slope and intercept that took the stored voxels to `array`."""
     oddities: tuple[Oddity, ...] = ()
+    series: str = ""
+    """The uid of the DICOM series that it was read from."""
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -2,6 +2,7 @@ import io
 import json
 import os
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -446,6 +447,18 @@ class TestDicom:
         assert [case.subject for case in layout.cases] == ["1", "2", "3"]
         inside = [folder for folder in listed if folder != tmp_path]  # where labels/ is looked for
         assert sorted(inside) == sorted(tmp_path / "DICOM" / number for number in ("", "1", "2", "3"))
+
+    def test_a_series_in_several_folders_is_told_of_once_and_copies_are_copies(self, tmp_path):
+        for folder, uid, slices in (("p1", "1.2.3", 3), ("p2", "1.2.3", 4), ("p3", "1.2.3", 5), ("p4", "1.2.4", 3)):
+            make_series(tmp_path / folder, uid=uid, slices=slices)
+        shutil.copytree(tmp_path / "p4", tmp_path / "p5")
+        found = {
+            (f.case, f.code): f
+            for f in check(tmp_path, workers=0).findings
+            if f.code in ("divided_series", "same_image")
+        }
+        assert set(found) == {("p1", "divided_series"), ("p4", "same_image"), ("p5", "same_image")}
+        assert "p2, p3" in found["p1", "divided_series"].found
 
     def test_the_source_may_be_the_series(self, tmp_path):
         make_series(tmp_path / "scan")
