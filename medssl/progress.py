@@ -125,7 +125,8 @@ def track(title: str, total: int, *, done: int = 0) -> Iterator[Callable[[str], 
             print(f"{title}: {finished} of {total} ({note}), {_duration(left)} left", file=sys.stderr, flush=True)
 
     yield advance
-    print(f"{title}: {finished} of {total}", file=sys.stderr, flush=True)
+    if total:
+        print(f"{title}: {finished} of {total}", file=sys.stderr, flush=True)
 
 
 def _duration(seconds: float) -> str:
