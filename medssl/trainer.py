@@ -74,7 +74,7 @@ class TrainConfig(Settings):
     """`auto`: bf16 on a GPU that has it, fp16 on an older one, fp32 on the CPU."""
     start_from: Path | None = None
     """A run of the same method and networks whose last weights to begin with, teachers' included; null: fresh ones.
-    Nobody whom it or its forerunners saw may validate or test here."""
+    Nobody whom it or its forerunners learned from may validate or test here, nor may who chose their weights test."""
     other_patients: bool = False
     """With `start_from`: patients of a dataset with another `data.name` are other people, whatever their names."""
     seed: NonNegativeInt = 1337

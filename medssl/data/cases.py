@@ -96,7 +96,7 @@ class DatasetConfig(Settings):
     """Unions of classes to score beside them, such as `{whole tumour: [oedema, core]}`."""
     sides: tuple[tuple[str, str], ...] | None = None
     """Pairs of classes of which one is the other's mirror image, such as `[[left kidney, right kidney]]`: they change
-    places when training mirrors a patch. null: none do, and training asks where names look like such pairs."""
+    places when training mirrors a patch. null: none do, and training warns where names look like such pairs."""
     subject: SubjectRule | None = None
     """How a case's patient is told; null: each case is a patient, unless the layout knows better."""
     recipe: Recipe = Recipe()
