@@ -566,6 +566,12 @@ class TestDatalist:
         (case,) = self.read(tmp_path / "x.json", json.dumps(entries))
         assert (case.id, case.images[0].part, case.subject, case.part) == ("7", "3", "p", "unlabelled")
 
+    def test_patients_are_named_for_all_or_for_none(self, tmp_path):
+        path = tmp_path / "list.csv"
+        path.write_text("image,patient\np1_x.nii,anna\np1_y.nii,\np2_x.nii,bert\n")
+        with pytest.raises(DataError, match=r"list\.csv: no `patient` for 1 of 3 cases: p1_y; name one for each"):
+            read_cases(path)
+
     def test_its_patients_win_over_a_rule_which_is_asked_without_them(self, tmp_path):
         config = DatasetConfig(name="x", classes=("a", "b"), subject=SubjectRule(pattern=r"(p\d)"))
         for header, subject in (("image,patient\np1_x.nii,anna\n", "anna"), ("image\np1_x.nii\n", "p1")):

@@ -19,7 +19,7 @@ from medssl.data.cases import Case
 from medssl.data.io import case_id
 from medssl.data.layouts.base import Declared, Layout, Reader, case
 from medssl.data.layouts.description import declared_in
-from medssl.data.volume import Source
+from medssl.data.volume import Source, some
 from medssl.errors import DataError
 from medssl.files import read_json, whole_file
 
@@ -53,7 +53,13 @@ def read(source: Path) -> Layout:
     rows = _json_rows(source) if source.suffix.lower() == ".json" else _csv_rows(source)
     found = list(rows)
     cases = [_case(source, where, row) for where, row in found]
-    return Layout(tuple(cases), names_patients=any(row.get("patient") for _, row in found))
+    nobody = [case.id for case, (_, row) in zip(cases, found, strict=True) if not row.get("patient")]
+    if 0 < len(nobody) < len(cases):
+        raise DataError(
+            f"{source}: no `patient` for {len(nobody)} of {len(cases)} cases: {some(nobody)}; name one for each, or "
+            "for none: then data.subject says, or each case is its own patient"
+        )
+    return Layout(tuple(cases), names_patients=not nobody)
 
 
 def declared(source: Path) -> Declared:
