@@ -12,12 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from pydantic import field_validator
 from torch import Tensor
 
 from medssl.config import Settings
@@ -42,6 +43,11 @@ class AugmentConfig(Settings):
     more noise besides, worth more points than most methods where labels are few."""
     flips: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
     """Axes that may be mirrored; left and right classes then change places, see `data.sides`."""
+
+    @field_validator("flips")
+    @classmethod
+    def _each_once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(dict.fromkeys(value))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,8 @@ from medssl.methods.base import Method
 from medssl.networks import NetworkConfig, make_network
 from medssl.parts.sample import Progress, TrainBatch
 from medssl.parts.schedules import generator
-from medssl.parts.views import Viewed
+from medssl.parts.views import bare
 from medssl.run import parse_method
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 BATCH = 2
 """Labelled patches, and as many unlabelled ones, of the step that is counted."""
@@ -101,7 +98,7 @@ def cost(method: Method) -> Cost:
     batch = TrainBatch(image[:BATCH], label, image[BATCH:], tuple(range(BATCH)))
     counts: Counter[str] = Counter()
     handles = [
-        _behind_views(net).register_forward_hook(_counting(counts, kind))
+        bare(net).register_forward_hook(_counting(counts, kind))
         for kind, nets in (("student", method.students()), ("teacher", method.teachers()))
         for net in nets
     ]
@@ -110,11 +107,6 @@ def cost(method: Method) -> Cost:
     for handle in handles:
         handle.remove()
     return Cost(counts["student"], counts["teacher"], counts["backward"])
-
-
-def _behind_views(net: nn.Module) -> nn.Module:
-    """The network that a method may also call without its view."""
-    return _behind_views(net.net) if isinstance(net, Viewed) else net
 
 
 def _counting(counts: Counter[str], kind: str) -> Callable[[nn.Module, Any, Tensor], None]:
@@ -128,7 +120,7 @@ def _counting(counts: Counter[str], kind: str) -> Callable[[nn.Module, Any, Tens
     return count
 
 
-def print_entries(found: list[Entry], console: Console | None = None) -> None:
+def print_entries(found: list[Entry]) -> None:
     """Print the methods as a table."""
     from rich.console import Console
     from rich.table import Table
@@ -143,7 +135,7 @@ def print_entries(found: list[Entry], console: Console | None = None) -> None:
         if one.teachers:
             networks, forward = f"{one.students} + {one.teachers}", f"{one.cost.student} + {one.cost.teacher}"
         table.add_row(one.file, one.title, "\n".join(one.sources) or "-", networks, forward, str(one.cost.backward))
-    console = console or Console()
+    console = Console()
     console.print(table)
     console.print(
         f"networks: students + teachers; forward: patches through them in a step of {BATCH} labelled and {BATCH} "

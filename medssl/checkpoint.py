@@ -19,13 +19,13 @@ def save_checkpoint(path: Path, values: dict[str, Any]) -> None:
         torch.save({"format": FORMAT, **values}, partial)
 
 
-def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint without running any code from it.
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, onto the CPU, without running any code from it.
 
     Raises:
         DataError: it is missing, damaged, or of another format.
     """
-    return _load(path, device, mmap=False)
+    return _load(path, mmap=False)
 
 
 def steps_of(path: Path) -> int:
@@ -34,14 +34,14 @@ def steps_of(path: Path) -> int:
     Raises:
         DataError: as `load_checkpoint`.
     """
-    return int(_load(path, "cpu", mmap=True)["iteration"])
+    return int(_load(path, mmap=True)["iteration"])
 
 
-def _load(path: Path, device: torch.device | str, *, mmap: bool) -> dict[str, Any]:
+def _load(path: Path, *, mmap: bool) -> dict[str, Any]:
     if not Path(path).exists():
         raise DataError(f"{path}: no such checkpoint")
     try:
-        values: dict[str, Any] = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
+        values: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
         raise DataError(f"{path}: not a readable checkpoint ({type(error).__name__}: {str(error)[:200]})") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,7 +76,7 @@ def update(into: dict[str, Any], values: Mapping[str, Any]) -> None:
         if isinstance(value, Mapping) and isinstance(into.get(key), dict):
             update(into[key], value)
         else:
-            into[key] = dict(value) if isinstance(value, Mapping) else value
+            into[key] = deepcopy(value)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -124,7 +125,7 @@ def _override(text: str) -> dict[str, Any]:
         raise ConfigError(f"--set {text}: expected key=value, for example --set train.iterations=200")
     try:
         values = load_yaml(value)
-    except yaml.YAMLError as error:
+    except (ValueError, yaml.YAMLError) as error:  # a date or number that is none is a ValueError
         raise ConfigError(f"--set {text}: the value is not YAML: {error}") from None
     for part in reversed(key.split(".")):
         values = {part: values}
@@ -137,7 +138,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         values = load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from None
     if values is None:
         return {}

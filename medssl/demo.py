@@ -7,7 +7,6 @@ example of using the package from Python. Run again on the same folder, it goes 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -18,7 +17,6 @@ from medssl.data.cases import DatasetConfig
 from medssl.data.check import check
 from medssl.data.draw import Wish, make_split
 from medssl.data.phantoms import write_dataset
-from medssl.data.prepared import PreparedDataset
 from medssl.data.splits import write_split
 from medssl.errors import ConfigError
 from medssl.evaluate import evaluate_folders
@@ -33,11 +31,8 @@ METHODS = ("supervised", "bcp", "combined")
 LABELLED, VAL, TEST, UNLABELLED = 3, 4, 10, 30
 
 
-def demo(out: Path, *, iterations: int | None = None, methods: Sequence[str] = METHODS) -> Path:
+def demo(out: Path) -> Path:
     """Make everything inside `out` and print what came of it; the report's path comes back.
-
-    Args:
-        iterations: steps per method; None takes those of `configs/data/phantom_cardiac.yaml`.
 
     Raises:
         ConfigError: `out` holds something that no demo made.
@@ -62,24 +57,21 @@ def demo(out: Path, *, iterations: int | None = None, methods: Sequence[str] = M
     if not splits.exists():
         write_split(splits, make_split(dataset, Wish(labelled=LABELLED, val=VAL, test=TEST)))
 
-    summaries = {name: _run(console, name, out, config_file, dataset, iterations) for name in methods}
-    page = write_report([out / name for name in methods], out / "report", overwrite=True)
+    summaries = {name: _run(console, name, out, config_file) for name in METHODS}
+    page = write_report([out / name for name in METHODS], out / "report", overwrite=True)
     console.print(_table(summaries))
     console.print("Predicted label maps (NIfTI, each on its image's grid):", soft_wrap=True)
-    for name in methods:
+    for name in METHODS:
         console.print(f"  {out / name / 'test'}", soft_wrap=True, highlight=False)
     console.print(f"Report: {page}", soft_wrap=True, highlight=False)
     return page
 
 
-def _run(
-    console: Console, name: str, out: Path, config_file: Path, dataset: PreparedDataset, iterations: int | None
-) -> Summary:
+def _run(console: Console, name: str, out: Path, config_file: Path) -> Summary:
     """Train one method, segment its test cases, score them."""
     run = out / name
     _say(console, f"train {name}, predict and evaluate its test cases")
     overrides = [f"data.root={out / 'prepared'}", f"data.splits={out / 'splits.json'}"]
-    overrides += [] if iterations is None else [f"train.iterations={iterations}"]
     train(load_run_config([config_file, _config(f"method/{name}.yaml")], overrides), run, resume=run.exists())
     predict(run, [], run / "test", part="test", overwrite=True)
     return summarise(

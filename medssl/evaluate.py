@@ -267,7 +267,7 @@ def _dataset(classes: Sequence[str] | None, data: DatasetConfig | None, predicti
         raise DataError(f"{path}: classes: {fault}; mend the file, or name the classes")
     labels = {key: stored[key] for key in ("classes", "values", "ignore", "regions") if key in stored}
     try:
-        return parse(DatasetConfig, {"name": "", **labels}, where="")
+        return parse(DatasetConfig, {"name": "", **labels})
     except ConfigError as error:
         raise DataError(f"{path}: {error}; mend the file, or give the dataset's settings") from None
 

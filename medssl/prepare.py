@@ -152,12 +152,14 @@ def _run(todo: Sequence[Task], out: Path, workers: int | None, engine: Engine, a
     """What became of each task; after the first fault the others are only checked."""
     if not todo:
         return []
-    need, largest = max((_bytes_needed(task), task.case.id) for task in todo)
+    voxels = [_voxels(task) for task in todo]
+    most, largest = max((count, task.case.id) for count, task in zip(voxels, todo, strict=True))
+    need = BYTES_PER_WORKER + BYTES_PER_VOXEL * most
     finished: Generator[tuple[Task, Outcome], None, None]
     if engine == "ray":
         finished = as_finished_on_ray(prepare_case, todo, address=address, memory=need)
     else:
-        finished = as_finished(prepare_case, todo, _workers(todo, workers, need, largest))
+        finished = as_finished(prepare_case, todo, _workers(voxels, workers, need, largest))
     (out / UNFINISHED).mkdir(parents=True, exist_ok=True)
     outcomes: dict[int, Outcome] = {}
     words = "stopping: the cases under way are finished first; Ctrl-C again stops at once"
@@ -172,11 +174,11 @@ def _run(todo: Sequence[Task], out: Path, workers: int | None, engine: Engine, a
     return [outcomes[id(task)] for task in todo]
 
 
-def _workers(todo: Sequence[Task], wanted: int | None, need: int, largest: str) -> int:
+def _workers(voxels: Sequence[int], wanted: int | None, need: int, largest: str) -> int:
     """Processes to use: as many as are wanted, and no more than there are cases, or than memory holds."""
-    if wanted is None and sum(_voxels(task) for task in todo) < FEW_VOXELS:
+    if wanted is None and sum(voxels) < FEW_VOXELS:
         return 0
-    count = min(available_cpus() if wanted is None else wanted, len(todo))
+    count = min(available_cpus() if wanted is None else wanted, len(voxels))
     free = available_memory()
     if free is None or count * need <= free:
         return count
@@ -187,10 +189,6 @@ def _workers(todo: Sequence[Task], wanted: int | None, need: int, largest: str) 
         file=sys.stderr,
     )
     return min(count, fitting)
-
-
-def _bytes_needed(task: Task) -> int:
-    return BYTES_PER_WORKER + BYTES_PER_VOXEL * _voxels(task)
 
 
 def _voxels(task: Task) -> int:

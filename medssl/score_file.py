@@ -133,19 +133,19 @@ def _lines_of_summary(scores: Scores, several: bool) -> list[str]:
 
 def _line(row: ClassSummary, metrics: Iterable[str]) -> str:
     numbers = ((metric, row.spread(metric)) for metric in metrics)
-    means = [f"{metric} mean {_digits(spread.mean) or '-'} (n {spread.n})" for metric, spread in numbers]
+    means = [f"{metric} mean {digits(spread.mean) or '-'} (n {spread.n})" for metric, spread in numbers]
     counts = f"{row.scored} scored, {row.absent} absent, {row.missed} missed, {row.invented} invented"
     return "; ".join([counts, *means])
 
 
 def _cells(score: ClassScore, metrics: Sequence[str]) -> list[str | int]:
     return [
-        score.case, score.class_name, score.label, score.status, *(_digits(score.value(name)) for name in metrics),
+        score.case, score.class_name, score.label, score.status, *(digits(score.value(name)) for name in metrics),
         score.prediction_voxels, score.reference_voxels,
     ]  # fmt: skip
 
 
-def _digits(value: float | None) -> str:
+def digits(value: float | None) -> str:
     """Six significant digits; nothing for what is undefined."""
     return "" if value is None else f"{value:.6g}"
 

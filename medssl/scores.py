@@ -26,7 +26,6 @@ class Scores(list[ClassScore]):
         measures: Measures | None = None,
         data: DatasetConfig | None = None,
         files: Mapping[str, tuple[Path, Source]] | None = None,
-        beside: Iterable[Scores] = (),
     ) -> None:
         super().__init__(scores)
         self.unpredicted = tuple(unpredicted)
@@ -38,7 +37,7 @@ class Scores(list[ClassScore]):
         """What the values of the references mean, where they are more than places of classes; or its regions."""
         self.files = {} if files is None else files
         """Prediction and reference of each case."""
-        self.beside = tuple(beside)
+        self.beside: tuple[Scores, ...] = ()
         """The same cases under the other conventions of the table."""
 
     @property

@@ -37,6 +37,10 @@ def ball(shape, centre, radius=5.0):
     return ((grid - torch.tensor(centre)).norm(dim=-1) < radius).long()[None]
 
 
+def test_an_axis_that_is_named_twice_is_mirrored_once():
+    assert AugmentConfig(flips=(2, 0, 2)).flips == (2, 0)
+
+
 def test_the_still_draw_changes_nothing():
     image, label = batch()
     out, same = make("strong").apply(image, [STILL] * 3, label)

@@ -309,6 +309,18 @@ def test_published_lists_give_their_first_patients(make, balls, tmp_path):
     assert all((s.val, s.test) == (("ball_07",), ("ball_00", "ball_02")) for s in found.values())
     with pytest.raises(ConfigError, match=r"9.*balls has 1 to 5"):
         write_splits(Bench(make(published=tmp_path / "lists.yaml", labelled=[9], val=1), tmp_path / "more"), dataset)
+    for labelled, val in ((5, 1), (3, 3), (1, 5), (1, 9)):
+        with pytest.raises(ConfigError, match=rf"{labelled}.*balls has {max(0, 5 - val)} beside val"):
+            write_splits(
+                Bench(make(published=tmp_path / "lists.yaml", labelled=[labelled], val=val), tmp_path / "few"), dataset
+            )
+
+
+def test_what_is_asked_for_twice_is_run_once(make, tmp_path):
+    once, twice = (Bench(make(seeds=seeds, labelled=n), tmp_path) for seeds, n in (([3, 1], [2]), ([3, 1, 3], [2, 2])))
+    assert once.cells == twice.cells
+    with pytest.raises(ConfigError, match="seeds"):
+        make(seeds=[])
 
 
 def test_runs_that_began_with_other_settings_are_not_mixed_in(make, tmp_path):

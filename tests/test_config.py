@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from medssl.config import load_yaml, merge, parse
+from medssl.config import load_yaml, merge, parse, update
 from medssl.data.cases import DatasetConfig
 from medssl.errors import ConfigError
 from medssl.networks import check_patch
@@ -90,6 +90,23 @@ def test_nothing_of_a_protocol_is_on_by_default():
     assert (config.window.stride, config.window.blend) == (None, "gaussian")
 
 
+@pytest.mark.parametrize("text", ["2024-13-45", "!!int a", "[1"])
+def test_a_value_that_yaml_cannot_make_is_named(tmp_path, text):
+    (tmp_path / "a.yaml").write_text(f"name: {text}\n")
+    with pytest.raises(ConfigError, match=r"--set name="):
+        merge([], [f"name={text}"])
+    with pytest.raises(ConfigError, match=r"a\.yaml: cannot be read as YAML"):
+        merge([tmp_path / "a.yaml"])
+
+
+def test_what_is_merged_stays_as_it_was():
+    shared, row = {"data": {"recipe": {"intensity": {"window": [1, 99]}}}}, {}
+    update(row, shared)
+    update(row, {"data": {"recipe": {"intensity": {"window": [10, 90]}}}})
+    assert row["data"]["recipe"]["intensity"]["window"] == [10, 90]
+    assert shared["data"]["recipe"]["intensity"]["window"] == [1, 99]
+
+
 def test_faults_are_listed_together():
     files = [CONFIGS / "data" / "hippocampus.yaml", CONFIGS / "method" / "bcp.yaml"]
     with pytest.raises(ConfigError) as failure:
@@ -106,6 +123,11 @@ def test_faults_are_listed_together():
         ({"name": None}, "  data.name: Input should be a valid string, got None"),
         ({"regions": {"all": "tooth"}}, "  data.regions.all: expected a list, got 'tooth'"),
         ({"sides": [["tooth"]]}, "  data.sides.0: value 2 is missing, got ['tooth']"),
+        ({"classes": ["background", "tooth", "tooth"]}, "  data: `classes` names tooth more than once"),
+        (
+            {"regions": {"all": ["tooth", "tooth"]}},
+            "  data: `regions.all` needs one class or more, each once, and not the background",
+        ),
     ],
 )
 def test_a_fault_names_its_whole_place_and_not_all_that_stands_there(change, said):

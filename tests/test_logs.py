@@ -14,7 +14,7 @@ import pytest
 from test_train import plain_settings
 
 from medssl.boards import TensorBoard
-from medssl.config import dump, parse
+from medssl.config import dump, merge, parse
 from medssl.data.draw import Wish, make_split
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import write_split
@@ -335,6 +335,7 @@ def test_a_service_that_fails_later_does_not_end_the_training(tmp_path, capsys):
 def test_who_is_told_may_change_on_resuming(config, tmp_path):
     run = train(config(), tmp_path / "run", until=1, quiet=True)
     train(config(logging={"project": "other"}), run, resume=True, until=2, quiet=True)
+    assert merge([run / "config.yaml"])["logging"]["project"] == "other"
 
 
 GUARD = """

@@ -14,9 +14,7 @@ def make_job(matrix: Bench, cell: Cell, prepared: Path, device: str, threads: in
     """Train, predict the test cases, evaluate: as one would by hand. A row of others' runs is not trained."""
     run, config, sources = matrix.run(cell), matrix.config, [matrix.run(source) for source in matrix.sources(cell)]
     protocol = matrix.settings[cell].protocol
-    conventions = (
-        ("--convention", "strict", "--convention", protocol.convention) if protocol and protocol.convention else ()
-    )
+    conventions = ("--convention", "strict", "--convention", protocol.convention) if protocol else ()
     chosen = matrix.network(cell)
     how = (*(() if chosen is None else ("--network", chosen)), *(("--mirror",) if matrix.mirrors(cell) else ()))
     training = ("train", matrix.config_file(cell), "--out", run, "--resume", "--device", device)

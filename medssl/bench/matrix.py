@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from medssl.comparison import BASELINE
 from medssl.config import Settings, found, merge, parse, update
@@ -74,9 +74,9 @@ class BenchConfig(Settings):
     long as this row's own."""
     references: tuple[str, ...] = (BASELINE,)
     """Rows that the others are compared with, each for itself."""
-    draws: tuple[NonNegativeInt, ...] = (0,)
+    draws: tuple[NonNegativeInt, ...] = Field((0,), min_length=1)
     """Seeds of the choice of labelled patients; validation and test patients are those of the first."""
-    seeds: tuple[NonNegativeInt, ...] = (0, 1, 2)
+    seeds: tuple[NonNegativeInt, ...] = Field((0, 1, 2), min_length=1)
     """Training seeds."""
     count: Unit = "patients"
     """What `labelled`, `val` and `test` count."""
@@ -99,6 +99,12 @@ class BenchConfig(Settings):
     def _plain_names(cls, value: Any) -> Any:
         """A row may stand there without anything: `bcp:`."""
         return {k: v or {} for k, v in value.items()} if isinstance(value, dict) else value
+
+    @field_validator("labelled", "all_labels", "draws", "seeds")
+    @classmethod
+    def _each_once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        """A run that is asked for twice is one run."""
+        return tuple(dict.fromkeys(value))
 
 
 @dataclass(frozen=True)

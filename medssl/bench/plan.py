@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from medssl.bench.matrix import ALL, Bench, BenchConfig, Cell
 from medssl.logs import read_metrics, training_seconds
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ def _known_seconds(matrix: Bench, method: str) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def print_plan(rows: Sequence[PlanRow], at_a_time: int, console: Console | None = None) -> None:
+def print_plan(rows: Sequence[PlanRow], at_a_time: int) -> None:
     """Show the matrix and how long the rest of it takes."""
     from rich.console import Console
     from rich.table import Table
@@ -88,7 +84,7 @@ def print_plan(rows: Sequence[PlanRow], at_a_time: int, console: Console | None 
         steps = "to be measured" if row.steps is None else f"{row.steps:,}"
         table.add_row(row.method, str(row.labelled or ALL), str(row.runs), str(row.done), steps,
                       f"{row.seconds_per_step:.3f}", f"{hours[-1]:.2f}")  # fmt: skip
-    console = console or Console()
+    console = Console()
     console.print(table)
     runs, done = sum(row.runs for row in rows), sum(row.done for row in rows)
     left = f"about {sum(hours) / at_a_time:.1f} hours of steps left with {at_a_time} at a time"

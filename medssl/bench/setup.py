@@ -63,8 +63,11 @@ def _lists(config: BenchConfig, labelled: int = 1) -> dict[Part, list[str]]:
     if config.published is None:
         return {}
     lists = read_published_split(found(config.published))
-    val = lists.val or lists.train[len(lists.train) - (config.val or 0) :]
-    return {**lists.parts(labelled, without=val), "val": list(val)}
+    val = lists.val or lists.train[max(0, len(lists.train) - (config.val or 0)) :]
+    parts = lists.parts(labelled, without=val)
+    if len(parts["labelled"]) < labelled:
+        raise ConfigError(f"labelled: {labelled}, and {lists.name} has {len(lists.train) - len(val)} beside val")
+    return {**parts, "val": list(val)}
 
 
 def _split_of(cell: Cell, config: BenchConfig, dataset: PreparedDataset, held: Mapping[Part, Sequence[str]]) -> Split:

@@ -13,7 +13,7 @@ from medssl.comparison.runs import Run, case_values
 from medssl.errors import Interrupted
 from medssl.files import whole_file
 from medssl.logs import read_metrics, training_seconds
-from medssl.score_file import read_scores
+from medssl.score_file import digits, read_scores
 from medssl.scores import summarise
 
 if TYPE_CHECKING:
@@ -61,14 +61,10 @@ def _of_cases(cell: Cell, run: Run) -> list[list[str]]:
     """The cases of a run, each with the mean of a metric over the classes where it is defined."""
     facts = [cell.method, str(cell.labelled or ALL), str(cell.draw), str(cell.seed)]
     columns = [case_values(run, metric) for metric in CASE_COLUMNS[-3:]]
-    cases = sorted({case for column in columns for case in column})
     return [
-        [*facts, run.patients.get(case, case), case, *(_cell(column.get(case)) for column in columns)] for case in cases
+        [*facts, run.patients.get(case, case), case, *(digits(column.get(case)) for column in columns)]
+        for case in sorted({case for column in columns for case in column})
     ]
-
-
-def _cell(value: float | None) -> str:
-    return "" if value is None else f"{value:.6g}"
 
 
 def print_comparison(cells: Sequence[Sequence[str]], console: Console | None = None) -> None:

@@ -107,6 +107,8 @@ class DatasetConfig(Settings):
 
     @model_validator(mode="after")
     def _known_names(self) -> DatasetConfig:
+        if twice := {name for name in self.classes if self.classes.count(name) > 1}:
+            raise ValueError(f"`classes` names {', '.join(sorted(twice))} more than once")
         for section, names in (("values", self.values), *((f"regions.{r}", c) for r, c in self.regions.items())):
             unknown = [name for name in names if name not in self.classes]
             if unknown:
@@ -119,8 +121,8 @@ class DatasetConfig(Settings):
         if twice := set(self.regions) & set(self.classes):
             raise ValueError(f"`regions` and `classes` share the name {', '.join(sorted(twice))}")
         for region, names in self.regions.items():
-            if not names or self.classes[0] in names:
-                raise ValueError(f"`regions.{region}` needs one class or more, and not the background")
+            if not names or self.classes[0] in names or len(set(names)) < len(names):
+                raise ValueError(f"`regions.{region}` needs one class or more, each once, and not the background")
         values = [value for found in self.class_values for value in found] + list(self.ignore)
         if far := sorted(value for value in values if abs(value) > LARGEST_VALUE):
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -163,7 +164,7 @@ class Report:
 
     def relative(self, text: str) -> str:
         """A text with its paths inside the source starting there."""
-        return text if self.source is None else text.replace(f"{self.source}{os.sep}", "")
+        return text if self.source is None else re.sub(rf"(?<![\w/.-]){re.escape(f'{self.source}{os.sep}')}", "", text)
 
     def _summary_lines(self) -> Iterator[str]:
         facts = self.summary

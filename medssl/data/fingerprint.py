@@ -205,6 +205,8 @@ def _label_facts(case: Case, dataset: DatasetConfig) -> NDArray[np.int64]:
     """Voxels of each class in a label, and those in its largest component, `(2, C)`."""
     assert case.label is not None
     label = as_classes(read_label(case.label), dataset).array
+    if label.ndim != 3:
+        raise DataError(f"{case.label}: {label.ndim} axes where a label map has 3; `medssl check` tells what to do")
     voxels = np.bincount(label[label != IGNORED] if dataset.ignore else label.ravel(), minlength=len(dataset.classes))
     boxes = ndimage.find_objects(label, max_label=len(dataset.classes) - 1)
     largest = [0, *(_largest(label[box] == place) if box else 0 for place, box in enumerate(boxes, start=1))]

@@ -28,7 +28,7 @@ from medssl.data.labels import as_classes
 from medssl.data.nifti import FORM_TOLERANCE, MILLIMETRES, SPACING_TOLERANCE
 from medssl.data.volume import Affine, Volume, by, corners_apart, spacing_of
 from medssl.errors import ConfigError, DataError
-from medssl.files import whole_folder
+from medssl.files import refuse_existing, whole_folder
 from medssl.progress import mapper, tracked
 
 if TYPE_CHECKING:
@@ -142,8 +142,7 @@ def fix_places(dataset: Path | None, out: Path, overwrite: bool) -> tuple[Path, 
     source, place = dataset.resolve(), out.resolve()
     if source == place or source in place.parents or place in source.parents:
         raise ConfigError(f"{out}: lies in the dataset or holds it; choose a place beside it")
-    if out.exists() and not overwrite:
-        raise ConfigError(f"{out}: exists; choose another folder, or replace it with --overwrite")
+    refuse_existing(out, overwrite)
     if out.exists() and not (out / LOG).is_file():
         raise ConfigError(f"{out}: holds no {LOG}, so it is no fixed copy and is not replaced; remove it yourself")
     return dataset.absolute(), out
@@ -152,8 +151,9 @@ def fix_places(dataset: Path | None, out: Path, overwrite: bool) -> tuple[Path, 
 def _copy(source: Path, out: Path) -> None:
     """All files, without their permissions: a source that is read-only makes no copy that is."""
     try:
-        for folder, _, names in os.walk(source, followlinks=True):
-            to = out / Path(folder).relative_to(source)
+        for folder, inside, names in os.walk(source, followlinks=True):
+            here, to = Path(folder).resolve(), out / Path(folder).relative_to(source)
+            inside[:] = [name for name in inside if (here / name).resolve() not in (here, *here.parents)]  # no circle
             to.mkdir(exist_ok=True)
             for name in names:
                 if (Path(folder) / name).is_file():  # no dangling link

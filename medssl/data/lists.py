@@ -3,7 +3,6 @@ splits_final.json, and folders of `*.list`, one id a line."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from medssl.data.names import read_id_list, resolve_names
 from medssl.data.prepared import PreparedDataset
 from medssl.data.splits import PARTS, Part, Split, refuse_file, write_split
 from medssl.errors import ConfigError, DataError
-from medssl.files import whole_file, write_json
+from medssl.files import read_json, whole_file, write_json
 
 TRAIN = "train"
 """A list of patients who train, with their labels or without."""
@@ -152,7 +151,7 @@ def export_nnunet(splits: Sequence[Split], path: Path) -> None:
     write_json(path, folds)
 
 
-def export_lists(split: Split, folder: Path) -> list[Path]:
+def export_lists(split: Split, folder: Path) -> None:
     """Write a `.list` for each part, train.list, and the split itself as RECORD.
 
     In train.list stand the labelled cases, then the unlabelled ones.
@@ -169,7 +168,6 @@ def export_lists(split: Split, folder: Path) -> list[Path]:
         with whole_file(folder / f"{name}.list") as partial:
             partial.write_text("".join(f"{id}\n" for id in ids), encoding="utf-8")
     write_split(folder / RECORD, split)
-    return [folder / f"{name}.list" for name in lists]
 
 
 def _refuse_test_as_val(split: Split) -> None:
@@ -196,10 +194,7 @@ def _read_lists(folder: Path) -> dict[str, list[str]]:
 
 
 def _read_nnunet(path: Path, fold: int | None) -> dict[str, list[str]]:
-    try:
-        folds: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a splits_final.json: {error}") from None
+    folds = read_json(path)
     if not (isinstance(folds, list) and folds and all(map(_is_fold, folds))):
         raise DataError(f"{path}: expected a list of folds, each {{\"train\": [...], \"val\": [...]}}, as nnU-Net "
                         "writes it; a splits.json of medssl is used as it is")  # fmt: skip
@@ -235,4 +230,5 @@ def _keep_labels(
         raise ConfigError(f"--labelled: {number} patients wanted, only {len(able)} {of} have labels")
     chosen = set(able[:number])
     keep = [id for id in ids if dataset.cases[id].labelled and dataset.cases[id].subject in chosen]
-    return keep, [id for id in ids if id not in set(keep)]
+    kept = set(keep)
+    return keep, [id for id in ids if id not in kept]

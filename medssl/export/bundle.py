@@ -21,7 +21,7 @@ from medssl.errors import ConfigError
 from medssl.export.card import NO_DEVICE, recipe_in_words, title_and_papers
 from medssl.files import write_json
 from medssl.networks import NetworkConfig, monai_network
-from medssl.parts.views import Band, Viewed
+from medssl.parts.views import Band, Viewed, bare
 from medssl.trained import Trained
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
@@ -41,7 +41,7 @@ def write_bundle(folder: Path, runs: Sequence[Trained]) -> None:
         (folder / name).mkdir()
     write_json(folder / "configs" / "metadata.json", metadata(runs))
     write_json(folder / "configs" / "inference.json", inference(runs))
-    nets = nn.ModuleList(_bare(net) for one in runs for net in one.networks)
+    nets = nn.ModuleList(bare(net) for one in runs for net in one.networks)
     torch.save(nets.state_dict(), folder / "models" / "model.pt")
 
 
@@ -289,12 +289,7 @@ def _views(net: nn.Module) -> list[Any]:
     return [net.view, *_views(net.net)] if isinstance(net, Viewed) else []
 
 
-def _bare(net: nn.Module) -> nn.Module:
-    """The MONAI network behind its views."""
-    return _bare(net.net) if isinstance(net, Viewed) else net
-
-
 def _made_from(net: nn.Module) -> NetworkConfig:
-    config: Any = _bare(net).made_from
+    config: Any = bare(net).made_from
     assert isinstance(config, NetworkConfig)
     return config

@@ -98,6 +98,11 @@ class Viewed(nn.Module):
         return self.view.undo(cast(Tensor, self.net(self.view.apply(image))))
 
 
+def bare(net: nn.Module) -> nn.Module:
+    """The network behind its views."""
+    return bare(net.net) if isinstance(net, Viewed) else net
+
+
 def _as_loud_as(image: Tensor, band: Tensor) -> Tensor:
     """The band, amplified to the image's standard deviation in each volume and modality."""
     wanted, own = (torch.std(x, (2, 3, 4), keepdim=True, correction=0) for x in (image, band))

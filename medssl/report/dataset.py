@@ -46,7 +46,7 @@ class Card:
         return f"{by(self.facts.shape)} voxels of {by(round(mm, 3) for mm in self.facts.spacing)} mm"
 
 
-def write_dataset_page(report: Report, path: Path) -> Path:
+def write_dataset_page(report: Report, path: Path) -> None:
     """Write a page that holds all it shows; pictures are those that `check` drew."""
     cards = _cards(report)
     page = fill(
@@ -67,7 +67,6 @@ def write_dataset_page(report: Report, path: Path) -> Path:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_page(path, page)
-    return path
 
 
 def _cards(report: Report) -> list[Card]:

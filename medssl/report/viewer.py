@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.data.io import read_volume, write_image
+from medssl.data.io import read_volume, write_label
 from medssl.data.volume import Affine, Source, Volume
 from medssl.errors import ConfigError, DataError
 from medssl.files import whole_file
@@ -191,7 +191,7 @@ def _write_script(path: Path, arrays: dict[str, NDArray[Any]], affine: Affine, s
         for name, array in arrays.items():
             file = Path(folder) / f"{name}.nii.gz"
             kept = array[:: steps[0], :: steps[1], :: steps[2]]
-            write_image(file, kept.astype(np.uint8 if kept.max(initial=0) < 256 else np.uint16), thinned)
+            write_label(file, kept, Volume(kept, thinned))
             volumes[name] = base64.b64encode(file.read_bytes()).decode()
     with whole_file(path) as partial:
         partial.write_text(f"medsslVolumes({json.dumps(path.name)}, {json.dumps(volumes)});\n", encoding="utf-8")

@@ -405,6 +405,13 @@ class TestReport:
             assert any(finding.fix in title for title in lines)
         assert any(line.startswith("2 cases: 2 labelled, 0 unlabelled, 2 subjects; 2 unusable") for line in lines)
 
+    def test_paths_are_told_from_the_source_on_whatever_it_is_called(self, tmp_path, monkeypatch):
+        Pair(tmp_path / "s", "a").label(label_array() * 9)
+        monkeypatch.chdir(tmp_path)
+        report = check(Path("s"), DATASET, workers=1)
+        assert [report.relative(str(finding.file)) for finding in report.errors] == ["labels/a.nii.gz"]
+        assert report.relative("see s/labels/a.nii.gz, s/images") == "see labels/a.nii.gz, images"
+
     def test_a_terminal_shows_the_first_warnings_of_a_kind(self, tmp_path):
         for number in range(25):
             Pair(tmp_path, f"c{number:02}").label(0 * label_array())

@@ -42,6 +42,12 @@ def test_shares_and_pieces_of_classes_are_those_of_the_labels(tmp_path):
     assert background.share == pytest.approx(1 - 12 / 420)
 
 
+def test_a_label_of_four_axes_is_no_label_map(tmp_path):
+    write_case(tmp_path, "a", bright(), np.zeros((*SHAPE, 3)))
+    with pytest.raises(DataError, match=r"labels/a\.nii\.gz: 4 axes where a label map has 3"):
+        take_fingerprint(tmp_path, CLASSES, workers=0)
+
+
 def test_what_nobody_annotated_is_no_share_of_anything(tmp_path):
     label = np.zeros(SHAPE)
     label[0], label[1:3] = 1, 255

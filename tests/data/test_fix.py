@@ -3,6 +3,7 @@
 import csv
 import gzip
 import hashlib
+import os
 import shutil
 from pathlib import Path
 
@@ -92,6 +93,15 @@ def mend(raw, *changed, dataset=DATASET, fixes=None, **options):
 
 def test_a_sound_dataset_is_copied_as_it_is(raw):
     assert mend(raw, fixes=[])[1] == set()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links want a right of their own there")
+def test_a_link_back_is_not_followed(raw):
+    (raw / "latest").symlink_to(raw)
+    (raw / "notes" / "up").symlink_to(raw / "notes")
+    out = apply_fixes(check(raw, DATASET, workers=0), raw.parent / "fixed", DATASET, workers=0).folder
+    assert {path.name for path in out.iterdir()} == {"images", "labels", "cases.csv", "notes", "fixes.csv"}
+    assert [path.name for path in (out / "notes").iterdir()] == ["deep"]
 
 
 class TestHeaders:

@@ -353,6 +353,11 @@ class TestSsl4mis:
         assert {case.id: case.part for case in read_cases(tmp_path)} == {"A": "train", "B": "train", "C": "test"}
         assert read_image(*read_cases(tmp_path)[0].images).spacing == (0.625, 0.625, 0.625)
 
+    def test_two_files_of_one_name_are_found(self, tmp_path):
+        make_h5(tmp_path, "one/a.h5", "two/a.h5", "two/b.h5")
+        assert [case.id for case in read_cases(tmp_path)] == ["a", "a", "b"]
+        assert ("a", "duplicate") in {(finding.case, finding.code) for finding in check(tmp_path, workers=0).errors}
+
     def test_ssl4mis_volumes_have_other_axes_patients_and_no_slices(self, tmp_path):
         make_h5(tmp_path, "data/patient001_frame01.h5", "data/slices/patient001_frame01_slice_1.h5")
         make_h5(tmp_path, "data/patient001_frame02.h5", label=False)
@@ -447,6 +452,12 @@ class TestDicom:
         assert [case.subject for case in layout.cases] == ["1", "2", "3"]
         inside = [folder for folder in listed if folder != tmp_path]  # where labels/ is looked for
         assert sorted(inside) == sorted(tmp_path / "DICOM" / number for number in ("", "1", "2", "3"))
+
+    def test_slices_beside_folders_of_slices_are_the_same_patients(self, tmp_path):
+        for folder in ("DICOM", "DICOM/S2", "DICOM/S3"):
+            make_series(tmp_path / folder)
+        cases = read_layout(tmp_path).cases
+        assert {case.id: case.subject for case in cases} == dict.fromkeys(("DICOM", "DICOM_S2", "DICOM_S3"), "DICOM")
 
     def test_a_series_in_several_folders_is_told_of_once_and_copies_are_copies(self, tmp_path):
         for folder, uid, slices in (("p1", "1.2.3", 3), ("p2", "1.2.3", 4), ("p3", "1.2.3", 5), ("p4", "1.2.4", 3)):
@@ -565,6 +576,11 @@ class TestDatalist:
         entries = [{"id": 7, "image": "cine.nii.gz#3", "patient": "p", "split": "unlabeled"}]
         (case,) = self.read(tmp_path / "x.json", json.dumps(entries))
         assert (case.id, case.images[0].part, case.subject, case.part) == ("7", "3", "p", "unlabelled")
+
+    def test_numbers_of_channels_may_have_leading_zeros(self, tmp_path):
+        for header in ("image_0,image_01", "image_01,image_00"):
+            (case,) = self.read(tmp_path / "x.csv", f"{header}\n{header}\n")
+            assert [source.path.name for source in case.images] == sorted(header.split(","))
 
     def test_patients_are_named_for_all_or_for_none(self, tmp_path):
         path = tmp_path / "list.csv"

@@ -81,7 +81,7 @@ def write_datalist(path: Path, cases: Sequence[Case], notes: Mapping[Case, str] 
     channels = max(len(case.images) for case in cases)
     images = ["image"] if channels == 1 else [f"image_{number}" for number in range(channels)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as partial, Path(partial).open("w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["id", *images, "label", "patient", "split", *["note"] * bool(notes)])
         for case in cases:
@@ -108,7 +108,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
             rows = [(table.line_num, [cell.strip() for cell in row]) for row in table]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: the datalist cannot be read: {error}") from None
-    if not {"image", "images", "image_0"} & set(columns):
+    if not {"image", "images"} & set(columns) and not any(map(_NUMBERED.fullmatch, columns)):
         raise DataError(f"{path}: no column `image`, `images` or `image_0`; it has {', '.join(columns) or 'none'}")
     _check_names(str(path), columns)
     if twice := [name for name in columns if _is_known(name) and columns.count(name) > 1]:
@@ -174,8 +174,8 @@ def _images(row: Row) -> list[Any]:
         return found
     if found:
         return [name.strip() for name in str(found).split(";")]
-    numbers = sorted(int(match[1]) for key in row if (match := _NUMBERED.fullmatch(key)) and row[key])
-    return [row[f"image_{number}"] for number in numbers] if numbers == list(range(len(numbers))) else []
+    numbered = {int(match[1]): row[key] for key in row if (match := _NUMBERED.fullmatch(key)) and row[key]}
+    return [numbered[n] for n in range(len(numbered))] if numbered.keys() == set(range(len(numbered))) else []
 
 
 def _id(sources: Sequence[Source]) -> str:

@@ -56,7 +56,10 @@ def _patients_folder(source: Path, images: Mapping[Path, Path]) -> tuple[Path, d
     """
     folders, top = list(images), source
     while len(folders) > 1 and len({folder.relative_to(top).parts[:1] for folder in folders}) == 1:
-        top = top / folders[0].relative_to(top).parts[0]
+        only = top / folders[0].relative_to(top).parts[0]
+        if only in images:  # slices beside its folders: it is a patient's own
+            break
+        top = only
     if top == source:
         return source, {}
     first: dict[str, str] = {}

@@ -39,10 +39,12 @@ def fits(source: Path) -> bool:
 
 
 def read(source: Path) -> Layout:
-    files = {_id(path): path for path in _files(source)}
+    files: dict[str, list[Path]] = {}
+    for path in _files(source):
+        files.setdefault(_id(path), []).append(path)
     parts = _parts(source)
-    cases = [_case(id, files.get(id, source / f"{id}.h5"), part) for id, part in parts.items()]
-    cases += [_case(id, path, None) for id, path in files.items() if id not in parts]
+    ids = dict.fromkeys([*parts, *files])
+    cases = [_case(id, path, parts.get(id)) for id in ids for path in files.get(id, [source / f"{id}.h5"])]
     return Layout(tuple(cases))
 
 
