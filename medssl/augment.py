@@ -12,16 +12,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import field_validator
 from torch import Tensor
 
-from medssl.config import Settings
+from medssl.config import EACH_ONCE, Settings
 from medssl.data.cases import IGNORED
 from medssl.data.grid import THICK_SLICE_RATIO
 from medssl.parts.grey import bent, smoothed
@@ -41,13 +40,8 @@ class AugmentConfig(Settings):
     """`weak`, as the semi-supervised literature has it: flips and quarter turns where the grid allows, slight contrast,
     brightness and noise. `strong`, as nnU-Net: rotation, scaling, elastic deformation, gamma, blur, low resolution and
     more noise besides, worth more points than most methods where labels are few."""
-    flips: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
+    flips: Annotated[tuple[Literal[0, 1, 2], ...], EACH_ONCE] = (0, 1, 2)
     """Axes that may be mirrored; left and right classes then change places, see `data.sides`."""
-
-    @field_validator("flips")
-    @classmethod
-    def _each_once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(dict.fromkeys(value))
 
 
 @dataclass(frozen=True)

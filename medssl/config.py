@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from medssl.errors import ConfigError, DataError
 from medssl.files import read_object, whole_file
@@ -25,6 +25,9 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+
+EACH_ONCE = AfterValidator(lambda values: tuple(dict.fromkeys(values)))
+"""Of a tuple in which what is named twice counts once, as in `Annotated[tuple[int, ...], EACH_ONCE]`."""
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
 

@@ -30,8 +30,8 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-        if name == "cpu":
-            tell_of_an_idle_gpu()
+        if name == "cpu" and (why := why_no_gpu(find_driver(), torch.version.cuda)).is_fault:
+            tell_once(f"--device auto takes the CPU: {why.found}; {why.fix}")
     try:
         torch.device(name)
     except RuntimeError:
@@ -45,23 +45,15 @@ def choose_device(name: str) -> torch.device:
             f"{torch.version.cuda}. Use --device cpu, or install a torch build that fits the driver."
         ) from None
     if device.type == "cuda" and torch.__version__.startswith("2.9."):
-        tell_of_slow_torch()
+        tell_once(f"{SLOW_TORCH}; install another version")
     return device
 
 
 @functools.cache
-def tell_of_an_idle_gpu() -> None:
-    """Once in a process."""
-    why = why_no_gpu(find_driver(), torch.version.cuda)
-    if why.is_fault and os.environ.get("RANK", "0") == "0":
-        print(f"medssl: --device auto takes the CPU: {why.found}; {why.fix}", file=sys.stderr)
-
-
-@functools.cache
-def tell_of_slow_torch() -> None:
-    """Once in a process."""
+def tell_once(words: str) -> None:
+    """Print what is to be known of the device, once in a process, and in the first of several alone."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"medssl: {SLOW_TORCH}; install another version", file=sys.stderr)
+        print(f"medssl: {words}", file=sys.stderr)
 
 
 def wait_for(device: torch.device) -> None:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import medssl
 from medssl.cli import app
-from medssl.device import choose_device, tell_of_an_idle_gpu, tell_of_slow_torch
+from medssl.device import choose_device, tell_once
 from medssl.doctor import fault_behind
 from medssl.doctor.gpus import has_kernels
 from medssl.driver import Driver, driver_version, find_driver, why_no_gpu
@@ -223,16 +223,16 @@ def test_what_takes_the_cpu_by_itself_says_that_a_gpu_is_idle_and_says_it_once(m
         (Driver("580.65.06", (13, 0), True), "--device auto takes the CPU: driver 580.65"),
     ):
         monkeypatch.setattr("medssl.device.find_driver", lambda driver=driver: driver)
-        tell_of_an_idle_gpu.cache_clear()
+        tell_once.cache_clear()
         for _ in range(2):
             assert choose_device("auto").type == "cpu"
         told = capsys.readouterr().err
         assert says in told
         assert told.count("\n") == bool(says)
-    tell_of_an_idle_gpu.cache_clear()
+    tell_once.cache_clear()
     assert choose_device("cpu").type == "cpu"
     assert capsys.readouterr().err == ""
-    tell_of_an_idle_gpu.cache_clear()
+    tell_once.cache_clear()
 
 
 @pytest.mark.parametrize(("version", "lines"), [("2.8.0", 0), ("2.9.1+cu130", 1), ("2.13.0", 0)])
@@ -240,7 +240,7 @@ def test_a_gpu_under_a_slow_torch_is_told_of_once(monkeypatch, capsys, version, 
     gpu = torch.device("cuda", 0)
     monkeypatch.setattr("torch.empty", lambda *size, device: SimpleNamespace(device=gpu))
     monkeypatch.setattr("torch.__version__", version)
-    tell_of_slow_torch.cache_clear()
+    tell_once.cache_clear()
     assert [choose_device("cuda") for _ in range(2)] == [gpu, gpu]
     told = capsys.readouterr().err
     assert told.count("\n") == told.count("torch 2.9") == lines

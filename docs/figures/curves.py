@@ -45,15 +45,15 @@ def draw(curves: Curves, path: Path) -> None:
         figure = Figure(figsize=(6.6, 4.0), layout="constrained")
         axes = figure.add_subplot()
         to_name = {"arrowstyle": "-", "color": "#c4cad0", "linewidth": 0.6, "relpos": (0, 0.5)}
-        at = HIGHEST
-        for number, (name, colour) in enumerate(method_colours(curves).items()):
+        at, colours = HIGHEST, method_colours(curves)
+        for number, (name, colour) in enumerate(colours.items()):
             style = STYLES[number // 7 % len(STYLES)]
             axes.plot(*zip(*curves[name], strict=True), color=colour, linestyle=style, linewidth=1.5)
         for name in sorted(curves, key=lambda name: -curves[name][-1][1]):
             step, value = curves[name][-1]
             at = min(value, at - LINE)
             axes.annotate(f"{name}  {value:.1f}", (step, value), (step * 1.05, at), va="center", annotation_clip=False,
-                          color=method_colours(curves)[name], arrowprops=to_name)  # fmt: skip
+                          color=colours[name], arrowprops=to_name)  # fmt: skip
         axes.set_ylim(LOWEST, HIGHEST)
         axes.set_xlabel("training step")
         axes.set_ylabel("validation Dice, %")

@@ -7,12 +7,12 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from medssl.comparison import BASELINE
-from medssl.config import Settings, found, merge, parse, update
+from medssl.config import EACH_ONCE, Settings, found, merge, parse, update
 from medssl.data.cases import DatasetConfig
 from medssl.data.draw import Unit
 from medssl.errors import ConfigError, DataError
@@ -65,18 +65,18 @@ class BenchConfig(Settings):
     """The raw dataset; not needed where data.root is prepared already."""
     methods: dict[str, MethodRow]
     """Rows of the comparison by name. A supervised row is added where there is none."""
-    labelled: tuple[PositiveInt, ...]
+    labelled: Annotated[tuple[PositiveInt, ...], EACH_ONCE]
     """How many train with their label."""
-    all_labels: tuple[str, ...] = (BASELINE,)
+    all_labels: Annotated[tuple[str, ...], EACH_ONCE] = (BASELINE,)
     """Rows that also run with every training label: the ceiling."""
     as_long_as: str | None = None
     """A row whose time the others get as well: each runs once more as `NAME, same time`, with as many steps as take as
     long as this row's own."""
     references: tuple[str, ...] = (BASELINE,)
     """Rows that the others are compared with, each for itself."""
-    draws: tuple[NonNegativeInt, ...] = Field((0,), min_length=1)
+    draws: Annotated[tuple[NonNegativeInt, ...], EACH_ONCE] = Field((0,), min_length=1)
     """Seeds of the choice of labelled patients; validation and test patients are those of the first."""
-    seeds: tuple[NonNegativeInt, ...] = Field((0, 1, 2), min_length=1)
+    seeds: Annotated[tuple[NonNegativeInt, ...], EACH_ONCE] = Field((0, 1, 2), min_length=1)
     """Training seeds."""
     count: Unit = "patients"
     """What `labelled`, `val` and `test` count."""
@@ -99,12 +99,6 @@ class BenchConfig(Settings):
     def _plain_names(cls, value: Any) -> Any:
         """A row may stand there without anything: `bcp:`."""
         return {k: v or {} for k, v in value.items()} if isinstance(value, dict) else value
-
-    @field_validator("labelled", "all_labels", "draws", "seeds")
-    @classmethod
-    def _each_once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
-        """A run that is asked for twice is one run."""
-        return tuple(dict.fromkeys(value))
 
 
 @dataclass(frozen=True)
