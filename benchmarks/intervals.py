@@ -3,7 +3,8 @@
     python benchmarks/intervals.py benchmarks/results/hippocampus-time-cases.csv --against combined
 
 Reads cases.csv, as `medssl bench` writes it. Prints a row per method and labelled count: Dice by patient with its 95 %
-interval, the spread of its runs, and what each row named with `--against` has more, over the seeds that both have.
+interval, the spread of its runs, and what each row named with `--against` has more, over the seeds that both have;
+verdicts are corrected for all rows of a labelled count.
 """
 
 from __future__ import annotations
@@ -15,7 +16,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medssl.comparison.runs import gathered
-from medssl.statistics import POINTS, Interval, Replicate, Values, bootstrap_mean, describe, paired, verdict
+from medssl.statistics import (
+    POINTS,
+    Comparison,
+    Interval,
+    Replicate,
+    Values,
+    bootstrap_mean,
+    corrected,
+    describe,
+    paired,
+    verdict,
+)  # fmt: skip
 
 Row = tuple[str, str]
 """A method and its labelled count."""
@@ -31,14 +43,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         if name not in {method for method, _ in rows}:
             parser.error(f"--against {name}: no such row; there are {', '.join(dict.fromkeys(m for m, _ in rows))}")
     heads = ["row", "labelled", "seeds", "Dice %", "95 % interval", "sd of runs"]
+    lines = {row: [*row, str(len(values)), *of_one(values)] for row, values in rows.items()}
     for name in arguments.against:
         heads += [f"{name} against it", "95 % interval", "verdict"]
+        for labelled in dict.fromkeys(labelled for _, labelled in rows):
+            ours = rows.get((name, labelled), {})
+            others = {row: values for row, values in rows.items() if row[1] == labelled and row[0] != name}
+            family = {row: found for row, values in others.items() if (found := compared(ours, values))}
+            told = dict(zip(family, corrected(list(family.values())), strict=True))
+            for row in lines.keys() & {*others, (name, labelled)}:
+                lines[row] += of_two(told[row]) if row in told else ["", "", "no seed in common" * (row in others)]
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
-    for (method, labelled), values in rows.items():
-        cells = [method, labelled, str(len(values)), *of_one(values)]
-        for name in arguments.against:
-            other = rows.get((name, labelled), {})
-            cells += ["", "", ""] if name == method else of_two(other, values)
+    for cells in lines.values():
         print(f"| {' | '.join(cells)} |")
 
 
@@ -60,12 +76,15 @@ def of_one(values: Values) -> list[str]:
     return [f"{POINTS.factor * about.mean:.1f}", ends(interval), sd]
 
 
-def of_two(ours: Values, theirs: Values) -> list[str]:
-    """What ours have more than theirs in points, its interval and what it amounts to, over the trainings of both."""
-    shared = ours.keys() & theirs.keys()
-    if not shared:
-        return ["", "", "no seed in common"]
-    found = paired(*({replicate: values[replicate] for replicate in sorted(shared)} for values in (ours, theirs)))
+def compared(ours: Values, theirs: Values) -> Comparison | None:
+    """Ours less theirs over the trainings that both have; None where there are none."""
+    shared = sorted(ours.keys() & theirs.keys())
+    both = [{replicate: values[replicate] for replicate in shared} for values in (ours, theirs)]
+    return paired(*both) if shared else None
+
+
+def of_two(found: Comparison) -> list[str]:
+    """How many points more, the interval of that, and what it amounts to beside the others."""
     return [f"{POINTS.factor * found.difference.mean:+.1f}", ends(found.difference), verdict(found)]
 
 

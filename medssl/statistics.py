@@ -19,6 +19,8 @@ over that patient's cases, in whatever unit the metric has.
   networks differ, not whether the methods do. Of two methods that are alike but for lucky seeds (three each, a spread
   of 0.3 of that of patients) such a p fell below 0.05 in 40 % of 1500 simulations, and the verdict, which wants the
   interval to agree, told them apart in 4 %. So a p alone is no finding, and neither are mean ranks without places.
+- Of many methods beside one reference, some would seem to differ by lucky seeds alone. So the interval has a p-value
+  too, corrected by Holm as Wilcoxon's is, and a verdict of several wants both below 0.05.
 - Everything is a function of its arguments alone, whatever the order of patients and trainings.
 
 Papers: Owen, Annals of Applied Statistics 1 (2007); McCarthy and Snowden, Vital and Health Statistics 2-95 (1985);
@@ -32,7 +34,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -113,8 +115,13 @@ class Comparison:
     rest the distribution is exact, over all signs of the ranks as they are, ties included; beyond it is normal and
     corrected for ties. None with fewer than `FEWEST_PATIENTS`.
     """
+    p_interval: float | None
+    """The largest share of which the interval of all but that share still holds 0: it knows of the spread of trainings,
+    as `p` does not, and not less than a few in `RESAMPLES`. None for one patient."""
     p_holm: float | None = None
     """`p` corrected for all comparisons that were made with it; None while it stands alone."""
+    p_interval_holm: float | None = None
+    """The same of `p_interval`."""
 
 
 @dataclass(frozen=True)
@@ -173,8 +180,8 @@ def bootstrap_mean(values: Values, *, resamples: int = RESAMPLES) -> Interval:
     """
     units, patients, table = _table(values)
     means = _resample([(units, table)], patients, resamples)[0]
-    spreads = [_spread(_means(table, 0)), _spread(_means(table, 1))]
-    return _interval(float(_means(table, 0).mean()), means, spreads, len(patients), _trainings(values))
+    freedom = _freedom([_spread(_means(table, 0)), _spread(_means(table, 1))], len(patients))
+    return _interval(float(_means(table, 0).mean()), means, freedom, len(patients), _trainings(values))
 
 
 # ---- two methods
@@ -193,14 +200,21 @@ def paired(ours: Values, theirs: Values, *, resamples: int = RESAMPLES) -> Compa
         of_trainings = [_spread(_means(our_table, 1) - _means(their_table, 1))]
     else:
         of_trainings = [_spread(_means(our_table, 1)), _spread(_means(their_table, 1))]
-    spreads = [_spread(differences), *of_trainings]
+    freedom = _freedom([_spread(differences), *of_trainings], len(patients))
     trainings = min(_trainings(ours), _trainings(theirs))
     mean, sd = float(differences.mean()), float(differences.std(ddof=1)) if len(patients) > 1 else 0.0
     return Comparison(
-        difference=_interval(mean, one - other, spreads, len(patients), trainings),
+        difference=_interval(mean, one - other, freedom, len(patients), trainings),
         effect=mean / sd if sd > 10**-_DIGITS else None,
         p=_wilcoxon(differences),
+        p_interval=_p_of_interval(mean, one - other, freedom) if len(patients) > 1 else None,
     )
+
+
+def corrected(family: Sequence[Comparison]) -> list[Comparison]:
+    """Comparisons that are made together, such as all rows beside one reference, with their corrected p-values."""
+    ps = holm([one.p for one in family]), holm([one.p_interval for one in family])
+    return [replace(one, p_holm=p, p_interval_holm=q) for one, p, q in zip(family, *ps, strict=True)]
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
@@ -217,10 +231,12 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
 def verdict(comparison: Comparison, scale: Scale = POINTS) -> str:
     """What a comparison amounts to, in plain words.
 
-    `better` and `worse` need three things: `FEWEST_PATIENTS`, an interval without 0, and a p-value, corrected where
-    it is one of several, below 0.05. All else is inside the noise.
+    `better` and `worse` need three things: `FEWEST_PATIENTS`, an interval without 0, and p-values, where it is one of
+    several the corrected ones of Wilcoxon and of the interval, below 0.05. All else is inside the noise.
     """
-    interval, p = comparison.difference, comparison.p if comparison.p_holm is None else comparison.p_holm
+    interval, p, of_all = comparison.difference, comparison.p, ""
+    if comparison.p_holm is not None:
+        p, of_all = max(comparison.p_holm, comparison.p_interval_holm or 0), " for all comparisons together"
     mean = f"{_told(interval.mean, scale, '+.1f')} {scale.unit}"
     if interval.low is None or interval.high is None:
         return f"one patient: {mean}, no interval"
@@ -233,7 +249,7 @@ def verdict(comparison: Comparison, scale: Scale = POINTS) -> str:
         start = "too few patients to tell" if p is None else "inside the noise"
         text = f"{start}: {mean}, {name} {_told(ends[0], scale)} to {_told(ends[1], scale)}"
         if p is not None and interval.excludes_zero:
-            text += f", but p = {p:.2f}" + (" for all comparisons together" if comparison.p_holm is not None else "")
+            text += f", but p = {p:.2f}{of_all}"
     return "; ".join([text, *_doubts(interval)])
 
 
@@ -348,24 +364,32 @@ def _spread(values: Array) -> tuple[float, int]:
     return (float(known.var(ddof=1)) / len(known), len(known) - 1) if len(known) > 1 else (0.0, 1)
 
 
-def _interval(
-    mean: float,
-    resampled: Array,
-    spreads: Sequence[tuple[float, int]],
-    patients: int,
-    trainings: int,
-) -> Interval:
-    if patients < 2:
-        return Interval(mean, None, None, patients, trainings)
+def _freedom(spreads: Sequence[tuple[float, int]], patients: int) -> float:
+    """Degrees of freedom of the sum of variances."""
     total = sum(variance for variance, _ in spreads)
     parts = sum(variance**2 / freedom for variance, freedom in spreads)
-    freedom = total**2 / parts if parts > 0 else patients - 1
-    tail = (1 - LEVEL) / 2
-    stretch = float(stats.t.ppf(tail, freedom) / stats.norm.ppf(tail))
+    return total**2 / parts if parts > 0 else patients - 1
+
+
+def _interval(mean: float, resampled: Array, freedom: float, patients: int, trainings: int) -> Interval:
+    if patients < 2:
+        return Interval(mean, None, None, patients, trainings)
+    (low,), (high,) = _ends(mean, resampled, freedom, np.array([(1 - LEVEL) / 2]))
+    return Interval(mean, float(low), float(high), patients, trainings)
+
+
+def _p_of_interval(mean: float, resampled: Array, freedom: float) -> float:
+    tails = np.arange(1, len(resampled) // 2) / len(resampled)
+    low, high = _ends(mean, resampled, freedom, tails)
+    return min(1.0, 2 * max(tails[(low <= 0) & (high >= 0)].tolist(), default=1 / len(resampled)))
+
+
+def _ends(mean: float, resampled: Array, freedom: float, tails: Array) -> tuple[Array, Array]:
+    """Both ends of the intervals that leave out these shares on each side."""
+    stretch = stats.t.ppf(tails, freedom) / stats.norm.ppf(tails)
     values = np.sort(resampled[~np.isnan(resampled)])
-    cut = int(tail * len(values))  # as many below as above, so that swapped methods have swapped ends
-    low, high = mean - stretch * (mean - float(values[cut])), mean + stretch * (float(values[-1 - cut]) - mean)
-    return Interval(mean, low, high, patients, trainings)
+    cut = (tails * len(values)).astype(int)  # as many below as above, so that swapped methods have swapped ends
+    return mean - stretch * (mean - values[cut]), mean + stretch * (values[-1 - cut] - mean)
 
 
 def _wilcoxon(differences: Array) -> float | None:

@@ -13,6 +13,7 @@ from medssl.statistics import (
     Interval,
     Replicate,
     bootstrap_mean,
+    corrected,
     critical_difference,
     describe,
     holm,
@@ -68,6 +69,28 @@ def test_luck_of_seeds_fools_the_signed_ranks_and_not_the_verdict():
     comparison = paired(measured(lucky), measured(patient + 0 * luck))
     assert comparison.p < 0.01
     assert verdict(comparison).startswith("inside the noise: ")
+
+
+def test_lucky_seeds_of_many_methods_seldom_make_one_differ():
+    rng, families, found = np.random.default_rng(6), 60, 0
+    for _ in range(families):
+        patient = rng.normal(size=16)
+        methods = [patient + 0.3 * rng.normal(size=(3, 1)) + 0.5 * rng.normal(size=(3, 16)) for _ in range(9)]
+        reference, *others = map(measured, methods)
+        family = corrected([paired(other, reference, resamples=800) for other in others])
+        found += not all(verdict(one).startswith("inside the noise") for one in family)
+    assert found / families <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / families)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.02, 0.05, 0.1])
+def test_the_p_of_an_interval_says_whether_it_holds_zero(shift):
+    for seed in range(12):
+        found = paired(measured(table(seed, shift=shift)), measured(table(seed + 100)))
+        swapped = paired(measured(table(seed + 100)), measured(table(seed, shift=shift)))
+        assert found.p_interval == swapped.p_interval
+        assert 2 / 10_000 <= found.p_interval <= 1
+        if abs(found.p_interval - 0.05) > 0.001:
+            assert (found.p_interval < 0.05) == found.difference.excludes_zero
 
 
 def test_methods_that_differ_are_told_apart():
@@ -253,8 +276,8 @@ def test_places_of_a_close_race_are_shared():
 # ---- words
 
 
-def outcome(mean, low, high, p=0.001, p_holm=None, patients=20, trainings=3):
-    return Comparison(Interval(mean, low, high, patients, trainings), 1.0, p, p_holm)
+def outcome(mean, low, high, p=0.001, p_holm=None, p_interval_holm=None, patients=20, trainings=3):
+    return Comparison(Interval(mean, low, high, patients, trainings), 1.0, p, 0.01, p_holm, p_interval_holm)
 
 
 @pytest.mark.parametrize(
@@ -268,6 +291,10 @@ def outcome(mean, low, high, p=0.001, p_holm=None, patients=20, trainings=3):
          "inside the noise: +1.8 points, 95 % interval 0.9 to 2.7, but p = 0.07"),
         (outcome(0.018, 0.009, 0.027, p=0.03, p_holm=0.09),
          "inside the noise: +1.8 points, 95 % interval 0.9 to 2.7, but p = 0.09 for all comparisons together"),
+        (outcome(0.018, 0.009, 0.027, p_holm=0.03, p_interval_holm=0.08),
+         "inside the noise: +1.8 points, 95 % interval 0.9 to 2.7, but p = 0.08 for all comparisons together"),
+        (outcome(0.018, 0.009, 0.027, p_holm=0.03, p_interval_holm=0.04),
+         "better by 1.8 points (95 % interval 0.9 to 2.7)"),
         (outcome(0.018, 0.009, 0.027, p=None, patients=4),
          "too few patients to tell: +1.8 points, 95 % interval 0.9 to 2.7; only 4 patients"),
         (outcome(0.018, 0.009, 0.027, trainings=1),
