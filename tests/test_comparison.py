@@ -65,7 +65,7 @@ def write(tmp_path):
         (run / "splits.json").write_text(json.dumps(split))
         (run / "env.json").write_text("{}")
         (run / "metrics.csv").write_text("step,loss/a,seconds_per_step\n30,0.5,0.1\n")
-        rng = np.random.default_rng([seed, len(method), *map(ord, labelled)])
+        rng = np.random.default_rng([seed, len(method), *map(ord, "".join(labelled))])
         scores = [_score(case, level + HARD[case] + noise * rng.normal()) for case in cases]
         files = dict.fromkeys(cases, (run / "p", Source(run / "r")))
         table = Scores(scores, convention=measures.conventions[0], measures=measures, files=files)
@@ -182,6 +182,51 @@ def test_distances_are_better_when_shorter(write):
     assert gain.comparison.difference.mean == pytest.approx(-1, abs=0.2)
     assert verdict(gain.comparison, scale_of("hd95")).startswith("better by ")
     assert rank_rows(rows, "hd95")[1].names[0] == "bcp, 1 labelled"
+
+
+def test_who_misses_what_is_hard_is_no_nearer_for_it(write):
+    both = ("heart", "vessel")
+
+    def rescore(run, missed=()):
+        scores = [replace(_score(case, 0.8 if name == "heart" else 0.3), class_name=name, label=label)
+                  for case in CASES for label, name in enumerate(both, 1)]  # fmt: skip
+        scores = [replace(one, status="missed", values={"dice": 0.0, "iou": 0.0})
+                  if one.class_name == "vessel" and one.case in missed else one for one in scores]  # fmt: skip
+        files = dict.fromkeys(CASES, (run / "p", Source(run / "r")))
+        write_scores(run / "scores.csv", Scores(scores, measures=STRICT, files=files))
+        return run
+
+    finds = [rescore(write("supervised", seed)) for seed in (1, 2, 3)]
+    misses = [rescore(write("bcp", seed), CASES[:8] if seed == 2 else ()) for seed in (1, 2, 3)]
+    rows = rows_of(*finds, *misses)
+    assert rows[1].describe("hd95").mean < rows[0].describe("hd95").mean
+    assert gains(rows, "hd95")[1].comparison.difference.mean == 0
+    assert gains(rows)[1].points == pytest.approx(-2.5)
+    assert len(set(rank_rows(rows, "hd95")[1].mean_ranks)) == 1
+    assert notes(rows) == [
+        "bcp, 1 labelled: misses a class 2.7 times a run, supervised, 1 labelled 0.0 times. What is missed has no "
+        "distance: Dice tells of it."
+    ]
+
+
+def test_draws_of_as_many_patients_are_a_row_however_many_cases_these_have(write):
+    draws = [(CASES[0], CASES[1]), (CASES[2],), (CASES[4], CASES[5])]
+    runs = [write(method, labelled=draw) for draw in draws for method in ("supervised", "bcp")]
+    assert len(rows_of(*runs)) == 4
+    for run in runs:
+        split = json.loads((run / "splits.json").read_text())
+        (run / "splits.json").write_text(json.dumps({**split, "counted": "patients"}))
+    rows = rows_of(*runs)
+    assert [(row.name, len(row.runs)) for row in rows] == [("supervised, 1 labelled", 3), ("bcp, 1 labelled", 3)]
+    assert gains(rows)[1].comparison.difference.trainings == 3
+    assert len(rows_of(*runs, write("other"))) == 5  # whose split tells nothing, so that cases are counted
+
+
+def test_settings_of_training_that_a_row_does_not_share_with_its_reference_are_named(write):
+    rows = rows_of(write("supervised"), write("bcp", settings={"train": {"labelled_batch": 4, "lr": 0.1}}))
+    assert notes(rows) == [
+        "bcp, 1 labelled: differs from supervised, 1 labelled in train.labelled_batch, train.lr too."
+    ]
 
 
 def test_distances_in_voxels_are_called_so(write):

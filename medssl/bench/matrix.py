@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_
 from medssl.comparison import BASELINE
 from medssl.config import EACH_ONCE, Settings, found, merge, parse, update
 from medssl.data.cases import DatasetConfig
-from medssl.data.draw import Unit
+from medssl.data.splits import Unit
 from medssl.errors import ConfigError, DataError
 from medssl.predictor import Which
 from medssl.run import RunConfig

@@ -10,6 +10,7 @@ from medssl.comparison.runs import PARTS, Run, digest
 from medssl.config import flatten
 
 _SEED_AND_PLACE = {"train.seed", "train.workers", "data.root", "data.splits"}
+_STEPS = {"train.iterations", "train.validate_every"}
 _DRAW = {"splits.labelled", "splits.unlabelled"}
 
 
@@ -95,13 +96,23 @@ def _notes_of_row(row: Row) -> list[str]:
 
 
 def _notes_of_pair(row: Row, baseline: Row) -> list[str]:
-    found, other, shared = [], baseline.key, len(shared_cases(row, baseline, "dice"))
+    found, other, shared = [], baseline.key, len(shared_cases([row, baseline], "dice"))
     if not shared:
         return []
     name = other.method
     if (other.augment, other.steps) != (row.key.augment, row.key.steps):
         found.append(
             f"{row.name}: compared with a {name} row of {other.augment} augmentation and {other.steps:,} steps."
+        )
+    differing = [key for key in differing_facts([row.runs[0], baseline.runs[0]])
+                 if key.startswith(("train.", "network.")) and key not in _SEED_AND_PLACE | _STEPS]  # fmt: skip
+    if differing:
+        found.append(f"{row.name}: differs from {baseline.name} in {', '.join(differing)} too.")
+    missed = [sum(run.summary.overall.missed for run in each.scored if run.summary) for each in (row, baseline)]
+    if missed[0] * len(baseline.scored) != missed[1] * len(row.scored):
+        found.append(
+            f"{row.name}: misses a class {missed[0] / len(row.scored):.1f} times a run, {baseline.name} "
+            f"{missed[1] / len(baseline.scored):.1f} times. What is missed has no distance: Dice tells of it."
         )
     if len({frozenset(run.replicate.draw for run in each.scored) for each in (row, baseline)}) > 1:
         found.append(f"{row.name}: compared with a {name} row of other draws of labelled cases.")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
-from medssl.comparison.runs import Key, Run, case_values, gathered
+from medssl.comparison.runs import Key, Run, Structure, case_values, gathered, structure_values
 from medssl.metrics import CONVENTIONS, METRICS, Convention, Units
 from medssl.palette import STYLES, method_colours
 from medssl.scores import Scores, Summary, summarise
@@ -25,8 +25,8 @@ from medssl.statistics import (
     Scale,
     Values,
     bootstrap_mean,
+    corrected,
     describe,
-    holm,
     paired,
     rank,
 )  # fmt: skip
@@ -119,15 +119,18 @@ class Row:
                 gains.append(statistics.fmean(fifths[5]) - statistics.fmean(fifths[4]))
         return statistics.fmean(gains) if gains else None
 
-    def values(self, metric: str = "dice", cases: Collection[str] | None = None) -> Values:
-        """Each run's patients with the mean over their cases, or over those of the given ones."""
+    def values(self, metric: str = "dice", structures: Collection[Structure] | None = None) -> Values:
+        """Each run's patients with the mean over their cases, of each case's mean over classes.
+
+        Args:
+            structures: the cases and classes that count; None: all.
+        """
         return {
             replicate: gathered(
                 (run.patients.get(case, case), value)
                 for run in self.scored
                 if run.replicate == replicate
-                for case, value in case_values(run, metric).items()
-                if cases is None or case in cases
+                for case, value in case_values(run, metric, structures).items()
             )
             for replicate in {run.replicate for run in self.scored}
         }
@@ -209,26 +212,23 @@ def gains(rows: Sequence[Row], metric: str = "dice", reference: str = BASELINE) 
     and where there is no such row or no shared case.
     """
     found = [_gain(row, reference_row(row, rows, metric, reference), metric) for row in rows]
-    families: dict[Key, list[Gain]] = defaultdict(list)
+    families: dict[Key, list[Comparison]] = defaultdict(list)
     for gain in found:
         if gain is not None:
-            families[gain.baseline.key].append(gain)
-    corrected = {key: iter(holm([gain.comparison.p for gain in family])) for key, family in families.items()}
-    return [
-        gain and replace(gain, comparison=replace(gain.comparison, p_holm=next(corrected[gain.baseline.key])))
-        for gain in found
-    ]
+            families[gain.baseline.key].append(gain.comparison)
+    told = {key: iter(corrected(family)) for key, family in families.items()}
+    return [gain and replace(gain, comparison=next(told[gain.baseline.key])) for gain in found]
 
 
 def rank_rows(rows: Sequence[Row], metric: str = "dice") -> dict[int, Ranking]:
     """For each labelled count, its scored rows by their names in order of rank; counts with a single one are left out.
 
-    Only cases that all of them have take part, and a count without such cases is left out as well.
+    Only what all of them share takes part, and a count without that is left out as well.
     """
     found = {}
     for labelled in dict.fromkeys(row.key.labelled for row in rows):
         members = [row for row in rows if row.key.labelled == labelled and any(row.values(metric).values())]
-        shared = set.intersection(*(_cases(row, metric) for row in members)) if members else set()
+        shared = shared_structures(members, metric)
         if len(members) > 1 and shared:
             values = {row.name: row.values(metric, shared) for row in members}
             found[labelled] = rank(values, higher_is_better=scale_of(metric).higher_is_better)
@@ -237,7 +237,7 @@ def rank_rows(rows: Sequence[Row], metric: str = "dice") -> dict[int, Ranking]:
 
 def _gain(row: Row, baseline: Row | None, metric: str) -> Gain | None:
     """Without the correction of its p."""
-    shared = set() if baseline is None else shared_cases(row, baseline, metric)
+    shared = set() if baseline is None else shared_structures([row, baseline], metric)
     if baseline is None or not shared:
         return None
     return Gain(paired(row.values(metric, shared), baseline.values(metric, shared)), baseline)
@@ -251,10 +251,24 @@ def reference_row(row: Row, rows: Sequence[Row], metric: str, method: str) -> Ro
     return max(others, key=lambda r: sum(map(lambda a, b: a == b, r.key, row.key)), default=None)
 
 
+def shared_structures(rows: Sequence[Row], metric: str) -> set[Structure]:
+    """What rows are compared on: all classes of the cases that each row has.
+
+    A class that was missed has no distance. So for distances it is what all runs of all rows found; else who misses
+    what is hard would seem to be nearer.
+    """
+    cases = shared_cases(rows, metric)
+    values = [structure_values(run, metric) for row in rows for run in row.scored] if cases else []
+    if METRICS[metric].higher_is_better:
+        return {one for found in values for one in found if one[0] in cases}
+    finite = [{one for one, value in found.items() if math.isfinite(value)} for found in values]
+    return set.intersection(*finite) if finite else set()
+
+
+def shared_cases(rows: Sequence[Row], metric: str) -> set[str]:
+    """Cases for which every row has a value, in any of its runs."""
+    return set.intersection(*(_cases(row, metric) for row in rows)) if rows else set()
+
+
 def _cases(row: Row, metric: str) -> set[str]:
-    return {case for run in row.scored for case in case_values(run, metric)}
-
-
-def shared_cases(row: Row, reference: Row, metric: str) -> set[str]:
-    """Cases for which both have a value."""
-    return _cases(row, metric) & _cases(reference, metric)
+    return {case for run in row.scored for case, _ in structure_values(run, metric)}

@@ -7,7 +7,7 @@ import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,12 +31,17 @@ _NEEDED = ("data.name", "data.classes", "method.name", "augment.preset", "train.
            "window.network")  # fmt: skip
 
 
+Structure = tuple[str, str]
+"""A case and a class."""
+
+
 class Key(NamedTuple):
     """What runs of one row share."""
 
     method: str
     """`name` of the settings, which tells variants of a method apart, or else the method's."""
     labelled: int
+    """Patients where the splits of all compared runs were drawn by their number, else cases."""
     augment: str
     steps: int
     network: str
@@ -61,6 +66,8 @@ class Run:
     """Patient of each case, as far as any of the compared runs recorded it."""
     quirks: tuple[str, ...] = ()
     """Habits of published protocols that its split follows, see `medssl.data.splits`."""
+    counts_patients: bool = False
+    """Whether patients, not cases, are what its labelled ones are counted in."""
 
     @property
     def key(self) -> Key:
@@ -68,7 +75,13 @@ class Run:
         s = self.settings
         network = str(self.made.get("network", s["window.network"]))
         method = str(s.get("name") or s["method.name"])
-        return Key(method, len(self.splits["labelled"]), s["augment.preset"], s["train.iterations"], network)
+        labelled = self.labelled_patients if self.counts_patients else self.labelled_cases
+        return Key(method, labelled, s["augment.preset"], s["train.iterations"], network)
+
+    @property
+    def labelled_cases(self) -> int:
+        """How many cases it learned from with their label."""
+        return len(self.splits["labelled"])
 
     @property
     def labelled_patients(self) -> int:
@@ -96,8 +109,8 @@ class Run:
         return case_values(self, "dice")
 
     @cached_property
-    def case_values(self) -> dict[str, dict[str, float]]:
-        """What the function `case_values` has found so far, by metric."""
+    def structures(self) -> dict[str, dict[Structure, float]]:
+        """What `structure_values` has found so far, by metric."""
         return {}
 
     def curve(self, *names: str) -> tuple[list[float], list[float]]:
@@ -146,7 +159,8 @@ def load_runs(paths: Sequence[Path]) -> list[Run]:
         raise DataError("\n".join(faults))
     runs = [_load_run(path) for path in paths]
     known = {case: patient for run in runs for case, patient in run.patients.items()}
-    runs = [replace(run, patients=known | run.patients) for run in runs]
+    by_patient = all(run.counts_patients for run in runs)
+    runs = [replace(run, patients=known | run.patients, counts_patients=by_patient) for run in runs]
     datasets = {run.settings["data.name"]: run.path for run in runs}
     if len(datasets) > 1:
         found = ", ".join(f"{name} ({path})" for name, path in datasets.items())
@@ -191,6 +205,7 @@ def _load_run(path: Path) -> Run:
             made=made,
             patients={str(case): str(patient) for case, patient in splits.get("patients", {}).items()},
             quirks=tuple(map(str, splits.get("quirks", ()))),
+            counts_patients=splits.get("counted") == "patients",
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: splits.json or metrics.csv is not as `medssl train` writes it: {error!r}") from None
@@ -219,12 +234,22 @@ def _read_config(path: Path) -> tuple[dict[str, Any], str]:
     return settings, text
 
 
-def case_values(run: Run, metric: str) -> dict[str, float]:
-    """Each scored case's mean of a metric over the classes where it is defined; cases without any are left out."""
-    if metric not in run.case_values:
-        defined = ((score.case, score.value(metric)) for score in counted(run.scores or Scores()))
-        run.case_values[metric] = gathered((case, value) for case, value in defined if value is not None)
-    return run.case_values[metric]
+def structure_values(run: Run, metric: str) -> dict[Structure, float]:
+    """A metric of each class of each scored case, where it is defined."""
+    if metric not in run.structures:
+        found = (((score.case, score.class_name), score.value(metric)) for score in counted(run.scores or Scores()))
+        run.structures[metric] = {structure: value for structure, value in found if value is not None}
+    return run.structures[metric]
+
+
+def case_values(run: Run, metric: str, structures: Collection[Structure] | None = None) -> dict[str, float]:
+    """Each scored case's mean of a metric over the classes where it is defined; cases without any are left out.
+
+    Args:
+        structures: the cases and classes that count; None: all.
+    """
+    found = structure_values(run, metric).items()
+    return gathered((one[0], value) for one, value in found if structures is None or one in structures)
 
 
 def gathered(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:

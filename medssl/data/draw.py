@@ -12,11 +12,10 @@ import numpy as np
 
 from medssl.data.names import by_patient, resolve_names
 from medssl.data.prepared import PreparedDataset
-from medssl.data.splits import PARTS, Part, Split, check_split, patients_of
+from medssl.data.splits import PARTS, Part, Split, Unit, check_split, patients_of
 from medssl.data.strata import Strata
 from medssl.errors import ConfigError, DataError
 
-Unit = Literal["patients", "cases"]
 Amount = int | Fraction | Literal["all"]
 """A number, a share of those who train, or all that have a label."""
 
@@ -94,6 +93,7 @@ def make_split(dataset: PreparedDataset, wish: Wish, *, where: str = "the split"
         **{part: tuple(sorted(chosen[part])) for part in PARTS},
         left_out=tuple(sorted(set(rest) - set(chosen["unlabelled"]))),
         seed=wish.seed if is_drawn else None,
+        counted=None if "labelled" in wish.given else wish.unit,
         sha256=dataset.sha256,
         patients=patients_of(dataset, dataset.cases),
         quirks=(

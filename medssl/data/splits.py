@@ -14,6 +14,7 @@ from medssl.files import write_json
 
 Part = Literal["labelled", "unlabelled", "val", "test"]
 PARTS: tuple[Part, ...] = ("labelled", "unlabelled", "val", "test")
+Unit = Literal["patients", "cases"]
 SplitQuirk = Literal["selection on test", "renamed frames", "stratified by labels", "unlabelled labels seen"]
 """What a split does only when asked to; a report says so."""
 
@@ -33,6 +34,8 @@ class Split(Settings):
     out."""
     seed: int | None = None
     """Seed of the draw; null when every part was given as a list."""
+    counted: Unit | None = None
+    """What the number of labelled ones counted when they were drawn; null when they were given as a list."""
     sha256: str
     """Digest of the prepared case list that the split divides."""
     patients: dict[str, str] = {}

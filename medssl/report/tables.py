@@ -319,14 +319,16 @@ def _behind_overall(rows: Sequence[Row]) -> str:
 
 def _key_cells(row: Row) -> list[Cell]:
     return [Cell(row.key.method, conditions_of(row), colour=row.colour),
-            _labelled_cell(row.key.labelled, {run.labelled_patients for run in row.runs})]  # fmt: skip
+            _labelled_cell(row.runs)]  # fmt: skip
 
 
-def _labelled_cell(cases: int, patients: set[int]) -> Cell:
-    """Labelled cases, and whose they are where patients have several; runs of other draws may differ in that."""
-    ends = sorted({min(patients), max(patients)})
-    told = "" if ends == [cases] else f"{' to '.join(map(str, ends))} patient{'' if ends == [1] else 's'}"
-    return Cell(str(cases), told, order=cases)
+def _labelled_cell(runs: Sequence[Run]) -> Cell:
+    """How many are labelled, and where patients have several cases the other count; draws may differ in that."""
+    number, by_patient = runs[0].key.labelled, runs[0].counts_patients
+    others = [run.labelled_cases if by_patient else run.labelled_patients for run in runs]
+    ends, unit = sorted({min(others), max(others)}), "case" if by_patient else "patient"
+    told = "" if ends == [number] else f"{' to '.join(map(str, ends))} {unit}{'' if ends == [1] else 's'}"
+    return Cell(str(number), told, order=number)
 
 
 def _spread_cell(metric: str, spread: Spread) -> Cell:
@@ -392,7 +394,7 @@ def _run_line(row: Row, run: Run) -> list[Cell]:
     return [
         Cell(run.path.name),
         Cell(run.key.method, run.key.augment, colour=row.colour),
-        _labelled_cell(run.key.labelled, {run.labelled_patients}),
+        _labelled_cell([run]),
         Cell(str(run.seed), order=run.seed),
         Cell(f"{run.last_step:,}", f"of {run.key.steps:,}", order=run.last_step),
         Cell(percent(best[0]), f"step {-best[1]:,.0f}", order=best[0]) if best else Cell(),
