@@ -103,6 +103,19 @@ def prepare(
         return dataset
 
 
+def changed_cases(source: Path, out: Path, config: DatasetConfig) -> list[str]:
+    """Cases of a dataset that `out` lacks, or holds as they were before their files or the settings changed."""
+    settings = settings_digest(config)
+
+    def is_as_stored(case: Case) -> bool:
+        stored = stored_sources(out, case)
+        return is_current(out, case, settings) or (
+            stored is not None and stored.makes_the_same(Sources.of(case, config))
+        )
+
+    return [case.id for case in survey(source, config)[0].cases if not is_as_stored(case)]
+
+
 def _warn_of_equal_images(out: Path, cases: Sequence[Case]) -> None:
     """Name patients who share an image file; `check` compares voxels, and so finds more."""
     same: dict[tuple[str, ...], list[Case]] = {}

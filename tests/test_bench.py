@@ -26,7 +26,7 @@ from medssl.checkpoint import load_checkpoint
 from medssl.config import bundled, dump, parse
 from medssl.data.io import read_image, read_label
 from medssl.data.prepared import read_prepared
-from medssl.data.splits import read_split
+from medssl.data.splits import read_split, write_split
 from medssl.engines import Job, execute
 from medssl.errors import ConfigError, DataError, DeviceError, DivergedError, RunsFailed
 from medssl.logs import read_metrics
@@ -328,8 +328,43 @@ def test_runs_that_began_with_other_settings_are_not_mixed_in(make, tmp_path):
     bench(make(methods={}, all_labels=[]), out, device="cpu")
     with pytest.raises(ConfigError, match=r"1 files tell of runs with other settings.*\n.*train"):
         bench(make(methods={}, all_labels=[], settings={"train": {"iterations": 5}}), out, device="cpu")
-    with pytest.raises(ConfigError, match=r"bench.yaml: checkpoint"):
-        bench(make(methods={}, all_labels=[], checkpoint="last"), out, device="cpu")
+    last = {"methods": {}, "all_labels": [], "checkpoint": "last"}
+    with pytest.raises(ConfigError, match=r"seed-0/test/predictions.json: checkpoint\n"):
+        bench(make(**last), out, device="cpu")
+    bench(make(**{**last, "labelled": [3]}), out, device="cpu")  # of which no run is finished
+    with pytest.raises(ConfigError, match=r"2-labelled.*/predictions.json: checkpoint\n"):
+        bench(make(**{**last, "labelled": [2, 3]}), out, device="cpu")
+
+
+def test_a_split_of_other_labelled_cases_is_not_taken_for_the_one_that_is_asked_for(make, balls, tmp_path):
+    dataset = read_prepared(balls[1])
+    matrix = Bench(make(), tmp_path / "out")
+    write_splits(matrix, dataset)
+    write_splits(matrix, dataset)
+    path = matrix.split(matrix.cells[0])
+    split = read_split(path, dataset)
+    other = split.model_copy(
+        update={"labelled": split.labelled[:1], "unlabelled": split.unlabelled + split.labelled[1:]}
+    )
+    write_split(path, other)
+    with pytest.raises(ConfigError, match=rf"{path}: has other labelled and unlabelled cases"):
+        write_splits(matrix, dataset)
+
+
+def test_cases_that_changed_since_runs_were_made_are_named(make, balls, tmp_path):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    shutil.copytree(balls[0], raw)
+    config = make(methods={}, all_labels=[], source=raw, settings={"data": {"root": None}})
+    bench(config, out, device="cpu")
+    before = stamps(out)
+    label = raw / "labels" / "ball_03.nii.gz"
+    (raw / "labels" / "ball_02.nii.gz").touch()
+    bench(config, out, device="cpu")
+    shutil.copyfile(raw / "labels" / "ball_01.nii.gz", label)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=rf"{raw}: not what the runs in {out} .* 1 cases have changed: ball_03;"):
+            bench(config, out, device="cpu")
+    assert stamps(out) == before
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from medssl.bench.matrix import ALL, Bench, BenchConfig, Cell
-from medssl.config import dump, found, merge, parse
+from medssl.config import dump, found, merge
 from medssl.data.draw import Wish, make_split
 from medssl.data.lists import read_published_split
 from medssl.data.prepared import PreparedDataset, read_prepared
-from medssl.data.splits import Part, Split, read_split, write_split
+from medssl.data.splits import PARTS, Part, Split, read_split, write_split
+from medssl.data.volume import some
 from medssl.errors import ConfigError
-from medssl.files import whole_file
+from medssl.files import read_object, whole_file
 from medssl.logs import read_metrics, training_seconds
-from medssl.prepare import prepare
+from medssl.prepare import changed_cases, prepare
 
 
 def prepared_dataset(matrix: Bench) -> PreparedDataset:
@@ -23,6 +24,11 @@ def prepared_dataset(matrix: Bench) -> PreparedDataset:
     data, source = matrix.data(), matrix.config.source
     assert data.root is not None  # _settings gave one
     if source is not None and data.root == matrix.out / "prepared":
+        if (matrix.out / "runs").exists() and (changed := changed_cases(source, data.root, data)):
+            raise ConfigError(
+                f"{source}: not what the runs in {matrix.out} learned from or were scored on, for {len(changed)} cases "
+                f"have changed: {some(changed)}; choose another --out, or remove these runs"
+            )
         return prepare(source, data.root, data)
     if source is None and not data.root.exists():
         raise ConfigError("nothing to run on: name the raw dataset with --set source=FOLDER, or a prepared one with "
@@ -34,16 +40,14 @@ def write_splits(matrix: Bench, dataset: PreparedDataset) -> None:
     """Write the splits that are not there yet, and check those that are."""
     config = matrix.config
     held = _held_out(config, dataset)
-    for cell in matrix.cells:
-        path = matrix.split(cell)
-        if path.exists():
-            split = read_split(path, dataset)
-            if set(split.test) != set(held["test"]) or set(split.val) != set(held["val"]):
-                raise ConfigError(
-                    f"{path}: has other validation or test cases than are asked for; choose another --out"
-                )
-        else:
-            write_split(path, _split_of(cell, config, dataset, held))
+    for path, cell in {matrix.split(cell): cell for cell in matrix.cells}.items():
+        wanted = _split_of(cell, config, dataset, held)
+        if not path.exists():
+            write_split(path, wanted)
+            continue
+        there = read_split(path, dataset)
+        if other := [part for part in PARTS if set(getattr(there, part)) != set(getattr(wanted, part))]:
+            raise ConfigError(f"{path}: has other {' and '.join(other)} cases than are asked for; choose another --out")
 
 
 def _held_out(config: BenchConfig, dataset: PreparedDataset) -> dict[Part, tuple[str, ...]]:
@@ -97,16 +101,23 @@ def write_configs(matrix: Bench) -> None:
 
 
 def _changed_scoring(matrix: Bench) -> list[str]:
-    """Whether runs that are finished were scored in another way than is asked for now."""
-    path, now = matrix.out / "bench.yaml", matrix.config
-    before = parse(BenchConfig, merge([path])) if path.exists() and finished(matrix) else now
-    keys = [key for key in ("checkpoint", "network") if getattr(before, key) != getattr(now, key)]
-    done = {matrix.trained_as(cell.method) for cell in matrix.cells if matrix.is_done(cell)}
-    for name in done & before.methods.keys() & now.methods.keys():
-        rows = (before.methods[name], now.methods[name])
-        scored = ("network", "mirror", "of", "runs")
-        keys += [f"methods.{name}.{key}" for key in scored if len({getattr(r, key) for r in rows}) > 1]
-    return [f"  {path}: {', '.join(keys)}"] if keys else []
+    """Runs that are finished and were scored in another way than is asked for now, as their predictions tell."""
+    found = []
+    for cell in matrix.cells:
+        path = matrix.run(cell) / "test" / "predictions.json"
+        if not (matrix.is_done(cell) and path.exists()):
+            continue
+        made, window = read_object(path), matrix.settings[cell].window
+        names = [matrix.run(source).name for source in matrix.sources(cell) or [cell]]
+        asked = {
+            "checkpoint": (made["checkpoint"], f"{matrix.config.checkpoint}.pt"),
+            "network": (made["network"], matrix.network(cell) or window.network),
+            "mirror": (made["window"]["mirror"], matrix.mirrors(cell) or window.mirror),
+            "runs": ([Path(run).name for run in (made["run"], *made.get("also", ()))], names),
+        }
+        if keys := [key for key, (before, now) in asked.items() if before != now]:
+            found.append(f"  {path}: {', '.join(keys)}")
+    return found
 
 
 def write_untrained(matrix: Bench, cell: Cell) -> None:
