@@ -232,7 +232,7 @@ def _read_table(path: Path, rule: SubjectRule) -> dict[str, str]:
             raise ConfigError(f"{path}: no column {column!r}; it has {', '.join(columns)}")
     subjects: dict[str, str] = {}
     for row in rows:
-        id, subject = row[rule.case_column], row[rule.subject_column]
+        id, subject = ((row[column] or "").strip() for column in (rule.case_column, rule.subject_column))
         if subjects.setdefault(id, subject) != subject:
             raise DataError(f"{path}: case {id} belongs to subject {subjects[id]} and to subject {subject}")
     return subjects

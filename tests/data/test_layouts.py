@@ -431,9 +431,10 @@ class TestDicom:
         assert [case.id for case in layout.cases] == ids
         assert read_image(*layout.cases[0].images).shape == (5, 6, 3)
 
-    def test_studies_inside_a_single_folder_belong_to_the_patient_of_their_headers(self, tmp_path):
+    @pytest.mark.parametrize("top", ["DICOM", ""])
+    def test_studies_belong_to_the_patient_of_their_headers(self, tmp_path, top):
         for folder, number in zip(("st1", "st2", "st3"), ("17", "18", "17"), strict=True):
-            make_series(tmp_path / "DICOM" / folder, patient=number)
+            make_series(tmp_path / top / folder, patient=number)
         assert [(case.id, case.subject) for case in read_layout(tmp_path).cases] == [
             ("st1", "st1"), ("st2", "st2"), ("st3", "st1")
         ]  # fmt: skip
@@ -834,6 +835,10 @@ class TestSubjects:
         configs = [DatasetConfig(name="x", classes=("background", "a"), subject=rule) for rule in rules]
         found = [[case.subject for case in read_cases(tmp_path, config)] for config in configs]
         assert found == [["p1", "p1", "p2"], ["anna", "anna", "bert"]]
+
+    def test_spaces_around_a_name_make_no_other_patient(self, tmp_path):
+        (tmp_path / "t.csv").write_text("case,subject\na ,P1\nb,P1 \n c, P1\nd,P1\u00a0\n", encoding="utf-8")
+        assert set(subjects_of(["a", "b", "c", "d"], SubjectRule(table="t.csv"), tmp_path).values()) == {"P1"}
 
     def test_cases_that_the_rule_misses_are_named_and_many_are_counted(self, tmp_path):
         with pytest.raises(DataError, match=r"2 of 3 cases: b, c$"):

@@ -179,6 +179,15 @@ def test_nsd_takes_the_tolerance_of_the_class():
     assert values(line, line, "strict", tolerance=0.0)["nsd"] == 1
 
 
+@pytest.mark.parametrize("side", [0.3, 0.4, 0.5, 0.6, 0.7])
+def test_nsd_reaches_as_far_as_a_voxel_whose_side_is_the_tolerance(side):
+    cube, larger = np.zeros((9, 9, 9), bool), np.zeros((9, 9, 9), bool)
+    cube[3:6, 3:6, 3:6], larger[3:6, 3:6, 2:7] = True, True
+    volumes = [Volume(mask.astype(np.int32), np.diag([*[np.float32(side)] * 3, 1.0])) for mask in (cube, larger)]
+    (found,) = score_case("a", *volumes, {1: "organ"}, Measures(tolerance=side))["strict"]
+    assert found.value("nsd") == 1
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -2,9 +2,10 @@
 
 A folder with slices directly inside is a case, named after the patient's folder, or after all folders from there on
 where that patient has several. Patients' folders are those at the top, or, where all lie in a single folder such as
-`DICOM/` and their headers name several patients, those inside it; several of one patient, such as its studies, then
-have the first one's name as their patient. A folder with several series cannot be read as it is: name the wanted one in
-a datalist, as `folder#uid`. Labels may lie in `labels/`, as volumes that are named as their cases.
+`DICOM/` and their headers name several patients, those inside it. Where headers name several patients, folders of one,
+such as its studies, have the first one's name as their patient. A folder with several series cannot be read as it is:
+name the wanted one in a datalist, as `folder#uid`. Labels may lie in `labels/`, as volumes that are named as their
+cases.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def read(source: Path) -> Layout:
 
 
 def _patients_folder(source: Path, images: Mapping[Path, Path]) -> tuple[Path, dict[str, str]]:
-    """The folder whose folders are patients; headers are asked only where all lie in a single one.
+    """The folder whose folders are patients, and which of these are of one by their headers.
 
     Args:
         images: the folders of series with an image of each.
@@ -60,8 +61,6 @@ def _patients_folder(source: Path, images: Mapping[Path, Path]) -> tuple[Path, d
         if only in images:  # slices beside its folders: it is a patient's own
             break
         top = only
-    if top == source:
-        return source, {}
     first: dict[str, str] = {}
     same: dict[str, str] = {}
     for folder, image in images.items():
