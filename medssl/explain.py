@@ -75,8 +75,8 @@ def explain(a: Path, b: Path) -> list[str]:
     metrics = [name for name in METRICS if name in one.metrics and name in other.metrics]
     if not shared or not metrics:
         raise DataError(
-            f"{a} and {b} share no number: A has cases {_few(one.cases)} with {', '.join(one.metrics)}, "
-            f"B {_few(other.cases)} with {', '.join(other.metrics)}"
+            f"{a} and {b} share no number: A has cases {_few(one.cases)} and classes {_few(one.classes)} with "
+            f"{', '.join(one.metrics)}, B {_few(other.cases)} and {_few(other.classes)} with {', '.join(other.metrics)}"
         )
     lines = [f"A  {a}: {one.says}", f"B  {b}: {other.says}", *_coverage(one, other)]
     files, different = _compare_files(one, other, sorted({case for case, _ in shared}))
@@ -176,12 +176,11 @@ def _rules(each: Difference, value: float | None, table: ScoreTable, against: Sc
     if each.case not in owner.files or each.class_name not in labels:
         return None
     data = owner.scores.data if owner.scores else None
+    places = labels[each.class_name]
     volumes = _read_pair(owner.files[each.case], "" if data is None else data.model_dump_json())
     if volumes is None:
         return None
     reference = volumes[1]
-    regions = {} if data is None else data.region_places
-    places = regions.get(each.class_name, (labels[each.class_name],))
     pair = (np.isin(volumes[0].array, places), np.isin(volumes[1].array, places))
     status = status_of(bool(pair[0].any()), bool(pair[1].any()))
     if status != "scored" and (said := _rule_of_empty(status, each.metric, value)):

@@ -43,8 +43,8 @@ class ScoreTable:
 
     says: str
     cells: dict[tuple[str, str], dict[str, float | None]]
-    labels: dict[str, int] = field(default_factory=dict)
-    """By class."""
+    labels: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """By class, or region: of its classes."""
     files: dict[str, tuple[Source, Source]] = field(default_factory=dict)
     """Prediction and reference by case."""
     averages: Averages = "cases"
@@ -58,6 +58,11 @@ class ScoreTable:
     def cases(self) -> list[str]:
         """Their ids, sorted."""
         return sorted({case for case, _ in self.cells})
+
+    @property
+    def classes(self) -> list[str]:
+        """Their names, regions among them, sorted."""
+        return sorted({name for _, name in self.cells})
 
     @property
     def metrics(self) -> list[str]:
@@ -75,9 +80,10 @@ class ScoreTable:
 
     def adopt_names(self, other: ScoreTable) -> None:
         """Call classes that go by their label value here by the names that another table has for them."""
-        names = {str(label): name for name, label in other.labels.items()}
-        self.cells = {(case, names.get(name, name)): values for (case, name), values in self.cells.items()}
-        self.labels = {names.get(name, name): label for name, label in self.labels.items()}
+        theirs = {labels: name for name, labels in other.labels.items()}
+        names = {name: theirs.get(_labels_in(name), name) for _, name in self.cells}
+        self.cells = {(case, names[name]): values for (case, name), values in self.cells.items()}
+        self.labels = {names[name]: labels for name, labels in self.labels.items()}
 
     def overall(self, metric: str, averages: Averages) -> float | None:
         """The mean over cases of each one's mean over classes, or the other way round."""
@@ -110,14 +116,14 @@ def read_table(path: Path) -> ScoreTable:
 
 def _read_ours(path: Path) -> ScoreTable:
     scores = read_scores(path)
-    rules = CONVENTIONS[scores.convention]
+    rules, regions = CONVENTIONS[scores.convention], {} if scores.data is None else scores.data.region_places
     return ScoreTable(
         says=f"medssl, convention {scores.convention} ({rules.source}), {scores.units}, {rules.hd95}, {rules.asd}, "
         f"tolerance {scores.measures.tolerance:g}"
         + "".join(f", {name} {value:g}" for name, value in scores.measures.tolerances.items())
         + f"; empty classes: {rules.says}",
         cells={(score.case, score.class_name): dict(score.values) for score in scores},
-        labels={score.class_name: score.label for score in scores},
+        labels={score.class_name: regions.get(score.class_name, (score.label,)) for score in scores},
         files={case: (Source(prediction), reference) for case, (prediction, reference) in scores.files.items()},
         averages=rules.averages,
         scores=scores,
@@ -134,8 +140,8 @@ def _read_nnunet(path: Path) -> ScoreTable:
             table.files[case] = (prediction, reference)
             for name, values in entry["metrics"].items():
                 table.cells[case, name] = {"dice": _number(values["Dice"]), "iou": _number(values["IoU"])}
-                if name.isdecimal():
-                    table.labels[name] = int(name)
+                if labels := _labels_in(name):
+                    table.labels[name] = labels
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: expected a summary.json as nnU-Net writes it: {error!r}") from None
     return table
@@ -163,6 +169,11 @@ def _read_csv(path: Path, text: str) -> ScoreTable:
             digits[ours] = max(digits.get(ours, 0), _decimals(row[theirs] or ""))
     table.digits = digits
     return table
+
+
+def _labels_in(name: str) -> tuple[int, ...]:
+    """The labels that a name consists of, as `2`, or `(1, 2)` of a region in nnU-Net's summary; else none."""
+    return tuple(map(int, re.findall(r"\d+", name))) if re.fullmatch(r"\d+|\(\d+(, \d+)*,?\)", name) else ()
 
 
 def _first(names: Iterable[str], columns: Mapping[str, str]) -> str | None:

@@ -169,7 +169,7 @@ def _parse_table(path: Path, lines: list[str]) -> dict[str, Scores]:
         name: Scores(unpredicted=unpredicted, convention=name, measures=measures, data=data, files=files)
         for name in conventions
     }
-    regions = () if data is None else data.regions
+    regions = () if data is None else data.region_places
     seen: set[tuple[str, str, int]] = set()
     for cells in table:
         where = f"{path}:{start + table.line_num}"

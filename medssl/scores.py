@@ -144,8 +144,10 @@ def counted(scores: Scores) -> list[ClassScore]:
     """The rows behind the overall number: those of classes; of regions, where there are some, if the convention says
     so."""
     rules = CONVENTIONS[scores.convention]
-    are_regions = rules.has_regions_for_classes and any(score.is_region for score in scores)
-    return [score for score in scores if score.is_region == are_regions]
+    if rules.has_regions_for_classes and any(score.is_region for score in scores):
+        of_one_class = () if scores.data is None else scores.data.regions
+        return [score for score in scores if score.is_region or score.class_name in of_one_class]
+    return [score for score in scores if not score.is_region]
 
 
 def _summarise(name: str, scores: Sequence[ClassScore], groups: Sequence[Sequence[ClassScore]]) -> ClassSummary:

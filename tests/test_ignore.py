@@ -157,6 +157,11 @@ def test_the_overall_number_is_that_of_classes_but_where_a_tool_counts_regions(f
     assert strict.overall.dice.mean == pytest.approx((4 / 8 + 4 / 5) / 2)
     assert strict.overall.scored == 2
     assert nnunet.overall.dice.mean == pytest.approx(10 / 13)
+    among = PARTLY.model_copy(update={"regions": {**PARTLY.regions, "core": ("core",)}})
+    both = evaluated(folders, tmp_path / "both.csv", data=among, conventions=["nnunet"])
+    assert [row.class_name for row in summarise(both).classes] == ["shell", "core", "ball"]
+    for table in (both, read_scores(tmp_path / "both.csv")):
+        assert summarise(table).overall.dice.mean == pytest.approx((10 / 13 + 4 / 5) / 2, abs=1e-5)
     plain = evaluated(folders, tmp_path / "s.csv", data=PARTLY.model_copy(update={"regions": {}}),
                       conventions=["nnunet"])  # fmt: skip
     assert summarise(plain).overall.dice.mean == pytest.approx((4 / 8 + 4 / 5) / 2)
@@ -237,6 +242,19 @@ def test_explain_works_numbers_of_regions_and_of_partly_annotated_cases_out_agai
     assert any(line.startswith("hd95: 3 of 3 numbers differ") for line in lines)
     assert any("by rule: A is" in line for line in lines)
     assert not [line for line in lines if "unexplained" in line]
+
+
+def test_regions_of_nnunets_summary_are_known_by_their_labels(folders, tmp_path):
+    scores = evaluated(folders, tmp_path / "a.csv", conventions=["nnunet"])
+    names = {"shell": "1", "core": "(2,)", "ball": "(1, 2)"}
+    metrics = {names[s.class_name]: {"Dice": s.dice, "IoU": s.value("iou")} for s in scores}
+    prediction, reference = scores.files[scores[0].case]
+    entry = {"prediction_file": str(prediction), "reference_file": str(reference.path), "metrics": metrics}
+    (tmp_path / "summary.json").write_text(json.dumps({"metric_per_case": [entry]}))
+    for pair in (("a.csv", "summary.json"), ("summary.json", "a.csv")):
+        lines = explain(*(tmp_path / name for name in pair))
+        assert "dice: all 3 numbers are the same" in lines
+        assert not [line for line in lines if line.startswith("other classes")]
 
 
 def test_confusion_and_calibration_count_annotated_voxels():

@@ -137,6 +137,15 @@ def test_plans_of_odd_datasets_are_settings_that_a_run_takes(tmp_path, size, spa
         assert config.train.unlabelled_batch in (0, 4)
 
 
+def test_teeth_are_mirrored_left_to_right_alone():
+    names = ("background", "t11", "t21")
+    jaw = DatasetConfig(name="jaw", classes=names, values={"t11": (11,), "t21": (21,)})
+    facts = replace(ISOTROPIC, classes=tuple(ClassFacts(name, 0.3, 3, 1.0) for name in names), labels=3, labelled=3)
+    text = str(make_plan(facts, jaw, vram=0, method=METHODS["combined"]))
+    assert "sides: [[t11, t21]]" in text
+    assert "flips: [0]" in text
+
+
 def test_mirrored_names_pieces_and_missing_classes_are_pointed_at(tmp_path):
     classes = (ClassFacts("background", 0.9, 3, 1.0), ClassFacts("left kidney", 0.1, 3, 0.4),
                ClassFacts("right kidney", 0.0, 0, 1.0))  # fmt: skip

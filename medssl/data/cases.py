@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from medssl.config import Settings
 from medssl.data.recipe import Recipe
@@ -23,6 +23,10 @@ PATIENT_FIRST = r"^(\D*\d+)"
 """What ids begin with where they name a patient and then a scan, as `patient001_frame12` and `sub-01_ses-2`."""
 _LEFT = re.compile(r"left|(?<![a-z0-9])l(?![a-z0-9])")
 """What names of classes of the left side hold, in small letters."""
+_TOOTH = re.compile(r"[1-8][1-8]")
+"""The FDI number of a tooth: quadrant and place."""
+_ACROSS = dict(zip("12345678", "21436587", strict=True))
+"""The quadrant that a quadrant is in a mirror."""
 _LOPSIDED = re.compile(r"heart|cardi|coronar|atri|^(?!.*lateral).*ventric|liver|hepat|portal")
 """What names of parts of heart and liver hold: a left ventricle is no right one in a mirror, those of the brain are."""
 MOST_SCANS = 10
@@ -78,6 +82,8 @@ class SubjectRule(Settings):
 class DatasetConfig(Settings):
     """The `data` section: what the dataset holds and how it is prepared."""
 
+    model_config = ConfigDict(coerce_numbers_to_str=True)  # a class may be called 11
+
     name: str
     """What reports call the dataset."""
     layout: str | None = None
@@ -93,7 +99,8 @@ class DatasetConfig(Settings):
     ignore: tuple[int, ...] = ()
     """Values in the label files that mean "nobody looked here": neither losses nor scores count such voxels."""
     regions: dict[str, tuple[str, ...]] = {}
-    """Unions of classes to score beside them, such as `{whole tumour: [oedema, core]}`."""
+    """Unions of classes to score beside them, such as `{whole tumour: [oedema, core]}`. `{core: [core]}` has a class
+    count among them where the convention of nnU-Net counts regions alone."""
     sides: tuple[tuple[str, str], ...] | None = None
     """Pairs of classes of which one is the other's mirror image, such as `[[left kidney, right kidney]]`: they change
     places when training mirrors a patch. null: none do, and training warns where names look like such pairs."""
@@ -118,7 +125,7 @@ class DatasetConfig(Settings):
             raise ValueError(f"`sides` names {', '.join(unknown)}; it pairs {', '.join(self.classes[1:])}")
         if twice := {name for name in paired if paired.count(name) > 1}:
             raise ValueError(f"`sides` names {', '.join(sorted(twice))} more than once")
-        if twice := set(self.regions) & set(self.classes):
+        if twice := {name for name in self.classes if self.regions.get(name, (name,)) != (name,)}:
             raise ValueError(f"`regions` and `classes` share the name {', '.join(sorted(twice))}")
         for region, names in self.regions.items():
             if not names or self.classes[0] in names or len(set(names)) < len(names):
@@ -151,15 +158,27 @@ class DatasetConfig(Settings):
 
     @property
     def likely_sides(self) -> tuple[tuple[str, str], ...]:
-        """Pairs of classes whose names differ by left and right, or by L and R as words, and not by more."""
+        """Pairs of classes whose names differ by left and right, or by L and R as words, and not by more; of teeth."""
         by_name = {name.lower(): name for name in self.classes if not _LOPSIDED.search(name.lower())}
         others = {name: _LEFT.sub(lambda left: "right" if left[0] == "left" else "r", name) for name in by_name}
-        return tuple((by_name[name], by_name[o]) for name, o in others.items() if o != name and o in by_name)
+        named = tuple((by_name[name], by_name[o]) for name, o in others.items() if o != name and o in by_name)
+        teeth = self.teeth
+        across = {number: _ACROSS[number[0]] + number[1] for number in teeth if number[0] in "1357"}
+        return named + tuple((teeth[number], teeth[o]) for number, o in across.items() if o in teeth)
+
+    @property
+    def teeth(self) -> dict[str, str]:
+        """Classes by FDI number, where names hold their values and all of these from 11 up are such numbers."""
+        named = zip(self.classes[1:], self.class_values[1:], strict=True)
+        numbered = {str(values[0]): name for name, values in named if re.findall(r"\d+", name) == [str(values[0])]}
+        found = {number: name for number, name in numbered.items() if len(number) > 1}
+        return found if all(_TOOTH.fullmatch(number) for number in found) else {}
 
     @property
     def region_places(self) -> dict[str, tuple[int, ...]]:
-        """The places of the classes that make up each region."""
-        return {region: tuple(map(self.classes.index, names)) for region, names in self.regions.items()}
+        """The places of the classes that make up each region, but for those that are one class of the same name."""
+        unions = {region: names for region, names in self.regions.items() if region not in self.classes}
+        return {region: tuple(map(self.classes.index, names)) for region, names in unions.items()}
 
     @property
     def is_plain(self) -> bool:

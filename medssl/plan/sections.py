@@ -72,7 +72,8 @@ def _sides(dataset: DatasetConfig) -> Choices:
     if dataset.sides is not None or not dataset.likely_sides:
         return {}
     pairs = [list(pair) for pair in dataset.likely_sides]
-    return {"sides": Choice(pairs, "mirror images of each other, by their names; add others, or [] if they are none")}
+    why = "mirror images of each other, by their names or FDI numbers; add others, or [] if they are none"
+    return {"sides": Choice(pairs, why)}
 
 
 def _channels(facts: Fingerprint, dataset: DatasetConfig) -> list[str]:
@@ -107,7 +108,10 @@ def augment_section(spacing: Sequence[float], dataset: DatasetConfig) -> Choices
     thick = [axis for axis in range(3) if spacing[axis] > THICK_SLICE_RATIO * min(spacing)]
     flips = [axis for axis in range(3) if axis not in thick]
     why = f"not along {'xyz'[thick[0]]}, where slices are thick" if thick else "all axes have like spacing"
-    for one, other in (dataset.likely_sides if dataset.sides is None else dataset.sides)[:1]:
+    pairs = dataset.likely_sides if dataset.sides is None else dataset.sides
+    if dataset.teeth and pairs:
+        flips, why = [0], "left to right alone: upside down, an upper tooth is no lower one"
+    for one, other in pairs[:1]:
         why += f"; a mirrored {one} is a {other}, as data.sides has it"
     strong = "rotation, scaling, elastic deformation and grey levels: few labels gain by it with every method"
     return {"preset": Choice("strong", strong), "flips": Choice(flips, why)}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from medssl.config import parse
 from medssl.data.cases import IGNORED, Case, DatasetConfig
 from medssl.data.check import check_cases
 from medssl.data.inspect import Expected
@@ -109,6 +110,27 @@ def test_names_suggest_sides_and_exchange_none(names, likely):
     dataset = DatasetConfig(name="two", classes=("background", *names))
     assert dataset.likely_sides == tuple(likely)
     assert dataset.mirrored_places == {}
+
+
+@pytest.mark.parametrize(
+    ("names", "values", "pairs"),
+    [
+        (("t11", "t21", "t33", "t43", "t18"), (11, 21, 33, 43, 18), [("t11", "t21"), ("t33", "t43")]),
+        (("jaw", "11", "21", "55", "65"), (1, 11, 21, 55, 65), [("11", "21"), ("55", "65")]),
+        (("tooth 11", "tooth 21"), (1, 2), []),  # not by their values
+        (("class 11", "class 20", "class 21"), (11, 20, 21), []),  # 20 is no tooth
+        (tuple(map(str, range(1, 49))), range(1, 49), []),
+    ],
+)
+def test_teeth_by_fdi_number_are_likely_sides(names, values, pairs):
+    values = {name: (value,) for name, value in zip(names, values, strict=True)}
+    assert DatasetConfig(name="jaw", classes=("none", *names), values=values).likely_sides == tuple(pairs)
+
+
+def test_classes_may_be_called_by_numbers():
+    said = {"name": 5, "classes": ["background", 11, 21], "values": {11: [11], 21: [21]}, "sides": [[11, 21]]}
+    jaw = parse(DatasetConfig, said)
+    assert (jaw.name, jaw.classes, jaw.mirrored_places) == ("5", ("background", "11", "21"), {1: 2, 2: 1})
 
 
 def test_sides_that_are_said_change_places():

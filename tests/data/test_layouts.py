@@ -777,7 +777,9 @@ class TestDeclarations:
         assert found.regions == {
             "whole tumour": ("rest of whole tumour", "rest of core", "enhancing"),
             "core": ("rest of core", "enhancing"),
+            "enhancing": ("enhancing",),
         }
+        assert list(found.config("x").region_places.items()) == [("whole tumour", (1, 2, 3)), ("core", (2, 3))]
         assert found.config("x").places == {0: 0, 1: 1, 2: 2, 3: 3, 4: IGNORED}
 
     @pytest.mark.parametrize(

@@ -53,7 +53,9 @@ def declared_in(path: Path) -> Declared:
         raise DataError(f"{where} gives {IGNORE!r} a value that another name has as well, found {labels}")
     classes = _classes(where, named)
     values = {name: tuple(sorted(held)) for place, (name, held) in enumerate(classes.items()) if held != {place}}
-    regions = {name: _members(held, classes) for name, held in named.items() if name not in classes}
+    regions = {name: _members(held, classes) for name, held in named.items() if 0 not in held}
+    if regions.keys() <= classes.keys():
+        regions = {}  # each its own class: there are no unions
     return Declared(channels, tuple(classes), values, tuple(sorted(ignore)), regions)
 
 
