@@ -104,6 +104,8 @@ def evaluate_folders(
         DataError: a prediction has no reference, or cases cannot be scored; all of them are listed.
     """
     predictions, references, out = Path(predictions), Path(references), Path(out)
+    if out.suffix.lower() == ".json":
+        raise ConfigError(f"{out}: scores are written as a table; give a name that ends in .csv")
     _refuse_existing(out, overwrite)
     measures = Measures(
         tuple(conventions), cast("Units | None", units), tolerance, tolerances or {}, tuple(instances),

@@ -148,9 +148,11 @@ class RunLog:
         self.board.image(iteration, name, (255 * strip).round().astype(np.uint8))
 
     def close(self, finished: bool = False) -> None:
-        """Flush everything, and tell the boards whether the training came to its end."""
+        """Flush everything, and tell the boards, and of the last validation, if the training came to its end."""
         self.flush()
         self.board.close(finished)
+        if finished and not self.quiet and not math.isnan(self.dice):
+            print(f"validation Dice {self.dice:.3f} after the last step, {self.best:.3f} at best", file=sys.stderr)
 
     def _write(self, iteration: int, values: dict[str, float]) -> None:
         new = {"step": str(iteration), **{k: f"{v:.6g}" for k, v in values.items()}}

@@ -316,9 +316,10 @@ def _by_id(sources: Sequence[Source], channels: int) -> dict[str, tuple[Source, 
     for name, source in sorted(by_name.items()):
         id = name.rpartition("_")[0] if is_numbered else name
         found[id] = (*found.get(id, ()), source)
-    for id, files in found.items():
-        if is_numbered and len(files) != channels:
-            raise DataError(f"{files[0]}: case {id} has {len(files)} of {channels} channels")
+    few = [f"{files[0]}: case {id} has {len(files)} of {channels} channels" for id, files in found.items()
+           if is_numbered and len(files) != channels]  # fmt: skip
+    if few:
+        raise DataError("\n".join([*few, "Add the missing files, or name the images of the other cases alone."]))
     return found
 
 

@@ -25,6 +25,9 @@ from medssl.parts import processes
 from medssl.parts.pseudo import largest_component
 from medssl.windows import by_windows, rows_seen
 
+MOST_FINER = 512
+"""How many voxels one of an image may become; more is a spacing in another unit."""
+
 Which = Literal["student", "teacher", "ensemble", "one-student", "one-teacher"]
 
 
@@ -215,6 +218,14 @@ class Predictor:
         channels = image.array.shape[3] if image.array.ndim == 4 else 1
         if channels != self.channels:
             raise DataError(f"{image.path}: {channels} channels, the network was trained on {self.channels}")
+        own = image.shape[:3]
+        resampled = self.recipe.uncropped(own, image.affine)
+        if self.recipe.resize is None and math.prod(resampled) > MOST_FINER * math.prod(own):
+            spacing = by(float(f"{side:.3g}") for side in image.spacing)
+            raise DataError(
+                f"{image.path}: {by(own)} voxels of {spacing} mm would be {by(resampled)} at the spacing that the "
+                "network was trained on; is the spacing in the header in mm? Mend it, or leave the image out"
+            )
         return self.recipe.apply(image)
 
     def _overlap(self) -> list[float]:

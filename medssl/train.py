@@ -310,7 +310,7 @@ def validate_cases(trainer: Trainer, config: RunConfig, data: TrainingData, log:
     """
     predictor = make_predictor(trainer.method, config, trainer.device)
     if canaries := canary_cases(config, data):
-        makes_some = trainer.method.needs_unlabelled
+        makes_some = type(trainer.method).pseudo_label is not Method.pseudo_label
         told = PseudoLabels(trainer, config, predictor.classes) if makes_some else predictor
         log.canaries(trainer.iteration, score_cases(told, data, canaries, "canary", trainer.iteration, log))
     return score_cases(predictor, data, data.split.val, "val", trainer.iteration, log)

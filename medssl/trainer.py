@@ -19,6 +19,7 @@ from medssl.checkpoint import load_checkpoint, save_checkpoint
 from medssl.config import Settings
 from medssl.data.cases import IGNORED
 from medssl.data.patches import Patches, PatchStream, ending_readers
+from medssl.data.volume import some
 from medssl.device import Precision, Readback, autocast, choose_precision
 from medssl.distributed import StopVote, here, is_first, wait_for_all
 from medssl.ema import ema_update, lag
@@ -494,8 +495,17 @@ def choose_workers(workers: int | None, device: torch.device, *, in_memory: bool
 
 
 def make_optimizer(method: Method, config: TrainConfig) -> torch.optim.Optimizer:
-    """One parameter group per student and helper."""
+    """One parameter group per student and helper.
+
+    Raises:
+        TypeError: the method has weights that would never learn, though they take gradients.
+    """
     groups = [{"params": list(net.parameters())} for net in (*method.students(), *method.helpers())]
+    held = {id(parameter) for group in groups for parameter in group["params"]}
+    idle = [name for name, p in method.named_parameters() if p.requires_grad and id(p) not in held]
+    if idle:
+        raise TypeError(f"{type(method).__name__}: {some(idle)} take gradients and are of no student and no helper; "
+                        "give their network back from `helpers`, or call requires_grad_(False)")  # fmt: skip
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, config.lr, weight_decay=config.weight_decay, fused=True)
     sgd = torch.optim.SGD(groups, config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay, fused=True)

@@ -37,10 +37,11 @@ WORDS = {
         student no longer learns (train.lr, a loss of 0), or method.ema_decay is near 0.""",
     "lost": """a teacher's weights have been far from its student's for a while, so it teaches what the student has left
         behind. The likely cause: method.ema_decay is too near 1 for this number of steps, or train.lr is high.""",
-    "parted": """student and teacher have differed in nearly as many voxels as have foreground for a while. The likely
-        cause: the teacher is worse than its students, as the mean of students that have parted is, or has stayed
-        behind. Look at the Dice of pseudo-labels (train.canaries=2), lower method.ema_decay or train.lr, or give each
-        student a teacher of its own where the method has that (combined: method.teachers=student).""",
+    "parted": """student and teacher, or two answers that a method compares, have differed in nearly as many voxels as
+        have foreground for a while. The likely cause: the teacher is worse than its students, as the mean of students
+        that have parted is, or has stayed behind. Look at the Dice of pseudo-labels (train.canaries=2), lower
+        method.ema_decay or train.lr, or give each student a teacher of its own where the method has that (combined:
+        method.teachers=student).""",
     "grown": """pseudo-labels of {name} are {pseudo:.2%} of the voxels where labels are {prior:.2%}: the class is
         growing wild. The likely cause: the teacher has learned too little from the labels yet, or confirms its own
         mistakes. Give unlabelled patches less weight, let it rise later, or compare with method supervised.""",

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 
 import nibabel as nib
@@ -26,6 +27,7 @@ from medssl.data.splits import write_split
 from medssl.errors import ConfigError, DataError
 from medssl.evaluate import evaluate_folders
 from medssl.export import export
+from medssl.export.bundle import refuse_inexpressible
 from medssl.predict import load_predictor, predict
 from medssl.run import RunConfig
 from medssl.train import train
@@ -406,6 +408,12 @@ def test_what_a_bundle_cannot_express_is_refused(make_run, tmp_path, method, sec
         export(run, tmp_path / "bundle", monai=True)
     export(run, tmp_path / "model")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "run"]
+
+
+def test_a_network_of_a_methods_own_cannot_be_a_bundle(make_run):
+    (trained,) = load_trained(make_run("bcp"))
+    with pytest.raises(ConfigError, match="method: networks that it did not get from medssl"):
+        refuse_inexpressible([replace(trained, networks=[torch.nn.Conv3d(1, 3, 1)])])
 
 
 def test_the_teacher_of_band_students_sees_all_and_can_be_a_bundle(make_run, tmp_path):

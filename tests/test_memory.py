@@ -100,6 +100,22 @@ def test_parts_of_an_estimate():
     )
 
 
+def test_networks_that_learn_beside_the_students_are_counted(monkeypatch):
+    class WithHelper(METHODS["supervised"]):
+        def __init__(self, config, make_net):
+            super().__init__(config, make_net)
+            self.head = torch.nn.Linear(1000, 1000, bias=False)
+
+        def helpers(self):
+            return [self.head]
+
+    without = estimate(config_of("supervised", optimizer="adamw"))
+    monkeypatch.setitem(METHODS, "supervised", WithHelper)
+    more = estimate(config_of("supervised", optimizer="adamw"))
+    assert (more.weights - without.weights, more.gradients - without.gradients) == (4_000_000, 4_000_000)
+    assert more.optimiser - without.optimiser == 8_000_000
+
+
 @pytest.mark.parametrize(
     "cheaper",
     [

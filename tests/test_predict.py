@@ -447,6 +447,9 @@ def test_wrong_inputs_are_named(trained, tmp_path):
     nib.save(nib.Nifti1Image(np.zeros((6, 6, 6, 2), np.float32), np.eye(4)), tmp_path / "two.nii.gz")
     with pytest.raises(DataError, match="2 channels, the network was trained on 1"):
         predict(run, [tmp_path / "two.nii.gz"], tmp_path / "out", device="cpu")
+    nib.save(nib.Nifti1Image(np.ones((6, 6, 6), np.float32), np.diag([90.0, 90, 90, 1])), tmp_path / "far.nii.gz")
+    with pytest.raises(DataError, match=r"6 x 6 x 6 voxels of 90 x 90 x 90 mm would be .*; is the spacing in the hea"):
+        predict(run, [tmp_path / "far.nii.gz"], tmp_path / "out", device="cpu")
     with pytest.raises(ConfigError, match="unlabelled"):
         predict(run, [], tmp_path / "out", part="unlabeled", device="cpu")
     with pytest.raises(DataError, match="both named ball_00"):
@@ -687,7 +690,7 @@ def test_channels_in_files_of_their_own_are_one_case(trained, tmp_path):
     images = json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]["a"]
     assert [Path(image).name for image in images] == ["a_0000.nii.gz", "a_0001.nii.gz"]
     (tmp_path / "two" / "b_0001.nii.gz").unlink()
-    with pytest.raises(DataError, match="case b has 1 of 2 channels"):
+    with pytest.raises(DataError, match=r"b_0000.*: case b has 1 of 2 channels\nAdd the missing files"):
         predict(run, [tmp_path / "two"], tmp_path / "again", device="cpu")
     (tmp_path / "other").mkdir()
     shutil.copy(image, tmp_path / "other" / "b_0000.nii.gz")  # two files, and still one channel

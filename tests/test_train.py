@@ -33,6 +33,7 @@ from medssl.errors import ConfigError, DataError, DivergedError, OutOfMemoryErro
 from medssl.logs import read_metrics
 from medssl.machine import available_cpus
 from medssl.methods import METHODS
+from medssl.methods.base import Method
 from medssl.run import RunConfig, make_predictor
 from medssl.train import (
     baseline_folder,
@@ -919,6 +920,22 @@ def board_texts(run):
     board = board_of(run)
     tags = [tag for tag in board.Tags()["tensors"] if "warning" in tag]
     return "\n".join(event.tensor_proto.string_val[0].decode() for tag in tags for event in board.Tensors(tag))
+
+
+def test_canaries_of_a_method_without_pseudo_labels_are_scored_by_its_predictions(config, tmp_path, monkeypatch):
+    class NoneMade(METHODS["mean_teacher"]):
+        pseudo_label = Method.pseudo_label
+
+    monkeypatch.setitem(METHODS, "mean_teacher", NoneMade)
+    run = train(config("mean_teacher", iterations=4, validate_every=4, canaries=1), tmp_path / "run", quiet=True)
+    assert [row for row in read_metrics(run / "metrics.csv") if "canary/dice" in row]
+
+
+def test_the_last_validation_is_told_when_a_training_ends(config, tmp_path, capsys):
+    run = train(config(iterations=4, validate_every=2), tmp_path / "run")
+    scores = [row["val/dice"] for row in read_metrics(run / "metrics.csv") if "val/dice" in row]
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"validation Dice {scores[-1]:.3f} after the last step, {max(scores):.3f} at best"
 
 
 def test_gauges_stand_in_the_table_and_on_the_board(config, tmp_path):

@@ -47,5 +47,6 @@ def visible_gpus() -> list[str]:
 
 
 def threads_of(config: BenchConfig, at_a_time: int) -> int:
-    """CPU threads of each run."""
-    return config.threads or max(1, available_cpus() // at_a_time)
+    """CPU threads of each run: as asked for, else as OMP_NUM_THREADS says, else a share of the processors."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return config.threads or (int(said) if said.isdecimal() else 0) or max(1, available_cpus() // at_a_time)

@@ -92,7 +92,7 @@ class BenchConfig(Settings):
     parallel: PositiveInt | None = None
     """Runs at a time on this machine; null: one per GPU, and one on a CPU."""
     threads: PositiveInt | None = None
-    """CPU threads of each run; null divides the cores."""
+    """CPU threads of each run; null: as OMP_NUM_THREADS says, or else the cores are divided."""
 
     @field_validator("methods", mode="before")
     @classmethod

@@ -85,7 +85,8 @@ def as_classes(label: Volume, config: DatasetConfig) -> Volume:
         raise DataError(
             f"{label.path}: the label holds {', '.join(map(str, unknown[:10]))}, which stands for no class; "
             f"data.classes and data.values know {', '.join(map(str, sorted(places)))}. "
-            f"Correct the label, or give the value to a class under data.values, such as `NAME: [{unknown[0]}]`"
+            f"Correct the label, or give the value to a class under data.values in a file for --config, such as "
+            f"`NAME: [{unknown[0]}]`"
         )
     return replace(label, array=found)
 

@@ -60,6 +60,8 @@ def refuse_inexpressible(runs: Sequence[Trained]) -> None:
         ours, theirs = (one.model_dump(exclude={"network", "patch", "batch"}) for one in (first.window, window))
         if ours != theirs or (first.window.patch or first.train.patch) != (window.patch or config.train.patch):
             faults.append("window, train.patch: runs whose windows differ")
+    if not all(hasattr(bare(net), "made_from") for one in runs for net in one.networks):
+        faults.append("method: networks that it did not get from medssl")
     if any(isinstance(view, Band) for one in runs for net in one.networks for view in _views(net)):
         faults.append("method: networks that see a frequency band")
     if faults:

@@ -98,7 +98,8 @@ class Method(nn.Module):
 
     def pseudo_label(self, image: Tensor) -> Sample | None:
         """What a step would tell of unlabelled patches `(B, M, X, Y, Z)`, as they are before augmentation changed their
-        grey levels; None from a method that needs none. Canaries are scored by it."""
+        grey levels; None from a method that makes none. Canaries are scored by it; by predictions where a class
+        does not define it."""
         return None
 
     def students(self) -> Sequence[nn.Module]:

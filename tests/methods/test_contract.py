@@ -243,6 +243,15 @@ def test_the_optimiser_holds_each_network_that_learns_once_and_no_teacher(name):
     assert not {id(p) for teacher in method.teachers() for p in teacher.parameters()} & set(map(id, held))
 
 
+def test_weights_that_would_never_learn_are_refused(name):
+    method = build(name, 1, 3)
+    method.forgotten = nn.Conv3d(1, 1, 1)
+    with pytest.raises(TypeError, match=r"forgotten.weight, forgotten.bias take gradients .* `helpers`"):
+        make_optimizer(method, TrainConfig())
+    method.forgotten.requires_grad_(False)
+    make_optimizer(method, TrainConfig())
+
+
 def test_gauges_of_all_methods_have_the_same_names(name):
     """At the end of a run, when every method uses unlabelled patches."""
     method = build(name, 1, 3)
