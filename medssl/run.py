@@ -24,7 +24,7 @@ from medssl.errors import ConfigError
 from medssl.methods import METHODS
 from medssl.methods.base import Method, MethodConfig
 from medssl.networks import NetworkConfig, check_patch, make_network
-from medssl.predictor import Predictor, Which, WindowConfig, chosen_networks
+from medssl.predictor import Predictor, WindowConfig, chosen_networks
 from medssl.trainer import TrainConfig
 
 
@@ -106,11 +106,9 @@ def build_method(config: RunConfig) -> Method:
     return METHODS[config.method.name](settings, make_net)
 
 
-def make_predictor(
-    method: Method, config: RunConfig, device: torch.device, *, network: Which | None = None
-) -> Predictor:
-    """The predictor of a method in memory, as its settings say; `network` wins over them."""
-    return predictor_of(chosen_networks(method, network or config.window.network), config, device)
+def make_predictor(method: Method, config: RunConfig, device: torch.device) -> Predictor:
+    """The predictor of a method in memory, as its settings say."""
+    return predictor_of(chosen_networks(method, config.window.network), config, device)
 
 
 def predictor_of(networks: Sequence[nn.Module], config: RunConfig, device: torch.device) -> Predictor:

@@ -434,7 +434,7 @@ def spread(method: Method, device: torch.device) -> Callable[..., StepResult]:
         return method.step
     return DistributedDataParallel(
         _Step(method), device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True,
-        find_unused_parameters=len(method.students()) > 1,  # some may rest
+        find_unused_parameters=len([*method.students(), *method.helpers()]) > 1,  # some may rest
     )  # fmt: skip
 
 

@@ -34,7 +34,7 @@ from medssl.logs import read_metrics
 from medssl.machine import available_cpus
 from medssl.methods import METHODS
 from medssl.methods.base import Method
-from medssl.run import RunConfig, make_predictor
+from medssl.run import RunConfig, predictor_of
 from medssl.train import (
     baseline_folder,
     dry_run,
@@ -866,7 +866,7 @@ def test_canaries_score_what_patches_are_told_not_what_a_volume_is_predicted_as(
     assert set(np.unique(told)) == {0.0, 1.0}
     expected = trainer.method.eval().pseudo_label(torch.from_numpy(patch)[None]).target[0]
     np.testing.assert_array_equal(told.argmax(0), expected)
-    predicted = make_predictor(trainer.method, settings, trainer.device, network="teacher").probabilities(patch)
+    predicted = predictor_of(trainer.method.teachers(), settings, trainer.device).probabilities(patch)
     pieces = [
         [ndimage.label(each.argmax(0) == value, np.ones((3, 3, 3)))[1] for value in (1, 2)]
         for each in (told, predicted)

@@ -83,7 +83,7 @@ class Method(nn.Module):
     needs_unlabelled: ClassVar[bool] = True
     """Whether training is refused without unlabelled cases."""
     even_batch: ClassVar[bool] = False
-    """Whether the method halves its batches, which must then be even."""
+    """Whether the method pairs halves of both batches, which must then be even and as large as each other."""
 
     def __init__(self, config: Any, make_net: MakeNet) -> None:
         super().__init__()
