@@ -1,6 +1,6 @@
 """The intervals of a bench, made again from the cases of its runs; of several benches together, if need be.
 
-    python benchmarks/intervals.py benchmarks/results/hippocampus-time-cases.csv --against combined
+    python benchmarks/intervals.py benchmarks/results/hippocampus-time-9-cases.csv --against combined
 
 Reads cases.csv, as `medssl bench` writes it. Prints a row per method and labelled count: Dice by patient with its 95 %
 interval, the spread of its runs, and what each row named with `--against` has more, over the seeds that both have;

@@ -81,7 +81,9 @@ class ScoreTable:
     def adopt_names(self, other: ScoreTable) -> None:
         """Call classes that go by their label value here by the names that another table has for them."""
         theirs = {labels: name for name, labels in other.labels.items()}
-        names = {name: theirs.get(_labels_in(name), name) for _, name in self.cells}
+        own = {name: _labels_in(name) for _, name in self.cells}
+        names = {name: theirs.get(said, name) if self.labels.get(name, said) == said else name
+                 for name, said in own.items()}  # fmt: skip
         self.cells = {(case, names[name]): values for (case, name), values in self.cells.items()}
         self.labels = {names[name]: labels for name, labels in self.labels.items()}
 
@@ -123,7 +125,7 @@ def _read_ours(path: Path) -> ScoreTable:
         + "".join(f", {name} {value:g}" for name, value in scores.measures.tolerances.items())
         + f"; empty classes: {rules.says}",
         cells={(score.case, score.class_name): dict(score.values) for score in scores},
-        labels={score.class_name: regions.get(score.class_name, (score.label,)) for score in scores},
+        labels={s.class_name: tuple(sorted(regions.get(s.class_name, (s.label,)))) for s in scores},
         files={case: (Source(prediction), reference) for case, (prediction, reference) in scores.files.items()},
         averages=rules.averages,
         scores=scores,
@@ -173,7 +175,7 @@ def _read_csv(path: Path, text: str) -> ScoreTable:
 
 def _labels_in(name: str) -> tuple[int, ...]:
     """The labels that a name consists of, as `2`, or `(1, 2)` of a region in nnU-Net's summary; else none."""
-    return tuple(map(int, re.findall(r"\d+", name))) if re.fullmatch(r"\d+|\(\d+(, \d+)*,?\)", name) else ()
+    return tuple(sorted(map(int, re.findall(r"\d+", name)))) if re.fullmatch(r"\d+|\(\d+(, \d+)*,?\)", name) else ()
 
 
 def _first(names: Iterable[str], columns: Mapping[str, str]) -> str | None:

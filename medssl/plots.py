@@ -49,7 +49,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Curve:
-    """A method's number against the labelled cases it had."""
+    """A method's number against how many labelled ones it had."""
 
     label: str
     colour: str
@@ -108,7 +108,7 @@ def line_plot(
 
 
 def label_curve(curves: Sequence[Curve], levels: Sequence[tuple[str, str, float]], axis: str) -> str:
-    """A number against labelled cases, a line per method.
+    """A number against how many are labelled, a line per method.
 
     Args:
         levels: `(label, colour, value)` of methods that had all labels, drawn right across.
@@ -127,7 +127,7 @@ def label_curve(curves: Sequence[Curve], levels: Sequence[tuple[str, str, float]
         axes.xaxis.set_major_locator(FixedLocator(counts))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0f}")
-        axes.set_xlabel("labelled cases")
+        axes.set_xlabel("labelled")
         axes.set_ylabel(axis)
         figure.legend(loc="outside lower left", frameon=False, handlelength=3, fontsize=10)
         return _svg(figure)

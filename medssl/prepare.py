@@ -104,8 +104,9 @@ def prepare(
 
 
 def changed_cases(source: Path, out: Path, config: DatasetConfig) -> list[str]:
-    """Cases of a dataset that `out` lacks, or holds as they were before their files or the settings changed."""
-    settings = settings_digest(config)
+    """Cases that a dataset or `out` lacks, or `out` holds as they were before their files or the settings changed."""
+    settings, cases = settings_digest(config), survey(source, config)[0].cases
+    gone = set(read_prepared(out).cases) - {case.id for case in cases} if (out / "dataset.json").exists() else set()
 
     def is_as_stored(case: Case) -> bool:
         stored = stored_sources(out, case)
@@ -113,7 +114,7 @@ def changed_cases(source: Path, out: Path, config: DatasetConfig) -> list[str]:
             stored is not None and stored.makes_the_same(Sources.of(case, config))
         )
 
-    return [case.id for case in survey(source, config)[0].cases if not is_as_stored(case)]
+    return sorted(gone.union(case.id for case in cases if not is_as_stored(case)))
 
 
 def _warn_of_equal_images(out: Path, cases: Sequence[Case]) -> None:

@@ -116,12 +116,17 @@ class Comparison:
     corrected for ties. None with fewer than `FEWEST_PATIENTS`.
     """
     p_interval: float | None
-    """The largest share of which the interval of all but that share still holds 0: it knows of the spread of trainings,
-    as `p` does not, and not less than a few in `RESAMPLES`. None for one patient."""
+    """The share alpha from which on the interval of level 1 - alpha leaves out 0, at least 2 / `RESAMPLES`: it knows of
+    the spread of trainings, as `p` does not. None for one patient."""
     p_holm: float | None = None
     """`p` corrected for all comparisons that were made with it; None while it stands alone."""
     p_interval_holm: float | None = None
     """The same of `p_interval`."""
+
+    @property
+    def p_corrected(self) -> float | None:
+        """The larger of both corrected p-values; None while there are none."""
+        return None if self.p_holm is None else max(self.p_holm, self.p_interval_holm or 0)
 
 
 @dataclass(frozen=True)
@@ -231,12 +236,12 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
 def verdict(comparison: Comparison, scale: Scale = POINTS) -> str:
     """What a comparison amounts to, in plain words.
 
-    `better` and `worse` need three things: `FEWEST_PATIENTS`, an interval without 0, and p-values, where it is one of
-    several the corrected ones of Wilcoxon and of the interval, below 0.05. All else is inside the noise.
+    `better` and `worse` need three things: `FEWEST_PATIENTS`, an interval without 0, and a p-value below 0.05: that of
+    Wilcoxon's test, and of one of several comparisons both corrected ones. All else is inside the noise.
     """
     interval, p, of_all = comparison.difference, comparison.p, ""
-    if comparison.p_holm is not None:
-        p, of_all = max(comparison.p_holm, comparison.p_interval_holm or 0), " for all comparisons together"
+    if comparison.p_corrected is not None:
+        p, of_all = comparison.p_corrected, " for all comparisons together"
     mean = f"{_told(interval.mean, scale, '+.1f')} {scale.unit}"
     if interval.low is None or interval.high is None:
         return f"one patient: {mean}, no interval"

@@ -392,7 +392,8 @@ def _check_norm(config: RunConfig, device: torch.device) -> None:
 def _check_same(config: RunConfig, split: Split, out: Path) -> None:
     """Refuse to resume with another split or other settings; the data may have moved."""
     held = load_split(out / "splits.json")
-    if held.model_copy(update={"patients": split.patients}) != split:  # an old file has no patients; sha256 has them
+    unsaid = {"patients": split.patients, "counted": split.counted}  # by an old file; sha256 has the patients
+    if held.model_copy(update=unsaid) != split:
         raise ConfigError(f"{out}: was started with another split (its splits.json); resume with that one")
     then, now = (flatten(values) for values in (load_checkpoint(out / "last.pt")["config"], config.to_plain()))
     changed = [key for key in now if key not in _MAY_CHANGE and not key.startswith("logging.")

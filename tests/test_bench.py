@@ -191,7 +191,7 @@ def test_rows_of_other_runs_are_scored_and_not_trained(make, balls, tmp_path):
     bench(make(methods=rows, all_labels=[], seeds=[0, 1]), out, device="cpu")
     assert stamps(out) == before
     rows["all"] = {"of": "supervised", "network": "one-student"}
-    with pytest.raises(ConfigError, match=r"bench.yaml: methods.all.network, methods.all.mirror"):
+    with pytest.raises(ConfigError, match=r"all__2.*/predictions.json: network, window.mirror\n"):
         bench(make(methods=rows, all_labels=[], seeds=[0, 1]), out, device="cpu")
 
 
@@ -331,6 +331,10 @@ def test_runs_that_began_with_other_settings_are_not_mixed_in(make, tmp_path):
     last = {"methods": {}, "all_labels": [], "checkpoint": "last"}
     with pytest.raises(ConfigError, match=r"seed-0/test/predictions.json: checkpoint\n"):
         bench(make(**last), out, device="cpu")
+    record = next(out.glob("runs/*/test/predictions.json"))
+    told = json.loads(record.read_text())
+    record.write_text(json.dumps({key: value for key, value in told.items() if key not in ("window", "network")}))
+    bench(make(methods={}, all_labels=[]), out, device="cpu")  # an older version told less
     bench(make(**{**last, "labelled": [3]}), out, device="cpu")  # of which no run is finished
     with pytest.raises(ConfigError, match=r"2-labelled.*/predictions.json: checkpoint\n"):
         bench(make(**{**last, "labelled": [2, 3]}), out, device="cpu")
@@ -364,6 +368,11 @@ def test_cases_that_changed_since_runs_were_made_are_named(make, balls, tmp_path
     for _ in range(2):
         with pytest.raises(ConfigError, match=rf"{raw}: not what the runs in {out} .* 1 cases have changed: ball_03;"):
             bench(config, out, device="cpu")
+    shutil.copyfile(balls[0] / "labels" / "ball_03.nii.gz", label)
+    (raw / "images" / "ball_00.nii.gz").rename(tmp_path / "away.nii.gz")
+    (raw / "labels" / "ball_00.nii.gz").unlink()
+    with pytest.raises(ConfigError, match="1 cases have changed: ball_00;"):
+        bench(config, out, device="cpu")
     assert stamps(out) == before
 
 

@@ -209,6 +209,22 @@ def test_who_misses_what_is_hard_is_no_nearer_for_it(write):
     ]
 
 
+def test_distances_of_runs_that_share_the_cases_among_them_are_compared(write):
+    halves = [(1, CASES[:8]), (2, CASES[8:])]
+    rows = rows_of(*(write(name, seed, level, cases=half)
+                     for name, level in (("supervised", 0.7), ("bcp", 0.8)) for seed, half in halves))  # fmt: skip
+    assert [gains(rows, metric)[1].comparison.difference.patients for metric in ("dice", "hd95")] == [8, 8]
+
+
+def test_a_distance_of_zero_is_compared(write):
+    runs = write("supervised"), write("bcp")
+    files = dict.fromkeys(CASES, (runs[1] / "p", Source(runs[1] / "r")))
+    (runs[1] / "scores.csv").unlink()
+    write_scores(runs[1] / "scores.csv", Scores([_score(case, 1.0) for case in CASES], measures=STRICT, files=files))
+    rows = rows_of(*runs)
+    assert gains(rows, "hd95")[1].comparison.difference.mean == pytest.approx(-rows[0].describe("hd95").mean)
+
+
 def test_draws_of_as_many_patients_are_a_row_however_many_cases_these_have(write):
     draws = [(CASES[0], CASES[1]), (CASES[2],), (CASES[4], CASES[5])]
     runs = [write(method, labelled=draw) for draw in draws for method in ("supervised", "bcp")]
@@ -223,7 +239,8 @@ def test_draws_of_as_many_patients_are_a_row_however_many_cases_these_have(write
 
 
 def test_settings_of_training_that_a_row_does_not_share_with_its_reference_are_named(write):
-    rows = rows_of(write("supervised"), write("bcp", settings={"train": {"labelled_batch": 4, "lr": 0.1}}))
+    theirs = {"labelled_batch": 4, "lr": 0.1, "unlabelled_batch": 2}  # supervised looks at none
+    rows = rows_of(write("supervised"), write("bcp", settings={"train": theirs}))
     assert notes(rows) == [
         "bcp, 1 labelled: differs from supervised, 1 labelled in train.labelled_batch, train.lr too."
     ]

@@ -21,6 +21,7 @@ from medssl.data.splits import write_split
 from medssl.errors import ConfigError, DataError
 from medssl.evaluate import evaluate_folders
 from medssl.explain import explain
+from medssl.foreign import ScoreTable
 from medssl.logs import NoLog
 from medssl.metrics import hd95
 from medssl.predict import predict
@@ -255,6 +256,14 @@ def test_regions_of_nnunets_summary_are_known_by_their_labels(folders, tmp_path)
         lines = explain(*(tmp_path / name for name in pair))
         assert "dice: all 3 numbers are the same" in lines
         assert not [line for line in lines if line.startswith("other classes")]
+
+
+def test_a_class_whose_name_is_a_number_is_not_taken_for_a_label():
+    theirs = ScoreTable("nnU-Net", {("a", "1"): {}, ("a", "11"): {}}, {"1": (1,), "11": (11,)})
+    ours = ScoreTable("ours", {("a", "11"): {}, ("a", "23"): {}}, {"11": (1,), "23": (11,)})
+    for one, other in ((ours, theirs), (theirs, ours)):
+        one.adopt_names(other)
+    assert ours.cells.keys() == theirs.cells.keys() == {("a", "11"), ("a", "23")}
 
 
 def test_confusion_and_calibration_count_annotated_voxels():

@@ -144,6 +144,8 @@ def test_teeth_are_mirrored_left_to_right_alone():
     text = str(make_plan(facts, jaw, vram=0, method=METHODS["combined"]))
     assert "sides: [[t11, t21]]" in text
     assert "flips: [0]" in text
+    alone = str(make_plan(facts, jaw.model_copy(update={"sides": ()}), vram=0, method=METHODS["combined"]))
+    assert "flips: []" in alone
 
 
 def test_mirrored_names_pieces_and_missing_classes_are_pointed_at(tmp_path):

@@ -240,10 +240,10 @@ def test_validation_is_drawn_for_each_labelled_count_and_says_whether_it_has_set
     runs.append(factory.run("short", "mean_teacher", 1))  # validates at 20 and 30
     (runs[3] / "metrics.csv").write_text("step,val/dice\n15,0.5\n30,0.7\n")
     found = one_page(factory, runs)
-    assert "Validation Dice with 1 labelled cases" in found.words
+    assert "Validation Dice with 1 labelled," in found.words
     assert "bcp: 20.0 points more in the last fifth of its steps than in the fifth before." in found.words
     assert "mean_teacher: too few validations to tell whether it has settled." in found.words
-    assert "Validation Dice with 2 labelled cases" in found.words
+    assert "Validation Dice with 2 labelled," in found.words
     assert "bcp: 10.0 points less in the last fifth of its steps than in the fifth before." in found.words
     assert len(found.images) == 2
 

@@ -100,7 +100,7 @@ def test_a_dataset_that_nobody_published_on_has_no_such_table(factory):
 def test_dice_is_drawn_against_labels_once_there_are_two_counts(factory):
     runs = [factory.score(factory.run(f"{n}", "bcp", 1, splits={"labelled": list("xwq")[:n]}), {"a": {"liver": n}})
             for n in (1, 2)]  # fmt: skip
-    words = "Dice against labelled cases."
+    words = "Dice against how many are labelled."
     assert words not in one_page(factory, runs[:1], overwrite=True).words
     assert words in one_page(factory, runs, overwrite=True).words
 
@@ -134,7 +134,7 @@ def test_three_rows_of_one_labelled_count_are_ranked(factory):
     assert [(row[0].split("|")[0], row[1]) for row in rows] == [
         ("bcp", "1.00"), ("mean_teacher", "2.00"), ("supervised", "3.00"),
     ]  # fmt: skip
-    assert "Ranks with 1 labelled cases" in found.words
+    assert "Ranks with 1 labelled;" in found.words
 
 
 def test_gauges_are_drawn_by_name(factory):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from medssl.bench.matrix import ALL, Bench, BenchConfig, Cell
-from medssl.config import dump, found, merge
+from medssl.config import dump, flatten, found, merge
 from medssl.data.draw import Wish, make_split
 from medssl.data.lists import read_published_split
 from medssl.data.prepared import PreparedDataset, read_prepared
@@ -24,7 +24,8 @@ def prepared_dataset(matrix: Bench) -> PreparedDataset:
     data, source = matrix.data(), matrix.config.source
     assert data.root is not None  # _settings gave one
     if source is not None and data.root == matrix.out / "prepared":
-        if (matrix.out / "runs").exists() and (changed := changed_cases(source, data.root, data)):
+        has_runs = (matrix.out / "runs").exists() and data.root.exists()
+        if has_runs and (changed := changed_cases(source, data.root, data)):
             raise ConfigError(
                 f"{source}: not what the runs in {matrix.out} learned from or were scored on, for {len(changed)} cases "
                 f"have changed: {some(changed)}; choose another --out, or remove these runs"
@@ -109,13 +110,14 @@ def _changed_scoring(matrix: Bench) -> list[str]:
             continue
         made, window = read_object(path), matrix.settings[cell].window
         names = [matrix.run(source).name for source in matrix.sources(cell) or [cell]]
+        there = flatten({**made, "runs": [Path(run).name for run in (made.get("run", ""), *made.get("also", ()))]})
         asked = {
-            "checkpoint": (made["checkpoint"], f"{matrix.config.checkpoint}.pt"),
-            "network": (made["network"], matrix.network(cell) or window.network),
-            "mirror": (made["window"]["mirror"], matrix.mirrors(cell) or window.mirror),
-            "runs": ([Path(run).name for run in (made["run"], *made.get("also", ()))], names),
+            "checkpoint": f"{matrix.config.checkpoint}.pt",
+            "network": matrix.network(cell) or window.network,
+            "window.mirror": matrix.mirrors(cell) or window.mirror,
+            "runs": names,
         }
-        if keys := [key for key, (before, now) in asked.items() if before != now]:
+        if keys := [key for key, now in asked.items() if there.get(key, now) != now]:
             found.append(f"  {path}: {', '.join(keys)}")
     return found
 

@@ -104,8 +104,11 @@ def _notes_of_pair(row: Row, baseline: Row) -> list[str]:
         found.append(
             f"{row.name}: compared with a {name} row of {other.augment} augmentation and {other.steps:,} steps."
         )
-    differing = [key for key in differing_facts([row.runs[0], baseline.runs[0]])
-                 if key.startswith(("train.", "network.")) and key not in _SEED_AND_PLACE | _STEPS]  # fmt: skip
+    both = row.runs[0], baseline.runs[0]
+    told = _SEED_AND_PLACE | _STEPS
+    if not all(run.settings.get("train.unlabelled_batch") for run in both):
+        told = told | {"train.unlabelled_batch"}  # of a row that looks at none
+    differing = [key for key in differing_facts(both) if key.startswith(("train.", "network.")) and key not in told]
     if differing:
         found.append(f"{row.name}: differs from {baseline.name} in {', '.join(differing)} too.")
     missed = [sum(run.summary.overall.missed for run in each.scored if run.summary) for each in (row, baseline)]

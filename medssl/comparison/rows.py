@@ -14,7 +14,7 @@ from typing import NamedTuple
 from medssl.comparison.runs import Key, Run, Structure, case_values, gathered, structure_values
 from medssl.metrics import CONVENTIONS, METRICS, Convention, Units
 from medssl.palette import STYLES, method_colours
-from medssl.scores import Scores, Summary, summarise
+from medssl.scores import Scores, Summary, counted, summarise
 from medssl.statistics import (
     DISTANCES,
     POINTS,
@@ -254,15 +254,19 @@ def reference_row(row: Row, rows: Sequence[Row], metric: str, method: str) -> Ro
 def shared_structures(rows: Sequence[Row], metric: str) -> set[Structure]:
     """What rows are compared on: all classes of the cases that each row has.
 
-    A class that was missed has no distance. So for distances it is what all runs of all rows found; else who misses
-    what is hard would seem to be nearer.
+    A class that was missed has no distance. So for distances it is what no run that was scored on a case missed there;
+    else who misses what is hard would seem to be nearer.
     """
-    cases = shared_cases(rows, metric)
-    values = [structure_values(run, metric) for row in rows for run in row.scored] if cases else []
+    cases, runs = shared_cases(rows, metric), [run for row in rows for run in row.scored]
+    found = {one for run in runs for one in structure_values(run, metric) if one[0] in cases}
     if METRICS[metric].higher_is_better:
-        return {one for found in values for one in found if one[0] in cases}
-    finite = [{one for one, value in found.items() if math.isfinite(value)} for found in values]
-    return set.intersection(*finite) if finite else set()
+        return found
+    scores = [score for run in runs for score in counted(run.scores or Scores())]
+    return found - {(s.case, s.class_name) for s in scores if not _is_finite(s.value(metric))}
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
 
 
 def shared_cases(rows: Sequence[Row], metric: str) -> set[str]:

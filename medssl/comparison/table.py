@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from medssl.comparison.rows import BASELINE, Gain, Row, gains, scale_of, units_of
 from medssl.statistics import POINTS, Interval, Scale, verdict
 
-_AGAINST = ("95 % interval", "effect", "p", "p, Holm,", "verdict")
+_AGAINST = ("95 % interval", "effect", "p", "p, Holm,", "p of the interval, Holm,", "verdict")
 
 
 def comparison_table(
@@ -57,6 +57,7 @@ def _cells_of_gain(gain: Gain | None, scale: Scale) -> list[str]:
         "" if found.effect is None else f"{found.effect:.2f}",
         _p(found.p),
         _p(found.p_holm),
+        _p(found.p_interval_holm),
         verdict(found, scale),
     ]
 

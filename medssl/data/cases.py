@@ -162,7 +162,7 @@ class DatasetConfig(Settings):
         by_name = {name.lower(): name for name in self.classes if not _LOPSIDED.search(name.lower())}
         others = {name: _LEFT.sub(lambda left: "right" if left[0] == "left" else "r", name) for name in by_name}
         named = tuple((by_name[name], by_name[o]) for name, o in others.items() if o != name and o in by_name)
-        teeth = self.teeth
+        teeth = {number: name for number, name in self.teeth.items() if not any(name in pair for pair in named)}
         across = {number: _ACROSS[number[0]] + number[1] for number in teeth if number[0] in "1357"}
         return named + tuple((teeth[number], teeth[o]) for number, o in across.items() if o in teeth)
 

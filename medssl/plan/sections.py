@@ -109,8 +109,10 @@ def augment_section(spacing: Sequence[float], dataset: DatasetConfig) -> Choices
     flips = [axis for axis in range(3) if axis not in thick]
     why = f"not along {'xyz'[thick[0]]}, where slices are thick" if thick else "all axes have like spacing"
     pairs = dataset.likely_sides if dataset.sides is None else dataset.sides
-    if dataset.teeth and pairs:
-        flips, why = [0], "left to right alone: upside down, an upper tooth is no lower one"
+    if dataset.teeth:
+        flips = [axis for axis in flips if axis == 0 and pairs]
+        why = "upside down, an upper tooth is no lower one"
+        why += "" if flips else ", nor a left one a right one in a mirror"
     for one, other in pairs[:1]:
         why += f"; a mirrored {one} is a {other}, as data.sides has it"
     strong = "rotation, scaling, elastic deformation and grey levels: few labels gain by it with every method"

@@ -223,8 +223,8 @@ def _labels(rows: Sequence[Row]) -> list[Figure]:
         drawn.append(Curve(name, found[0].colour, STYLES[style % len(STYLES)], [_point(row) for row in found]))
     levels = [(f"{row.name}, which is all", row.colour, _point(row).mean) for row in scored if _has_all_labels(row)]
     words = (
-        "Dice against labelled cases. Filled dots are means over patients with their 95 % intervals, hollow dots are "
-        "those of single runs."
+        "Dice against how many are labelled. Filled dots are means over patients with their 95 % intervals, hollow "
+        "dots are those of single runs."
     )
     across = " Lines right across had a label for every training case." if levels else ""
     return [Figure(label_curve(drawn, levels, "Dice, %"), words + across)]
@@ -233,7 +233,7 @@ def _labels(rows: Sequence[Row]) -> list[Figure]:
 def _ranks(rows: Sequence[Row]) -> list[Figure]:
     colours = {row.name: row.colour for row in rows}
     words = (
-        "Ranks with {} labelled cases; bars that overlap are not told apart. Beside them, in what share of resamples "
+        "Ranks with {} labelled; bars that overlap are not told apart. Beside them, in what share of resamples "
         "each row comes first (the darkest), second and so on."
     )
     ranked = [(labelled, ranking) for labelled, ranking in rank_rows(rows).items() if len(ranking.names) > 2]
@@ -270,7 +270,7 @@ def _validation(rows: Sequence[Row]) -> list[Figure]:
         drawn = [row for row in rows if row.key.labelled == labelled and row.curve("val/dice")]
         if drawn:
             words = (
-                f"Validation Dice with {labelled} labelled cases, on the prepared grid: each class's mean over cases, "
+                f"Validation Dice with {labelled} labelled, on the prepared grid: each class's mean over cases, "
                 "then over classes. Lines are means over a row's runs, bands reach from the lowest to the highest. "
             )
             lines = [_validation_line(row) for row in drawn]

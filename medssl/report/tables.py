@@ -126,7 +126,7 @@ def _gains_table(rows: Sequence[Row], compared: Sequence[Gain | None], reference
     lines = []
     for row, gain in zip(rows, compared, strict=True):
         if gain:
-            p = gain.comparison.p_holm
+            p = gain.comparison.p_corrected
             lines.append([
                 *_key_cells(row),
                 _gain_cell(gain),
@@ -135,8 +135,9 @@ def _gains_table(rows: Sequence[Row], compared: Sequence[Gain | None], reference
                 Cell(verdict(gain.comparison, scale_of("dice"))),
             ])  # fmt: skip
     words = (
-        f"Each row against {reference} with as many labelled cases, over the patients that both have. p is of a "
-        "Wilcoxon signed-rank test, corrected over the rows that share a baseline (Holm)."
+        f"Each row against {reference} with as many labelled, over the patients that both have. p is that of a "
+        "Wilcoxon signed-rank test or of the interval, the larger one, corrected over the rows that share a baseline "
+        "(Holm)."
     )
     return Table("gains" if number == 1 else f"gains-{number}", words, columns, [("", lines)])
 
@@ -225,7 +226,7 @@ def _published_table(published: Sequence[PublishedRow]) -> Table:
 def runs_table(rows: Sequence[Row]) -> Table:
     """Every run with its validation and its test score."""
     columns = [
-        Column("Run", kind="text"), Column("Method", "augmentation", "text"), Column("Labelled cases"), Column("Seed"),
+        Column("Run", kind="text"), Column("Method", "augmentation", "text"), Column("Labelled"), Column("Seed"),
         Column("Steps", "logged of planned"), Column("Best validation Dice, %"), Column("Weights scored", kind="text"),
         Column("Cases"), Column("Dice, %"), Column("Seconds a step"),
     ]  # fmt: skip
@@ -291,7 +292,7 @@ def percent(value: float | None) -> str:
 
 
 _METHOD = Column("Method", "augmentation, steps, network scored", "text")
-_KEY_COLUMNS = (_METHOD, Column("Labelled cases"))
+_KEY_COLUMNS = (_METHOD, Column("Labelled"))
 
 
 class _Form(NamedTuple):

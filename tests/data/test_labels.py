@@ -118,6 +118,7 @@ def test_names_suggest_sides_and_exchange_none(names, likely):
         (("t11", "t21", "t33", "t43", "t18"), (11, 21, 33, 43, 18), [("t11", "t21"), ("t33", "t43")]),
         (("jaw", "11", "21", "55", "65"), (1, 11, 21, 55, 65), [("11", "21"), ("55", "65")]),
         (("tooth 11", "tooth 21"), (1, 2), []),  # not by their values
+        (("l 11", "r 11", "21"), (11, 5, 21), [("l 11", "r 11")]),  # each once
         (("class 11", "class 20", "class 21"), (11, 20, 21), []),  # 20 is no tooth
         (tuple(map(str, range(1, 49))), range(1, 49), []),
     ],

@@ -439,6 +439,13 @@ class TestDicom:
             ("st1", "st1"), ("st2", "st2"), ("st3", "st1")
         ]  # fmt: skip
 
+    def test_slices_in_the_source_itself_are_a_case(self, tmp_path):
+        source = tmp_path / "scan"
+        make_series(source, patient="17")
+        assert [case.id for case in read_layout(source, layout="dicom").cases] == ["scan"]
+        make_series(source / "st2", patient="18")
+        assert {case.id for case in read_layout(source, layout="dicom").cases} == {"scan", "st2"}
+
     def test_folders_are_listed_once(self, tmp_path, monkeypatch):
         for number in ("1", "2", "3"):
             make_series(tmp_path / "DICOM" / number, patient=number)

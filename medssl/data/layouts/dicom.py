@@ -64,7 +64,7 @@ def _patients_folder(source: Path, images: Mapping[Path, Path]) -> tuple[Path, d
     first: dict[str, str] = {}
     same: dict[str, str] = {}
     for folder, image in images.items():
-        if patient := _patient_of(image):
+        if folder != top and (patient := _patient_of(image)):
             inside = folder.relative_to(top).parts[0]
             same.setdefault(inside, first.setdefault(patient, inside))
     return (top, same) if len(first) > 1 else (source, {})
