@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from medssl.comparison.runs import gathered
@@ -46,13 +46,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines = {row: [*row, str(len(values)), *of_one(values)] for row, values in rows.items()}
     for name in arguments.against:
         heads += [f"{name} against it", "95 % interval", "verdict"]
-        for labelled in dict.fromkeys(labelled for _, labelled in rows):
-            ours = rows.get((name, labelled), {})
-            others = {row: values for row, values in rows.items() if row[1] == labelled and row[0] != name}
-            family = {row: found for row, values in others.items() if (found := compared(ours, values))}
-            told = dict(zip(family, corrected(list(family.values())), strict=True))
-            for row in lines.keys() & {*others, (name, labelled)}:
-                lines[row] += of_two(told[row]) if row in told else ["", "", "no seed in common" * (row in others)]
+        told = against(name, rows)
+        for row, cells in lines.items():
+            nothing = ["", "", "" if row[0] == name else "no seed in common"]
+            cells += of_two(told[row]) if row in told else nothing
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for cells in lines.values():
         print(f"| {' | '.join(cells)} |")
@@ -76,11 +73,17 @@ def of_one(values: Values) -> list[str]:
     return [f"{POINTS.factor * about.mean:.1f}", ends(interval), sd]
 
 
-def compared(ours: Values, theirs: Values) -> Comparison | None:
-    """Ours less theirs over the trainings that both have; None where there are none."""
-    shared = sorted(ours.keys() & theirs.keys())
-    both = [{replicate: values[replicate] for replicate in shared} for values in (ours, theirs)]
-    return paired(*both) if shared else None
+def against(name: str, rows: Mapping[Row, Values]) -> dict[Row, Comparison]:
+    """What a method has more than each other row of as many labels, over the trainings that both have, if any."""
+    found: dict[Row, Comparison] = {}
+    for labelled in dict.fromkeys(labelled for _, labelled in rows):
+        family: dict[Row, Comparison] = {}
+        ours = rows.get((name, labelled), {})
+        for row, theirs in rows.items():
+            if row[1] == labelled and row[0] != name and (shared := sorted(ours.keys() & theirs.keys())):
+                family[row] = paired({one: ours[one] for one in shared}, {one: theirs[one] for one in shared})
+        found |= zip(family, corrected(list(family.values())), strict=True)
+    return found
 
 
 def of_two(found: Comparison) -> list[str]:

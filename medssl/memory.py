@@ -94,7 +94,7 @@ def estimate(config: RunConfig, *, device: str = "auto", processes: int = 1) -> 
             if isinstance(module, nn.GroupNorm):  # in fp32 always, as autocast has it on GPUs and not on CPUs
                 module.register_forward_pre_hook(lambda _, images: (images[0].float(),))
         batch = _batch(config, processes)
-        learned = [p for net in (*method.students(), *method.helpers()) for p in net.parameters()]
+        learned = [p for net in method.learners() for p in net.parameters()]
         weights, gradients = _bytes(chain(method.parameters(), method.buffers())), _bytes(learned)
         peaks = []
         for iteration in (0, train.iterations - 1):

@@ -25,6 +25,7 @@ from medssl.data.prepared import (
     UNFINISHED,
     PreparedDataset,
     Sources,
+    holds,
     is_begun,
     is_current,
     read_prepared,
@@ -104,17 +105,17 @@ def prepare(
 
 
 def changed_cases(source: Path, out: Path, config: DatasetConfig) -> list[str]:
-    """Cases that a dataset or `out` lacks, or `out` holds as they were before their files or the settings changed."""
+    """Cases that `prepare` would make anew or drop from a finished folder; none where there is no such folder.
+
+    Raises:
+        ConfigError: `out` holds something else, or was prepared with other settings.
+    """
+    before = _refuse_foreign(out, config, overwrite=False) if out.exists() else None
+    if before is None:
+        return []
     settings, cases = settings_digest(config), survey(source, config)[0].cases
-    gone = set(read_prepared(out).cases) - {case.id for case in cases} if (out / "dataset.json").exists() else set()
-
-    def is_as_stored(case: Case) -> bool:
-        stored = stored_sources(out, case)
-        return is_current(out, case, settings) or (
-            stored is not None and stored.makes_the_same(Sources.of(case, config))
-        )
-
-    return sorted(gone.union(case.id for case in cases if not is_as_stored(case)))
+    kept = {c.id for c in cases if is_current(out, c, settings) or holds(out, c, Sources.of(c, config))}
+    return sorted({case.id for case in cases}.union(before.cases) - kept)
 
 
 def _warn_of_equal_images(out: Path, cases: Sequence[Case]) -> None:
@@ -151,8 +152,7 @@ class Outcome:
 def prepare_case(task: Task) -> Outcome:
     """Check one case and, unless it or another is faulty, store it among the unfinished ones."""
     sources = Sources.of(task.case, task.config)
-    stored = stored_sources(task.out, task.case)
-    if stored is not None and stored.makes_the_same(sources):
+    if holds(task.out, task.case, sources):
         return Outcome(sources, None)
     checked = check_case(task.case, task.expected)
     if checked.is_usable and not _refusal(task.out).exists():

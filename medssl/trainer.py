@@ -434,7 +434,7 @@ def spread(method: Method, device: torch.device) -> Callable[..., StepResult]:
         return method.step
     return DistributedDataParallel(
         _Step(method), device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True,
-        find_unused_parameters=len([*method.students(), *method.helpers()]) > 1,  # some may rest
+        find_unused_parameters=len(method.learners()) > 1,  # some may rest
     )  # fmt: skip
 
 
@@ -500,7 +500,7 @@ def make_optimizer(method: Method, config: TrainConfig) -> torch.optim.Optimizer
     Raises:
         TypeError: the method has weights that would never learn, though they take gradients.
     """
-    groups = [{"params": list(net.parameters())} for net in (*method.students(), *method.helpers())]
+    groups = [{"params": list(net.parameters())} for net in method.learners()]
     held = {id(parameter) for group in groups for parameter in group["params"]}
     idle = [name for name, p in method.named_parameters() if p.requires_grad and id(p) not in held]
     if idle:

@@ -364,6 +364,9 @@ def test_cases_that_changed_since_runs_were_made_are_named(make, balls, tmp_path
     label = raw / "labels" / "ball_03.nii.gz"
     (raw / "labels" / "ball_02.nii.gz").touch()
     bench(config, out, device="cpu")
+    coarse = {"data": {"root": None, "recipe": {"spacing": [2, 2, 2]}}}
+    with pytest.raises(ConfigError, match=r"prepared before with other settings\n  data.recipe.spacing"):
+        bench(make(methods={}, all_labels=[], source=raw, settings=coarse), out, device="cpu")
     shutil.copyfile(raw / "labels" / "ball_01.nii.gz", label)
     for _ in range(2):
         with pytest.raises(ConfigError, match=rf"{raw}: not what the runs in {out} .* 1 cases have changed: ball_03;"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,6 @@ from packaging.version import Version
 
 import medssl
 from medssl import errors
-
-tomllib = pytest.importorskip("tomllib")
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILES = ["docker/Dockerfile", "docker/Dockerfile.cpu"]

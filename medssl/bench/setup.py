@@ -24,8 +24,7 @@ def prepared_dataset(matrix: Bench) -> PreparedDataset:
     data, source = matrix.data(), matrix.config.source
     assert data.root is not None  # _settings gave one
     if source is not None and data.root == matrix.out / "prepared":
-        has_runs = (matrix.out / "runs").exists() and data.root.exists()
-        if has_runs and (changed := changed_cases(source, data.root, data)):
+        if (matrix.out / "runs").exists() and (changed := changed_cases(source, data.root, data)):
             raise ConfigError(
                 f"{source}: not what the runs in {matrix.out} learned from or were scored on, for {len(changed)} cases "
                 f"have changed: {some(changed)}; choose another --out, or remove these runs"

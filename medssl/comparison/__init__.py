@@ -29,12 +29,11 @@ from medssl.comparison.rows import (
     scale_of,
     units_of,
 )  # fmt: skip
-from medssl.comparison.runs import PARTS, Run, load_runs
+from medssl.comparison.runs import Run, load_runs
 from medssl.comparison.table import comparison_table
 
 __all__ = [
     "BASELINE",
-    "PARTS",
     "Gain",
     "Row",
     "Run",

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from medssl.comparison.rows import BASELINE, Row, reference_row, shared_cases
-from medssl.comparison.runs import PARTS, Run, digest
+from medssl.comparison.runs import Run, digest
 from medssl.config import flatten
+from medssl.data.splits import PARTS
 
 _SEED_AND_PLACE = {"train.seed", "train.workers", "data.root", "data.splits"}
 _STEPS = {"train.iterations", "train.validate_every"}

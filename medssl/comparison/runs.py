@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from medssl.config import flatten, load_yaml
+from medssl.data.splits import PARTS
 from medssl.data.volume import some
 from medssl.errors import ConfigError, DataError
 from medssl.files import read_object
@@ -23,8 +24,6 @@ from medssl.logs import read_metrics, training_seconds
 from medssl.score_file import read_scores
 from medssl.scores import Scores, Summary, counted, summarise
 from medssl.statistics import Replicate
-
-PARTS = ("labelled", "unlabelled", "val", "test")
 
 _FILES = ("config.yaml", "splits.json", "env.json", "metrics.csv")
 _NEEDED = ("data.name", "data.classes", "method.name", "augment.preset", "train.iterations", "train.seed",

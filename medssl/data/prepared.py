@@ -239,6 +239,12 @@ def stored_sources(root: Path, case: Case) -> Sources | None:
         return None
 
 
+def holds(root: Path, case: Case, sources: Sources) -> bool:
+    """Whether a case is stored as these sources make it."""
+    stored = stored_sources(root, case)
+    return stored is not None and stored.makes_the_same(sources)
+
+
 def is_current(root: Path, case: Case, settings: str) -> bool:
     """Whether the stored case needs no look at its files: they, the settings and what is said of it are as before."""
     stored = stored_sources(root, case)

@@ -110,6 +110,10 @@ class Method(nn.Module):
         """Networks that learn beside the students, each an optimiser group of its own, and do not predict."""
         return []
 
+    def learners(self) -> list[nn.Module]:
+        """All networks that learn."""
+        return [*self.students(), *self.helpers()]
+
     def teachers(self) -> Sequence[nn.Module]:
         """The networks that follow; none for a method without teachers."""
         return []

@@ -16,7 +16,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from medssl import __version__
-from medssl.comparison import PARTS, Row, Run, convention_of, notes, rank_rows
+from medssl.comparison import Row, Run, convention_of, notes, rank_rows
+from medssl.data.splits import PARTS
 from medssl.files import whole_file
 from medssl.metrics import METRICS
 from medssl.palette import STYLES, class_colour

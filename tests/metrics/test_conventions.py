@@ -5,6 +5,8 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
+from monai import metrics
 
 from medssl.data.volume import Volume
 from medssl.errors import ConfigError
@@ -36,7 +38,6 @@ ALL_PAIRS = pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
 
 
 def monai_values(prediction, reference, spacing, tolerance):
-    torch, metrics = pytest.importorskip("torch"), pytest.importorskip("monai.metrics")
     pair = [torch.from_numpy(mask)[None, None].float() for mask in (prediction, reference)]
     distance = {"include_background": True, "spacing": spacing}
     rates = metrics.get_confusion_matrix(*pair, include_background=True)

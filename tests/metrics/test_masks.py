@@ -5,6 +5,8 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+from monai import metrics
 
 from medssl.data.volume import Volume
 from medssl.metrics import asd, dice, hd95, iou, score_case, surface_distances
@@ -141,8 +143,6 @@ def test_empty_masks_have_no_distance_and_both_empty_no_overlap():
 
 @pytest.mark.parametrize("seed", range(6))
 def test_dice_and_hd95_are_those_of_monai(seed):
-    torch = pytest.importorskip("torch")
-    metrics = pytest.importorskip("monai.metrics")
     one, other = blob(seed), blob(seed + 50)
     spacing = tuple(np.random.default_rng(seed).uniform(0.3, 4, 3))
     batch = [torch.from_numpy(mask)[None, None].float() for mask in (one, other)]
