@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from medssl.device import choose_device
 from medssl.errors import ConfigError, DataError, InputError, OutOfMemoryError
 from medssl.files import read_object, refuse_unwritable, write_json
 from medssl.predictor import Predictor
-from medssl.progress import track
+from medssl.progress import Advance, track
 from medssl.trained import Trained, is_model_folder, load_trained, refuse_unlike
 
 UNCERTAINTY = "uncertainty"
@@ -101,6 +102,7 @@ def predict(
     blank: list[str] = []
     with track("predict", len(sources), done=len(sources) - len(missing)) as advance:
         for id in missing:
+            predictor.looked = partial(_tell, advance, id)
             try:
                 image, odd = _read(sources[id])
                 doubts += odd
@@ -141,6 +143,10 @@ def predict(
         kind = OutOfMemoryError if kinds == {OutOfMemoryError} else DataError
         raise kind("\n".join([title + others, *faults, advice]))
     return list(targets.values())
+
+
+def _tell(advance: Advance, id: str, share: float) -> None:
+    advance(id, min(share, 0.99))  # it is to be written yet
 
 
 def load_predictor(

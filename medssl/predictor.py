@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -82,6 +82,8 @@ class Predictor:
         self.networks, self.recipe, self.window = list(networks), recipe, window
         self.others: list[Predictor] = []
         """Those of other runs, whose probabilities count as much as its own."""
+        self.looked: Callable[[float], None] = lambda share: None
+        """Called with the share of a volume that has been looked at, ever so often."""
         self.patch, self.device, self.precision = window.patch or patch, device, precision
         self.channels, self.classes = channels, tuple(classes)
         thick = [axis for axis in flips if self.patch[axis] > 1]  # a single slice has no mirror image along itself
@@ -94,7 +96,11 @@ class Predictor:
             raise ConfigError(f"window.largest_component: no class {', '.join(sorted(unknown))}; {', '.join(classes)}")
 
     def probabilities(
-        self, image: NDArray[np.float32], axis: int = 0, rows: range | None = None
+        self,
+        image: NDArray[np.float32],
+        axis: int = 0,
+        rows: range | None = None,
+        looked: Callable[[float], None] | None = None,
     ) -> NDArray[np.float32]:
         """Mean class probabilities of the networks, `(M, x, y, z)` to `(C, x, y, z)`, on the prepared grid.
 
@@ -102,6 +108,7 @@ class Predictor:
 
         Args:
             rows: those wanted along `axis`; None wants all.
+            looked: told the share of them that has been looked at; None tells `self.looked`.
 
         Raises:
             OutOfMemoryError: they are more than is free; the system would end the process without a word.
@@ -109,20 +116,23 @@ class Predictor:
         shape = image.shape[1:]
         rows = range(shape[axis]) if rows is None else rows
         self._refuse_beyond_memory(shape, axis, rows)
-        probs = self._own_probabilities(image, axis, rows)
-        for other in self.others:
-            probs += other._own_probabilities(image, axis, rows)
-        probs /= 1 + len(self.others)
+        count, looked = 1 + len(self.others), looked or self.looked
+        probs = self._own_probabilities(image, axis, rows, _within(looked, 0, count))
+        for place, other in enumerate(self.others, 1):
+            probs += other._own_probabilities(image, axis, rows, _within(looked, place, count))
+        probs /= count
         return probs
 
     @torch.no_grad()
-    def _own_probabilities(self, image: NDArray[np.float32], axis: int, rows: range) -> NDArray[np.float32]:
+    def _own_probabilities(
+        self, image: NDArray[np.float32], axis: int, rows: range, looked: Callable[[float], None]
+    ) -> NDArray[np.float32]:
         modes = [net.training for net in self.networks]
         for net in self.networks:
             net.eval()
         probs = by_windows(
             image, self._forward, self.device, patch=self.patch, batch=self.window.batch, overlap=self._overlap(),
-            blend=self.window.blend, axis=axis, rows=rows,
+            blend=self.window.blend, axis=axis, rows=rows, looked=looked,
         )  # fmt: skip
         for net, mode in zip(self.networks, modes, strict=True):
             net.train(mode)
@@ -135,8 +145,9 @@ class Predictor:
             OutOfMemoryError: a piece as long as half a window needs more than is free.
         """
         axis, pieces = self.cut(image.shape[1:])
-        for rows in pieces:
-            yield Slab(self.probabilities(image, axis, rows), axis, rows.start)
+        for place, rows in enumerate(pieces):
+            looked = _within(self.looked, place, len(pieces))
+            yield Slab(self.probabilities(image, axis, rows, looked), axis, rows.start)
 
     def cut(self, shape: tuple[int, ...]) -> tuple[int, list[range]]:
         """The axis with most windows, and its rows in as few pieces as half of the free memory holds.
@@ -263,6 +274,11 @@ def _free_memory() -> int | None:
     """Bytes for this process, where several predict at once; None where that cannot be told."""
     free = available_memory()
     return None if free is None else free // processes.count()
+
+
+def _within(looked: Callable[[float], None], place: int, count: int) -> Callable[[float], None]:
+    """Tells of a part, one of `count` alike, as a share of the whole."""
+    return lambda share: looked((place + share) / count)
 
 
 def _mirrors(axes: Sequence[int]) -> list[tuple[int, ...]]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from medssl.errors import OutOfMemoryError
 
@@ -101,32 +101,48 @@ def tracked(title: str, names: Sequence[str], results: Iterable[T]) -> list[T]:
     return done
 
 
+class Advance(Protocol):
+    """Tells of an item that is done, or of the share of one that is under way."""
+
+    def __call__(self, note: str, share: float = 1) -> None: ...
+
+
 @contextmanager
-def track(title: str, total: int, *, done: int = 0) -> Iterator[Callable[[str], None]]:
-    """Yield a function to call once per finished item with a word about it.
+def track(title: str, total: int, *, done: int = 0) -> Iterator[Advance]:
+    """Yield a function to call once per finished item with a word about it, and as often as it likes with less than 1.
 
     Off a terminal a line with the time left is printed at most every ten seconds, and at the end.
     """
+    finished = done
     if sys.stderr.isatty():
         with progress_bar() as bar:
             task = bar.add_task(title, total=total, completed=done, note="")
-            yield lambda note: bar.update(task, advance=1, note=note)
+
+            def show(note: str, share: float = 1) -> None:
+                nonlocal finished
+                bar.update(task, completed=finished + share, note=_named(note, share))
+                finished += share == 1
+
+            yield show
         return
-    finished, begun = done, time.monotonic()
-    printed = begun
+    begun = printed = time.monotonic()
 
-    def advance(note: str) -> None:
+    def say(note: str, share: float = 1) -> None:
         nonlocal finished, printed
-        finished += 1
-        now = time.monotonic()
-        if now - printed > 10 and finished < total:
+        reached, now = finished + share, time.monotonic()
+        finished += share == 1
+        if now - printed > 10 and reached < total:
             printed = now
-            left = (now - begun) / (finished - done) * (total - finished)
-            print(f"{title}: {finished} of {total} ({note}), {_duration(left)} left", file=sys.stderr, flush=True)
+            left = _duration((now - begun) / (reached - done) * (total - reached))
+            print(f"{title}: {finished} of {total} ({_named(note, share)}), {left} left", file=sys.stderr, flush=True)
 
-    yield advance
+    yield say
     if total:
         print(f"{title}: {finished} of {total}", file=sys.stderr, flush=True)
+
+
+def _named(note: str, share: float) -> str:
+    return note if share == 1 else f"{note}, {share:.0%}"
 
 
 def _duration(seconds: float) -> str:

@@ -23,6 +23,7 @@ def by_windows(
     blend: str,
     axis: int = 0,
     rows: range | None = None,
+    looked: Callable[[float], None] = lambda share: None,
 ) -> NDArray[np.float32]:
     """What `forward` makes of windows of an image, `(M, x, y, z)` to `(C, x, y, z)`; see `WindowConfig`.
 
@@ -30,13 +31,25 @@ def by_windows(
         forward: `(B, M, X, Y, Z)` on the device to `(B, C, X, Y, Z)`.
         overlap: share of a window that the next one covers again, along each axis.
         rows: those wanted along `axis`; None wants all. Only windows that show some of them are looked at.
+        looked: called with the share of the windows that have been looked at, after each batch of them.
     """
     size = image.shape[1 + axis]
     rows = range(size) if rows is None else rows
     seen = rows_seen(rows, size, patch[axis], overlap[axis])
     part = image[_along(axis, seen)]
+    steps = zip(part.shape[1:], patch, overlap, strict=True)
+    total = math.prod(math.ceil(max(0, size - side) / _step(side, share)) + 1 for size, side, share in steps)
+    done = 0
+
+    def counted(windows: Tensor) -> Tensor:
+        nonlocal done
+        done += len(windows)
+        made = forward(windows)
+        looked(done / total)
+        return made
+
     made: Tensor = sliding_window_inference(
-        torch.from_numpy(np.ascontiguousarray(part))[None], patch, batch, forward, overlap=overlap, mode=blend,
+        torch.from_numpy(np.ascontiguousarray(part))[None], patch, batch, counted, overlap=overlap, mode=blend,
         sw_device=device, device=torch.device("cpu"),
     )  # type: ignore[assignment]  # fmt: skip
     return made[0].numpy()[_along(axis, range(rows.start - seen.start, rows.stop - seen.start))]
@@ -45,10 +58,15 @@ def by_windows(
 def rows_seen(rows: range, size: int, side: int, overlap: float) -> range:
     """The rows of all windows that show some of `rows` of an axis; the windows over these alone are the same ones."""
     last = max(0, size - side)  # where the last window starts: it ends with the axis
-    step = max(1, int(side * (1 - overlap)))  # as MONAI counts
+    step = _step(side, overlap)
     first = max(0, math.ceil((rows.start + 1 - side) / step)) * step
     final = last if last < rows.stop else (rows.stop - 1) // step * step
     return range(min(first, last), min(size, final + side))
+
+
+def _step(side: int, overlap: float) -> int:
+    """Voxels from one window to the next, as MONAI counts."""
+    return max(1, int(side * (1 - overlap)))
 
 
 def _along(axis: int, rows: range) -> tuple[slice, ...]:

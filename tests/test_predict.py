@@ -176,7 +176,12 @@ def test_window_strides_are_met_to_the_voxel(patch):
     predictor = identity_predictor(patch=patch)
     predictor.networks = [Watching()]
     predictor.window = WindowConfig(stride=stride)
+    told = []
+    predictor.looked = told.append
     predictor.probabilities(numbers)
+    assert told == sorted(told)
+    assert len(told) == np.ceil(np.prod([len(start) for start in starts]) / predictor.window.batch)
+    assert told[-1] == 1
     assert sorted(first) == sorted(np.ravel_multi_index(np.meshgrid(*starts), shape).ravel())
 
 
@@ -218,7 +223,12 @@ def test_what_memory_does_not_hold_is_predicted_in_slabs_and_is_the_same(monkeyp
             assert len(starts) > 1
             assert {axis for axis, _, _ in starts} == {long}
             assert all(slab.probs.nbytes < needed / 2 for slab in predictor.slabs(prepared))
+            told = []
+            predictor.looked = told.append
             in_slabs = predictor.segment_with_uncertainty(image)
+            assert told == sorted(told)
+            assert told[-1] == 1
+            assert len(told) > len(starts)
             assert np.array_equal(predictor.likeliest(prepared), predictor.probabilities(prepared).argmax(0))
             patched.setattr(
                 "medssl.predictor.available_memory", lambda needed=needed: needed
