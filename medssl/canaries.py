@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,18 +25,19 @@ def canary_cases(config: RunConfig, data: TrainingData) -> list[str]:
     return [data.split.labelled[place] for place in order[: config.train.canaries]]
 
 
-def learned_cases(config: RunConfig, data: TrainingData) -> list[str]:
-    """The labelled cases to learn from: all but those of the canaries' patients.
+def learned_cases(config: RunConfig, data: TrainingData, part: Literal["labelled", "unlabelled"]) -> list[str]:
+    """The labelled or unlabelled cases to learn from: all but those of the canaries' patients.
 
     Raises:
         ConfigError: none is left.
     """
     held = {data.subject(id) for id in canary_cases(config, data)}
-    learned = [id for id in data.split.labelled if data.subject(id) not in held]
+    cases: tuple[str, ...] = getattr(data.split, part)
+    learned = [id for id in cases if data.subject(id) not in held]
     if not learned:
         raise ConfigError(
-            f"train.canaries {config.train.canaries}: no labelled case is left to learn from; the split has "
-            f"{len(data.split.labelled)}, of {len({data.subject(id) for id in data.split.labelled})} patients"
+            f"train.canaries {config.train.canaries}: no {part} case is left to learn from; the split has "
+            f"{len(cases)}, of {len({data.subject(id) for id in cases})} patients"
         )
     return learned
 

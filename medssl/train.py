@@ -292,15 +292,15 @@ def make_trainer(config: RunConfig, out: Path, device: torch.device) -> Trainer:
 
 def make_streams(config: RunConfig, data: TrainingData) -> tuple[PatchStream, PatchStream | None]:
     """Labelled and, where the method looks at them, unlabelled patches."""
-    train, split = config.train, data.split
+    train = config.train
     stream = functools.partial(PatchStream, data, patch=train.patch, sharing=here())
-    labelled = stream(learned_cases(config, data), seed=(train.seed, 0), labels=True, foreground=train.foreground,
-                      class_weights=train.class_weights)  # fmt: skip
+    labelled = stream(learned_cases(config, data, "labelled"), seed=(train.seed, 0), labels=True,
+                      foreground=train.foreground, class_weights=train.class_weights)  # fmt: skip
     if not METHODS[config.method.name].needs_unlabelled:
         return labelled, None
-    if not split.unlabelled:
+    if not data.split.unlabelled:
         raise ConfigError(f"method {config.method.name} learns from unlabelled cases, and the split has none")
-    return labelled, stream(split.unlabelled, seed=(train.seed, 1), labels=False)
+    return labelled, stream(learned_cases(config, data, "unlabelled"), seed=(train.seed, 1), labels=False)
 
 
 def validate_cases(trainer: Trainer, config: RunConfig, data: TrainingData, log: RunLog) -> dict[str, float]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import BALLS, write_balls
 from scipy import ndimage
 from torch import nn
 from typer.testing import CliRunner
@@ -25,6 +26,7 @@ from medssl.checkpoint import load_checkpoint
 from medssl.cli import app
 from medssl.config import dump, parse
 from medssl.data import patches
+from medssl.data.cases import SubjectRule
 from medssl.data.draw import Wish, make_split
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import write_split
@@ -34,6 +36,7 @@ from medssl.logs import read_metrics
 from medssl.machine import available_cpus
 from medssl.methods import METHODS
 from medssl.methods.base import Method
+from medssl.prepare import prepare
 from medssl.run import RunConfig, predictor_of
 from medssl.train import (
     baseline_folder,
@@ -839,7 +842,7 @@ def test_canaries_train_nobody_and_score_pseudo_labels(config, balls, tmp_path):
     one = train(config("mean_teacher", canaries=1, iterations=10), tmp_path / "one", quiet=True)
     settings = config("mean_teacher", canaries=1, iterations=10)
     data = open_data(settings)
-    (canary,), (learned,) = canary_cases(settings, data), learned_cases(settings, data)
+    (canary,), (learned,) = canary_cases(settings, data), learned_cases(settings, data, "labelled")
     assert {canary, learned} == set(data.split.labelled)
     labelled, _ = make_streams(settings, data)
     assert labelled.ids == (learned,)
@@ -873,6 +876,24 @@ def test_canaries_score_what_patches_are_told_not_what_a_volume_is_predicted_as(
     ]
     assert max(pieces[0]) == 1
     assert max(pieces[1]) > 1
+
+
+def test_no_scan_of_a_canarys_patient_trains_with_or_without_its_label(tmp_path):
+    """Patients 0 to 3 with two scans each, ball_00 and ball_04 and so on, of which the second has no label."""
+    raw = write_balls(tmp_path / "raw", labelled=4, unlabelled=4)
+    lines = [f"ball_{number:02},{number % 4}" for number in range(8)]
+    (raw / "patients.csv").write_text("\n".join(["case,subject", *lines, ""]))
+    rule = parse(SubjectRule, {"table": "patients.csv"})
+    prepare(raw, tmp_path / "prepared", BALLS.model_copy(update={"subject": rule}), workers=0)
+    split = make_split(read_prepared(tmp_path / "prepared"), Wish(labelled=2, val=1, test=1))
+    assert sorted(map(len, (split.labelled, split.unlabelled))) == [2, 2]
+    write_split(tmp_path / "splits.json", split)
+    folders = raw, tmp_path / "prepared"
+    settings = parse(RunConfig, plain_settings(folders, tmp_path / "splits.json", "bcp", canaries=1))
+    data = open_data(settings)
+    (canary,) = canary_cases(settings, data)
+    learned = {data.subject(id) for stream in make_streams(settings, data) for id in stream.ids}
+    assert learned == {data.subject(id) for id in split.labelled} - {data.subject(canary)}
 
 
 def test_canaries_leave_somebody_to_learn_from(config, tmp_path):

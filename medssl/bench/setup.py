@@ -105,7 +105,7 @@ def _changed_scoring(matrix: Bench) -> list[str]:
     found = []
     for cell in matrix.cells:
         path = matrix.run(cell) / "test" / "predictions.json"
-        if not (matrix.is_done(cell) and path.exists()):
+        if matrix.is_untimed(cell) or not (matrix.is_done(cell) and path.exists()):
             continue
         made, window = read_object(path), matrix.settings[cell].window
         names = [matrix.run(source).name for source in matrix.sources(cell) or [cell]]
