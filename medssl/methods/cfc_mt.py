@@ -109,8 +109,7 @@ class CFCMT(Method):
 
     def look(self, batch: TrainBatch) -> Seen:
         """What students and teacher make of a batch."""
-        images, sizes = torch.cat([batch.image, batch.unlabelled]), [len(batch.image), len(batch.unlabelled)]
-        low, high = (student(images).split(sizes) for student in (self.low, self.high))
+        low, high = batch.through(self.low), batch.through(self.high)
         return Seen((low[0], high[0]), (low[1], high[1]), at_rest(self.teacher, batch.unlabelled))
 
     def losses(self, seen: Seen, batch: TrainBatch, progress: Progress) -> dict[str, Tensor]:

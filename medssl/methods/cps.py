@@ -45,10 +45,8 @@ class CPS(Method):
         self.first, self.second = make_net(), make_net()
 
     def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
-        image = torch.cat([batch.image, batch.unlabelled])
-        sizes = [len(batch.image), len(batch.unlabelled)]
-        labelled_1, unlabelled_1 = self.first(image).split(sizes)
-        labelled_2, unlabelled_2 = self.second(image).split(sizes)
+        labelled_1, unlabelled_1 = batch.through(self.first)
+        labelled_2, unlabelled_2 = batch.through(self.second)
         pseudo_1, pseudo_2 = likeliest(unlabelled_1), likeliest(unlabelled_2)
         weight = self.config.cross_weight * ramp_up(progress, self.config.ramp)
         return StepResult(

@@ -46,8 +46,7 @@ class MeanTeacher(Method):
         self.pair = Pair(make_net)
 
     def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
-        logits = self.pair.student(torch.cat([batch.image, batch.unlabelled]))
-        labelled, unlabelled = logits.split([len(batch.image), len(batch.unlabelled)])
+        labelled, unlabelled = batch.through(self.pair.student)
         taught, counts = self.pair.taught(self.noisy(batch.unlabelled, batch.seeds)), self.counts(batch, progress)
         weight = self.config.consistency_weight * ramp_up(progress, self.config.ramp)
         return StepResult(

@@ -8,6 +8,7 @@ and not its numbers, as its full text was not at hand.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -96,11 +97,10 @@ class RAIL(Method):
     def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
         turn, _ = self.turn(progress)
         learning, resting = self.group(turn), self.group(turn + 1)
-        image, sizes = torch.cat([batch.image, batch.unlabelled]), [len(batch.image), len(batch.unlabelled)]
-        logits = [student(image) for student in learning.students]
+        logits = [batch.through(student) for student in learning.students]
         if turn > 1:
-            logits += [at_rest(student, image) for student in resting.students]
-        labelled, unlabelled = zip(*(z.split(sizes) for z in logits), strict=True)
+            logits += [batch.through(partial(at_rest, student)) for student in resting.students]
+        labelled, unlabelled = zip(*logits, strict=True)
         taught = learning.pair.taught(batch.unlabelled)
 
         rise, dice = ramp_up(progress, self.config.ramp), self.config.dice

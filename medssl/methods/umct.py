@@ -81,8 +81,7 @@ class UMCT(Method):
         if progress.fraction < self.config.pretrain:
             return StepResult({"supervised": self.supervised_loss([net(batch.image) for net in self.nets], batch)})
         targets = self.targets(*self.opinions(batch.unlabelled, batch.seeds))
-        image, sizes = torch.cat([batch.image, batch.unlabelled]), [len(batch.image), len(batch.unlabelled)]
-        labelled, unlabelled = zip(*(net(image).split(sizes) for net in self.nets), strict=True)
+        labelled, unlabelled = zip(*map(batch.through, self.nets), strict=True)
         told = torch.stack([soft_dice_loss(z, q) for z, q in zip(unlabelled, targets, strict=True)])
         pseudo, classes = likeliest(targets[0]), targets.shape[2]
         stats = gauges(batch.label, pseudo, classes, known=batch.known, student=unlabelled[0])

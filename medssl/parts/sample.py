@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,12 @@ class TrainBatch:
     def weak_view(self) -> Tensor:
         """What an unlabelled patch is labelled from, `(Bu, M, X, Y, Z)`: `weak` where there is one."""
         return self.unlabelled if self.weak is None else self.weak
+
+    def through(self, net: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits of labelled and unlabelled images, `(Bl, C, X, Y, Z)` and `(Bu, C, X, Y, Z)`, in one forward pass."""
+        logits = net(torch.cat([self.image, self.unlabelled]))
+        labelled, unlabelled = logits.tensor_split([len(self.image)])
+        return labelled, unlabelled
 
     def part(self, index: int, count: int) -> TrainBatch:
         """Every `count`-th sample from `index` on: halves of a batch stay paired as they were."""
