@@ -22,6 +22,7 @@ from medssl.data.inspect import Expected, check_case
 from medssl.data.io import read_grid, stacked
 from medssl.data.labels import as_classes
 from medssl.data.prepared import (
+    CASES,
     UNFINISHED,
     PreparedDataset,
     Sources,
@@ -98,8 +99,8 @@ def prepare(
         write_dataset(out, config, layout.cases, source)
         dataset = read_prepared(out)
         if before is not None and (left := sorted(before.cases.keys() - dataset.cases.keys())):
-            print(f"{out}: {len(left)} cases left, since {source} lacks them; split again: {', '.join(left)}",
-                  file=sys.stderr)  # fmt: skip
+            print(f"{out}: {len(left)} cases left, since {source} lacks them; split again: {', '.join(left)}\n"
+                  f"{out / CASES}: keeps their arrays until you remove them", file=sys.stderr)  # fmt: skip
         _warn_of_equal_images(out, layout.cases)
         return dataset
 

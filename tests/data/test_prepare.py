@@ -217,7 +217,9 @@ def test_cases_that_left_are_named_and_a_dataset_that_was_moved_may_have_grown(b
     for name in ("ball_10", "ball_11"):
         (raw / "images" / f"{name}.nii.gz").unlink()
     prepare(raw, out, CONFIG, workers=0)
-    assert f"{out}: 2 cases left, since {raw} lacks them; split again: ball_10, ball_11\n" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"{out}: 2 cases left, since {raw} lacks them; split again: ball_10, ball_11\n" in said
+    assert f"{out / 'cases'}: keeps their arrays until you remove them\n" in said
     moved = raw.rename(tmp_path / "moved")
     shutil.copy(balls[0] / "images" / "ball_11.nii.gz", moved / "images" / "new.nii.gz")
     assert len(prepare(moved, out, CONFIG, workers=0).cases) == 11
