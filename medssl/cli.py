@@ -157,11 +157,11 @@ def plan(
     overwrite: Overwrite = False,
 ) -> None:
     """Look at a dataset and write settings that suit it, with a reason for each; edit them, then prepare and train."""
-    from medssl.config import found, merge, section
+    from medssl.config import config_path, merge, section
     from medssl.plan import dataset_of
     from medssl.plan import plan as make
 
-    given = {} if config is None else section(merge([found(config)]), "data")
+    given = {} if config is None else section(merge([config_path(config)]), "data")
     names = None if classes is None else [one.strip() for one in classes.split(",")]
     facts, made = make(source, out, dataset_of(source, given, classes=names, name=name, layout=layout), vram=vram,
                        method=method, fingerprint=fingerprint, workers=workers, overwrite=overwrite)  # fmt: skip
@@ -327,12 +327,12 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Train a method on a prepared dataset."""
-    from medssl.config import found
+    from medssl.config import config_path
     from medssl.run import load_run_config
     from medssl.train import baseline_folder, baseline_of, dry_run, fitting
     from medssl.train import train as train_run
 
-    config = load_run_config([found(path) for path in configs], sets or [])
+    config = load_run_config([config_path(path) for path in configs], sets or [])
     if with_baseline:
         baseline_of(config)  # refuses what has none
     if is_dry:
@@ -623,13 +623,13 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _dataset_config(paths: list[Path], sets: list[str] | None = None) -> Any:
     """The `data` section; other sections of the files belong to `train`, but a `--set` of one would do nothing."""
-    from medssl.config import found, merge, parse
+    from medssl.config import config_path, merge, parse
     from medssl.data.cases import DatasetConfig
 
     for text in sets or []:
         if not text.startswith("data."):
             raise ConfigError(f"--set {text}: expected a key of the data section here, such as data.recipe.spacing")
-    return parse(DatasetConfig, merge([found(path) for path in paths], sets or []).get("data", {}), where="data")
+    return parse(DatasetConfig, merge([config_path(path) for path in paths], sets or []).get("data", {}), where="data")
 
 
 def _tolerances(texts: list[str]) -> dict[str, float]:

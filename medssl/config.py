@@ -185,6 +185,6 @@ def bundled(path: Path | str) -> Path | None:
     return None
 
 
-def found(path: Path) -> Path:
+def config_path(path: Path) -> Path:
     """A configuration file; one that is not here is looked for among those that the package brings."""
     return path if path.exists() else bundled(path) or path

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from medssl.comparison import BASELINE
-from medssl.config import EACH_ONCE, Settings, found, merge, parse, update
+from medssl.config import EACH_ONCE, Settings, config_path, merge, parse, update
 from medssl.data.cases import DatasetConfig
 from medssl.data.splits import Unit
 from medssl.errors import ConfigError, DataError
@@ -199,7 +199,7 @@ class Bench:
         row = self.methods[name]
         files = [*self.config.configs, *(row.configs or [Path(f"configs/method/{name}.yaml")])]
         try:
-            values = merge([found(path) for path in files])
+            values = merge([config_path(path) for path in files])
             for sections in (self.config.settings, row.settings):
                 update(values, sections)
             root = values.get("data", {}).get("root") or str(self.out / "prepared")
@@ -295,7 +295,7 @@ def folder_name(row: str) -> str:
 
 def load_bench(path: Path, overrides: Sequence[str] = ()) -> BenchConfig:
     """Read a bench file; overrides are `key=value` as for a training."""
-    return parse(BenchConfig, merge([found(path)], overrides))
+    return parse(BenchConfig, merge([config_path(path)], overrides))
 
 
 def read_times(path: Path) -> dict[str, float]:

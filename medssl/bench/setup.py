@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from medssl.bench.matrix import ALL, Bench, BenchConfig, Cell
-from medssl.config import dump, flatten, found, merge
+from medssl.config import config_path, dump, flatten, merge
 from medssl.data.draw import Wish, make_split
 from medssl.data.lists import read_published_split
 from medssl.data.prepared import PreparedDataset, read_prepared
@@ -66,7 +66,7 @@ def _lists(config: BenchConfig, labelled: int = 1) -> dict[Part, list[str]]:
     """Published names by part; nothing where the matrix is drawn."""
     if config.published is None:
         return {}
-    lists = read_published_split(found(config.published))
+    lists = read_published_split(config_path(config.published))
     val = lists.val or lists.train[max(0, len(lists.train) - (config.val or 0)) :]
     parts = lists.parts(labelled, without=val)
     if len(parts["labelled"]) < labelled:

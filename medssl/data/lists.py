@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from medssl.config import Settings, bundled, found, merge, parse
+from medssl.config import Settings, bundled, config_path, merge, parse
 from medssl.data.draw import Amount, Wish, declared_apart, make_split, number_of, shuffled
 from medssl.data.names import read_id_list, resolve_names
 from medssl.data.prepared import PreparedDataset
@@ -75,7 +75,7 @@ def read_published_split(path: Path) -> PublishedSplit:
             names = sorted(file.stem for file in known.parent.glob("*.yaml")) if known else []
             raise ConfigError(f"--published {path}: no such lists; there are {', '.join(names)}, or name a file")
         path = named or path
-    return parse(PublishedSplit, merge([found(path)]))
+    return parse(PublishedSplit, merge([config_path(path)]))
 
 
 def import_split(

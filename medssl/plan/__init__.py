@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from medssl import __version__
-from medssl.config import found, merge, parse
+from medssl.config import config_path, merge, parse
 from medssl.data.cases import DatasetConfig
 from medssl.data.fingerprint import Fingerprint, take_fingerprint
 from medssl.data.inspect import listed
@@ -146,7 +146,7 @@ def make_plan(
 
 
 def _method_file(path: Path) -> dict[str, Any]:
-    values = merge([found(path)])
+    values = merge([config_path(path)])
     if "method" not in values:
         raise ConfigError(f"{path}: has no section `method`; give a file such as configs/method/combined.yaml")
     decided = ["network"] if "network" in values else []
