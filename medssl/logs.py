@@ -23,6 +23,7 @@ from medssl.config import merge, parse
 from medssl.data.splits import load_split
 from medssl.errors import DataError, DeviceError
 from medssl.files import whole_file
+from medssl.palette import CLASS_COLOURS, grey_window
 from medssl.progress import progress_bar
 from medssl.scores import Scores, summarise
 from medssl.watchman import Watchman
@@ -31,7 +32,7 @@ PLAIN_SECONDS = 10.0
 """Off a terminal, the least time between two progress lines."""
 PICTURE_HEIGHT = 256
 """Pictures of small volumes are enlarged to about this many pixels."""
-_COLOURS = np.array([[0, 0, 0], [230, 75, 60], [60, 160, 230], [90, 200, 110], [240, 180, 60]], np.float32) / 255
+_COLOURS = np.array([list(bytes.fromhex(colour[1:])) for colour in CLASS_COLOURS], np.float32) / 255
 
 
 class RunLog:
@@ -136,11 +137,11 @@ class RunLog:
     def picture(self, iteration: int, name: str, image: NDArray[Any], *labels: NDArray[Any]) -> None:
         """A grey slice `(X, Y)` beside the same slice under each label map `(X, Y)`."""
         self.flush()
-        low, high = np.percentile(image, [1, 99])
-        grey = np.clip((image - low) / max(high - low, 1e-6), 0, 1)[..., None].repeat(3, -1)
+        low, high = grey_window(image)
+        grey = np.clip((image - low) / (high - low), 0, 1)[..., None].repeat(3, -1)
         panels = [grey]
         for label in labels:
-            colour = _COLOURS[np.where(label > 0, (label - 1) % (len(_COLOURS) - 1) + 1, 0)]
+            colour = _COLOURS[(label.astype(np.int64) - 1) % len(_COLOURS)]
             panels.append(np.where(label[..., None] > 0, 0.55 * grey + 0.45 * colour, grey))
         strip = np.concatenate([np.rot90(p) for p in panels], axis=1)
         zoom = max(1, PICTURE_HEIGHT // strip.shape[0])
