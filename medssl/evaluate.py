@@ -24,7 +24,7 @@ from medssl.data.grid import GRID_ERROR, aligned, shift_of
 from medssl.data.io import SUFFIXES, case_id, is_volume, list_volumes
 from medssl.data.labels import read_classes, read_pair, read_prediction
 from medssl.data.prepared import PreparedDataset, read_prepared
-from medssl.data.volume import Source, Volume, by, corners_apart
+from medssl.data.volume import Source, Volume, corners_apart
 from medssl.errors import ConfigError, DataError
 from medssl.files import read_json, refuse_existing
 from medssl.logs import log_test_scores
@@ -34,6 +34,7 @@ from medssl.metrics.scoring import LARGEST_LABEL
 from medssl.progress import mapper, tracked
 from medssl.score_file import write_scores
 from medssl.scores import Scores, Spread, summarise
+from medssl.words import by
 
 if TYPE_CHECKING:
     from rich.console import Console

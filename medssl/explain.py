@@ -19,13 +19,14 @@ import numpy as np
 from medssl.data.cases import DatasetConfig
 from medssl.data.grid import aligned
 from medssl.data.labels import read_pair, read_prediction
-from medssl.data.volume import Source, Volume, by
+from medssl.data.volume import Source, Volume
 from medssl.errors import DataError
 from medssl.foreign import ScoreTable, read_table
 from medssl.metrics import CONVENTIONS, METRICS, Status, masks
 from medssl.metrics.masks import Overlap
 from medssl.metrics.surfaces import Distances, Mask, between, surface
 from medssl.metrics.table import status_of
+from medssl.words import by
 
 NAMED = 3
 """Examples of each reason."""

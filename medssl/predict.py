@@ -24,13 +24,14 @@ from medssl.data.io import case_id, is_volume, list_volumes, read_image, stacked
 from medssl.data.layouts.base import CHANNEL
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import PARTS, read_split
-from medssl.data.volume import Oddity, Source, Volume, how_many, some
+from medssl.data.volume import Oddity, Source, Volume
 from medssl.device import choose_device
 from medssl.errors import ConfigError, DataError, InputError, OutOfMemoryError
 from medssl.files import read_object, refuse_unwritable, write_json
 from medssl.predictor import Predictor
 from medssl.progress import Advance, track
 from medssl.trained import Trained, is_model_folder, load_trained, refuse_unlike
+from medssl.words import how_many, some
 
 UNCERTAINTY = "uncertainty"
 PROBABILITIES = "probabilities"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from medssl.config import Settings
 from medssl.data.grid import Grid, Slab, class_type
 from medssl.data.recipe import Prepared, Recipe
-from medssl.data.volume import Volume, by
+from medssl.data.volume import Volume
 from medssl.device import autocast
 from medssl.errors import ConfigError, DataError, OutOfMemoryError
 from medssl.machine import available_memory
@@ -24,6 +24,7 @@ from medssl.methods.base import Method
 from medssl.parts import processes
 from medssl.parts.pseudo import largest_component
 from medssl.windows import by_windows, rows_seen
+from medssl.words import by, gib
 
 MOST_FINER = 512
 """How many voxels one of an image may become; more is a spacing in another unit."""
@@ -171,7 +172,7 @@ class Predictor:
             of = "" if part == shape else f" of {by(shape)}"
             raise OutOfMemoryError(
                 f"probabilities of {len(self.classes)} classes for {by(part)}{of} voxels take "
-                f"{needed / 2**30:.1f} GiB, and {free / 2**30:.1f} are free; cut the image to the part that counts, "
+                f"{gib(needed)}, and {gib(free)} are free; cut the image to the part that counts, "
                 "take a machine with more memory, or train at a coarser data.recipe.spacing"
             )
 

@@ -41,6 +41,7 @@ from medssl.errors import ConfigError, DataError, Interrupted
 from medssl.files import alone_in
 from medssl.machine import available_cpus, available_memory
 from medssl.progress import as_finished, stop_requested, track
+from medssl.words import gib
 
 BYTES_PER_VOXEL = 40
 """What a worker needs at most for each voxel, before or after resampling; benchmarks/prepare.py measures it."""
@@ -199,8 +200,8 @@ def _workers(voxels: Sequence[int], wanted: int | None, need: int, largest: str)
         return count
     fitting = max(1, free // need)
     print(
-        f"prepare: {min(count, fitting)} of {count} processes: case {largest} may need {need / 2**30:.1f} GiB, and "
-        f"{free / 2**30:.1f} GiB are free",
+        f"prepare: {min(count, fitting)} of {count} processes: case {largest} may need {gib(need)}, and "
+        f"{gib(free)} are free",
         file=sys.stderr,
     )
     return min(count, fitting)

@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 from medssl.data.splits import Part, Split, load_split
-from medssl.data.volume import some
 from medssl.distributed import is_first
 from medssl.errors import ConfigError, DataError
 from medssl.run import RunConfig
 from medssl.trained import is_model_folder
 from medssl.trainer import Seen, Trainer
+from medssl.words import some
 
 
 def start(trainer: Trainer, config: RunConfig, split: Split) -> None:

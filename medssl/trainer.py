@@ -19,7 +19,6 @@ from medssl.checkpoint import load_checkpoint, save_checkpoint
 from medssl.config import Settings
 from medssl.data.cases import IGNORED
 from medssl.data.patches import Patches, PatchStream, ending_readers
-from medssl.data.volume import some
 from medssl.device import Precision, Readback, autocast, choose_precision
 from medssl.distributed import StopVote, here, is_first, wait_for_all
 from medssl.ema import ema_update, lag
@@ -32,6 +31,7 @@ from medssl.parts import processes
 from medssl.parts.sample import Progress, TrainBatch
 from medssl.parts.schedules import generator, mix, poly
 from medssl.progress import stop_requested
+from medssl.words import some
 
 PATIENCE = 5
 """Steps in a row with a non-finite loss before the run is stopped."""

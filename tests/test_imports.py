@@ -77,7 +77,7 @@ def test_methods_know_parts_and_settings_but_no_networks_files_or_devices(module
 
 @pytest.mark.parametrize("module", members("medssl.data"))
 def test_data_knows_neither_methods_nor_jobs(module):
-    known = ("medssl.config", "medssl.errors", "medssl.files", "medssl.machine", "medssl.progress")
+    known = [f"medssl.{name}" for name in ("config", "errors", "files", "machine", "progress", "words")]
     assert strangers(module, "medssl.data", *known) == []
 
 

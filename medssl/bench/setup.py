@@ -12,11 +12,11 @@ from medssl.data.draw import Wish, make_split
 from medssl.data.lists import read_published_split
 from medssl.data.prepared import PreparedDataset, read_prepared
 from medssl.data.splits import PARTS, Part, Split, read_split, write_split
-from medssl.data.volume import some
 from medssl.errors import ConfigError
 from medssl.files import read_object, whole_file
 from medssl.logs import read_metrics, training_seconds
 from medssl.prepare import changed_cases, prepare
+from medssl.words import some
 
 
 def prepared_dataset(matrix: Bench) -> PreparedDataset:

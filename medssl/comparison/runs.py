@@ -17,13 +17,13 @@ import yaml
 
 from medssl.config import flatten, load_yaml
 from medssl.data.splits import PARTS
-from medssl.data.volume import some
 from medssl.errors import ConfigError, DataError
 from medssl.files import read_object
 from medssl.logs import read_metrics, training_seconds
 from medssl.score_file import read_scores
 from medssl.scores import Scores, Summary, counted, summarise
 from medssl.statistics import Replicate
+from medssl.words import some
 
 _FILES = ("config.yaml", "splits.json", "env.json", "metrics.csv")
 _NEEDED = ("data.name", "data.classes", "method.name", "augment.preset", "train.iterations", "train.seed",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from medssl.comparison.rows import BASELINE, Gain, Row, gains, scale_of, units_of
 from medssl.statistics import POINTS, Interval, Scale, verdict
+from medssl.words import p_value
 
 _AGAINST = ("95 % interval", "effect", "p", "p, Holm,", "p of the interval, Holm,", "verdict")
 
@@ -55,9 +56,9 @@ def _cells_of_gain(gain: Gain | None, scale: Scale) -> list[str]:
         _number(found.difference.mean, scale, "+.1f"),
         _between(found.difference, scale),
         "" if found.effect is None else f"{found.effect:.2f}",
-        _p(found.p),
-        _p(found.p_holm),
-        _p(found.p_interval_holm),
+        p_value(found.p),
+        p_value(found.p_holm),
+        p_value(found.p_interval_holm),
         verdict(found, scale),
     ]
 
@@ -68,7 +69,3 @@ def _number(value: float | None, scale: Scale, form: str = ".1f") -> str:
 
 def _between(interval: Interval, scale: Scale) -> str:
     return "" if interval.low is None else f"{_number(interval.low, scale)} to {_number(interval.high, scale)}"
-
-
-def _p(value: float | None) -> str:
-    return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -12,8 +12,9 @@ from pydantic import ConfigDict, Field, model_validator
 
 from medssl.config import Settings
 from medssl.data.recipe import Recipe
-from medssl.data.volume import Source, some
+from medssl.data.volume import Source
 from medssl.errors import ConfigError, DataError
+from medssl.words import some
 
 IGNORED = 255
 """The class of a voxel that nobody annotated, in prepared labels; see `DatasetConfig.ignore`."""

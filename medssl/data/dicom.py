@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from medssl.data.itk import affine_of
 from medssl.data.stack import Slice, numbers_of, placed_slice, stack
-from medssl.data.volume import Oddity, Volume, by, how_many, some
+from medssl.data.volume import Oddity, Volume
 from medssl.errors import DataError
+from medssl.words import by, how_many, some
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
 """A file named so is taken for DICOM even where its magic is lost; others need the magic."""

@@ -15,8 +15,8 @@ import numpy as np
 
 from medssl.data.cases import Case
 from medssl.data.looks import Look
-from medssl.data.volume import by
 from medssl.errors import DataError
+from medssl.words import by
 
 if TYPE_CHECKING:
     from rich.console import Console

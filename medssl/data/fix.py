@@ -26,10 +26,11 @@ from medssl.data.inspect import SHEAR, STRAIGHTENED
 from medssl.data.io import as_label, is_volume, read_volume, rewrite
 from medssl.data.labels import as_classes
 from medssl.data.nifti import FORM_TOLERANCE, MILLIMETRES, SPACING_TOLERANCE
-from medssl.data.volume import Affine, Volume, by, corners_apart, spacing_of
+from medssl.data.volume import Affine, Volume, corners_apart, spacing_of
 from medssl.errors import ConfigError, DataError
 from medssl.files import refuse_existing, whole_folder
 from medssl.progress import mapper, tracked
+from medssl.words import by
 
 if TYPE_CHECKING:
     from rich.console import Console

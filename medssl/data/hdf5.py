@@ -17,8 +17,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.data.volume import Affine, Oddity, Volume, by
+from medssl.data.volume import Affine, Oddity, Volume
 from medssl.errors import ConfigError, DataError, DeviceError
+from medssl.words import by
 
 SUFFIXES = (".h5", ".hdf5")
 

@@ -13,8 +13,9 @@ from medssl.data.findings import Finding
 from medssl.data.grid import GRID_ERROR, shift_of
 from medssl.data.io import as_label, read_image, read_volume
 from medssl.data.looks import Counts, count_voxels, few_levels
-from medssl.data.volume import Oddity, Source, Volume, by, how_many, plain
+from medssl.data.volume import Oddity, Source, Volume
 from medssl.errors import DataError
+from medssl.words import by, how_many, plain
 
 GRID_WARNING = 0.01
 """Voxels that a corner of the label may lie off the image's: rounding of float32 headers stays far below."""

@@ -22,8 +22,9 @@ from medssl.data import itk, nifti
 from medssl.data.dicom import read_series, series_of
 from medssl.data.hdf5 import SUFFIXES as H5_SUFFIXES
 from medssl.data.hdf5 import Axes, read_h5
-from medssl.data.volume import Affine, Source, Volume, by, plain, spacing_of
+from medssl.data.volume import Affine, Source, Volume, spacing_of
 from medssl.errors import DataError
+from medssl.words import by, plain
 
 SUFFIXES = (*nifti.SUFFIXES, *itk.SUFFIXES)
 

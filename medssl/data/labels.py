@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from medssl.data.cases import IGNORED, LARGEST_VALUE, DatasetConfig
 from medssl.data.grid import aligned
 from medssl.data.io import read_label
-from medssl.data.volume import Source, Volume, by
+from medssl.data.volume import Source, Volume
 from medssl.errors import DataError
 from medssl.files import read_object
+from medssl.words import by
 
 
 def read_classes(source: Path | Source, config: DatasetConfig | None) -> Volume:

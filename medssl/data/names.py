@@ -10,8 +10,8 @@ from typing import TypeVar
 from medssl.data.hdf5 import SUFFIXES as H5_SUFFIXES
 from medssl.data.io import SUFFIXES
 from medssl.data.prepared import PreparedDataset
-from medssl.data.volume import some
 from medssl.errors import ConfigError
+from medssl.words import some
 
 FRAME = re.compile(r"(.+)_frame(\d+)")
 """A patient and the number of a frame, as in `patient001_frame12`."""

@@ -21,9 +21,10 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from medssl.data.volume import Affine, Oddity, Volume, by, check_type, corners_apart, spacing_of
+from medssl.data.volume import Affine, Oddity, Volume, check_type, corners_apart, spacing_of
 from medssl.errors import DataError
 from medssl.files import whole_file
+from medssl.words import by
 
 SUFFIXES = (".nii.gz", ".nii")
 

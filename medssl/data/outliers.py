@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from medssl.data.cases import PATIENT_FIRST, Case, namesakes
 from medssl.data.findings import Distance, Facts, Finding
 from medssl.data.looks import Look
-from medssl.data.volume import by, some
+from medssl.words import by, some
 
 FEWEST = 5
 """Cases to compare with; below, nothing is unusual."""

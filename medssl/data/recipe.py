@@ -19,9 +19,10 @@ from pydantic import Field, PositiveFloat, model_validator
 
 from medssl.config import Settings
 from medssl.data.grid import Grid, Slab, Triple, Turn, class_type
-from medssl.data.volume import Volume, by, spacing_of
+from medssl.data.volume import Volume, spacing_of
 from medssl.errors import DataError
 from medssl.machine import available_memory
+from medssl.words import by, gib
 
 Side = Annotated[int, Field(ge=2)]
 
@@ -222,8 +223,8 @@ def _refuse_beyond_memory(image: Volume, channels: int, grid: Grid) -> None:
     if free is not None and needed > free:
         raise DataError(
             f"{image.path}: {by(grid.cropped)} voxels at {by(grid.cropped_spacing)} mm would become "
-            f"{by(grid.prepared)} at {by(grid.spacing)} mm, which take {needed / 2**30:.1f} GiB where "
-            f"{free / 2**30:.1f} are free; is the spacing right? Mend it, or change data.recipe.spacing"
+            f"{by(grid.prepared)} at {by(grid.spacing)} mm, which take {gib(needed)} where "
+            f"{gib(free)} are free; is the spacing right? Mend it, or change data.recipe.spacing"
         )
 
 

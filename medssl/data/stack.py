@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.data.volume import FEW, LPS_TO_RAS, Affine, Oddity, by, some
+from medssl.data.volume import LPS_TO_RAS, Affine, Oddity
 from medssl.errors import DataError
+from medssl.words import FEW, by, some
 
 SAME = 1e-3
 """Cosines, and shares of a spacing, that differ by less are one and the same, rounded."""

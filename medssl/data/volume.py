@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,6 @@ from medssl.errors import DataError
 
 Affine = NDArray[np.float64]
 """`(4, 4)`, voxel index to RAS millimetres."""
-FEW = 5
-"""Names that a message spells out."""
 LPS_TO_RAS = np.diag([-1.0, -1, 1, 1])
 """From the world of DICOM and ITK to that of NIfTI."""
 
@@ -114,27 +111,6 @@ def corners_apart(shape: tuple[int, ...], affine: Affine, other: Affine) -> floa
     """The largest distance in millimetres between where two affines put a corner voxel of a grid."""
     steps = corners_of(shape) @ (other - affine).T
     return float(np.linalg.norm(steps[:, :3], axis=1).max())
-
-
-def some(names: Sequence[str], most: int = FEW) -> str:
-    """The first few names, and how many more."""
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def how_many(number: int, noun: str) -> str:
-    """Such as 1 file, 2 files."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def by(numbers: Iterable[float]) -> str:
-    """Numbers along the axes, such as 5 x 6 x 7."""
-    return " x ".join(f"{n:.6g}" if isinstance(n, float) else str(n) for n in numbers)
-
-
-def plain(number: float) -> str:
-    """A number as people write it: all of its digits, and no exponent."""
-    return np.format_float_positional(number, trim="-")
 
 
 def check_type(path: Path, dtype: np.dtype[Any]) -> None:

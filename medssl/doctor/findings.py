@@ -38,11 +38,6 @@ def said(error: BaseException) -> str:
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
-def gib(size: float) -> str:
-    """Bytes in words."""
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
-
-
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep what packages print when they load out of the findings."""

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from medssl.doctor.findings import Finding, gib
+from medssl.doctor.findings import Finding
 from medssl.driver import BUILDS, find_driver, why_no_gpu
+from medssl.words import gib
 
 
 def gpu_findings(env: dict[str, Any], asked: str) -> Iterator[Finding]:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medssl.doctor.findings import Finding, gib
+from medssl.doctor.findings import Finding
 from medssl.machine import available_cpus, available_memory
+from medssl.words import gib
 
 SHARED = Path("/dev/shm")
 LITTLE = 5 * 2**30

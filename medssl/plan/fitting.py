@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from medssl.config import parse, update
-from medssl.data.volume import by
 from medssl.errors import OutOfMemoryError
 from medssl.memory import USABLE, Memory, estimate, parts_of_batch
 from medssl.plan.choices import Choices, plain
 from medssl.plan.sections import network_section, optimiser
 from medssl.plan.shapes import Shape
 from medssl.run import RunConfig
+from medssl.words import by
 
 
 class Fitting:

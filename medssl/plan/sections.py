@@ -12,12 +12,12 @@ import numpy as np
 from medssl.data.cases import PATIENT_FIRST, DatasetConfig
 from medssl.data.fingerprint import AIR, BODY, Fingerprint
 from medssl.data.grid import THICK_SLICE_RATIO, Triple
-from medssl.data.volume import by, how_many
 from medssl.errors import ConfigError
 from medssl.plan.choices import Choice, Choices
 from medssl.plan.shapes import LIGHT_WIDTHS, WIDTHS, Shape
 from medssl.run import RunConfig
 from medssl.trainer import TrainConfig
+from medssl.words import by, how_many
 
 
 def plan_spacing(facts: Fingerprint) -> tuple[tuple[float, float, float], str]:

@@ -11,11 +11,11 @@ from medssl.data.cases import Case
 from medssl.data.findings import FARTHEST, Facts, Finding, Report
 from medssl.data.looks import PERCENTILES
 from medssl.data.outliers import AXES
-from medssl.data.volume import by
 from medssl.palette import class_colour
 from medssl.plots import histograms, level_plot
 from medssl.report.page import Figure, fill, write_page
 from medssl.report.tables import Cell, Column, Table
+from medssl.words import by
 
 MOST_CASES = 200
 """Cases that are shown with a picture."""

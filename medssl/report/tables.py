@@ -25,11 +25,11 @@ from medssl.comparison import (
     scale_of,
     units_of,
 )  # fmt: skip
-from medssl.data.volume import some
 from medssl.metrics import METRICS
 from medssl.published import PublishedRow
 from medssl.scores import ClassSummary, Spread
 from medssl.statistics import Interval, verdict
+from medssl.words import p_value, some
 
 NOTHING = "–"
 """Stands for a number that is undefined."""
@@ -131,7 +131,7 @@ def _gains_table(rows: Sequence[Row], compared: Sequence[Gain | None], reference
                 *_key_cells(row),
                 _gain_cell(gain),
                 _interval_cell(gain.comparison.difference, _signed),
-                Cell() if p is None else Cell(_p(p), order=p),
+                Cell() if p is None else Cell(p_value(p), order=p),
                 Cell(verdict(gain.comparison, scale_of("dice"))),
             ])  # fmt: skip
     words = (
@@ -189,7 +189,7 @@ def _ranks_table(rows: Sequence[Row]) -> Table:
             for name, mean_rank, places in zip(ranking.names, ranking.mean_ranks, ranking.places, strict=True)
         ]
         told = [f"{ranking.patients} patients", f"critical difference {ranking.critical_difference:.2f}"]
-        told += [] if ranking.friedman is None else [f"Friedman p {_p(ranking.friedman)}"]
+        told += [] if ranking.friedman is None else [f"Friedman p {p_value(ranking.friedman)}"]
         groups.append((f"{labelled} labelled: {', '.join(told)}", lines))
     words = (
         "Ranks in Dice of the rows with as many labels, the mean over patients; 1 is best. Mean ranks closer together "
@@ -407,7 +407,3 @@ def _run_line(row: Row, run: Run) -> list[Cell]:
 def _signed(value: float) -> str:
     text = f"{value:+.1f}"
     return "0.0" if float(text) == 0 else text.replace("-", "−")
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -14,8 +14,8 @@ from medssl.data.io import case_id
 from medssl.data.layouts import acdc, datalist, dicom, folders, la, msd, nnunet, pairs, ssl4mis
 from medssl.data.layouts.base import CHANNEL, Declared, Reader, subfolder, volumes
 from medssl.data.layouts.base import Layout as Layout
-from medssl.data.volume import some
 from medssl.errors import ConfigError, DataError
+from medssl.words import some
 
 LAYOUTS: dict[str, Reader] = {
     layout.READER.name: layout.READER for layout in (datalist, nnunet, msd, acdc, la, folders, ssl4mis, dicom, pairs)

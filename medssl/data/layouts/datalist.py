@@ -19,9 +19,10 @@ from medssl.data.cases import Case
 from medssl.data.io import case_id
 from medssl.data.layouts.base import Declared, Layout, Reader, case
 from medssl.data.layouts.description import declared_in
-from medssl.data.volume import Source, some
+from medssl.data.volume import Source
 from medssl.errors import DataError
 from medssl.files import read_json, whole_file
+from medssl.words import some
 
 SUFFIXES = (".csv", ".tsv", ".json")
 COLUMNS = ("id", "image", "images", "label", "patient", "split")

@@ -1,0 +1,41 @@
+"""Numbers and names as messages spell them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+
+FEW = 5
+"""Names that a message spells out."""
+
+
+def some(names: Sequence[str], most: int = FEW) -> str:
+    """The first few names, and how many more."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def how_many(number: int, noun: str) -> str:
+    """Such as 1 file, 2 files."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def by(numbers: Iterable[float]) -> str:
+    """Numbers along the axes, such as 5 x 6 x 7."""
+    return " x ".join(f"{n:.6g}" if isinstance(n, float) else str(n) for n in numbers)
+
+
+def plain(number: float) -> str:
+    """A number as people write it: all of its digits, and no exponent."""
+    digits = format(Decimal(str(number)), "f")
+    return digits.rstrip("0").rstrip(".") if "." in digits else digits
+
+
+def gib(size: float) -> str:
+    """Bytes in words."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def p_value(p: float | None) -> str:
+    """A p-value to three decimals; empty where there is none."""
+    return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
