@@ -18,6 +18,7 @@ import torch
 from medssl.config import merge, parse
 from medssl.data.cases import LARGEST_VALUE, DatasetConfig
 from medssl.data.dicom import is_series_folder
+from medssl.data.grid import off_grid
 from medssl.data.hdf5 import SUFFIXES as H5_SUFFIXES
 from medssl.data.inspect import odd_geometry
 from medssl.data.io import case_id, is_volume, list_volumes, read_image, stacked, write_label, write_shares
@@ -249,8 +250,11 @@ def _read(files: Sequence[Source]) -> tuple[Volume, list[tuple[Source, Oddity]]]
     for file, volume in zip(files, volumes, strict=True):
         if not np.isfinite(volume.array).all():
             raise DataError(f"{file}: holds NaN or Inf voxels; see `medssl check`")
-    return stacked(volumes), [(file, odd) for file, volume in zip(files, volumes, strict=True)
-                              for odd in odd_geometry(volume)]  # fmt: skip
+    image, first = stacked(volumes), volumes[0]
+    doubts = [(file, odd) for file, volume in zip(files, volumes, strict=True) for odd in odd_geometry(volume)]
+    doubts += [(file, odd) for file, other in zip(files[1:], volumes[1:], strict=True)
+               if (odd := off_grid(first, other, "other channel"))]  # fmt: skip
+    return image, doubts
 
 
 def _warn(doubts: Sequence[tuple[Source, Oddity]]) -> None:

@@ -708,6 +708,30 @@ def test_channels_in_files_of_their_own_are_one_case(trained, tmp_path):
         predict(run, [tmp_path / "two", tmp_path / "other"], tmp_path / "again", device="cpu")
 
 
+def test_channels_on_other_grids_are_told_or_refused(trained, tmp_path, capsys):
+    """Stored with other axes they are the same; a little off is said, and a scan that nobody registered is refused."""
+    run, scans = untrained(trained, tmp_path, ["T1", "T2"]), tmp_path / "scans"
+    scans.mkdir()
+    image = nib.load(trained[1] / "images" / "ball_03.nii.gz")
+    other = image.slicer[:]
+    for name, second in {
+        "same": other,
+        "turned": other.as_reoriented([[1, -1], [0, 1], [2, -1]]),
+        "off": nib.Nifti1Image(other.get_fdata(dtype=np.float32), other.affine + 0.1 * np.eye(4, k=3)),
+        "apart": nib.Nifti1Image(other.get_fdata(dtype=np.float32), other.affine + 6 * np.eye(4, k=3)),
+    }.items():
+        nib.save(image, scans / f"{name}_0000.nii.gz")
+        nib.save(second, scans / f"{name}_0001.nii.gz")
+    with pytest.raises(DataError, match=r"1 of 4 cases.*\n  apart .*apart_0001.nii.gz: image and other channel lie on"):
+        predict(run, [scans], tmp_path / "out", device="cpu")
+    said = capsys.readouterr().err
+    assert "off_0001.nii.gz: the grid of the other channel lies up to 0.1 voxels off the image's; harmless" in said
+    assert "turned_0001" not in said
+    same, turned = (read_label(tmp_path / "out" / f"{name}.nii.gz").array for name in ("same", "turned"))
+    assert np.array_equal(same, turned)
+    assert len(np.unique(same)) > 1
+
+
 def test_channels_that_the_run_does_not_take_are_not_cases(trained, tmp_path):
     (tmp_path / "run").mkdir()
     image = trained[1] / "images" / "ball_00.nii.gz"

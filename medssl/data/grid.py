@@ -15,13 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medssl.data.volume import Affine, Volume, corners_of
+from medssl.data.volume import Affine, Oddity, Volume, corners_of
+from medssl.words import by
 
 Triple = tuple[int, int, int]
 NumberT = TypeVar("NumberT", bound=np.generic)
 
 GRID_ERROR = 0.5
 """From half a voxel on, a label voxel belongs to another image voxel than the one at its index."""
+GRID_WARNING = 0.01
+"""Voxels that a corner of another grid may lie off the image's: rounding of float32 headers stays far below."""
 THICK_SLICE_RATIO = 3.0
 """An axis is a thick-slice axis when its spacing exceeds the finest one this many times."""
 
@@ -92,6 +95,30 @@ def shift_of(label: Volume, image: Volume) -> float | None:
         return None
     to_image = np.linalg.inv(image.affine) @ label.affine
     return float(np.abs(corners_of(image.shape) @ (to_image - np.eye(4)).T).max())
+
+
+def off_grid(image: Volume, other: Volume, what: str) -> Oddity | None:
+    """Where a label or channel, `what`, does not lie on the image's grid in the world, in whatever order its axes are.
+
+    The code is `grid` where voxels are others, `grid_shift` where they are a little off.
+    """
+    shift = shift_of(other, image)
+    if shift is not None and shift <= GRID_WARNING:
+        return None
+    if shift is not None and shift <= GRID_ERROR:
+        found = f"the grid of the {what} lies up to {shift:.3g} voxels off the image's"
+        return Oddity("grid_shift", found, "harmless if a tool rounded the header; the image's grid is used")
+    first = f"image and {what} lie on different grids" + (f", up to {shift:.3g} voxels apart" if shift else "")
+    if image.shape != other.shape and image.shape == other.shape[::-1]:
+        first += f"; the axes of the {what} look transposed"
+    found = "\n".join([first, f"image {_described(image)}", f"{what} {_described(other)}"])
+    fix = f"resample the {what} onto the image's grid, or copy the image's header if only that is wrong"
+    return Oddity("grid", found, fix)
+
+
+def _described(volume: Volume) -> str:
+    origin = ", ".join(f"{x:.4g}" for x in volume.affine[:3, 3])
+    return f"{by(volume.shape)} at {by(volume.spacing)} mm, {volume.orientation} from ({origin})  {volume.path}"
 
 
 @dataclass(frozen=True)

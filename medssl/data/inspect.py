@@ -10,15 +10,13 @@ import numpy as np
 
 from medssl.data.cases import Case, DatasetConfig
 from medssl.data.findings import Finding
-from medssl.data.grid import GRID_ERROR, shift_of
+from medssl.data.grid import off_grid
 from medssl.data.io import as_label, read_image, read_volume
 from medssl.data.looks import Counts, count_voxels, few_levels
 from medssl.data.volume import Oddity, Source, Volume
 from medssl.errors import DataError
 from medssl.words import by, how_many, plain
 
-GRID_WARNING = 0.01
-"""Voxels that a corner of the label may lie off the image's: rounding of float32 headers stays far below."""
 SPACINGS = (0.01, 20.0)
 """Millimetres; a finer or coarser voxel is more likely a wrong unit than a scan."""
 FAR_ORIGIN = 10_000.0
@@ -76,17 +74,17 @@ def check_case(case: Case, expected: Expected) -> Checked:
     images = [_check_image(_Notes(case.id, source.path, findings), source, channels) for source in case.images]
     image = images[0]
     if len(images) not in (1, expected.channels):
-        found = f"{len(images)} image files where {how_many(expected.channels, 'channel')} is declared"
+        found = f"{len(images)} image files for {how_many(expected.channels, 'declared channel')}"
         fix = "give each case a file per declared channel, or declare the channels"
         _Notes(case.id, case.images[0].path, findings).error("channels", found, fix)
     for source, other in zip(case.images[1:], images[1:], strict=True):
         if image is not None and other is not None:
-            _check_grids(image, other, _Notes(case.id, source.path, findings), what="another modality")
+            _check_grids(image, other, _Notes(case.id, source.path, findings), "other channel")
     label, counts = None, Counts({})
     if case.label is not None:
         label, counts = check_label(case.id, case.label, expected, findings)
         if label is not None and image is not None:
-            _check_grids(image, label, _Notes(case.id, case.label.path, findings))
+            _check_grids(image, label, _Notes(case.id, case.label.path, findings), "label")
     return Checked(findings, images, label, counts)
 
 
@@ -225,26 +223,10 @@ def _check_declared(label: Volume, voxels: dict[int, int], places: dict[int, int
         notes.error("scaled_label", found, "write the label without scaling: either reading is a valid label")
 
 
-def _check_grids(image: Volume, label: Volume, notes: _Notes, what: str = "label") -> None:
-    """Whether both lie on one grid in the world; the axes of a label may be stored in another order."""
-    shift = shift_of(label, image)
-    if shift is not None and shift <= GRID_WARNING:
-        return
-    if shift is None or shift > GRID_ERROR:
-        first = f"image and {what} lie on different grids" + (f", up to {shift:.3g} voxels apart" if shift else "")
-        if image.shape != label.shape and image.shape == label.shape[::-1]:
-            first += f"; the axes of the {what} look transposed"
-        found = "\n".join([first, f"image {_grid(image)}", f"{what} {_grid(label)}"])
-        fix = f"resample the {what} onto the image's grid, or copy the image's header if only that is wrong"
-        notes.error("grid", found, fix)
-        return
-    found = f"the grid of the {what} lies up to {shift:.3g} voxels off the image's"
-    notes.warning("grid_shift", found, "harmless if a tool rounded the header; the image's grid is used")
-
-
-def _grid(volume: Volume) -> str:
-    origin = ", ".join(f"{x:.4g}" for x in volume.affine[:3, 3])
-    return f"{by(volume.shape)} at {by(volume.spacing)} mm, {volume.orientation} from ({origin})  {volume.path}"
+def _check_grids(image: Volume, other: Volume, notes: _Notes, what: str) -> None:
+    odd = off_grid(image, other, what)
+    if odd is not None:
+        (notes.error if odd.code == "grid" else notes.warning)(odd.code, odd.found, odd.fix)
 
 
 def listed(values: Iterable[float]) -> str:

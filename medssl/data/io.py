@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 
 from medssl.data import itk, nifti
 from medssl.data.dicom import read_series, series_of
+from medssl.data.grid import aligned, off_grid
 from medssl.data.hdf5 import SUFFIXES as H5_SUFFIXES
 from medssl.data.hdf5 import Axes, read_h5
 from medssl.data.volume import Affine, Source, Volume, spacing_of
 from medssl.errors import DataError
-from medssl.words import by, plain
+from medssl.words import plain
 
 SUFFIXES = (*nifti.SUFFIXES, *itk.SUFFIXES)
 
@@ -88,10 +89,10 @@ def read_grid(source: Source) -> tuple[tuple[int, ...], Affine]:
 def read_image(*sources: Path | Source) -> Volume:
     """Read an intensity volume as float32; values too large for it become infinite.
 
-    Several files are stacked along the fourth axis, in the place of the first.
+    Several files are stacked along the fourth axis, in the place and with the axes of the first.
 
     Raises:
-        DataError: as `read_volume`, or the files have different shapes.
+        DataError: as `read_volume`, or the files lie on different grids.
     """
     return stacked([_as_image(read_volume(source)) for source in sources])
 
@@ -131,20 +132,20 @@ def as_label(volume: Volume) -> Volume:
 
 
 def stacked(volumes: Sequence[Volume]) -> Volume:
-    """Volumes of one shape as the channels of one, in the place of the first.
+    """Volumes on one grid in the world as the channels of one, in the place and with the axes of the first.
 
     Raises:
-        DataError: their shapes differ.
+        DataError: one lies on another grid.
     """
-    first = volumes[0]
-    for other in volumes[1:]:
-        if other.shape != first.shape:
-            raise DataError(
-                f"{other.path}: shape {by(other.shape)}, where {first.path} of the same case has {by(first.shape)}"
-            )
-    if len(volumes) == 1:
+    first, *others = volumes
+    if not others:
         return first
-    return replace(first, array=np.concatenate([one.array.reshape(*first.shape, -1) for one in volumes], axis=3))
+    for other in others:
+        odd = off_grid(first, other, "other channel")
+        if odd is not None and odd.code == "grid":
+            raise DataError(f"{other.path}: {odd.found}\n{odd.fix}")
+    arrays = [first.array, *(aligned(other, first).array for other in others)]
+    return replace(first, array=np.concatenate([array.reshape(*first.shape, -1) for array in arrays], axis=3))
 
 
 def write_label(path: Path, array: NDArray[Any], like: Volume) -> None:

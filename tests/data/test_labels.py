@@ -1,7 +1,10 @@
 """Label files to classes, and cases that lie in several files or in a part of one."""
 
+import itertools
 import json
+import re
 
+import nibabel as nib
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -159,6 +162,34 @@ class TestSources:
             write_image(tmp_path / f"{number}.nii.gz", array, np.eye(4))
         image = read_image(tmp_path / "0.nii.gz", tmp_path / "1.nii.gz")
         assert np.array_equal(np.moveaxis(image.array, -1, 0), arrays)
+
+    def test_modalities_stored_with_other_axes_are_turned_onto_the_first(self, tmp_path):
+        arrays = np.random.default_rng(0).random((2, *SHAPE)).astype(np.float32)
+        affine = np.array([[0, 2, 0, -3], [-0.5, 0, 0.1, 8], [0, 0, 4, 1.0], [0, 0, 0, 1]])
+        first, second = (nib.Nifti1Image(array, affine) for array in arrays)
+        nib.save(first, tmp_path / "0.nii.gz")
+        orders = [np.array([*zip(order, signs, strict=True)]) for order in itertools.permutations(range(3))
+                  for signs in itertools.product((1, -1), repeat=3)]  # fmt: skip
+        for order in orders:
+            nib.save(second.as_reoriented(order), tmp_path / "1.nii.gz")
+            image = read_image(tmp_path / "0.nii.gz", tmp_path / "1.nii.gz")
+            assert np.array_equal(np.moveaxis(image.array, -1, 0), arrays)
+            np.testing.assert_allclose(image.affine, affine, atol=1e-6)
+
+    @pytest.mark.parametrize(("moved", "is_refused"), [(0.3, False), (0.7, True), (-6.0, True)])
+    def test_modalities_on_other_grids_are_no_channels(self, tmp_path, moved, is_refused):
+        """By voxels along the last axis, of which each has 3 mm."""
+        affine = np.diag([1.0, 2.0, 3.0, 1.0])
+        array = np.random.default_rng(0).random(SHAPE).astype(np.float32)
+        write_image(tmp_path / "0.nii.gz", array, affine)
+        affine[2, 3] = 3 * moved
+        write_image(tmp_path / "1.nii.gz", array, affine)
+        if not is_refused:
+            assert len(read_image(tmp_path / "0.nii.gz", tmp_path / "1.nii.gz").channels) == 2
+            return
+        words = f"1.nii.gz: image and other channel lie on different grids, up to {abs(moved):g} voxels apart"
+        with pytest.raises(DataError, match=re.escape(words)):
+            read_image(tmp_path / "0.nii.gz", tmp_path / "1.nii.gz")
 
 
 class TestPreparing:
