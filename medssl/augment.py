@@ -195,6 +195,10 @@ class Augment:
 
     def _moved(self, linear: Tensor, draws: Sequence[Draw], label: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
         """Samples of `linear`, views of it where nothing was drawn, and the label, a new tensor."""
+        if linear.dim() != 5 or len(draws) != len(linear):
+            raise ValueError(f"expected (B, K, X, Y, Z) and B draws, got {tuple(linear.shape)} and {len(draws)}")
+        if label is not None and label.shape != (len(linear), *linear.shape[2:]):
+            raise ValueError(f"labels of {tuple(linear.shape)} have no channels, got {tuple(label.shape)}")
         rows = _turned(linear, draws)
         labels = [] if label is None else self._sided(_turned(label, draws), draws)
         which = [i for i, draw in enumerate(draws) if draw.matrix is not None or draw.elastic is not None]

@@ -245,11 +245,8 @@ def _remove(out: Path, id: str) -> None:
 
 
 def _read(files: Sequence[Source]) -> tuple[Volume, list[tuple[Source, Oddity]]]:
-    """The image of a case, of finite voxels, and what is odd about the place of its files in space."""
+    """The image of a case, and what is odd about the place of its files in space."""
     volumes = [read_image(file) for file in files]
-    for file, volume in zip(files, volumes, strict=True):
-        if not np.isfinite(volume.array).all():
-            raise DataError(f"{file}: holds NaN or Inf voxels; see `medssl check`")
     image, first = stacked(volumes), volumes[0]
     doubts = [(file, odd) for file, volume in zip(files, volumes, strict=True) for odd in odd_geometry(volume)]
     doubts += [(file, odd) for file, other in zip(files[1:], volumes[1:], strict=True)

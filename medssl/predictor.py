@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from medssl.config import Settings
 from medssl.data.grid import Grid, Slab, class_type
 from medssl.data.recipe import Prepared, Recipe
-from medssl.data.volume import Volume
+from medssl.data.volume import Volume, check_affine
 from medssl.device import autocast
 from medssl.errors import ConfigError, DataError, OutOfMemoryError
 from medssl.machine import available_memory
@@ -227,15 +227,23 @@ class Predictor:
         return cleaned, np.where(cleaned == classes, 1 - certainty, certainty)
 
     def _prepared(self, image: Volume) -> Prepared:
-        channels = image.array.shape[3] if image.array.ndim == 4 else 1
+        named, axes = image.path or "image", image.array.ndim
+        if axes not in (3, 4):
+            raise DataError(f"{named}: {axes} axes, where (X, Y, Z) or (X, Y, Z, M) is wanted")
+        check_affine(image.path, image.affine)
+        channels = len(image.channels)
         if channels != self.channels:
-            raise DataError(f"{image.path}: {channels} channels, the network was trained on {self.channels}")
-        own = image.shape[:3]
+            raise DataError(f"{named}: {channels} channels, the network was trained on {self.channels}")
+        odd = [number for number, channel in enumerate(image.channels) if not np.isfinite(channel).all()]
+        if odd:
+            which = f"channel {odd[0]} " if channels > 1 else ""
+            raise DataError(f"{named}: {which}holds NaN or Inf voxels; see `medssl check`")
+        own = image.shape
         resampled = self.recipe.uncropped(own, image.affine)
         if self.recipe.resize is None and math.prod(resampled) > MOST_FINER * math.prod(own):
             spacing = by(float(f"{side:.3g}") for side in image.spacing)
             raise DataError(
-                f"{image.path}: {by(own)} voxels of {spacing} mm would be {by(resampled)} at the spacing that the "
+                f"{named}: {by(own)} voxels of {spacing} mm would be {by(resampled)} at the spacing that the "
                 "network was trained on; is the spacing in the header in mm? Mend it, or leave the image out"
             )
         return self.recipe.apply(image)

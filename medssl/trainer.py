@@ -210,6 +210,7 @@ class Trainer:
         if not all(student.training for student in self.method.students()):
             self.method.train()
         self.optimizer.zero_grad(set_to_none=True)  # None, not 0: a resting student is skipped
+        statistics = [(buffer, buffer.clone()) for buffer in self.method.buffers() if buffer.is_floating_point()]
         results = [self.backward(batch, progress, part) for part in range(self.config.accumulate)]
         result = mean(results)
         self.iteration += 1
@@ -227,6 +228,8 @@ class Trainer:
         else:
             self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # fused optimisers then leave the weights alone
             self.optimizer.step()
+        for buffer, before in statistics:  # of batch norm, which a bad step would spoil for good
+            buffer.copy_(torch.where(bad > 0, before, buffer))
         for follow in self.method.followers(progress):
             ema_update(follow.teacher, follow.students, follow.decay)
         return result

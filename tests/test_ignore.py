@@ -152,8 +152,9 @@ def test_voxels_that_nobody_annotated_are_in_no_number(folders, tmp_path):
 
 
 def test_the_overall_number_is_that_of_classes_but_where_a_tool_counts_regions(folders, tmp_path):
-    scores = evaluated(folders, tmp_path / "scores.csv", conventions=["strict", "nnunet"])
-    strict, nnunet = summarise(scores), summarise(scores.beside[0])
+    scores = evaluated(folders, tmp_path / "scores.csv", conventions=["strict", "nnunet", "brats"])
+    strict, nnunet, brats = map(summarise, (scores, *scores.beside))
+    assert brats.overall.dice.mean == pytest.approx(nnunet.overall.dice.mean)
     assert [row.class_name for row in strict.classes] == ["shell", "core", "ball"]
     assert strict.overall.dice.mean == pytest.approx((4 / 8 + 4 / 5) / 2)
     assert strict.overall.scored == 2

@@ -37,6 +37,8 @@ from medssl.train import train
 
 ORIENTATIONS = ["RAS", "LPS", "LAS", "PIR", "SLA", "IAR", "ALS", "RSP"]
 
+SHAPE = (5, 6, 7)
+
 
 class Identity(nn.Module):
     """Reads the class off the grey level: 0, 1 and 2 become logits that are sure of it."""
@@ -150,6 +152,29 @@ def test_volumes_smaller_than_the_window_and_odd_ones_come_back_whole(shape):
     classes = rng.integers(0, 3, shape)
     out = identity_predictor().segment(Volume(classes.astype(np.float32), np.eye(4)))
     assert np.array_equal(out, classes)
+
+
+@pytest.mark.parametrize(
+    ("shape", "affine", "words"),
+    [
+        (SHAPE, np.eye(3), "image: its affine is not 4 x 4 finite numbers"),
+        (SHAPE, np.diag([1, np.nan, 1, 1]), "image: its affine is not 4 x 4 finite numbers"),
+        (SHAPE, np.diag([1.0, 0, 1, 1]), "image: its affine cannot be inverted"),
+        (SHAPE[:2], np.eye(4), r"image: 2 axes, where \(X, Y, Z\) or \(X, Y, Z, M\) is wanted"),
+        ((1, *SHAPE), np.eye(4), "image: 7 channels, the network was trained on 1"),
+    ],
+)
+def test_an_image_in_memory_that_has_no_place_is_refused(shape, affine, words):
+    with pytest.raises(DataError, match=words):
+        identity_predictor().segment(Volume(np.zeros(shape, np.float32), affine))
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_a_voxel_in_memory_that_is_no_number_is_refused(odd):
+    image = np.zeros(SHAPE, np.float32)
+    image[3, 4, 5] = odd
+    with pytest.raises(DataError, match="image: holds NaN or Inf voxels"):
+        identity_predictor().segment_with_uncertainty(Volume(image, np.eye(4)))
 
 
 def test_window_overlap_does_not_change_a_local_network():

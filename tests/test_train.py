@@ -261,6 +261,26 @@ def test_a_single_bad_step_is_left_out(config, tmp_path, monkeypatch):
     assert all(torch.isfinite(value).all() for value in weights(run).values())
 
 
+def test_a_bad_step_leaves_the_statistics_of_batch_norm_alone(config, tmp_path):
+    settings = config("mean_teacher", iterations=6)
+    settings = settings.model_copy(update={"network": settings.network.model_copy(update={"norm": "batch"})})
+    trainer = make_trainer(settings, tmp_path, torch.device("cpu"))
+    batches = list(trainer.batches(*make_streams(settings, open_data(settings)), 3))
+    before = None
+    for number, batch in enumerate(batches):
+        if number == 1:
+            before = {name: value.clone() for name, value in trainer.method.state_dict().items()}
+            batch.image[0, 0, 3, 4, 5] = torch.inf
+        trainer.train_step(batch)
+        if number == 1:
+            after = trainer.method.state_dict()
+            students = [name for name in before if "running_" in name and "student" in name]
+            assert students
+            assert all(torch.equal(before[name], after[name]) for name in students)
+    assert all(value.isfinite().all() for value in trainer.method.state_dict().values())
+    assert not all(torch.equal(before[name], trainer.method.state_dict()[name]) for name in students)
+
+
 def test_resting_students_do_not_move(tmp_path):
     from medssl.methods.base import Method, StepResult
     from medssl.parts.sample import TrainBatch

@@ -23,7 +23,7 @@ from medssl.data.dicom import read_series, series_of
 from medssl.data.grid import aligned, off_grid
 from medssl.data.hdf5 import SUFFIXES as H5_SUFFIXES
 from medssl.data.hdf5 import Axes, read_h5
-from medssl.data.volume import Affine, Source, Volume, spacing_of
+from medssl.data.volume import Affine, Source, Volume, check_affine
 from medssl.errors import DataError
 from medssl.words import plain
 
@@ -68,7 +68,7 @@ def read_volume(source: Path | Source) -> Volume:
         volume = _read(source)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    _check_affine(path, volume.affine)
+    check_affine(path, volume.affine)
     shape = (*volume.shape, *(n for n in volume.array.shape[3:] if n > 1))
     return replace(volume, array=volume.array.reshape(shape), path=path)
 
@@ -82,7 +82,7 @@ def read_grid(source: Source) -> tuple[tuple[int, ...], Affine]:
         DataError: the header cannot be read, or its affine cannot be inverted.
     """
     shape, affine = _read_grid(source)
-    _check_affine(source.path, affine)
+    check_affine(source.path, affine)
     return shape, affine
 
 
@@ -262,12 +262,3 @@ def _check_file(path: Path) -> None:
         raise DataError(f"{path}: the file is empty (0 bytes)")
     if held := nifti.foreign(head):
         raise DataError(f"{path}: the file holds {held}")
-
-
-def _check_affine(path: Path, affine: Affine) -> None:
-    if not np.isfinite(affine).all():
-        raise DataError(f"{path}: its affine holds NaN or infinity, so the volume has no place in space")
-    spacing = np.array(spacing_of(affine))
-    # Of unit axes, so that a tiny spacing is not taken for a missing axis.
-    if (spacing == 0).any() or abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-4:
-        raise DataError(f"{path}: its affine cannot be inverted, so the volume has no place in space")

@@ -113,6 +113,20 @@ def corners_apart(shape: tuple[int, ...], affine: Affine, other: Affine) -> floa
     return float(np.linalg.norm(steps[:, :3], axis=1).max())
 
 
+def check_affine(path: Path | None, affine: Affine) -> None:
+    """
+    Raises:
+        DataError: an affine puts no volume into space.
+    """
+    named = path or "image"
+    if affine.shape != (4, 4) or not np.isfinite(affine).all():
+        raise DataError(f"{named}: its affine is not 4 x 4 finite numbers, so the volume has no place in space")
+    spacing = np.array(spacing_of(affine))
+    # Of unit axes, so that a tiny spacing is not taken for a missing axis.
+    if (spacing == 0).any() or abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-4:
+        raise DataError(f"{named}: its affine cannot be inverted, so the volume has no place in space")
+
+
 def check_type(path: Path, dtype: np.dtype[Any]) -> None:
     """
     Raises:

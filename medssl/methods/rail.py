@@ -61,7 +61,7 @@ class RAIL(Method):
         turn: float = Field(1 / 41, gt=0, le=0.5)
         """Share of the run after which the other group learns."""
         disagreement_weight: float = Field(0.5, ge=0)
-        """Of the whole disagreement term."""
+        """Of the first half of the disagreement term, the squares."""
         error_weight: float = Field(0.05, ge=0)
         """Of the second half of the disagreement term."""
         confidence_weight: float = Field(20.0, ge=0)

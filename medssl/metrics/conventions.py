@@ -89,6 +89,7 @@ CONVENTIONS: dict[str, Convention] = {
             "brats", "the habit of the BraTS challenges", ("dice", "hd95"), "mm", "hd95_max", "assd",
             {"absent": {"dice": 1.0, "hd95": 0.0}, "missed": {"hd95": BRATS_WORST}, "invented": {"hd95": BRATS_WORST}},
             f"absent: Dice 1, HD95 0; missed and invented: Dice 0, HD95 {BRATS_WORST} mm",
+            has_regions_for_classes=True,
         ),
     )
 }  # fmt: skip

@@ -7,7 +7,7 @@ their gradient written out: left to autograd they cost half as much as a small n
 from __future__ import annotations
 
 from functools import reduce
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -40,6 +40,9 @@ def dice_ce(logits: Tensor, target: Tensor, weight: Tensor | None = None, *, dic
         weight: `(B, X, Y, Z)`, at least 0; `None` counts every voxel once. `(R, B, X, Y, Z)` scores R regions, each
             as if it were alone. B may be 1 for a weight that all volumes share. It gets no gradient.
         dice: see `dice_loss`.
+
+    Raises:
+        ValueError: shapes that do not fit, a target that is not of whole numbers, or no such form.
 
     Returns:
         A scalar, or `(R,)`; 0 where every weight is 0. Background counts as a class, in Dice unless its form says not.
@@ -110,6 +113,8 @@ def voxel_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
     """
     if weight is None:
         return values.mean()
+    if weight.shape != values.shape:
+        raise ValueError(f"weights have the shape of the values, {tuple(values.shape)}, got {tuple(weight.shape)}")
     return _everywhere((values * weight).sum()) / processes.total(weight.float().sum()).clamp_min(EPS)
 
 
@@ -136,11 +141,29 @@ def _everywhere(local: Tensor) -> Tensor:
 
 def _loss(logits: Tensor, target: Tensor, weight: Tensor | None, form: DiceForm | None, ce_share: float) -> Tensor:
     """`ce_share` of cross-entropy and the rest of Dice, which `form` None leaves out."""
-    regions = weight
+    _check(logits, target, weight, form)
+    target, regions = target.long(), weight
     if weight is not None:
         regions = weight.reshape(-1, *weight.shape[-4:]).expand(-1, len(logits), -1, -1, -1)
     losses = cast(Tensor, _VoxelLoss.apply(logits, target, regions, form, ce_share))  # type: ignore[no-untyped-call]
     return losses if weight is not None and weight.dim() == 5 else losses[0]
+
+
+def _check(logits: Tensor, target: Tensor, weight: Tensor | None, form: DiceForm | None) -> None:
+    batch, space = len(logits), logits.shape[2:]
+    if logits.dim() != 5 or target.shape != (batch, *space) or target.is_floating_point():
+        raise ValueError(
+            f"logits are (B, C, X, Y, Z) and targets (B, X, Y, Z) whole numbers, got {tuple(logits.shape)} and "
+            f"{tuple(target.shape)} of {target.dtype}"
+        )
+    if weight is not None and (
+        weight.dim() not in (4, 5) or weight.shape[-3:] != space or weight.shape[-4] not in (1, batch)
+    ):
+        raise ValueError(
+            f"weights of {tuple(target.shape)} voxels have that shape, or regions before it, got {tuple(weight.shape)}"
+        )
+    if form is not None and form not in get_args(DiceForm):
+        raise ValueError(f"a Dice loss is one of {', '.join(get_args(DiceForm))}, got {form}")
 
 
 class _VoxelLoss(torch.autograd.Function):

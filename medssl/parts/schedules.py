@@ -13,7 +13,7 @@ from medssl.parts.sample import Progress
 
 def poly(progress: Progress) -> float:
     """`(1 - t/T)^0.9`, the usual decay of the learning rate."""
-    return float((1 - progress.fraction) ** 0.9)
+    return math.pow(max(0.0, 1 - progress.fraction), 0.9)
 
 
 def ramp_up(progress: Progress, length: float) -> float:
