@@ -335,7 +335,7 @@ def _refuse_channels(by_name: dict[str, Source], channels: int) -> None:
     """Raise a DataError where a case has files of channels, from `_0000` on, but not as many as the run takes."""
     for id in sorted(name.removesuffix("_0000") for name in by_name if name.endswith("_0000")):
         files = sorted(name for name in by_name if CHANNEL.fullmatch(name) and name.rpartition("_")[0] == id)
-        if f"{id}_0001" in by_name and len(files) != channels:
+        if (channels > 1 or f"{id}_0001" in by_name) and 1 < len(files) != channels:
             raise DataError(
                 f"{by_name[files[0]]}: case {id} has files of {len(files)} channels ({', '.join(files)}), the run was "
                 f"trained on {channels}; name the files of these alone, or rename them if each is a case of its own"

@@ -24,7 +24,7 @@ from medssl.methods.base import Method
 from medssl.parts import processes
 from medssl.parts.pseudo import largest_component
 from medssl.windows import by_windows, rows_seen
-from medssl.words import by, gib
+from medssl.words import by, gib, how_many
 
 MOST_FINER = 512
 """How many voxels one of an image may become; more is a spacing in another unit."""
@@ -233,7 +233,7 @@ class Predictor:
         check_affine(image.path, image.affine)
         channels = len(image.channels)
         if channels != self.channels:
-            raise DataError(f"{named}: {channels} channels, the network was trained on {self.channels}")
+            raise DataError(f"{named}: {how_many(channels, 'channel')}, the network was trained on {self.channels}")
         odd = [number for number, channel in enumerate(image.channels) if not np.isfinite(channel).all()]
         if odd:
             which = f"channel {odd[0]} " if channels > 1 else ""

@@ -157,8 +157,8 @@ def test_volumes_smaller_than_the_window_and_odd_ones_come_back_whole(shape):
 @pytest.mark.parametrize(
     ("shape", "affine", "words"),
     [
-        (SHAPE, np.eye(3), "image: its affine is not 4 x 4 finite numbers"),
-        (SHAPE, np.diag([1, np.nan, 1, 1]), "image: its affine is not 4 x 4 finite numbers"),
+        (SHAPE, np.eye(3), r"image: an affine has 4 x 4 numbers, found shape \(3, 3\)"),
+        (SHAPE, np.diag([1, np.nan, 1, 1]), "image: its affine holds NaN or infinity"),
         (SHAPE, np.diag([1.0, 0, 1, 1]), "image: its affine cannot be inverted"),
         (SHAPE[:2], np.eye(4), r"image: 2 axes, where \(X, Y, Z\) or \(X, Y, Z, M\) is wanted"),
         ((1, *SHAPE), np.eye(4), "image: 7 channels, the network was trained on 1"),
@@ -717,7 +717,8 @@ def untrained(trained, folder, channels):
 def test_channels_in_files_of_their_own_are_one_case(trained, tmp_path):
     run = untrained(trained, tmp_path, ["T1", "T2"])
     image = trained[1] / "images" / "ball_00.nii.gz"
-    (tmp_path / "two").mkdir()
+    for folder in ("two", "three"):
+        (tmp_path / folder).mkdir()
     for name in ("a_0001", "b_0001", "b_0000", "a_0000"):
         shutil.copy(image, tmp_path / "two" / f"{name}.nii.gz")
     written = predict(run, [tmp_path / "two"], tmp_path / "out", device="cpu")
@@ -729,6 +730,11 @@ def test_channels_in_files_of_their_own_are_one_case(trained, tmp_path):
         predict(run, [tmp_path / "two"], tmp_path / "again", device="cpu")
     (tmp_path / "other").mkdir()
     shutil.copy(image, tmp_path / "other" / "b_0000.nii.gz")  # two files, and still one channel
+    shutil.copy(image, tmp_path / "other" / "b_0002.nii.gz")
+    with pytest.raises(DataError, match=r"case b has files of 2 channels \(b_0000, b_0002\), the run was trained on 3"):
+        predict(untrained(trained, tmp_path / "three", ["T1", "T2", "T3"]), [tmp_path / "other"], tmp_path / "again",
+                device="cpu")  # fmt: skip
+    (tmp_path / "other" / "b_0002.nii.gz").unlink()
     with pytest.raises(DataError, match="both named b_0000"):
         predict(run, [tmp_path / "two", tmp_path / "other"], tmp_path / "again", device="cpu")
 

@@ -111,7 +111,7 @@ def report_of(
     apart = distances(cases, facts) if is_all else ()
     findings = [
         *(finding for _, found in results for finding in found),
-        *_layout_findings(layout),
+        *_layout_findings(layout, source or Path()),
         *(_labels_beside(source, layout) if source is not None else ()),
         *(finding for _, found in lone for finding in found),
         *(finding for (fact, _), path in zip(lone, layout.labels_without_image, strict=False) if fact.look
@@ -177,7 +177,9 @@ def _labels_beside(source: Path, layout: Layout) -> Iterator[Finding]:
         yield Finding(None, source, "warning", "labels_beside", found, f"name {labels.parent} to use them")
 
 
-def _layout_findings(layout: Layout) -> Iterator[Finding]:
+def _layout_findings(layout: Layout, source: Path) -> Iterator[Finding]:
+    for odd in layout.contradictions:
+        yield Finding(None, source, "warning", odd.code, odd.found, odd.fix)
     for label in layout.labels_without_image:
         fix = "add the image or remove the label; file names must agree up to the suffix"
         yield Finding(case_id(label), label, "error", "no_image", "a label without an image", fix)

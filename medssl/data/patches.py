@@ -243,8 +243,8 @@ def ending_readers() -> Iterator[None]:
         raise OutOfMemoryError(
             f"a process that reads patches was lost ({said.splitlines()[-1]}). Where memory ran out, lower "
             "train.workers; where shared memory did, start the container with --shm-size 16g or --ipc=host. "
-            "train.workers=0 needs neither. `medssl doctor` tells how much there is; a run goes on with --resume. A script "
-            'of your own needs the guard `if __name__ == "__main__":`.'
+            "train.workers=0 needs neither. `medssl doctor` tells how much there is; a run goes on with --resume. "
+            'A script of your own needs the guard `if __name__ == "__main__":`.'
         ) from None
 
 

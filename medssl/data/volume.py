@@ -119,8 +119,10 @@ def check_affine(path: Path | None, affine: Affine) -> None:
         DataError: an affine puts no volume into space.
     """
     named = path or "image"
-    if affine.shape != (4, 4) or not np.isfinite(affine).all():
-        raise DataError(f"{named}: its affine is not 4 x 4 finite numbers, so the volume has no place in space")
+    if affine.shape != (4, 4):
+        raise DataError(f"{named}: an affine has 4 x 4 numbers, found shape {affine.shape}")
+    if not np.isfinite(affine).all():
+        raise DataError(f"{named}: its affine holds NaN or infinity, so the volume has no place in space")
     spacing = np.array(spacing_of(affine))
     # Of unit axes, so that a tiny spacing is not taken for a missing axis.
     if (spacing == 0).any() or abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-4:

@@ -623,3 +623,27 @@ def hippocampi(tmp_path):
     description = {"labels": {"0": "background", "1": "anterior", "2": "posterior"}}
     (tmp_path / "dataset.json").write_text(json.dumps(description))
     return tmp_path
+
+
+def test_a_configuration_that_contradicts_the_dataset_is_told(tmp_path):
+    for channel in range(2):
+        write_image(tmp_path / "imagesTr" / f"a_{channel:04}.nii.gz", image_array(), AFFINE)
+    write_image(tmp_path / "labelsTr" / "a.nii.gz", label_array(), AFFINE)
+    said = {"background": 0, "necrosis": 2, "edema": 1}
+    description = {"channel_names": {"0": "FLAIR", "1": "T1"}, "labels": said, "file_ending": ".nii.gz"}
+    (tmp_path / "dataset.json").write_text(json.dumps(description))
+
+    def told(channels, classes, **more):
+        data = DatasetConfig(name="brain", channels=channels, classes=("background", *classes), **more)
+        return {f.code: f.found for f in check(tmp_path, data, workers=1).findings if f.code.endswith("_order")}
+
+    assert told(("flair", "t1"), ("edema", "necrosis")) == {}
+    assert told(("T2", "T1"), ("edema", "tumour")) == {}
+    assert told(("T1", "FLAIR"), ("edema", "necrosis")) == {
+        "channel_order": "the dataset has the channels flair, t1, the configuration t1, flair"
+    }
+    assert told(("flair", "t1"), ("necrosis", "edema")) == {
+        "class_order": "necrosis is 2 in the dataset, 1 here; edema is 1 in the dataset, 2 here"
+    }
+    assert told(("flair", "t1"), ("necrosis", "edema"), values={"necrosis": (2,), "edema": (1,)}) == {}
+    assert told(("flair", "t1"), ("edema",), values={"edema": (1, 2)}) == {}

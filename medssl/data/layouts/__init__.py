@@ -6,6 +6,8 @@ taken; `--layout` or `data.layout` names another.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from medssl.data.io import case_id
 from medssl.data.layouts import acdc, datalist, dicom, folders, la, msd, nnunet, pairs, ssl4mis
 from medssl.data.layouts.base import CHANNEL, Declared, Reader, subfolder, volumes
 from medssl.data.layouts.base import Layout as Layout
+from medssl.data.volume import Oddity
 from medssl.errors import ConfigError, DataError
 from medssl.words import some
 
@@ -45,12 +48,35 @@ def read_layout(source: Path, dataset: DatasetConfig | None = None, layout: str 
     source = Path(source)
     reader = find_reader(source, layout or (dataset.layout if dataset else None))
     found = replace(reader.read(source), name=reader.name)
+    if dataset is not None:
+        with suppress(DataError, ConfigError):  # what cannot be read contradicts nobody
+            found = replace(found, contradictions=tuple(_contradictions(reader.declared(source), dataset)))
     rule = dataset.subject if dataset else None
     if rule is None or found.names_patients:
         return found
     folder = source.parent if source.is_file() else source
     subjects = subjects_of([case.id for case in found.cases], rule, folder)
     return replace(found, cases=tuple(replace(case, subject=subjects[case.id]) for case in found.cases))
+
+
+def _contradictions(said: Declared, dataset: DatasetConfig) -> Iterator[Oddity]:
+    theirs, ours = [name.lower() for name in said.channels or ()], [name.lower() for name in dataset.channels]
+    if theirs != ours and sorted(theirs) == sorted(ours):
+        found = f"the dataset has the channels {', '.join(theirs)}, the configuration {', '.join(ours)}"
+        yield Oddity("channel_order", found, "put data.channels into the order of the files, that of _0000 first")
+    named = said.config(dataset.name)
+    if named is None:
+        return
+    values = {name.lower(): held for name, held in zip(named.classes, named.class_values, strict=True)}
+    apart = [
+        f"{name} is {', '.join(map(str, values[name.lower()]))} in the dataset, {', '.join(map(str, held))} here"
+        for name, held in zip(dataset.classes, dataset.class_values, strict=True)
+        if not set(held) & set(values.get(name.lower(), held))
+    ]
+    if apart:
+        yield Oddity(
+            "class_order", "; ".join(apart), "put data.classes into the order of their values, or set data.values"
+        )
 
 
 def declared(source: Path, layout: str | None = None) -> Declared:

@@ -15,7 +15,7 @@ from medssl.config import parse
 from medssl.data.cases import Case, DatasetConfig
 from medssl.data.io import case_id, is_volume, list_volumes
 from medssl.data.itk import VOXEL_FILES
-from medssl.data.volume import Source
+from medssl.data.volume import Oddity, Source
 from medssl.errors import DataError
 
 CHANNEL = re.compile(r"(.+)_(\d{4})")
@@ -42,6 +42,8 @@ class Layout:
     """Whether it says itself whose each case is; the rule of a configuration is then not asked."""
     name: str = ""
     """Which of `LAYOUTS` it is."""
+    contradictions: tuple[Oddity, ...] = ()
+    """Where it says itself that channels or classes are others than a configuration has."""
 
 
 @dataclass(frozen=True)
