@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
@@ -27,6 +28,8 @@ def by(numbers: Iterable[float]) -> str:
 
 def plain(number: float) -> str:
     """A number as people write it: all of its digits, and no exponent."""
+    if not math.isfinite(number):
+        return str(number)
     digits = format(Decimal(str(number)), "f")
     return digits.rstrip("0").rstrip(".") if "." in digits else digits
 
