@@ -126,6 +126,8 @@ class Trainer:
         self.method, self.config, self.run, self.device = fitted(method, config, device), config, run, device
         self.augment, self.plain_config = augment, plain_config
         self.optimizer = make_optimizer(method, config)
+        self.statistics = [buffer for buffer in self.method.buffers() if buffer.is_floating_point()]
+        """Of batch norm, or of a method: what a forward pass changes, and a bad step would spoil for good."""
         self.precision = choose_precision(config.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
         self.forward = spread(method, device)
@@ -210,7 +212,7 @@ class Trainer:
         if not all(student.training for student in self.method.students()):
             self.method.train()
         self.optimizer.zero_grad(set_to_none=True)  # None, not 0: a resting student is skipped
-        statistics = [(buffer, buffer.clone()) for buffer in self.method.buffers() if buffer.is_floating_point()]
+        before = [buffer.clone() for buffer in self.statistics]
         results = [self.backward(batch, progress, part) for part in range(self.config.accumulate)]
         result = mean(results)
         self.iteration += 1
@@ -228,8 +230,8 @@ class Trainer:
         else:
             self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # fused optimisers then leave the weights alone
             self.optimizer.step()
-        for buffer, before in statistics:  # of batch norm, which a bad step would spoil for good
-            buffer.copy_(torch.where(bad > 0, before, buffer))
+        for buffer, old in zip(self.statistics, before, strict=True):
+            buffer.copy_(torch.where(bad > 0, old, buffer))
         for follow in self.method.followers(progress):
             ema_update(follow.teacher, follow.students, follow.decay)
         return result

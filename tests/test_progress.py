@@ -31,11 +31,11 @@ def test_short_work_is_one_line(capsys):
     assert capsys.readouterr().err == "predict: 2 of 2\n"
 
 
-@pytest.mark.parametrize(("done", "shown"), [(0, "2/2"), (1, "2/2")])
-def test_a_bar_counts_items_that_are_done(monkeypatch, capsys, done, shown):
+@pytest.mark.parametrize("done", [0, 1])
+def test_a_bar_counts_items_that_are_done(monkeypatch, capsys, done):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     with track("predict", 2, done=done) as advance:
         for name in ("a", "b")[done:]:
-            advance(name, 0.5)
-            advance(name)
-    assert re.search(rf"predict .*{shown}", capsys.readouterr().err)
+            for share in (0.5, 0.9, 1):
+                advance(name, share)
+    assert re.search(r"predict .*2/2", capsys.readouterr().err)
