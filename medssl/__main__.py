@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
+from medssl.progress import STOP_SIGNALS
+
 
 def main() -> None:
-    """Run a command. A package that does not load ends in one line and exit code 4; the doctor goes on without it."""
+    """Run a command. A package that does not load ends in one line and exit code 4; the doctor goes on without it.
+
+    What asks a process to stop is as Ctrl-C, which a command may answer by saving.
+    """
+    for signum in STOP_SIGNALS:
+        signal.signal(signum, signal.default_int_handler)
     try:
         from medssl.cli import main as run_command
 
         run_command()
+    except KeyboardInterrupt:  # as packages load
+        print("medssl: interrupted", file=sys.stderr)
+        sys.exit(130)
     except Exception as error:
         from medssl.doctor import diagnose, fault_behind, print_findings
 

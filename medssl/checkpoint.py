@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,21 @@ FORMAT = 1
 
 
 def save_checkpoint(path: Path, values: dict[str, Any]) -> None:
-    """Write tensors and plain values; an earlier file stays until the new one is complete."""
-    with whole_file(path) as partial:
-        torch.save({"format": FORMAT, **values}, partial)
+    """Write tensors and plain values; an earlier file stays until the new one is complete, and on the disk.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk.
+    """
+    try:
+        with whole_file(path) as partial, partial.open("wb") as file:
+            torch.save({"format": FORMAT, **values}, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch answers the file's own error with one about its archive
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise OSError(cause.errno, cause.strerror, str(path)) from None
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

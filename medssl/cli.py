@@ -344,7 +344,8 @@ def train(
         return
     train_run(config, out, resume=resume, device=device, until=until, memory=memory, quiet=quiet,
               with_baseline=with_baseline)  # fmt: skip
-    print(f"run in {out}" + (f", its baseline in {baseline_folder(out)}" if with_baseline else ""))
+    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one speaks
+        print(f"run in {out}" + (f", its baseline in {baseline_folder(out)}" if with_baseline else ""))
 
 
 @app.command()
@@ -353,6 +354,9 @@ def predict(
     images: Annotated[list[Path] | None, typer.Argument(help="Volumes, DICOM folders, or folders of them.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for <case>.nii.gz.")] = Path("predictions"),
     part: Annotated[str | None, typer.Option("--part", help="Instead: a part of the run's split, as test.")] = None,
+    prepared: Annotated[
+        Path | None, typer.Option("--prepared", help="With --part: where the prepared dataset is now.")
+    ] = None,
     also: OtherRuns = None,
     network: NetworkChoice = None,
     checkpoint: Checkpoint = "best",
@@ -377,14 +381,16 @@ def predict(
 
     if bool(images) == bool(part):
         raise ConfigError("name the images to segment, or a part of the split with --part, and not both")
+    if prepared is not None and not part:
+        raise ConfigError("--prepared: tells where the images of a part are; name the part with --part, such as test")
     window: dict[str, Any] = {} if network is None else {"network": network}
     if largest_component:
         window["largest_component"] = largest_component
     if mirror:
         window["mirror"] = True
-    written = predict_images(run, images or [], out, also=also or [], part=part, device=device, checkpoint=checkpoint,
-                             window=window, uncertainty=uncertainty, probabilities=probabilities,
-                             own_values=own_values, overwrite=overwrite)  # fmt: skip
+    written = predict_images(run, images or [], out, also=also or [], part=part, prepared=prepared, device=device,
+                             checkpoint=checkpoint, window=window, uncertainty=uncertainty,
+                             probabilities=probabilities, own_values=own_values, overwrite=overwrite)  # fmt: skip
     print(f"{len(written)} predictions in {out}")
 
 
@@ -598,10 +604,14 @@ def main() -> None:
 
 _ELSEWHERE = "choose another place, or make this one writable"
 _FULL = "free some space, or choose another place; what was finished before is kept"
+_BROKEN = "look at the disk or the file server, or choose another place; what was finished before is kept"
 _IN_THE_WAY = "a file is where a folder is wanted; choose another place"
 _PLACES = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
+    errno.EFBIG: "files here may not be so large; lift the limit, or choose another place",
+    errno.EIO: _BROKEN,
+    errno.ESTALE: _BROKEN,
     errno.EACCES: _ELSEWHERE,
     errno.EPERM: _ELSEWHERE,
     errno.EROFS: _ELSEWHERE,

@@ -122,6 +122,10 @@ def dump(values: Mapping[str, Any], path: Path) -> None:
         partial.write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
+_MARKS = "'\"|>&!*"
+"""What text begins with in YAML that is not what it says."""
+
+
 def _override(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
@@ -130,6 +134,9 @@ def _override(text: str) -> dict[str, Any]:
         values = load_yaml(value)
     except (ValueError, yaml.YAMLError) as error:  # a date or number that is none is a ValueError
         raise ConfigError(f"--set {text}: the value is not YAML: {error}") from None
+    plain = value.strip()
+    if plain.startswith("#") or (isinstance(values, str) and plain[:1] not in _MARKS):
+        values = plain  # YAML would end it at ` #`, where a comment begins in a file
     for part in reversed(key.split(".")):
         values = {part: values}
     made: dict[str, Any] = values

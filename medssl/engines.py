@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -163,7 +164,8 @@ def execute(job: Job, *, gpu: str | None = None, stop: threading.Event | None = 
             )  # fmt: skip
             code = _wait(process, stop)
         if code:
-            return code
+            is_asked = stop is not None and stop.is_set() and code == -signal.SIGTERM  # before Python could answer it
+            return Interrupted.exit_code if is_asked else code
     return 0
 
 

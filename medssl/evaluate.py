@@ -23,7 +23,7 @@ from medssl.data.cases import IGNORED, DatasetConfig
 from medssl.data.grid import GRID_ERROR, aligned, shift_of
 from medssl.data.io import SUFFIXES, case_id, is_volume, list_volumes
 from medssl.data.labels import read_classes, read_pair, read_prediction
-from medssl.data.prepared import PreparedDataset, read_prepared
+from medssl.data.prepared import PreparedDataset, read_prepared, refuse_moved
 from medssl.data.volume import Source, Volume, corners_apart
 from medssl.errors import ConfigError, DataError
 from medssl.files import read_json, refuse_existing
@@ -218,6 +218,7 @@ def _match(predictions: Path, references: Path, prepared: PreparedDataset | None
     ours = _volumes(predictions)
     if prepared is not None:
         theirs = {id: case.label for id, case in prepared.cases.items() if case.label is not None}
+        refuse_moved(references, list(theirs.values()))
     else:
         theirs = {case: Source(path) for case, path in _volumes(references).items()}
     if predictions.is_file() and references.is_file():

@@ -8,7 +8,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ except ImportError:  # Windows
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary place beside `path` that takes its name when the block ends well, and is removed otherwise."""
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    partial = path.with_name(f".partial-{uuid.uuid4().hex}-{path.name}")
     try:
         yield partial
         partial.replace(path)
@@ -105,7 +105,8 @@ def alone_in(folder: Path) -> Iterator[bool]:
     """Make a folder where it is missing and keep other processes out of it; yield whether it is new.
 
     The folder itself is locked: nothing is left behind, and the lock ends with the process, whatever ends that. It is
-    seen by processes of this machine, and not on Windows or by the machines of a shared file system.
+    seen by processes of this machine, and not on Windows or by the machines of a shared file system. What a process
+    that was killed left half written at its top is removed, and at the end the folder itself if it is new and empty.
 
     Raises:
         ConfigError: another process is in it, or it is a file.
@@ -119,8 +120,13 @@ def alone_in(folder: Path) -> Iterator[bool]:
         raise ConfigError(f"{folder}: is a file; choose another place")
     handle = _lock(folder)
     try:
+        for rest in folder.glob(".partial-*") if handle is not None else ():
+            rest.unlink() if rest.is_file() else shutil.rmtree(rest, ignore_errors=True)
         yield is_new
     finally:
+        if is_new:
+            with suppress(OSError):  # it is in use
+                folder.rmdir()
         if handle is not None:
             os.close(handle)
 

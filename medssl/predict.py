@@ -23,7 +23,7 @@ from medssl.data.hdf5 import SUFFIXES as H5_SUFFIXES
 from medssl.data.inspect import odd_geometry
 from medssl.data.io import case_id, is_volume, list_volumes, read_image, stacked, write_label, write_shares
 from medssl.data.layouts.base import CHANNEL
-from medssl.data.prepared import read_prepared
+from medssl.data.prepared import read_prepared, refuse_moved
 from medssl.data.splits import PARTS, read_split
 from medssl.data.volume import Oddity, Source, Volume
 from medssl.device import choose_device
@@ -46,6 +46,7 @@ def predict(
     *,
     also: Sequence[Path] = (),
     part: str | None = None,
+    prepared: Path | None = None,
     device: str = "auto",
     checkpoint: str = "best",
     window: dict[str, Any] | None = None,
@@ -66,6 +67,7 @@ def predict(
             Names that end in `_0000`, `_0001` and so on are the channels of one case.
         also: other runs, whose class probabilities are averaged with the first one's.
         part: instead of naming images, the raw images of a part of the run's own split, such as `test`.
+        prepared: with `part`, where the prepared dataset is now; None looks where it was when the run was trained.
         uncertainty: also write `uncertainty/<case>.nii.gz`, 1 minus the probability of each voxel's class.
         probabilities: also write `probabilities/<case>_<place>.nii.gz`, that of the class of each place in `classes` of
             predictions.json, the background's 0; `largest_component` does not change them.
@@ -86,12 +88,12 @@ def predict(
         facts["probabilities"] = PROBABILITIES
     if own_values:
         facts["own_values"] = _own_values(facts)
-    sources = _of_part(run, part) if part else _by_id(_expand(images), predictor.channels)
+    sources = _of_part(run, part, prepared) if part else _by_id(_expand(images), predictor.channels)
     for other in also if part else ():
-        if _of_part(other, str(part)).keys() != sources.keys():
+        if _of_part(other, str(part), prepared).keys() != sources.keys():
             raise ConfigError(f"{other}: its part {part} has other cases than that of {run}; average runs of one split")
     targets = {id: out / f"{id}.nii.gz" for id in sources}
-    named = {id: [str(file.resolve()) for file in files] for id, files in sources.items()}
+    named = {id: [str(file.absolute()) for file in files] for id, files in sources.items()}
     record = out / "predictions.json"
     predicted = _earlier_images(record, facts, overwrite)
     missing = list(sources) if overwrite else _missing(targets, named, predicted)
@@ -342,23 +344,28 @@ def _refuse_channels(by_name: dict[str, Source], channels: int) -> None:
             )
 
 
-def _of_part(run: Path, part: str) -> dict[str, tuple[Source, ...]]:
+def _of_part(run: Path, part: str, prepared: Path | None) -> dict[str, tuple[Source, ...]]:
     if part not in PARTS:
         raise ConfigError(f"--part {part}: expected one of {', '.join(PARTS)}")
     if is_model_folder(run):
         raise ConfigError(f"--part {part}: {run} is a model folder, which has no split; name the images to segment")
-    path = run / "config.yaml"
-    root = parse(DatasetConfig, merge([path]).get("data", {}), where=f"{path}: data").root
-    if root is None:
-        raise DataError(f"{path}: names no data.root; name the images in place of --part {part}")
-    if not root.is_absolute() and not root.exists():
-        raise DataError(
-            f"{path}: data.root is {root}, which was looked for in {Path.cwd()} and is not there; "
-            f"predict from the folder in which the run was trained, or name the images in place of --part {part}"
-        )
-    dataset = read_prepared(root)
+    dataset = read_prepared(prepared or _root_of(run))
     split = read_split(run / "splits.json", dataset)
     ids: Sequence[str] = getattr(split, part)
     if not ids:
         raise DataError(f"{run / 'splits.json'}: its part {part} is empty")
-    return {id: dataset.cases[id].images for id in ids}
+    found = {id: dataset.cases[id].images for id in ids}
+    refuse_moved(dataset.root, [file for files in found.values() for file in files])
+    return found
+
+
+def _root_of(run: Path) -> Path:
+    """The prepared dataset that a run was trained on."""
+    path = run / "config.yaml"
+    root = parse(DatasetConfig, merge([path]).get("data", {}), where=f"{path}: data").root
+    if root is None:
+        raise DataError(f"{path}: names no data.root; say with --prepared where the prepared dataset is")
+    if not root.exists():
+        place = "" if root.is_absolute() else f", which was looked for in {Path.cwd()}"
+        raise DataError(f"{path}: data.root is {root}{place} and is not there; say with --prepared where it is now")
+    return root

@@ -19,6 +19,8 @@ from medssl.errors import OutOfMemoryError
 T = TypeVar("T")
 R = TypeVar("R")
 _KILL_WITH_PARENT = 1  # Linux: PR_SET_PDEATHSIG
+STOP_SIGNALS = (signal.SIGTERM, *((signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()))
+"""How batch systems and containers ask a process to stop, besides Ctrl-C."""
 
 
 @contextmanager
@@ -152,7 +154,7 @@ def _duration(seconds: float) -> str:
 
 @contextmanager
 def stop_requested(words: str = "") -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets, saying `words`; a second Ctrl-C interrupts at once."""
+    """An event that the first Ctrl-C or other wish to stop sets, saying `words`; a second Ctrl-C interrupts at once."""
     stop = threading.Event()
 
     def ask(signum: int, frame: Any) -> None:
@@ -164,7 +166,7 @@ def stop_requested(words: str = "") -> Iterator[threading.Event]:
 
     previous = {}
     try:
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in (signal.SIGINT, *STOP_SIGNALS):
             previous[signum] = signal.signal(signum, ask)
     except ValueError:
         pass  # not in the main thread: whoever runs us there handles signals

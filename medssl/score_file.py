@@ -62,7 +62,7 @@ def read_scores(path: Path, convention: str | None = None) -> Scores:
 
 def write_scores(out: Path, scores: Scores) -> None:
     """Write the table, which knows its files, and those `beside` it. It appears whole or not at all."""
-    paths = {case: [path.resolve() for path in pair] for case, pair in scores.files.items()}
+    paths = {case: [path.absolute() for path in pair] for case, pair in scores.files.items()}
     tables = (scores, *scores.beside)
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(out) as partial, partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from medssl.augment import Augment
 from medssl.boards import Setting, check_packages
 from medssl.canaries import PseudoLabels, canary_cases, learned_cases
-from medssl.checkpoint import load_checkpoint
+from medssl.checkpoint import load_checkpoint, steps_of
 from medssl.config import bundled, dump, flatten, merge
 from medssl.data.cases import IGNORED
 from medssl.data.patches import PatchStream, TrainingData, ending_readers
@@ -27,7 +28,7 @@ from medssl.device import choose_device, prepare_device
 from medssl.distributed import gathered, here, is_first, joined, launch, launched, restarts
 from medssl.environment import environment
 from medssl.errors import ConfigError, DataError, OutOfMemoryError
-from medssl.files import read_object, refuse_unwritable, write_json
+from medssl.files import alone_in, read_object, refuse_unwritable, write_json
 from medssl.logs import NoLog, RunLog
 from medssl.machine import available_memory
 from medssl.memory import Memory, estimate, fit
@@ -67,7 +68,8 @@ def train(
         with_baseline: then train the run of `baseline_of` in the same way, in `baseline_folder`.
 
     Raises:
-        ConfigError: settings that do not fit the data, the method or the run that is resumed.
+        ConfigError: settings that do not fit the data, the method or the run that is resumed, or another process is
+            training in the folder.
         OutOfMemoryError: no change makes a step fit into `memory`, or a step on the CPU needs more than is free.
         DataError, DeviceError, DivergedError, Interrupted: as their names say.
     """
@@ -77,7 +79,9 @@ def train(
     runs = {out: config}
     if with_baseline:
         runs[baseline_folder(out)] = baseline_of(config)
-    with joined(device) as chosen:
+    with joined(device) as chosen, ExitStack() as stack:
+        for folder in runs if is_first() else ():
+            stack.enter_context(alone_in(folder))
         if is_first() and not quiet:
             _ask_about_sides(config)
         resumed = {folder: resume or _is_ours(folder) for folder in runs}
@@ -395,7 +399,7 @@ def _check_same(config: RunConfig, split: Split, out: Path) -> None:
     unsaid = {"patients": split.patients, "counted": split.counted}  # by an old file; sha256 has the patients
     if held.model_copy(update=unsaid) != split:
         raise ConfigError(f"{out}: was started with another split (its splits.json); resume with that one")
-    then, now = (flatten(values) for values in (load_checkpoint(out / "last.pt")["config"], config.to_plain()))
+    then, now = (flatten(values) for values in (_last_checkpoint(out)["config"], config.to_plain()))
     changed = [key for key in now if key not in _MAY_CHANGE and not key.startswith("logging.")
                and then.get(key) != now[key]]  # fmt: skip
     if changed:
@@ -403,6 +407,18 @@ def _check_same(config: RunConfig, split: Split, out: Path) -> None:
         if "train.iterations" in changed:  # schedules are fractions of it
             lines.append(f"To train longer, begin a new run with --set train.start_from={out}")
         raise ConfigError(f"{out}: cannot be resumed with other settings\n" + "\n".join(lines))
+
+
+def _last_checkpoint(out: Path) -> dict[str, Any]:
+    """What a run saved last; where that is damaged, the error tells whether there is another to go on from."""
+    try:
+        return load_checkpoint(out / "last.pt")
+    except DataError as error:
+        advice = f"nothing else of {out} can be gone on from; begin again in another folder"
+        with suppress(DataError):
+            steps = steps_of(out / "best.pt")
+            advice = f"best.pt beside it is whole, of step {steps}: copy it over last.pt to go on from there"
+        raise DataError(f"{error}\n{advice}") from None
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -386,3 +387,24 @@ def test_a_full_disk_is_said_in_one_line():
     assert done.returncode == 4, done.stderr
     assert "no space left on device; free some space" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="users have names there")
+def test_a_user_who_is_a_number_without_a_name_can_train_and_report():
+    """As `docker run --user 5000` has it."""
+    code = """
+        import os, pwd
+
+        def nobody(*args):
+            raise KeyError("uid not found")
+
+        for name in ("LOGNAME", "USER", "LNAME", "USERNAME", "HOME", "XDG_CACHE_HOME"):
+            os.environ.pop(name, None)
+        pwd.getpwuid = nobody
+        import medssl.networks, medssl.windows
+        from monai.networks import nets
+        from medssl.report.viewer import find_niivue
+        find_niivue()
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 0, done.stderr

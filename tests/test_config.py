@@ -24,6 +24,18 @@ def test_later_files_win_key_by_key_and_overrides_win_over_all(tmp_path):
     }
 
 
+@pytest.mark.parametrize("text", ["site #2/x", "#2/x", " a #b ", "~/a #1, b #2"])
+def test_a_hash_in_an_override_is_part_of_its_text(text):
+    assert merge([], [f"data.root={text}"]) == {"data": {"root": text.strip()}}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("'a #b' # c", "a #b"), ('"2"', "2"), ("3 # c", 3), ("[a, b]", ["a", "b"])]
+)
+def test_what_is_quoted_or_no_text_is_read_as_in_a_file(text, value):
+    assert merge([], [f"data.x={text}"]) == {"data": {"x": value}}
+
+
 @pytest.mark.parametrize(("text", "value"), [("1e-3", 0.001), ("1.5E+2", 150.0), ("-2e3", -2000.0), ("e3", "e3")])
 def test_scientific_notation_is_a_number(text, value):
     assert load_yaml(text) == value

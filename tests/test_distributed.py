@@ -174,6 +174,7 @@ class TestLostProcess:
         os.kill(workers_of(process.pid)[0], signal.SIGKILL)
         said = process.communicate(timeout=180)[0]
         assert process.returncode == 0, said
+        assert said.count(f"run in {run}") == 1
         assert load_checkpoint(run / "last.pt")["iteration"] == 40
         steps_logged = [row["step"] for row in read_metrics(run / "metrics.csv") if "lr" in row]
         assert steps_logged == sorted(set(steps_logged))

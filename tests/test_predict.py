@@ -29,6 +29,7 @@ from medssl.evaluate import evaluate_folders
 from medssl.explain import explain
 from medssl.predict import load_predictor, predict
 from medssl.predictor import Predictor, WindowConfig, chosen_networks
+from medssl.prepare import prepare
 from medssl.report.gallery import files_of
 from medssl.report.voxels import agreements
 from medssl.run import RunConfig, build_method, load_run_config
@@ -933,8 +934,45 @@ def test_a_relative_root_is_looked_for_where_one_stands(trained, tmp_path, monke
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace(f"root: {root}", f"root: {root.name}"))
     monkeypatch.chdir(tmp_path)
-    wanted = rf"data\.root is {root.name}, which was looked for in {re.escape(str(tmp_path))} .*--part test"
+    wanted = rf"data\.root is {root.name}, which was looked for in {re.escape(str(tmp_path))} .*--prepared where"
     with pytest.raises(DataError, match=wanted):
         predict(run, [], tmp_path / "out", part="test", device="cpu")
+    assert len(predict(run, [], tmp_path / "there", part="test", prepared=root, device="cpu")) == 2
     monkeypatch.chdir(root.parent)
     assert len(predict(run, [], tmp_path / "out", part="test", device="cpu")) == 2
+
+
+def test_raw_files_that_moved_are_told_with_what_notes_their_place(trained, tmp_path):
+    raw, root = shutil.copytree(trained[1], tmp_path / "raw"), tmp_path / "prepared"
+    config = read_prepared(Path(json_root(trained[0]))).config
+    prepare(raw, root, config, workers=0)
+    raw.rename(tmp_path / "elsewhere")
+    advice = rf"raw.*\.nii\.gz: no such file any more.*`medssl prepare PLACE {re.escape(str(root))}`"
+    with pytest.raises(DataError, match=advice):
+        predict(trained[0], [], tmp_path / "out", part="test", prepared=root, device="cpu")
+    predict(trained[0], [tmp_path / "elsewhere" / "images" / "ball_00.nii.gz"], tmp_path / "out", device="cpu")
+    with pytest.raises(DataError, match=advice):
+        evaluate_folders(tmp_path / "out", root, tmp_path / "scores.csv", workers=0)
+    assert not (tmp_path / "scores.csv").exists()
+    stored = (root / "cases" / "ball_00" / "image.npy").stat().st_mtime_ns
+    prepare(tmp_path / "elsewhere", root, config, workers=0)
+    assert (root / "cases" / "ball_00" / "image.npy").stat().st_mtime_ns == stored
+    assert len(predict(trained[0], [], tmp_path / "test", part="test", prepared=root, device="cpu")) == 2
+    assert len(evaluate_folders(tmp_path / "test", root, tmp_path / "scores.csv", workers=0)) == 4
+
+
+def test_links_to_files_named_by_their_content_are_read_by_the_names_of_the_links(trained, tmp_path):
+    """As data under version control lie."""
+    raw, store = tmp_path / "raw", tmp_path / "store"
+    store.mkdir()
+    for number, file in enumerate(sorted(trained[1].rglob("*.nii.gz"))):
+        link = raw / file.relative_to(trained[1])
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(shutil.copy(file, store / f"{number:064}"))
+    prepare(raw, tmp_path / "prepared", read_prepared(Path(json_root(trained[0]))).config, workers=0)
+    written = predict(trained[0], [], tmp_path / "out", part="test", prepared=tmp_path / "prepared", device="cpu")
+    assert len(written) == 2
+    assert len(evaluate_folders(tmp_path / "out", tmp_path / "prepared", tmp_path / "scores.csv", workers=0)) == 4
+    predict(trained[0], [raw / "images" / "ball_00.nii.gz"], tmp_path / "one", device="cpu")
+    (told,) = json.loads((tmp_path / "one" / "predictions.json").read_text())["images"]["ball_00"]
+    assert told == str(raw / "images" / "ball_00.nii.gz")

@@ -32,11 +32,13 @@ from medssl.data.prepared import read_prepared
 from medssl.data.splits import write_split
 from medssl.device import prepare_device
 from medssl.errors import ConfigError, DataError, DivergedError, OutOfMemoryError
+from medssl.files import alone_in
 from medssl.logs import read_metrics
 from medssl.machine import available_cpus
 from medssl.methods import METHODS
 from medssl.methods.base import Method
 from medssl.prepare import prepare
+from medssl.progress import STOP_SIGNALS
 from medssl.run import RunConfig, predictor_of
 from medssl.train import (
     baseline_folder,
@@ -168,7 +170,73 @@ def test_training_neither_needs_nor_heeds_forbidden_files(balls, tmp_path, metho
     assert all(torch.equal(one[k], two[k]) for k in one)
 
 
-@pytest.mark.parametrize(("signum", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 1)])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_run_folder_has_one_training_at_a_time(config, tmp_path, again):
+    for name in ("run", "run-baseline"):
+        with alone_in(tmp_path / name), pytest.raises(ConfigError, match=f"{name}: another process is at work in it"):
+            train(config("bcp"), tmp_path / "run", resume=again, with_baseline=True, quiet=True)
+        assert not list(tmp_path.glob("run*"))
+
+
+def test_a_training_that_is_refused_leaves_no_folder(config, tmp_path):
+    fitting = config()
+    other = fitting.model_copy(update={"data": fitting.data.model_copy(update={"root": tmp_path / "nowhere"})})
+    with pytest.raises(DataError, match="nowhere"):
+        train(other, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_checkpoint_is_told_with_the_one_that_is_whole(config, tmp_path):
+    settings = config(iterations=12, validate_every=5)
+    run = train(settings, tmp_path / "run", until=6, quiet=True)
+    (run / ".partial-0123-last.pt").write_bytes(b"half")  # of a save in which it was killed
+    content = (run / "last.pt").read_bytes()
+    (run / "last.pt").write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"last\.pt: not a readable .*\n.*best\.pt .* whole, of step 5: copy it over"):
+        train(settings, run, resume=True, quiet=True)
+    assert not list(run.glob(".partial-*"))
+    shutil.copyfile(run / "best.pt", run / "last.pt")
+    train(settings, run, resume=True, quiet=True)
+    straight = train(settings, tmp_path / "straight", quiet=True)
+    assert all(torch.equal(tensor, weights(straight)[name]) for name, tensor in weights(run).items())
+    for name in ("best.pt", "last.pt"):
+        (run / name).write_bytes(content[:1000])
+    with pytest.raises(DataError, match="begin again in another folder"):
+        train(settings, run, resume=True, quiet=True)
+
+
+def test_a_checkpoint_that_finds_no_room_ends_the_run_with_its_name_and_exit_code_4(balls, splits, tmp_path):
+    resource = pytest.importorskip("resource")
+    dump(plain_settings(balls, splits, iterations=10), tmp_path / "config.yaml")
+    done = subprocess.run(
+        [sys.executable, "-m", "medssl", "train", tmp_path / "config.yaml", "--out", tmp_path / "run", "--quiet"],
+        stderr=subprocess.PIPE, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )  # fmt: skip
+    assert done.returncode == 4, done.stderr
+    assert f"medssl: {tmp_path / 'run' / 'best.pt'}: file too large; " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "run").glob("*.pt"))
+    assert not list((tmp_path / "run").glob(".partial*"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="waits for a pipe")
+@pytest.mark.parametrize("signum", STOP_SIGNALS)
+def test_a_signal_before_the_first_step_is_no_failure(tmp_path, signum):
+    os.mkfifo(tmp_path / "config.yaml")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "medssl", "train", tmp_path / "config.yaml", "--out", tmp_path / "run"],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with (tmp_path / "config.yaml").open("w"):  # once it reads
+        process.send_signal(signum)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, said
+    assert said == "medssl: interrupted\n"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("signum", "workers"), [(STOP_SIGNALS[-1], 0), (signal.SIGINT, 1)])
 def test_a_signal_saves_and_exits_130_and_resume_goes_on(balls, splits, tmp_path, signum, workers):
     """Sent to the whole process group, as a terminal does with Ctrl-C."""
     settings = plain_settings(balls, splits, iterations=100_000, validate_every=100_000, workers=workers)

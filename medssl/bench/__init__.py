@@ -29,6 +29,7 @@ from medssl.bench.tables import outcome, print_comparison, write_comparison, wri
 from medssl.bench.times import timed
 from medssl.engines import Engine, Job, run_locally, run_on_ray
 from medssl.errors import Interrupted, RunsFailed
+from medssl.files import alone_in
 from medssl.progress import stop_requested, track
 from medssl.report import write_report
 
@@ -42,12 +43,17 @@ def bench(config: BenchConfig, out: Path, *, engine: Engine = "local", device: s
     A failed run does not stop the others; the same call tries it again.
 
     Raises:
-        ConfigError: settings that do not fit, or `out` holds runs of other settings.
+        ConfigError: settings that do not fit, `out` holds runs of other settings, or another process is at work in it.
         DataError: the dataset cannot be prepared or divided as asked.
         Interrupted: Ctrl-C or SIGTERM arrived; the runs were saved.
         RunsFailed: some runs failed; the others are finished.
     """
-    matrix = Bench(config, out)
+    with alone_in(out):
+        return _finish(Bench(config, out), engine, device)
+
+
+def _finish(matrix: Bench, engine: Engine, device: str) -> Path:
+    config, out = matrix.config, matrix.out
     dataset = prepared_dataset(matrix)
     write_splits(matrix, dataset)
     write_configs(matrix)

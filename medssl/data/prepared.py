@@ -138,6 +138,16 @@ class _Description(Settings):
     cases: tuple[str, ...]
 
 
+def refuse_moved(root: Path, files: Sequence[Source]) -> None:
+    """Raise a DataError where none of these raw files is where it was when the folder `root` was prepared."""
+    if files and not any(file.path.exists() for file in files):
+        raise DataError(
+            f"{files[0].path}: no such file any more, as the other {len(files) - 1} that {root} was prepared from; if "
+            f"they are elsewhere now, `medssl prepare PLACE {root}`, with the configuration of before, notes where and "
+            "keeps the arrays"
+        )
+
+
 def read_prepared(root: Path) -> PreparedDataset:
     """Open a prepared folder.
 
@@ -264,8 +274,8 @@ def said_of(case: Case) -> dict[str, Any]:
     return {
         "id": case.id,
         "subject": case.subject,
-        "images": [str(source.resolve()) for source in case.images],
-        "label": None if case.label is None else str(case.label.resolve()),
+        "images": [str(source.absolute()) for source in case.images],
+        "label": None if case.label is None else str(case.label.absolute()),
         "part": case.part,
     }
 

@@ -47,9 +47,9 @@ class Source:
         path, mark, part = text.rpartition("#")
         return cls(whole) if not mark or whole.exists() else cls((base or Path()) / path, part)
 
-    def resolve(self) -> Source:
-        """The same with an absolute path."""
-        return Source(self.path.resolve(), self.part)
+    def absolute(self) -> Source:
+        """The same with an absolute path. A link to a file is not followed: what it names need not end like one."""
+        return Source(self.path.parent.resolve() / self.path.name, self.part)
 
 
 @dataclass(frozen=True)

@@ -103,8 +103,11 @@ def fetch_niivue() -> Path:
 
 
 def _cached() -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "medssl" / f"niivue-{VERSION}.umd.js"
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user who is a number without a name has none
+        home = Path(tempfile.gettempdir())
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "medssl" / f"niivue-{VERSION}.umd.js"
 
 
 # ---- what the page loads

@@ -210,7 +210,7 @@ class TestPreparing:
         assert stored.open_image().shape == (2, *SHAPE)
         assert set(np.unique(stored.open_label()[...])) == {0, 1, 2, IGNORED}
         assert len(stored.centres()) == 2
-        assert stored.images == tuple(source.resolve() for source in case.images)
+        assert stored.images == tuple(source.absolute() for source in case.images)
 
     def test_other_values_make_cases_anew(self):
         other = TEETH.model_copy(update={"ignore": (255, 99, 98)})

@@ -94,7 +94,7 @@ def write_datalist(path: Path, cases: Sequence[Case], notes: Mapping[Case, str] 
 
 
 def _written(source: Source, path: Path) -> str:
-    whole, base = source.resolve(), path.resolve().parent
+    whole, base = source.absolute(), path.resolve().parent
     inside = whole.path.is_relative_to(base)
     return str(Source(whole.path.relative_to(base), whole.part) if inside else whole)
 
