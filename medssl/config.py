@@ -158,7 +158,10 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 
 def _describe(model: type[BaseModel], fault: Mapping[str, Any], where: str) -> str:
-    own, prefix = ".".join(map(str, fault["loc"])), f"{where}." if where else ""
+    # Of several kinds of value, the fault is told by kind, in the last part.
+    parts = [str(part) for part in fault["loc"]]
+    own = ".".join(part for part in parts if part not in ("float", "int") and not part.startswith("literal["))
+    prefix = f"{where}." if where else ""
     key = (prefix + own).rstrip(".")
     title = f"{key}: " if key else ""
     if fault["type"] == "extra_forbidden":

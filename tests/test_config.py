@@ -132,6 +132,11 @@ def test_faults_are_listed_together():
     [
         ({"values": {"tooht": [1]}}, "  data: `values` names tooht, which `classes` does not list"),
         ({"recipe": {"spacng": [1, 1, 1]}}, "  data.recipe.spacng: unknown key; did you mean data.recipe.spacing?"),
+        (
+            {"recipe": {"threshold": "none"}},
+            "  data.recipe.threshold: Input should be a valid number, unable to parse string as a number, got 'none'\n"
+            "  data.recipe.threshold: Input should be 'nonzero', got 'none'",
+        ),
         ({"name": None}, "  data.name: Input should be a valid string, got None"),
         ({"regions": {"all": "tooth"}}, "  data.regions.all: expected a list, got 'tooth'"),
         ({"sides": [["tooth"]]}, "  data.sides.0: value 2 is missing, got ['tooth']"),
@@ -146,7 +151,7 @@ def test_a_fault_names_its_whole_place_and_not_all_that_stands_there(change, sai
     values = {"name": "cbct", "classes": ["background", "tooth"], **change}
     with pytest.raises(ConfigError) as failure:
         parse(DatasetConfig, values, where="data")
-    assert str(failure.value).splitlines()[1:] == [said]
+    assert str(failure.value).partition("\n")[2] == said
 
 
 @pytest.mark.parametrize("section", ["data", "method"])

@@ -335,6 +335,7 @@ RECIPES = {
         "spacing": [1.0, 1.0, 1.5], "crop": True, "threshold": 20.0, "margin": 1,
         "intensity": {"kind": "clip", "window": [0.0, 160.0]},
     },
+    "foreground is what is not 0": {"spacing": [1.0, 1.0, 1.5], "threshold": "nonzero", "margin": 0},
     "as stored": {"crop": False},
 }  # fmt: skip
 

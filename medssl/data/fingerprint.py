@@ -21,7 +21,7 @@ from medssl.data.grid import Triple
 from medssl.data.io import read_image, read_label
 from medssl.data.labels import as_classes
 from medssl.data.layouts import read_layout
-from medssl.data.recipe import AIR_FRACTION, Intensity, Recipe
+from medssl.data.recipe import AIR_FRACTION, Intensity, Recipe, zero_is_background
 from medssl.errors import DataError
 from medssl.progress import mapper, tracked
 
@@ -63,6 +63,8 @@ class ImageFacts:
     spacing: tuple[float, float, float]
     """Millimetres on RAS axes."""
     channels: tuple[Grey, ...]
+    nonzero: bool = False
+    """Whether foreground is what is not 0, and not what is bright."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,11 @@ class Fingerprint:
     def hounsfield(self) -> bool:
         """Whether the grey levels of all channels are Hounsfield units in most cases."""
         return sum(all(grey.hounsfield for grey in image.channels) for image in self.images) > len(self.images) / 2
+
+    @property
+    def nonzero(self) -> bool:
+        """Whether foreground is what is not 0 in most cases, and not what is bright."""
+        return sum(image.nonzero for image in self.images) > len(self.images) / 2
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -182,21 +189,23 @@ def image_facts(case: Case) -> ImageFacts:
     image = read_image(*case.images)
     if not np.isfinite(image.array).all():
         raise DataError(f"{case.images[0]}: holds NaN or infinity; `medssl check` lists all such cases")
-    channels = tuple(_grey(channel.reshape(-1)) for channel in image.channels)
-    threshold = BODY if all(grey.hounsfield for grey in channels) else None
+    nonzero = zero_is_background(image)
+    channels = tuple(_grey(channel.reshape(-1), nonzero) for channel in image.channels)
+    threshold: Any = "nonzero" if nonzero else BODY if all(grey.hounsfield for grey in channels) else None
     # A window costs nothing, z-scores would look at every voxel again.
     window = Intensity(kind="clip", window=(0, 1))
     grid = Recipe(threshold=threshold, intensity=window).apply(image).grid
-    return ImageFacts(case.id, grid.prepared, grid.spacing, channels)
+    return ImageFacts(case.id, grid.prepared, grid.spacing, channels, nonzero)
 
 
-def _grey(voxels: NDArray[np.float32]) -> Grey:
+def _grey(voxels: NDArray[np.float32], nonzero: bool) -> Grey:
     """Of `(n,)` voxels, a part of which is looked at."""
     if len(voxels) > VOXELS:
         voxels = voxels[np.random.default_rng(0).integers(0, len(voxels), VOXELS)]
     lowest, dark, bright = (float(value) for value in np.percentile(voxels, (0, 1, 99.5)))
     hounsfield = dark < BELOW_FAT
-    inside = voxels[voxels > (BODY if hounsfield else lowest + AIR_FRACTION * (bright - lowest))]
+    air = BODY if hounsfield else lowest + AIR_FRACTION * (bright - lowest)
+    inside = voxels[voxels != 0 if nonzero else voxels > air]
     p0_5, median, p99_5, p99_9 = map(float, np.percentile(inside if len(inside) else voxels, (0.5, 50, 99.5, 99.9)))
     return Grey(lowest, p0_5, median, p99_5, p99_9, hounsfield)
 

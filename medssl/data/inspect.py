@@ -13,6 +13,7 @@ from medssl.data.findings import Finding
 from medssl.data.grid import off_grid
 from medssl.data.io import as_label, read_image, read_volume
 from medssl.data.looks import Counts, count_voxels, few_levels
+from medssl.data.recipe import zero_is_background
 from medssl.data.volume import Oddity, Source, Volume
 from medssl.errors import DataError
 from medssl.words import by, how_many, plain
@@ -37,11 +38,15 @@ class Expected:
     channels: int
     places: dict[int, int]
     """See `DatasetConfig.places`."""
+    threshold: float | str | None = None
+    """See `Recipe.threshold`."""
 
     @classmethod
     def of(cls, dataset: DatasetConfig | None) -> Expected:
         """Without settings any classes, and one channel."""
-        return cls(None, 1, {}) if dataset is None else cls(dataset.classes, len(dataset.channels), dataset.places)
+        if dataset is None:
+            return cls(None, 1, {})
+        return cls(dataset.classes, len(dataset.channels), dataset.places, dataset.recipe.threshold)
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,10 @@ def check_case(case: Case, expected: Expected) -> Checked:
     for source, other in zip(case.images[1:], images[1:], strict=True):
         if image is not None and other is not None:
             _check_grids(image, other, _Notes(case.id, source.path, findings), "other channel")
+    if expected.threshold is None and all(one is not None and zero_is_background(one) for one in images):
+        found = "the background is 0, and some tissue darker: by grey levels, all of it is foreground"
+        fix = "set data.recipe.threshold=nonzero, or the crop and the mean of grey levels are those of the background"
+        _Notes(case.id, case.images[0].path, findings).warning("zero_background", found, fix)
     label, counts = None, Counts({})
     if case.label is not None:
         label, counts = check_label(case.id, case.label, expected, findings)

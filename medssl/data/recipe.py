@@ -28,6 +28,8 @@ Side = Annotated[int, Field(ge=2)]
 
 AIR_FRACTION = 0.02
 """Without a threshold, foreground is brighter than this share of the way from the minimum to the 99.5th percentile."""
+DARKEST = -200.0
+"""Normalised grey levels are not below, as air in Hounsfield units is."""
 SAMPLED = 2**20
 """About so many voxels, evenly spaced, tell that percentile; sorting all of a large volume takes as long as reading."""
 
@@ -63,8 +65,9 @@ class Recipe(Settings):
     prediction take the nearest voxel, the corners staying corners, as the literature on 2D slices has it."""
     crop: bool = True
     """Crop to the bounding box of the foreground, found by intensity and never by label."""
-    threshold: float | None = None
-    """Grey level above which a voxel is foreground; null finds one per volume."""
+    threshold: float | Literal["nonzero"] | None = None
+    """Grey level above which a voxel is foreground; null finds one per volume. `nonzero`: all voxels that are not 0,
+    for scans whose background was set to 0, as in skull-stripped MRI that was normalised before."""
     margin: int = Field(2, ge=0)
     """Voxels kept around the foreground's bounding box."""
     intensity: Intensity = Intensity()
@@ -170,10 +173,13 @@ class Recipe(Settings):
             yield grid.place(of_class, outside=float(place == 0))
 
     def _foreground(self, channels: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Voxels brighter than air in any channel; all of them where nothing is."""
+        """Voxels brighter than air, or not 0, in any channel; all of them where nothing is."""
         found = np.zeros(channels.shape[1:], bool)
         for channel in channels:
             threshold = self.threshold
+            if threshold == "nonzero":
+                found |= channel != 0
+                continue
             if threshold is None:
                 sample = channel.reshape(-1)[:: 1 + channel.size // SAMPLED]
                 low, high = float(channel.min()), float(np.percentile(sample, 99.5))
@@ -195,6 +201,20 @@ class Recipe(Settings):
         for slab, place in zip(channel, normal, strict=True):  # in float64, which would be large as a whole
             place[...] = (np.clip(slab, low, high) - mean) / spread
         return normal
+
+
+def zero_is_background(image: Volume) -> bool:
+    """Whether 0 fills the corners and a tenth of every channel, and some tissue is darker than that.
+
+    Then `threshold: nonzero` finds the foreground, which is not brighter than the rest. Hounsfield units, in which 0 is
+    water and air is far below, are not meant.
+    """
+    return all(
+        DARKEST < channel.min() < 0
+        and np.count_nonzero(channel) < 0.9 * channel.size
+        and not channel[np.ix_(*([0, -1] for _ in channel.shape))].any()
+        for channel in image.channels
+    )
 
 
 def _moments(values: NDArray[np.float64]) -> tuple[np.float64, np.float64]:

@@ -142,13 +142,18 @@ def _network(runs: Sequence[Trained]) -> dict[str, Any]:
 def _recipe(recipe: Recipe) -> dict[str, Any]:
     """What the transforms call, each an expression."""
     intensity = recipe.intensity
-    air = f"{recipe.threshold!r}" if recipe.threshold is not None else (
-        f"(lambda low, high: low + {AIR_FRACTION} * (high - low))"
-        f"(float(c.min()), float(np.percentile(c.reshape(-1)[::1 + c.size // {SAMPLED}], 99.5)))"
-    )  # fmt: skip
+    if recipe.threshold == "nonzero":
+        inside = "c != 0"
+    elif recipe.threshold is not None:
+        inside = f"c > {recipe.threshold!r}"
+    else:
+        inside = (
+            f"c > (lambda low, high: low + {AIR_FRACTION} * (high - low))"
+            f"(float(c.min()), float(np.percentile(c.reshape(-1)[::1 + c.size // {SAMPLED}], 99.5)))"
+        )
     parts = {
         "foreground": f"$lambda x: (lambda found: found if found.any() else ~found)"
-        f"(np.any([c > {air} for c in x.numpy()], axis=0))",
+        f"(np.any([{inside} for c in x.numpy()], axis=0))",
         "zscore": "$lambda c, low, high, kept: (np.clip(c, low, high) - kept.mean()) / (kept.std() or 1)",
         "normalised": _normalised(intensity),
     }

@@ -76,6 +76,7 @@ def recipe_in_words(recipe: Recipe) -> list[str]:
         )
     return [
         f"axes along {recipe.orientation}",
+        *(["what is 0 is background"] if recipe.threshold == "nonzero" else []),
         *([f"cropped to the foreground with a margin of {recipe.margin} voxels"] if recipe.crop else []),
         grey,
         f"spacing {spacing} mm"

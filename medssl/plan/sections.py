@@ -90,7 +90,13 @@ def _channels(facts: Fingerprint, dataset: DatasetConfig) -> list[str]:
 def _intensity(facts: Fingerprint) -> Choices:
     if not facts.hounsfield:
         zscore = {"kind": "zscore", "percentiles": [0.5, 99.5]}
-        return {"intensity": Choice(zscore, "grey levels have no unit, as in MRI: each case by its own foreground")}
+        intensity = Choice(zscore, "grey levels have no unit, as in MRI: each case by its own foreground")
+        if not facts.nonzero:
+            return {"intensity": intensity}
+        return {
+            "threshold": Choice("nonzero", "the background is 0, and tissue darker than that"),
+            "intensity": intensity,
+        }
     brightest = [grey.p99_9 for image in facts.images for grey in image.channels]
     high = 100 * math.ceil(float(np.median(brightest)) / 100)
     why = (

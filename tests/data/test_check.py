@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from medssl.config import bundled
 from medssl.data.cases import Case, DatasetConfig
 from medssl.data.check import check, check_cases
 from medssl.data.findings import Finding, require_usable
 from medssl.data.io import read_label, write_image
+from medssl.data.recipe import Recipe
 from medssl.data.volume import Source
 from medssl.errors import DataError
+from medssl.plan import plan
 from medssl.prepare import prepare
 
 SHAPE = (5, 6, 7)
@@ -87,6 +90,27 @@ class TestImages:
 
     def test_a_constant_image(self, pair):
         expect(pair.image(np.full(SHAPE, 7.0)).finding(), "warning", "constant", "7")
+
+    @pytest.mark.parametrize("files", [1, 2])
+    def test_a_background_of_0_in_normalised_scans_is_told_unless_the_recipe_knows(self, tmp_path, files):
+        for case in ("a", "b"):
+            image = np.zeros((9, 10, 11, 2), np.float32)
+            image[2:-2, 2:-2, 2:-2] = np.random.default_rng(ord(case)).normal(size=(5, 6, 7, 2))
+            for number in range(files):
+                name = case if files == 1 else f"{case}_{number:04}"
+                write_image(
+                    tmp_path / "images" / f"{name}.nii.gz", image if files == 1 else image[..., number], np.eye(4)
+                )
+        dataset = DatasetConfig(name="made", classes=DATASET.classes, channels=("T1", "T2"))
+        told = [one for one in check(tmp_path, dataset, workers=0).findings if one.code == "zero_background"]
+        assert [(one.case, one.severity) for one in told] == [("a", "warning"), ("b", "warning")]
+        assert "data.recipe.threshold=nonzero" in told[0].fix
+        knows = dataset.model_copy(update={"recipe": Recipe(threshold="nonzero")})
+        assert "zero_background" not in {one.code for one in check(tmp_path, knows, workers=0).findings}
+        _, made = plan(
+            tmp_path, tmp_path / "plan.yaml", dataset, vram=0, method=bundled("method/supervised.yaml"), workers=0
+        )
+        assert made.to_plain()["data"]["recipe"]["threshold"] == "nonzero"
 
     def test_label_among_the_images(self, pair):
         label = np.random.default_rng(0).choice([0, 1, 2, 5], SHAPE).astype(np.int16)

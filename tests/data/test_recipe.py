@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from scipy import ndimage
 
 from medssl.data.grid import Grid, Slab, Turn
-from medssl.data.recipe import Intensity, Recipe
+from medssl.data.recipe import Intensity, Recipe, zero_is_background
 from medssl.data.volume import Volume
 from medssl.errors import DataError
 
@@ -49,6 +49,44 @@ def one_hot(label, classes):
 
 def dice(a, b):
     return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+def normalised_brain(shape=(15, 16, 17), channels=2):
+    """Of zero mean in a box of tissue, 0 outside, and where the box is."""
+    rng, image = np.random.default_rng(0), np.zeros((*shape, channels), np.float32)
+    box = tuple(slice(3, n - 4) for n in shape)
+    image[box] = rng.normal(size=image[box].shape)
+    return image, box
+
+
+def test_where_0_is_background_all_that_is_not_0_is_foreground():
+    image, box = normalised_brain()
+    volume = Volume(3 * image, np.eye(4))
+    recipe = Recipe(threshold="nonzero", margin=0, intensity=Intensity(percentiles=(0, 100)))
+    prepared = recipe.apply(volume)
+    assert prepared.grid.start == (3, 3, 3)
+    assert prepared.image.shape == (2, *(n.stop - n.start for n in box))
+    np.testing.assert_allclose(prepared.image.mean((1, 2, 3)), 0, atol=1e-5)
+    np.testing.assert_allclose(prepared.image.std((1, 2, 3)), 1, atol=1e-5)
+    assert Recipe().apply(volume).grid.start == (0, 0, 0)  # 0 is brighter than the darkest tissue
+    empty = Recipe(threshold="nonzero").apply(Volume(np.zeros((5, 6, 7), np.float32), np.eye(4)))
+    assert empty.image.shape == (1, 5, 6, 7)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda image: image, True),
+        (lambda image: np.abs(image), False),  # bright is enough
+        (lambda image: 300 * image, False),  # as Hounsfield units
+        (lambda image: image + 1, False),
+        (lambda image: image[3:-4, 3:-4, 3:-4], False),
+        (lambda image: np.stack([image[..., 0], np.abs(image[..., 1])], -1), False),
+    ],
+)
+def test_background_of_0_is_known_by_corners_and_darker_tissue(change, expected):
+    image, _ = normalised_brain()
+    assert zero_is_background(Volume(change(image), np.eye(4))) == expected
 
 
 @pytest.mark.parametrize("codes", ORIENTATIONS)
