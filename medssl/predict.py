@@ -22,6 +22,7 @@ from medssl.data.grid import off_grid
 from medssl.data.hdf5 import SUFFIXES as H5_SUFFIXES
 from medssl.data.inspect import odd_geometry
 from medssl.data.io import case_id, is_volume, list_volumes, read_image, stacked, write_label, write_shares
+from medssl.data.layouts import modalities
 from medssl.data.layouts.base import CHANNEL
 from medssl.data.prepared import read_prepared, refuse_moved
 from medssl.data.splits import PARTS, read_split
@@ -64,7 +65,8 @@ def predict(
 
     Args:
         images: volume files and folders of a DICOM series, or folders of them; `FOLDER#UID` picks of several series.
-            Names that end in `_0000`, `_0001` and so on are the channels of one case.
+            Names that end in `_0000`, `_0001` and so on are the channels of one case, and so are the modalities in
+            each folder of a folder that looks like the layout `modalities`.
         also: other runs, whose class probabilities are averaged with the first one's.
         part: instead of naming images, the raw images of a part of the run's own split, such as `test`.
         prepared: with `part`, where the prepared dataset is now; None looks where it was when the run was trained.
@@ -88,7 +90,7 @@ def predict(
         facts["probabilities"] = PROBABILITIES
     if own_values:
         facts["own_values"] = _own_values(facts)
-    sources = _of_part(run, part, prepared) if part else _by_id(_expand(images), predictor.channels)
+    sources = _of_part(run, part, prepared) if part else _of_images(images, predictor.channels)
     for other in also if part else ():
         if _of_part(other, str(part), prepared).keys() != sources.keys():
             raise ConfigError(f"{other}: its part {part} has other cases than that of {run}; average runs of one split")
@@ -283,6 +285,22 @@ def _earlier_images(record: Path, facts: dict[str, Any], overwrite: bool) -> dic
     if overwrite:
         return {}
     raise ConfigError(f"{record}: tells of predictions made in another way; choose another folder or --overwrite")
+
+
+def _of_images(images: Sequence[Path], channels: Sequence[str]) -> dict[str, tuple[Source, ...]]:
+    """The files of each case among volumes, folders of them, and folders with a folder of modalities for each case."""
+    by_modality = [path for path in images if path.is_dir() and modalities.fits(path)]
+    rest = [path for path in images if path not in by_modality]
+    found = _by_id(_expand(rest), len(channels)) if rest or not by_modality else {}
+    for path in by_modality:
+        words = modalities.declared(path).channels or ()
+        if list(words) != [name.lower() for name in channels]:
+            print(f"medssl: {path}: {', '.join(words)} are taken, in this order, for the channels that the run was "
+                  f"trained on, {', '.join(channels)}", file=sys.stderr)  # fmt: skip
+        for case in modalities.read(path).cases:
+            if found.setdefault(case.id, case.images) != case.images:
+                raise DataError(f"{path}: case {case.id} is in another place as well; predict them into two folders")
+    return found
 
 
 def _expand(paths: Iterable[Path]) -> list[Source]:

@@ -64,7 +64,7 @@ class Predictor:
         window: WindowConfig,
         *,
         patch: tuple[int, int, int],
-        channels: int,
+        channels: Sequence[str],
         classes: Sequence[str],
         device: torch.device,
         precision: torch.dtype | None = None,
@@ -86,7 +86,7 @@ class Predictor:
         self.looked: Callable[[float], None] = lambda share: None
         """Called with the share of a volume that has been looked at, ever so often."""
         self.patch, self.device, self.precision = window.patch or patch, device, precision
-        self.channels, self.classes = channels, tuple(classes)
+        self.channels, self.classes = tuple(channels), tuple(classes)
         thick = [axis for axis in flips if self.patch[axis] > 1]  # a single slice has no mirror image along itself
         self.mirrors = _mirrors(thick) if window.mirror else [()]
         self.in_a_mirror = [(mirrored or {}).get(place, place) for place in range(len(classes))]
@@ -232,8 +232,10 @@ class Predictor:
             raise DataError(f"{named}: {axes} axes, where (X, Y, Z) or (X, Y, Z, M) is wanted")
         check_affine(image.path, image.affine)
         channels = len(image.channels)
-        if channels != self.channels:
-            raise DataError(f"{named}: {how_many(channels, 'channel')}, the network was trained on {self.channels}")
+        if channels != len(self.channels):
+            raise DataError(
+                f"{named}: {how_many(channels, 'channel')}, the network was trained on {len(self.channels)}"
+            )
         odd = [number for number, channel in enumerate(image.channels) if not np.isfinite(channel).all()]
         if odd:
             which = f"channel {odd[0]} " if channels > 1 else ""

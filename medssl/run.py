@@ -115,6 +115,6 @@ def predictor_of(networks: Sequence[nn.Module], config: RunConfig, device: torch
     """The predictor of networks that lie on the device, as the settings say."""
     data, precision = config.data, choose_precision(config.train.precision, device)
     flips = () if config.augment.preset == "none" else config.augment.flips
-    return Predictor(networks, data.recipe, config.window, patch=config.train.patch, channels=len(data.channels),
+    return Predictor(networks, data.recipe, config.window, patch=config.train.patch, channels=data.channels,
                      classes=data.classes, device=device, precision=precision, flips=flips,
                      mirrored=data.mirrored_places)  # fmt: skip

@@ -57,7 +57,7 @@ def identity_predictor(spacing=(None, None, None), patch=(12, 16, 8)):
         def forward(self, image):
             return Identity()(2 * image)
 
-    return Predictor([Rescaled()], recipe, WindowConfig(), patch=patch, channels=1, classes=("a", "b", "c"),
+    return Predictor([Rescaled()], recipe, WindowConfig(), patch=patch, channels=("image",), classes="abc",
                      device=torch.device("cpu"))  # fmt: skip
 
 
@@ -69,7 +69,7 @@ def test_with_mirrors_a_mirrored_image_is_predicted_as_the_mirror_image(flips):
     image = np.random.default_rng(0).random((1, 7, 6, 5), np.float32)
 
     def probabilities(image, **settings):
-        predictor = Predictor(nets, Recipe(), WindowConfig(**settings), patch=(7, 6, 5), channels=1,
+        predictor = Predictor(nets, Recipe(), WindowConfig(**settings), patch=(7, 6, 5), channels=("image",),
                               classes=("b", "left", "mid", "right"), device=torch.device("cpu"), flips=flips,
                               mirrored={1: 3, 3: 1})  # fmt: skip
         return predictor.probabilities(image)
@@ -89,7 +89,7 @@ def test_with_mirrors_a_mirrored_image_is_predicted_as_the_mirror_image(flips):
 def test_a_single_slice_has_no_mirror_along_itself():
     net, image = nn.Conv3d(1, 3, 1), np.random.default_rng(0).random((1, 6, 5, 1), np.float32)
     found = [
-        Predictor([net], Recipe(), WindowConfig(mirror=True), patch=(6, 5, 1), channels=1, classes=("b", "l", "r"),
+        Predictor([net], Recipe(), WindowConfig(mirror=True), patch=(6, 5, 1), channels=("image",), classes="blr",
                   device=torch.device("cpu"), flips=flips, mirrored={1: 2, 2: 1}).probabilities(image)
         for flips in [(0, 2), (0,)]
     ]  # fmt: skip
@@ -98,7 +98,7 @@ def test_a_single_slice_has_no_mirror_along_itself():
 
 def test_mirrors_that_training_never_showed_are_refused():
     with pytest.raises(ConfigError, match=r"window\.mirror: training mirrored no axis"):
-        Predictor([Identity()], Recipe(), WindowConfig(mirror=True), patch=(4, 4, 4), channels=1, classes=("a", "b"),
+        Predictor([Identity()], Recipe(), WindowConfig(mirror=True), patch=(4, 4, 4), channels=("image",), classes="ab",
                   device=torch.device("cpu"))  # fmt: skip
 
 
@@ -267,7 +267,7 @@ def test_what_memory_does_not_hold_is_predicted_in_slabs_and_is_the_same(monkeyp
 
 @pytest.mark.parametrize(("gib", "pieces"), [(10, 9), (24, 4), (42, 1)])
 def test_a_large_scan_takes_as_many_slabs_as_documented(monkeypatch, gib, pieces):
-    predictor = Predictor([nn.Identity()], Recipe(), WindowConfig(), patch=(112, 112, 96), channels=1,
+    predictor = Predictor([nn.Identity()], Recipe(), WindowConfig(), patch=(112, 112, 96), channels=("image",),
                           classes=tuple(map(str, range(33))), device=torch.device("cpu"))  # fmt: skip
     monkeypatch.setattr("medssl.predictor.available_memory", lambda: gib * 2**30)
     assert len(predictor.cut((600, 600, 450))[1]) == pieces
@@ -896,6 +896,38 @@ def test_where_nothing_can_be_predicted_no_folder_is_left(trained, scans, tmp_pa
     with pytest.raises(DataError, match=r"^1 of 1 cases cannot be predicted\n"):
         predict(trained[0], [scans / "ball_01.nii.gz"], tmp_path / "out", device="cpu")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_modalities_for_each_case_is_taken_as_training_took_it(trained, tmp_path, capsys):
+    run = shutil.copytree(trained[0], tmp_path / "run")
+    settings = {"channels": ["flair", "t1"], "root": None}
+    for name in ("best.pt", "last.pt"):
+        values = load_checkpoint(run / name)
+        values["config"]["data"] |= settings
+        state = values["method"]
+        for key, tensor in state.items():  # networks that look at flair alone
+            if tensor.ndim == 5 and tensor.shape[1] == 1:
+                state[key] = torch.cat([tensor, torch.zeros_like(tensor)], 1)
+        save_checkpoint(run / name, values)
+    images = sorted((trained[1] / "images").glob("*.nii.gz"))[:2]
+    for image in images:
+        folder = tmp_path / "scans" / image.name.partition(".")[0]
+        folder.mkdir(parents=True)
+        shutil.copy(image, folder / f"{folder.name}_FLAIR.nii.gz")
+        volume = read_image(image)
+        write_image(folder / f"{folder.name}_t1.nii.gz", volume.array[::-1], volume.affine)
+        (folder / f"{folder.name}_seg.nii.gz").write_bytes(b"not looked at")
+    written = predict(run, [tmp_path / "scans"], tmp_path / "out", device="cpu")
+    assert "in this order" not in capsys.readouterr().err
+    for path, alone in zip(written, predict(trained[0], images, tmp_path / "alone", device="cpu"), strict=True):
+        assert path.name == alone.name
+        np.testing.assert_array_equal(read_label(path).array, read_label(alone).array)
+    for file in (tmp_path / "scans").rglob("*_t1.nii.gz"):
+        file.rename(str(file).replace("_t1", "_dwi"))
+    predict(run, [tmp_path / "scans"], tmp_path / "other", device="cpu")
+    assert "dwi, flair are taken, in this order, for the channels that the run was trained on, flair, t1" in (
+        capsys.readouterr().err
+    )
 
 
 def test_doubtful_geometry_is_told_once_for_each_kind(trained, tmp_path, capsys):

@@ -123,6 +123,67 @@ class TestFolders:
         assert [path.name for path in read_layout(tmp_path).others] == ["b.img", "series"]
 
 
+def make_brats(root, *patients, modalities=("t1c", "t1n", "t2f"), label="seg", nested=""):
+    for patient in patients:
+        make(root, *(f"{nested}{patient}/{patient}-{word}.nii" for word in (*modalities, *([label] if label else []))))
+
+
+class TestModalities:
+    @pytest.mark.parametrize("nested", ["", "HGG/"])
+    @pytest.mark.parametrize("label", ["seg", ""])
+    def test_files_of_a_folder_are_the_channels_of_its_case(self, tmp_path, nested, label):
+        make_brats(tmp_path, "G-1-000", "G-2-000", label=label, nested=nested)
+        layout = read_layout(tmp_path)
+        assert layout.name == "modalities"
+        assert pairs(layout.cases, tmp_path) == [
+            (id, *(f"{nested}{id}/{id}-{word}.nii" for word in ("t1c", "t1n", "t2f")),
+             f"{nested}{id}/{id}-seg.nii" if label else None)
+            for id in ("G-1-000", "G-2-000")
+        ]  # fmt: skip
+        assert declared(tmp_path).channels == ("t1c", "t1n", "t2f")
+
+    def test_names_without_the_folder_and_in_capitals(self, tmp_path):
+        make(tmp_path, "p1/FLAIR.nii", "p1/T1.nii.gz", "p1/Label.nii", "P2/p2_flair.nii", "P2/p2_T1.nii")
+        assert pairs(read_cases(tmp_path), tmp_path) == [
+            ("P2", "P2/p2_flair.nii", "P2/p2_T1.nii", None),
+            ("p1", "p1/FLAIR.nii", "p1/T1.nii.gz", "p1/Label.nii"),
+        ]
+
+    def test_a_case_without_a_modality_is_an_error_and_a_modality_of_few_is_not_read(self, tmp_path):
+        make_brats(tmp_path, "a", "b", "c")
+        make(tmp_path, "b/b-swi.nii")
+        report = check(tmp_path, workers=0)
+        assert len(report.cases) == 3
+        assert [(one.code, one.file.name) for one in report.findings if one.code == "not_read"] == [
+            ("not_read", "b-swi.nii")
+        ]
+        (tmp_path / "a" / "a-t1n.nii").unlink()
+        with pytest.raises(DataError, match=r"1 of 3 cases lack .*\n  a lacks t1n\n"):
+            read_layout(tmp_path)
+
+    @pytest.mark.parametrize(
+        "files",
+        [
+            ["p1/a.nii", "p1/a_seg.nii", "p1/b.nii", "p1/b_seg.nii", "p2/a.nii", "p2/a_seg.nii", "p2/b.nii"],
+            ["p1/scan.nii", "p1/label.nii", "p2/scan.nii", "p2/label.nii"],
+            ["p1/visit1.nii", "p1/visit2.nii", "p2/visit1.nii", "p2/visit2.nii"],
+            ["p1/t1.nii", "p2/t2.nii", "p3/flair.nii"],
+        ],
+    )
+    def test_scans_of_one_patient_and_lone_files_are_no_modalities(self, tmp_path, files):
+        make(tmp_path, *files)
+        layout = read_layout(tmp_path)
+        assert layout.name == "pairs"
+        assert all(len(case.images) == 1 for case in layout.cases)
+
+    def test_channels_in_another_order_are_told(self, tmp_path):
+        make_brats(tmp_path, "a", "b")
+        names = {"name": "made", "classes": ("background", "tumour")}
+        for channels, told in ((("T1C", "T1n", "T2f"), []), (("t1n", "t1c", "t2f"), ["channel_order"])):
+            layout = read_layout(tmp_path, DatasetConfig(**names, channels=channels))
+            assert [odd.code for odd in layout.contradictions] == told
+
+
 class TestUnread:
     @pytest.mark.parametrize(
         ("layout", "read", "unread"),

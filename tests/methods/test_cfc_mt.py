@@ -112,7 +112,7 @@ def test_the_optimiser_moves_the_students_weights_and_no_others():
 def test_at_inference_each_network_sees_its_band_as_in_training(which):
     method, image = part_ways(build()), batch().unlabelled[:1]
     predictor = Predictor(
-        chosen_networks(method, which), Recipe(), WindowConfig(), patch=SHAPE, channels=1, classes=("a", "b", "c"),
+        chosen_networks(method, which), Recipe(), WindowConfig(), patch=SHAPE, channels=("image",), classes="abc",
         device=torch.device("cpu"),
     )  # fmt: skip
     low, high = split_frequencies(image)

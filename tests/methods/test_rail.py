@@ -194,7 +194,7 @@ def test_four_equal_students_predict_as_one():
     image = torch.randn(1, 9, 8, 11).numpy()
     one, four = (
         Predictor(
-            nets, Recipe(), WindowConfig(), patch=(4, 4, 4), channels=1, classes=("a", "b", "c"),
+            nets, Recipe(), WindowConfig(), patch=(4, 4, 4), channels=("image",), classes="abc",
             device=torch.device("cpu"),
         ).probabilities(image)
         for nets in ([net], 4 * [net])

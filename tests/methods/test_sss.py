@@ -156,7 +156,7 @@ def test_at_inference_the_student_alone_predicts_and_is_an_ordinary_network(back
     step(method, batch())
     image = batch().unlabelled[:1]
     predictor = Predictor(
-        chosen_networks(method, "student"), Recipe(), WindowConfig(), patch=SHAPE, channels=1, classes=("a", "b", "c"),
+        chosen_networks(method, "student"), Recipe(), WindowConfig(), patch=SHAPE, channels=("image",), classes="abc",
         device=torch.device("cpu"),
     )  # fmt: skip
     plain.load_state_dict(method.students()[0].state_dict())

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from medssl.data.cases import Case, DatasetConfig, subjects_of
 from medssl.data.io import case_id
-from medssl.data.layouts import acdc, datalist, dicom, folders, la, msd, nnunet, pairs, ssl4mis
+from medssl.data.layouts import acdc, datalist, dicom, folders, la, modalities, msd, nnunet, pairs, ssl4mis
 from medssl.data.layouts.base import CHANNEL, Declared, Reader, subfolder, volumes
 from medssl.data.layouts.base import Layout as Layout
 from medssl.data.volume import Oddity
@@ -21,7 +21,8 @@ from medssl.errors import ConfigError, DataError
 from medssl.words import some
 
 LAYOUTS: dict[str, Reader] = {
-    layout.READER.name: layout.READER for layout in (datalist, nnunet, msd, acdc, la, folders, ssl4mis, dicom, pairs)
+    layout.READER.name: layout.READER
+    for layout in (datalist, nnunet, msd, acdc, la, folders, ssl4mis, dicom, modalities, pairs)
 }
 """In the order of detection: what only one layout has comes before what many have."""
 
