@@ -48,7 +48,7 @@ def load_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)
 
 
-def merge(files: Sequence[Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
+def merge(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Merge YAML files left to right, then `key.sub=value` overrides, into one nested dict.
 
     Raises:

@@ -59,9 +59,9 @@ _FEW = 4  # below so many cases, starting processes takes longer than it saves
 
 
 def evaluate_folders(
-    predictions: Path,
-    references: Path,
-    out: Path,
+    predictions: Path | str,
+    references: Path | str,
+    out: Path | str,
     *,
     classes: Sequence[str] | None = None,
     data: DatasetConfig | None = None,

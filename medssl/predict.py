@@ -41,13 +41,13 @@ PROBABILITIES = "probabilities"
 
 
 def predict(
-    run: Path,
-    images: Sequence[Path],
-    out: Path,
+    run: Path | str,
+    images: Sequence[Path | str],
+    out: Path | str,
     *,
-    also: Sequence[Path] = (),
+    also: Sequence[Path | str] = (),
     part: str | None = None,
-    prepared: Path | None = None,
+    prepared: Path | str | None = None,
     device: str = "auto",
     checkpoint: str = "best",
     window: dict[str, Any] | None = None,
@@ -83,6 +83,7 @@ def predict(
         ConfigError: nothing to predict, outputs that exist and were made in another way and `overwrite` is not set,
             runs that do not fit together, or a class without one value of its own.
     """
+    run, out = Path(run), Path(out)
     refuse_unwritable(out / "predictions.json")
     predictor, facts = load_predictor(run, choose_device(device), also=also, checkpoint=checkpoint, window=window)
     facts["uncertainty"] = UNCERTAINTY if uncertainty else None
@@ -90,8 +91,8 @@ def predict(
         facts["probabilities"] = PROBABILITIES
     if own_values:
         facts["own_values"] = _own_values(facts)
-    sources = _of_part(run, part, prepared) if part else _of_images(images, predictor.channels)
-    for other in also if part else ():
+    sources = _of_part(run, part, prepared) if part else _of_images([*map(Path, images)], predictor.channels)
+    for other in map(Path, also) if part else ():
         if _of_part(other, str(part), prepared).keys() != sources.keys():
             raise ConfigError(f"{other}: its part {part} has other cases than that of {run}; average runs of one split")
     targets = {id: out / f"{id}.nii.gz" for id in sources}
@@ -156,10 +157,10 @@ def _tell(advance: Advance, id: str, share: float) -> None:
 
 
 def load_predictor(
-    run: Path,
-    device: torch.device,
+    run: Path | str,
+    device: torch.device | str,
     *,
-    also: Sequence[Path] = (),
+    also: Sequence[Path | str] = (),
     checkpoint: str = "best",
     window: dict[str, Any] | None = None,
 ) -> tuple[Predictor, dict[str, Any]]:
@@ -173,18 +174,19 @@ def load_predictor(
     Raises:
         ConfigError: runs of other classes, channels or recipe.
     """
+    run = Path(run)
     found = load_trained(run, checkpoint, window)
     facts = _facts(run, found[0])
     if len(found) > 1:
         facts["averaged"] = len(found)
-    for path in also:
+    for path in map(Path, also):
         others = load_trained(path, checkpoint, window)
         refuse_unlike(run, found[0], path, others[0])
         found += others
-    predictor, *beside = [one.predictor(device) for one in found]
+    predictor, *beside = [one.predictor(torch.device(device)) for one in found]
     predictor.others += beside
     if also:
-        facts["also"] = [str(path.resolve()) for path in also]
+        facts["also"] = [str(Path(path).resolve()) for path in also]
     return predictor, facts
 
 
@@ -362,12 +364,12 @@ def _refuse_channels(by_name: dict[str, Source], channels: int) -> None:
             )
 
 
-def _of_part(run: Path, part: str, prepared: Path | None) -> dict[str, tuple[Source, ...]]:
+def _of_part(run: Path, part: str, prepared: Path | str | None) -> dict[str, tuple[Source, ...]]:
     if part not in PARTS:
         raise ConfigError(f"--part {part}: expected one of {', '.join(PARTS)}")
     if is_model_folder(run):
         raise ConfigError(f"--part {part}: {run} is a model folder, which has no split; name the images to segment")
-    dataset = read_prepared(prepared or _root_of(run))
+    dataset = read_prepared(Path(prepared or _root_of(run)))
     split = read_split(run / "splits.json", dataset)
     ids: Sequence[str] = getattr(split, part)
     if not ids:

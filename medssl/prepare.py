@@ -53,8 +53,8 @@ ELSEWHERE = "Choose another folder, or replace it with --overwrite."
 
 
 def prepare(
-    source: Path,
-    out: Path,
+    source: Path | str,
+    out: Path | str,
     config: DatasetConfig,
     *,
     workers: int | None = None,

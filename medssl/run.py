@@ -74,7 +74,7 @@ class RunConfig(Settings):
         return self.model_dump(mode="json")
 
 
-def load_run_config(files: Sequence[Path], overrides: Sequence[str] = ()) -> RunConfig:
+def load_run_config(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> RunConfig:
     """Merge YAML files and overrides into the settings of a run.
 
     Raises:

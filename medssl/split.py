@@ -18,8 +18,8 @@ from medssl.files import refuse_existing
 
 
 def split(
-    prepared: Path,
-    out: Path,
+    prepared: Path | str,
+    out: Path | str,
     wish: Wish,
     *,
     folds: int | None = None,
@@ -43,6 +43,7 @@ def split(
         ConfigError: wishes that do not go together, more than there is, or files that are not to be replaced.
         DataError: the dataset cannot be read, or the lists divide a patient.
     """
+    prepared, out = Path(prepared), Path(out)
     if folds is not None and draws is not None:
         raise ConfigError("--folds: their labelled patients are drawn once, so leave out --draws")
     if published is not None and (folds or draws or stratify):

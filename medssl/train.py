@@ -49,7 +49,7 @@ _MAY_CHANGE = ("name", "data.root", "data.splits", "train.workers", "train.save_
 
 def train(
     config: RunConfig,
-    out: Path,
+    out: Path | str,
     *,
     resume: bool = False,
     device: str = "auto",
@@ -73,6 +73,7 @@ def train(
         OutOfMemoryError: no change makes a step fit into `memory`, or a step on the CPU needs more than is free.
         DataError, DeviceError, DivergedError, Interrupted: as their names say.
     """
+    out = Path(out)
     check_packages(config.logging)
     if memory is not None:
         config = fitting(config, memory, device=device, quiet=quiet)

@@ -40,7 +40,7 @@ Draw = Callable[[Volume, Volume | None], Any]
 
 
 def check(
-    source: Path,
+    source: Path | str,
     dataset: DatasetConfig | None = None,
     *,
     layout: str | None = None,

@@ -19,10 +19,10 @@ RUN_BUNDLE = (
 
 
 def export(
-    run: Path,
-    out: Path,
+    run: Path | str,
+    out: Path | str,
     *,
-    also: Sequence[Path] = (),
+    also: Sequence[Path | str] = (),
     checkpoint: str = "best",
     window: dict[str, Any] | None = None,
     monai: bool = False,
@@ -45,8 +45,9 @@ def export(
             or that a bundle cannot express.
         DataError: no run folder, or one of its files cannot be read.
     """
+    run, out = Path(run), Path(out)
     _refuse_place(out, overwrite)
-    runs = [(path, _of_run(path, checkpoint, window)) for path in (run, *also)]
+    runs = [(path, _of_run(path, checkpoint, window)) for path in map(Path, (run, *also))]
     for path, trained in runs[1:]:
         refuse_unlike(run, runs[0][1], path, trained)
     all_trained, name = [trained for _, trained in runs], out.resolve().name

@@ -52,6 +52,8 @@ def split_frequencies(
         if kind == "haar":
             low = block_mean(image, [2**n for n in halvings(levels, spacing)])
         else:
+            if kind not in ("gauss", "fft"):
+                raise ValueError(f"frequencies are split by haar, gauss or fft, not by {kind!r}")
             widths = [sigma / mm for mm in spacing]
             widths = [width if width > FINEST else 0.0 for width in widths]
             low = smoothed(image, widths, REACH) if kind == "gauss" else _smoothed_by_fft(image, widths)

@@ -22,8 +22,8 @@ from medssl.report.viewer import fetch_niivue, find_niivue, write_viewer
 
 
 def write_report(
-    runs: Sequence[Path],
-    out: Path,
+    runs: Sequence[Path | str],
+    out: Path | str,
     *,
     title: str = "Comparison of runs",
     references: Sequence[str] = (BASELINE,),

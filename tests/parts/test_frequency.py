@@ -203,3 +203,8 @@ def test_gradients_pass_through_the_split(kind):
     low, high = split_frequencies(given, kind)
     (2 * low + 2 * high).sum().backward()
     torch.testing.assert_close(given.grad, torch.full_like(given, 2.0))
+
+
+def test_another_kind_is_refused():
+    with pytest.raises(ValueError, match="haar, gauss or fft, not by 'gaus'"):
+        split_frequencies(image((5, 6, 7)), "gaus")
