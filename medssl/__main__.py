@@ -6,16 +6,13 @@ import signal
 import sys
 from pathlib import Path
 
-from medssl.progress import STOP_SIGNALS
-
 
 def main() -> None:
     """Run a command. A package that does not load ends in one line and exit code 4; the doctor goes on without it.
 
-    What asks a process to stop is as Ctrl-C, which a command may answer by saving.
+    SIGTERM is as Ctrl-C, which a command may answer by saving.
     """
-    for signum in STOP_SIGNALS:
-        signal.signal(signum, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         from medssl.cli import main as run_command
 

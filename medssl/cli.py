@@ -351,7 +351,9 @@ def train(
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(help="Folder that `medssl train` or `medssl export` wrote.")],
-    images: Annotated[list[Path] | None, typer.Argument(help="Volumes, DICOM folders, or folders of them.")] = None,
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Volumes, folders of DICOM or modalities, or folders of them.")
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for <case>.nii.gz.")] = Path("predictions"),
     part: Annotated[str | None, typer.Option("--part", help="Instead: a part of the run's split, as test.")] = None,
     prepared: Annotated[

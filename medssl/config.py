@@ -122,8 +122,8 @@ def dump(values: Mapping[str, Any], path: Path) -> None:
         partial.write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-_MARKS = "'\"|>&!*"
-"""What text begins with in YAML that is not what it says."""
+_HASH = re.compile(r"""#|[^'"|>&!*\[{].*\s#""")
+"""Text with a # where YAML, in a file, would begin a comment."""
 
 
 def _override(text: str) -> dict[str, Any]:
@@ -131,12 +131,9 @@ def _override(text: str) -> dict[str, Any]:
     if not equals or not key:
         raise ConfigError(f"--set {text}: expected key=value, for example --set train.iterations=200")
     try:
-        values = load_yaml(value)
+        values: Any = value.strip() if _HASH.match(value.strip()) else load_yaml(value)
     except (ValueError, yaml.YAMLError) as error:  # a date or number that is none is a ValueError
         raise ConfigError(f"--set {text}: the value is not YAML: {error}") from None
-    plain = value.strip()
-    if plain.startswith("#") or (isinstance(values, str) and plain[:1] not in _MARKS):
-        values = plain  # YAML would end it at ` #`, where a comment begins in a file
     for part in reversed(key.split(".")):
         values = {part: values}
     made: dict[str, Any] = values

@@ -105,8 +105,8 @@ def alone_in(folder: Path) -> Iterator[bool]:
     """Make a folder where it is missing and keep other processes out of it; yield whether it is new.
 
     The folder itself is locked: nothing is left behind, and the lock ends with the process, whatever ends that. It is
-    seen by processes of this machine, and not on Windows or by the machines of a shared file system. What a process
-    that was killed left half written at its top is removed, and at the end the folder itself if it is new and empty.
+    seen by processes of this machine, and not on Windows or by the machines of a shared file system. A new folder that
+    is empty at the end is removed.
 
     Raises:
         ConfigError: another process is in it, or it is a file.
@@ -120,8 +120,6 @@ def alone_in(folder: Path) -> Iterator[bool]:
         raise ConfigError(f"{folder}: is a file; choose another place")
     handle = _lock(folder)
     try:
-        for rest in folder.glob(".partial-*") if handle is not None else ():
-            rest.unlink() if rest.is_file() else shutil.rmtree(rest, ignore_errors=True)
         yield is_new
     finally:
         if is_new:

@@ -65,8 +65,8 @@ def predict(
 
     Args:
         images: volume files and folders of a DICOM series, or folders of them; `FOLDER#UID` picks of several series.
-            Names that end in `_0000`, `_0001` and so on are the channels of one case, and so are the modalities in
-            each folder of a folder that looks like the layout `modalities`.
+            Names that end in `_0000`, `_0001` and so on are the channels of one case, and so are files in a folder of
+            their own that have the names of the run's channels, see the layout `modalities`.
         also: other runs, whose class probabilities are averaged with the first one's.
         part: instead of naming images, the raw images of a part of the run's own split, such as `test`.
         prepared: with `part`, where the prepared dataset is now; None looks where it was when the run was trained.
@@ -290,18 +290,14 @@ def _earlier_images(record: Path, facts: dict[str, Any], overwrite: bool) -> dic
 
 
 def _of_images(images: Sequence[Path], channels: Sequence[str]) -> dict[str, tuple[Source, ...]]:
-    """The files of each case among volumes, folders of them, and folders with a folder of modalities for each case."""
-    by_modality = [path for path in images if path.is_dir() and modalities.fits(path)]
-    rest = [path for path in images if path not in by_modality]
-    found = _by_id(_expand(rest), len(channels)) if rest or not by_modality else {}
-    for path in by_modality:
-        words = modalities.declared(path).channels or ()
-        if list(words) != [name.lower() for name in channels]:
-            print(f"medssl: {path}: {', '.join(words)} are taken, in this order, for the channels that the run was "
-                  f"trained on, {', '.join(channels)}", file=sys.stderr)  # fmt: skip
-        for case in modalities.read(path).cases:
-            if found.setdefault(case.id, case.images) != case.images:
-                raise DataError(f"{path}: case {case.id} is in another place as well; predict them into two folders")
+    """The files of each case among volumes, folders of them, and folders with files named by the run's channels."""
+    by_name = [path for path in images if len(channels) > 1 and path.is_dir() and modalities.cases_in(path, channels)]
+    rest = [path for path in images if path not in by_name]
+    found = _by_id(_expand(rest), len(channels)) if rest or not by_name else {}
+    for case in (case for path in by_name for case in modalities.cases_in(path, channels)):
+        if (other := found.setdefault(case.id, case.images)) is not case.images:
+            raise DataError(f"{case.images[0]} and {other[0]} are both of a case {case.id}; predict one after the "
+                            "other, into two folders")  # fmt: skip
     return found
 
 

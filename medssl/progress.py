@@ -19,8 +19,6 @@ from medssl.errors import OutOfMemoryError
 T = TypeVar("T")
 R = TypeVar("R")
 _KILL_WITH_PARENT = 1  # Linux: PR_SET_PDEATHSIG
-STOP_SIGNALS = (signal.SIGTERM, *((signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()))
-"""How batch systems and containers ask a process to stop, besides Ctrl-C."""
 
 
 @contextmanager
@@ -82,8 +80,9 @@ def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _begin_worker() -> None:
-    """A terminal sends Ctrl-C to every process, and the parent decides what becomes of it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A terminal sends Ctrl-C to every process, a batch system SIGTERM; the parent decides what becomes of it."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
     die_with_parent()
 
 
@@ -154,7 +153,7 @@ def _duration(seconds: float) -> str:
 
 @contextmanager
 def stop_requested(words: str = "") -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or other wish to stop sets, saying `words`; a second Ctrl-C interrupts at once."""
+    """An event that the first Ctrl-C or SIGTERM sets, saying `words`; a second Ctrl-C interrupts at once."""
     stop = threading.Event()
 
     def ask(signum: int, frame: Any) -> None:
@@ -166,7 +165,7 @@ def stop_requested(words: str = "") -> Iterator[threading.Event]:
 
     previous = {}
     try:
-        for signum in (signal.SIGINT, *STOP_SIGNALS):
+        for signum in (signal.SIGINT, signal.SIGTERM):
             previous[signum] = signal.signal(signum, ask)
     except ValueError:
         pass  # not in the main thread: whoever runs us there handles signals

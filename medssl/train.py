@@ -146,6 +146,8 @@ def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, 
     if resume and (out / "last.pt").exists():
         _check_same(config, data.split, out)
         trainer.load(out / "last.pt")
+        for rest in out.glob(".partial-*.pt") if is_first() else ():  # of a save in which the run was killed
+            rest.unlink()
         if is_first() and not quiet:
             print(f"{out}: going on from step {trainer.iteration} of {config.train.iterations}", file=sys.stderr)
     else:

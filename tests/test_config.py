@@ -24,15 +24,15 @@ def test_later_files_win_key_by_key_and_overrides_win_over_all(tmp_path):
     }
 
 
-@pytest.mark.parametrize("text", ["site #2/x", "#2/x", " a #b ", "~/a #1, b #2"])
+@pytest.mark.parametrize("text", ["site #2/x", "#2/x", " a #b ", "~/a #1, b #2", "1 #2", "null #2", "a\t#2"])
 def test_a_hash_in_an_override_is_part_of_its_text(text):
     assert merge([], [f"data.root={text}"]) == {"data": {"root": text.strip()}}
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("'a #b' # c", "a #b"), ('"2"', "2"), ("3 # c", 3), ("[a, b]", ["a", "b"])]
+    ("text", "value"), [("'a #b' # c", "a #b"), ('"2"', "2"), (" 'a' ", "a"), ("[a] # b", ["a"]), ("a#b", "a#b")]
 )
-def test_what_is_quoted_or_no_text_is_read_as_in_a_file(text, value):
+def test_what_is_quoted_or_listed_is_read_as_in_a_file(text, value):
     assert merge([], [f"data.x={text}"]) == {"data": {"x": value}}
 
 

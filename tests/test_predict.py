@@ -898,14 +898,13 @@ def test_where_nothing_can_be_predicted_no_folder_is_left(trained, scans, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_of_modalities_for_each_case_is_taken_as_training_took_it(trained, tmp_path, capsys):
+def test_a_folder_of_modalities_for_each_case_is_taken_by_the_names_of_the_runs_channels(trained, tmp_path):
     run = shutil.copytree(trained[0], tmp_path / "run")
-    settings = {"channels": ["flair", "t1"], "root": None}
     for name in ("best.pt", "last.pt"):
         values = load_checkpoint(run / name)
-        values["config"]["data"] |= settings
+        values["config"]["data"] |= {"channels": ["T1", "flair"], "root": None}
         state = values["method"]
-        for key, tensor in state.items():  # networks that look at flair alone
+        for key, tensor in state.items():  # networks that look at T1 alone
             if tensor.ndim == 5 and tensor.shape[1] == 1:
                 state[key] = torch.cat([tensor, torch.zeros_like(tensor)], 1)
         save_checkpoint(run / name, values)
@@ -913,21 +912,30 @@ def test_a_folder_of_modalities_for_each_case_is_taken_as_training_took_it(train
     for image in images:
         folder = tmp_path / "scans" / image.name.partition(".")[0]
         folder.mkdir(parents=True)
-        shutil.copy(image, folder / f"{folder.name}_FLAIR.nii.gz")
+        shutil.copy(image, folder / f"{folder.name}_t1.nii.gz")
         volume = read_image(image)
-        write_image(folder / f"{folder.name}_t1.nii.gz", volume.array[::-1], volume.affine)
+        write_image(folder / f"{folder.name}_FLAIR.nii.gz", volume.array[::-1], volume.affine)
         (folder / f"{folder.name}_seg.nii.gz").write_bytes(b"not looked at")
+        (folder / f"{folder.name}_t2.nii.gz").write_bytes(b"not wanted")
+    alone = predict(trained[0], images, tmp_path / "alone", device="cpu")
     written = predict(run, [tmp_path / "scans"], tmp_path / "out", device="cpu")
-    assert "in this order" not in capsys.readouterr().err
-    for path, alone in zip(written, predict(trained[0], images, tmp_path / "alone", device="cpu"), strict=True):
-        assert path.name == alone.name
-        np.testing.assert_array_equal(read_label(path).array, read_label(alone).array)
-    for file in (tmp_path / "scans").rglob("*_t1.nii.gz"):
-        file.rename(str(file).replace("_t1", "_dwi"))
-    predict(run, [tmp_path / "scans"], tmp_path / "other", device="cpu")
-    assert "dwi, flair are taken, in this order, for the channels that the run was trained on, flair, t1" in (
-        capsys.readouterr().err
-    )
+    one = predict(run, [tmp_path / "scans" / "ball_00"], tmp_path / "one", device="cpu")
+    for path, expected in [*zip(written, alone, strict=True), (one[0], alone[0])]:
+        assert path.name == expected.name
+        np.testing.assert_array_equal(read_label(path).array, read_label(expected).array)
+    (tmp_path / "scans" / "ball_01" / "ball_01_t1.nii.gz").rename(tmp_path / "elsewhere.nii.gz")
+    with pytest.raises(DataError, match=r"ball_01: no file of t1\n"):
+        predict(run, [tmp_path / "scans"], tmp_path / "other", device="cpu")
+
+
+def test_a_link_to_another_scan_is_another_image(trained, tmp_path):
+    images, link = sorted((trained[1] / "images").glob("*.nii.gz")), tmp_path / "latest.nii.gz"
+    link.symlink_to(images[0])
+    predict(trained[0], [link], tmp_path / "out", device="cpu")
+    link.unlink()
+    link.symlink_to(images[1])
+    with pytest.raises(ConfigError, match="exists and was made from"):
+        predict(trained[0], [link], tmp_path / "out", device="cpu")
 
 
 def test_doubtful_geometry_is_told_once_for_each_kind(trained, tmp_path, capsys):

@@ -189,7 +189,7 @@ def image_facts(case: Case) -> ImageFacts:
     image = read_image(*case.images)
     if not np.isfinite(image.array).all():
         raise DataError(f"{case.images[0]}: holds NaN or infinity; `medssl check` lists all such cases")
-    nonzero = zero_is_background(image)
+    nonzero = zero_is_background([*image.channels])
     channels = tuple(_grey(channel.reshape(-1), nonzero) for channel in image.channels)
     threshold: Any = "nonzero" if nonzero else BODY if all(grey.hounsfield for grey in channels) else None
     # A window costs nothing, z-scores would look at every voxel again.

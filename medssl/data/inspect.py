@@ -85,7 +85,8 @@ def check_case(case: Case, expected: Expected) -> Checked:
     for source, other in zip(case.images[1:], images[1:], strict=True):
         if image is not None and other is not None:
             _check_grids(image, other, _Notes(case.id, source.path, findings), "other channel")
-    if expected.threshold is None and all(one is not None and zero_is_background(one) for one in images):
+    greys = [channel for one in images if one is not None for channel in one.channels]
+    if expected.threshold is None and all(one is not None for one in images) and zero_is_background(greys):
         found = "the background is 0, and some tissue darker: by grey levels, all of it is foreground"
         fix = "set data.recipe.threshold=nonzero, or the crop and the mean of grey levels are those of the background"
         _Notes(case.id, case.images[0].path, findings).warning("zero_background", found, fix)

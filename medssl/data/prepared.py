@@ -142,9 +142,9 @@ def refuse_moved(root: Path, files: Sequence[Source]) -> None:
     """Raise a DataError where none of these raw files is where it was when the folder `root` was prepared."""
     if files and not any(file.path.exists() for file in files):
         raise DataError(
-            f"{files[0].path}: no such file any more, as the other {len(files) - 1} that {root} was prepared from; if "
-            f"they are elsewhere now, `medssl prepare PLACE {root}`, with the configuration of before, notes where and "
-            "keeps the arrays"
+            f"{files[0].path}: no such file any more, nor any of the {len(files)} that are wanted of those that {root} "
+            f"was prepared from; if they are elsewhere now, `medssl prepare PLACE {root}`, with the configuration of "
+            "before, notes where and keeps the arrays"
         )
 
 

@@ -9,7 +9,7 @@ literature does.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -176,15 +176,10 @@ class Recipe(Settings):
         """Voxels brighter than air, or not 0, in any channel; all of them where nothing is."""
         found = np.zeros(channels.shape[1:], bool)
         for channel in channels:
-            threshold = self.threshold
-            if threshold == "nonzero":
+            if self.threshold == "nonzero":
                 found |= channel != 0
-                continue
-            if threshold is None:
-                sample = channel.reshape(-1)[:: 1 + channel.size // SAMPLED]
-                low, high = float(channel.min()), float(np.percentile(sample, 99.5))
-                threshold = low + AIR_FRACTION * (high - low)
-            found |= channel > threshold
+            else:
+                found |= channel > (_air(channel) if self.threshold is None else self.threshold)
         return found if found.any() else np.ones_like(found)
 
     def _normalise(self, channel: NDArray[np.float32], foreground: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -203,18 +198,25 @@ class Recipe(Settings):
         return normal
 
 
-def zero_is_background(image: Volume) -> bool:
-    """Whether 0 fills the corners and a tenth of every channel, and some tissue is darker than that.
+def _air(channel: NDArray[np.float32]) -> float:
+    """The grey level above which a voxel is foreground, by AIR_FRACTION."""
+    sample = channel.reshape(-1)[:: 1 + channel.size // SAMPLED]
+    low, high = float(channel.min()), float(np.percentile(sample, 99.5))
+    return low + AIR_FRACTION * (high - low)
 
-    Then `threshold: nonzero` finds the foreground, which is not brighter than the rest. Hounsfield units, in which 0 is
-    water and air is far below, are not meant.
+
+def zero_is_background(channels: Sequence[NDArray[np.float32]]) -> bool:
+    """Whether 0 fills the corners and a tenth of every channel of a case, and is too bright for air in some.
+
+    Then `threshold: nonzero` finds the foreground, and null takes all for it. Hounsfield units, in which 0 is water and
+    air is far below, are not meant.
     """
     return all(
-        DARKEST < channel.min() < 0
+        channel.min() > DARKEST
         and np.count_nonzero(channel) < 0.9 * channel.size
         and not channel[np.ix_(*([0, -1] for _ in channel.shape))].any()
-        for channel in image.channels
-    )
+        for channel in channels
+    ) and any(_air(channel) < 0 for channel in channels)
 
 
 def _moments(values: NDArray[np.float64]) -> tuple[np.float64, np.float64]:

@@ -48,8 +48,10 @@ class Source:
         return cls(whole) if not mark or whole.exists() else cls((base or Path()) / path, part)
 
     def absolute(self) -> Source:
-        """The same with an absolute path. A link to a file is not followed: what it names need not end like one."""
-        return Source(self.path.parent.resolve() / self.path.name, self.part)
+        """The same with an absolute path. Links are followed, but not to a file whose name says less of what it is."""
+        real = self.path.resolve()
+        is_named = real.suffix == self.path.suffix or real.is_dir()
+        return Source(real if is_named else self.path.parent.resolve() / self.path.name, self.part)
 
 
 @dataclass(frozen=True)

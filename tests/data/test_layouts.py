@@ -151,14 +151,20 @@ class TestModalities:
 
     def test_a_case_without_a_modality_is_an_error_and_a_modality_of_few_is_not_read(self, tmp_path):
         make_brats(tmp_path, "a", "b", "c")
-        make(tmp_path, "b/b-swi.nii")
+        make(tmp_path, "b/b-swi.nii", "b/t1c_seg.nii")
         report = check(tmp_path, workers=0)
         assert len(report.cases) == 3
-        assert [(one.code, one.file.name) for one in report.findings if one.code == "not_read"] == [
-            ("not_read", "b-swi.nii")
-        ]
+        unread = sorted(one.file.name for one in report.findings if one.code == "not_read")
+        assert unread == ["b-swi.nii", "t1c_seg.nii"]
         (tmp_path / "a" / "a-t1n.nii").unlink()
-        with pytest.raises(DataError, match=r"1 of 3 cases lack .*\n  a lacks t1n\n"):
+        with pytest.raises(DataError, match=r"each case needs one file .*\n  \S+a: no file of t1n\n"):
+            read_layout(tmp_path)
+
+    @pytest.mark.parametrize("twice", ["a/t1c.nii", "a/A-T1C.nii.gz"])
+    def test_two_files_of_one_modality_are_an_error(self, tmp_path, twice):
+        make_brats(tmp_path, "a", "b")
+        make(tmp_path, twice)
+        with pytest.raises(DataError, match=r"and .* are both of t1c\n"):
             read_layout(tmp_path)
 
     @pytest.mark.parametrize(
@@ -168,20 +174,42 @@ class TestModalities:
             ["p1/scan.nii", "p1/label.nii", "p2/scan.nii", "p2/label.nii"],
             ["p1/visit1.nii", "p1/visit2.nii", "p2/visit1.nii", "p2/visit2.nii"],
             ["p1/t1.nii", "p2/t2.nii", "p3/flair.nii"],
+            ["a.nii", "a_label.nii", "old/ct.nii", "old/pet.nii"],
+            ["one/scan.nii", "one/scan_label.nii", "one/scan_1.nii", "one/scan_1_label.nii"],
+            ["p1/image.nii", "p1/image_label.nii", "p1/mask.nii", "p2/image.nii", "p2/image_label.nii"],
+            ["train/01.nii", "train/02.nii", "test/01.nii", "test/02.nii", "test/label.nii"],
         ],
     )
-    def test_scans_of_one_patient_and_lone_files_are_no_modalities(self, tmp_path, files):
+    def test_scans_of_one_patient_labels_and_numbers_are_no_modalities(self, tmp_path, files):
         make(tmp_path, *files)
         layout = read_layout(tmp_path)
         assert layout.name == "pairs"
         assert all(len(case.images) == 1 for case in layout.cases)
 
-    def test_channels_in_another_order_are_told(self, tmp_path):
+    def test_a_folders_name_is_left_out_as_a_word_alone(self, tmp_path):
+        make_brats(tmp_path, "T1", "F", modalities=("t1", "t1ce", "flair"))
+        assert declared(tmp_path).channels == ("flair", "t1", "t1ce")
+        for path in tmp_path.rglob("*.nii"):
+            path.rename(path.with_name(path.name.removeprefix(f"{path.parent.name}-")))
+        assert declared(tmp_path).channels == ("flair", "t1", "t1ce")
+        assert [case.label is None for case in read_cases(tmp_path)] == [False, False]
+
+    def test_a_configuration_takes_modalities_by_name(self, tmp_path):
         make_brats(tmp_path, "a", "b")
-        names = {"name": "made", "classes": ("background", "tumour")}
-        for channels, told in ((("T1C", "T1n", "T2f"), []), (("t1n", "t1c", "t2f"), ["channel_order"])):
-            layout = read_layout(tmp_path, DatasetConfig(**names, channels=channels))
-            assert [odd.code for odd in layout.contradictions] == told
+        (tmp_path / "b" / "b-t2f.nii").unlink()  # not wanted
+        dataset = DatasetConfig(name="made", classes=("background", "tumour"), channels=("T1n", "t1c"))
+        layout = read_layout(tmp_path, dataset, "modalities")
+        assert [Path(str(image)).name for image in layout.cases[0].images] == ["a-t1n.nii", "a-t1c.nii"]
+        assert layout.contradictions == ()
+        other = dataset.model_copy(update={"channels": ("t1", "t2")})
+        with pytest.raises(ConfigError, match=r"names t1, t2, and the files of cases are named t1c, t1n;"):
+            read_layout(tmp_path, other, "modalities")
+
+    def test_asked_for_where_there_are_none_it_finds_none(self, tmp_path):
+        make(tmp_path, "p1/a.nii", "p2/b.nii", "p3/c.nii")
+        assert LAYOUTS["modalities"].read(tmp_path).cases == ()
+        with pytest.raises(DataError, match="no volume found"):
+            check(tmp_path, layout="modalities", workers=0)
 
 
 class TestUnread:

@@ -331,11 +331,12 @@ class TestStopped:
         time.sleep(2)  # its workers end with the case that they are at
         assert_goes_on(slow_cases, out, finished(out) | done)
 
-    def test_ctrl_c_keeps_what_is_finished(self, slow_cases, tmp_path):
+    @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_to_all_processes_keeps_what_is_finished(self, slow_cases, tmp_path, signum):
         out = tmp_path / "out"
         process = start(slow_cases, out)
         wait_for(lambda: finished(out), process)
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, signum)
         said = process.communicate(timeout=60)[1]
         assert process.returncode == 130, said
         assert "the same command goes on" in said

@@ -77,16 +77,18 @@ def test_where_0_is_background_all_that_is_not_0_is_foreground():
     ("change", "expected"),
     [
         (lambda image: image, True),
+        (lambda image: np.stack([image[0], 100 * np.abs(image[1])]), True),  # all is foreground by the first
         (lambda image: np.abs(image), False),  # bright is enough
+        (lambda image: 800 * np.abs(image) - 3 * (np.abs(image) > 2), False),  # a few voxels below, and air is darker
         (lambda image: 300 * image, False),  # as Hounsfield units
         (lambda image: image + 1, False),
-        (lambda image: image[3:-4, 3:-4, 3:-4], False),
-        (lambda image: np.stack([image[..., 0], np.abs(image[..., 1])], -1), False),
+        (lambda image: image[:, 3:-4, 3:-4, 3:-4], False),
+        (lambda image: np.stack([image[0], image[1] + 1]), False),
     ],
 )
-def test_background_of_0_is_known_by_corners_and_darker_tissue(change, expected):
+def test_background_of_0_is_known_by_corners_and_by_being_no_air(change, expected):
     image, _ = normalised_brain()
-    assert zero_is_background(Volume(change(image), np.eye(4))) == expected
+    assert zero_is_background([*change(np.moveaxis(image, -1, 0))]) == expected
 
 
 @pytest.mark.parametrize("codes", ORIENTATIONS)

@@ -48,8 +48,10 @@ def read_layout(source: Path, dataset: DatasetConfig | None = None, layout: str 
     """
     source = Path(source)
     reader = find_reader(source, layout or (dataset.layout if dataset else None))
-    found = replace(reader.read(source), name=reader.name)
-    if dataset is not None:
+    by_name = None if dataset is None else reader.read_channels
+    found = by_name(source, dataset.channels) if dataset and by_name else reader.read(source)
+    found = replace(found, name=reader.name)
+    if dataset is not None and not by_name:
         with suppress(DataError, ConfigError):  # what cannot be read contradicts nobody
             found = replace(found, contradictions=tuple(_contradictions(reader.declared(source), dataset)))
     rule = dataset.subject if dataset else None

@@ -20,6 +20,8 @@ from medssl.errors import DataError
 
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 """The name of a file of one channel: its case and its number."""
+LABEL = re.compile(r"(?:(.*)[-_. ])?(?:labels?|labelmap|gt|segs?|segmentation|mask)", re.IGNORECASE)
+"""The name of a file that is a label: what it is of, if it says so."""
 _LABELS = re.compile(
     r"(?:.*[-_. ])?(?:labels?|labelmaps?|gt|segs?|segmentations?|masks?|annotations?|ground[-_. ]?truth)", re.IGNORECASE
 )
@@ -85,6 +87,8 @@ class Reader:
     read: Callable[[Path], Layout]
     """The cases; none where it does not fit."""
     declared: Callable[[Path], Declared] = nothing_declared
+    read_channels: Callable[[Path, Sequence[str]], Layout] | None = None
+    """As `read`, where the files of channels are found by their names and not by their order."""
 
 
 def volumes(folder: Path) -> list[Path]:

@@ -1,7 +1,8 @@
 """A folder for each case with a file for each modality: `P1/P1-t1.nii.gz` and `P1/P1-flair.nii.gz`, as BraTS has it.
 
-What is left of a file's name without that of its folder is the modality, or calls the file a label. The modalities are
-the channels of a case, in the order of the alphabet; what less than half of the cases have is none.
+What is left of a file's name without that of its folder is the modality, or calls the file the label of the case. The
+modalities that more than half of the cases have are the channels, in the order of the alphabet; a configuration takes
+them by their names, in its own order, and may leave some out.
 """
 
 from __future__ import annotations
@@ -15,14 +16,10 @@ from pathlib import Path
 from medssl.data.cases import Case
 from medssl.data.io import case_id
 from medssl.data.layouts import description
-from medssl.data.layouts.base import Declared, Layout, Reader, case, others, subfolders, volumes
-from medssl.errors import DataError
-from medssl.words import some
+from medssl.data.layouts.base import LABEL, Declared, Layout, Reader, case, others, subfolders, volumes
+from medssl.errors import ConfigError, DataError
 
-_LABEL = re.compile(r"(?:labels?|labelmap|gt|segs?|segmentation|mask)", re.IGNORECASE)
-_KNOWN = re.compile(
-    r"(?:t1|t2)(?:[-_]?(?:w|n|c|ce|gd|post|wce|f|flair|map))?|flair|pd|dwi|adc|swi|cbv|cbf|ct|cta|ctp|pet"
-)
+_KNOWN = re.compile(r"t[12](?:[-_]?(?:w|n|c|ce|gd|post|wce|f|flair|map))?|flair|pd|dwi|adc|swi|cbv|cbf|ct|cta|ctp|pet")
 """Modalities by which folders without labels are known."""
 
 
@@ -31,31 +28,53 @@ class _Folder:
     """The files of a case."""
 
     path: Path
-    images: dict[str, Path]
+    images: dict[str, list[Path]]
     """By modality, in small letters."""
     labels: tuple[Path, ...]
 
 
 def fits(source: Path) -> bool:
-    """Whether most folders have the same two modalities or more, and a label of no other name, or known modalities."""
+    """Whether most folders have the same two modalities or more: known ones, or words beside which a label lies."""
+    if volumes(source):
+        return False
     folders = _folders(source)
     words = _words(folders)
-    return len(words) > 1 and (any(folder.labels for folder in folders) or all(map(_KNOWN.fullmatch, words)))
+    if len(words) < 2 or any(word.isdecimal() for word in words):
+        return False
+    return all(map(_KNOWN.fullmatch, words)) or (len(folders) > 1 and any(folder.labels for folder in folders))
 
 
 def read(source: Path) -> Layout:
     folders = _folders(source)
-    words = _words(folders)
-    faults = [f"  {folder.path.name} lacks {some(lacking)}" for folder in folders
-              if (lacking := [word for word in words if word not in folder.images])]  # fmt: skip
-    if faults:
-        title = f"{source}: {len(faults)} of {len(folders)} cases lack a file of a modality that others have"
-        raise DataError("\n".join([title, *faults, "Add these files, or leave these cases out with a datalist."]))
-    unread = [file for folder in folders for word, file in folder.images.items() if word not in words]
-    return Layout(
-        tuple(found for folder in folders for found in _cases(folder, words)),
-        others=(*unread, *others(folder.path for folder in folders)),
-    )
+    return _layout(source, folders, _words(folders))
+
+
+def read_channels(source: Path, channels: Sequence[str]) -> Layout:
+    """As `read`, the modalities of these names as the channels of a case, in this order.
+
+    Raises:
+        ConfigError: few cases have them.
+    """
+    folders = _folders(source)
+    wanted, there = [name.lower() for name in channels], _words(folders)
+    if there and not set(wanted) <= set(there):
+        raise ConfigError(f"{source}: data.channels names {', '.join(channels)}, and the files of cases are named "
+                          f"{', '.join(there)}; give the channels the names of the modalities to take")  # fmt: skip
+    return _layout(source, folders, wanted)
+
+
+def cases_in(folder: Path, channels: Sequence[str]) -> list[Case]:
+    """The cases of a folder, or that which it is itself, by the names of their modalities; none where none has them.
+
+    Raises:
+        DataError: some lack a modality.
+    """
+    wanted = [name.lower() for name in channels]
+    if files := volumes(folder):
+        meant = [one for one in [_folder(folder, files)] if set(wanted) <= one.images.keys()]
+    else:
+        meant = [one for one in _folders(folder) if set(wanted) & one.images.keys()]
+    return list(_layout(folder, meant, wanted).cases)
 
 
 def declared(source: Path) -> Declared:
@@ -63,8 +82,31 @@ def declared(source: Path) -> Declared:
     return replace(description.declared(source), channels=_words(_folders(source)) or None)
 
 
+def _layout(source: Path, folders: Sequence[_Folder], words: Sequence[str]) -> Layout:
+    """Cases of these modalities.
+
+    Raises:
+        DataError: a case lacks one, or has two files of one.
+    """
+    faults = [f"  {folder.path}: {fault}" for folder in folders for fault in _faults(folder, words)]
+    if faults:
+        title = f"{source}: each case needs one file of each modality ({', '.join(words)})"
+        raise DataError("\n".join([title, *faults, "Mend these folders, or name the files in a datalist."]))
+    cases = [found for folder in folders for found in _cases(folder, words)] if words else []
+    used = {source.path for one in cases for source in one.sources}
+    unread = [file for folder in folders for file in volumes(folder.path) if file not in used]
+    return Layout(tuple(cases), others=(*unread, *others(folder.path for folder in folders)))
+
+
+def _faults(folder: _Folder, words: Sequence[str]) -> list[str]:
+    files = {word: folder.images.get(word, []) for word in words}
+    lacking = [f"no file of {word}" for word, found in files.items() if not found]
+    twice = [(word, [file.name for file in found]) for word, found in files.items() if len(found) > 1]
+    return lacking + [f"{' and '.join(names)} are both of {word}" for word, names in twice]
+
+
 def _cases(folder: _Folder, words: Sequence[str]) -> list[Case]:
-    images = [folder.images[word] for word in words]
+    images = [folder.images[word][0] for word in words]
     return [case(folder.path.name, images, label) for label in folder.labels or (None,)]
 
 
@@ -75,23 +117,30 @@ def _words(folders: Sequence[_Folder]) -> tuple[str, ...]:
 
 
 def _folders(source: Path) -> list[_Folder]:
-    """Those with volumes, up to two folders down: `HGG/P01` as well."""
+    """Those with volumes, up to two folders down: `HGG/P1` as well."""
     outer = subfolders(source)
     inner = [path for folder in outer if not volumes(folder) for path in subfolders(folder)]
     return [_folder(path, files) for path in (*outer, *inner) if (files := volumes(path))]
 
 
 def _folder(path: Path, files: Sequence[Path]) -> _Folder:
-    words = {file: _word(case_id(file), path.name) for file in files}
-    return _Folder(path, {word.lower(): file for file, word in words.items() if not _LABEL.fullmatch(word)},
-                   tuple(file for file, word in words.items() if _LABEL.fullmatch(word)))  # fmt: skip
+    images: dict[str, list[Path]] = {}
+    labels = []
+    for file in files:
+        word = _word(case_id(file), path.name)
+        label = LABEL.fullmatch(word)
+        if label is None:
+            images.setdefault(word.lower(), []).append(file)
+        elif label[1] is None:  # another is the label of one file alone
+            labels.append(file)
+    return _Folder(path, images, tuple(labels))
 
 
 def _word(name: str, folder: str) -> str:
     """What the name of a file says beside that of its folder."""
-    rest = name[len(folder) :] if name.lower().startswith(folder.lower()) else name
-    return rest.lstrip("-_. ") or name
+    match = re.fullmatch(rf"{re.escape(folder)}[-_. ]+(.+)", name, re.IGNORECASE)
+    return match[1] if match else name
 
 
-READER = Reader("modalities", "folders with a file for each modality, such as P01/t1.nii.gz and P01/flair.nii.gz",
-                fits, read, declared)  # fmt: skip
+READER = Reader("modalities", "folders with a file for each modality, such as P1/t1.nii.gz and P1/flair.nii.gz",
+                fits, read, declared, read_channels)  # fmt: skip

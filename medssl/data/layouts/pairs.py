@@ -7,13 +7,13 @@ images is nobody's. An image with two labels becomes two cases, for `check` to f
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
 from medssl.data.io import case_id
 from medssl.data.layouts.base import (
+    LABEL,
     Layout,
     Reader,
     case,
@@ -23,8 +23,6 @@ from medssl.data.layouts.base import (
     volumes_below,
 )
 from medssl.data.layouts.description import declared
-
-_LABEL = re.compile(r"(?:(.*)[-_. ])?(?:labels?|labelmap|gt|seg|segmentation|mask)", re.IGNORECASE)
 
 
 def fits(source: Path) -> bool:
@@ -49,7 +47,7 @@ def read(source: Path) -> Layout:
 
 def _read(folder: Path, alone: bool) -> Layout:
     """The cases of one folder; `alone`: it is the folder of a patient, and perhaps of one case."""
-    files = [(path, _LABEL.fullmatch(case_id(path))) for path in volumes(folder)]
+    files = [(path, LABEL.fullmatch(case_id(path))) for path in volumes(folder)]
     images = [path for path, match in files if not match]
     labels: dict[str, list[Path]] = {}
     for path, match in files:
