@@ -195,14 +195,14 @@ class TestModalities:
         assert [case.label is None for case in read_cases(tmp_path)] == [False, False]
 
     def test_a_configuration_takes_modalities_by_name(self, tmp_path):
-        make_brats(tmp_path, "a", "b")
+        make_brats(tmp_path, "a", "b", "c")
         (tmp_path / "b" / "b-t2f.nii").unlink()  # not wanted
         dataset = DatasetConfig(name="made", classes=("background", "tumour"), channels=("T1n", "t1c"))
         layout = read_layout(tmp_path, dataset, "modalities")
         assert [Path(str(image)).name for image in layout.cases[0].images] == ["a-t1n.nii", "a-t1c.nii"]
-        assert layout.contradictions == ()
+        assert (layout.contradictions, layout.others) == ((), ())
         other = dataset.model_copy(update={"channels": ("t1", "t2")})
-        with pytest.raises(ConfigError, match=r"names t1, t2, and the files of cases are named t1c, t1n;"):
+        with pytest.raises(ConfigError, match=r"names t1, t2, and the files of cases are named t1c, t1n, t2f;"):
             read_layout(tmp_path, other, "modalities")
 
     def test_asked_for_where_there_are_none_it_finds_none(self, tmp_path):

@@ -93,8 +93,9 @@ def _layout(source: Path, folders: Sequence[_Folder], words: Sequence[str]) -> L
         title = f"{source}: each case needs one file of each modality ({', '.join(words)})"
         raise DataError("\n".join([title, *faults, "Mend these folders, or name the files in a datalist."]))
     cases = [found for folder in folders for found in _cases(folder, words)] if words else []
-    used = {source.path for one in cases for source in one.sources}
-    unread = [file for folder in folders for file in volumes(folder.path) if file not in used]
+    known = {source.path for one in cases for source in one.sources}
+    known |= {file for folder in folders for word in _words(folders) for file in folder.images.get(word, ())}
+    unread = [file for folder in folders for file in volumes(folder.path) if file not in known]
     return Layout(tuple(cases), others=(*unread, *others(folder.path for folder in folders)))
 
 
