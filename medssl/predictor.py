@@ -233,9 +233,8 @@ class Predictor:
         check_affine(image.path, image.affine)
         channels = len(image.channels)
         if channels != len(self.channels):
-            raise DataError(
-                f"{named}: {how_many(channels, 'channel')}, the network was trained on {len(self.channels)}"
-            )
+            wanted = f"{len(self.channels)} ({', '.join(self.channels)})"
+            raise DataError(f"{named}: {how_many(channels, 'channel')}, the network was trained on {wanted}")
         odd = [number for number, channel in enumerate(image.channels) if not np.isfinite(channel).all()]
         if odd:
             which = f"channel {odd[0]} " if channels > 1 else ""

@@ -162,7 +162,7 @@ def test_volumes_smaller_than_the_window_and_odd_ones_come_back_whole(shape):
         (SHAPE, np.diag([1, np.nan, 1, 1]), "image: its affine holds NaN or infinity"),
         (SHAPE, np.diag([1.0, 0, 1, 1]), "image: its affine cannot be inverted"),
         (SHAPE[:2], np.eye(4), r"image: 2 axes, where \(X, Y, Z\) or \(X, Y, Z, M\) is wanted"),
-        ((1, *SHAPE), np.eye(4), "image: 7 channels, the network was trained on 1"),
+        ((1, *SHAPE), np.eye(4), r"image: 7 channels, the network was trained on 1 \(image\)"),
     ],
 )
 def test_an_image_in_memory_that_has_no_place_is_refused(shape, affine, words):
