@@ -106,11 +106,12 @@ def alone_in(folder: Path) -> Iterator[bool]:
 
     The folder itself is locked: nothing is left behind, and the lock ends with the process, whatever ends that. It is
     seen by processes of this machine, and not on Windows or by the machines of a shared file system. A new folder that
-    is empty at the end is removed.
+    is empty at the end is removed, with the folders made for it.
 
     Raises:
         ConfigError: another process is in it, or it is a file.
     """
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True)
         is_new = True
@@ -122,9 +123,9 @@ def alone_in(folder: Path) -> Iterator[bool]:
     try:
         yield is_new
     finally:
-        if is_new:
-            with suppress(OSError):  # it is in use
-                folder.rmdir()
+        with suppress(OSError):  # it is in use
+            for place in new:
+                place.rmdir()
         if handle is not None:
             os.close(handle)
 

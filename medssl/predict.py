@@ -291,13 +291,13 @@ def _earlier_images(record: Path, facts: dict[str, Any], overwrite: bool) -> dic
 
 def _of_images(images: Sequence[Path], channels: Sequence[str]) -> dict[str, tuple[Source, ...]]:
     """The files of each case among volumes, folders of them, and folders with files named by the run's channels."""
-    by_name = [path for path in images if len(channels) > 1 and path.is_dir() and modalities.cases_in(path, channels)]
+    by_name = [path for path in images if path.is_dir() and modalities.cases_in(path, channels)]
     rest = [path for path in images if path not in by_name]
     found = _by_id(_expand(rest), len(channels)) if rest or not by_name else {}
     for case in (case for path in by_name for case in modalities.cases_in(path, channels)):
-        if (other := found.setdefault(case.id, case.images)) is not case.images:
-            raise DataError(f"{case.images[0]} and {other[0]} are both of a case {case.id}; predict one after the "
-                            "other, into two folders")  # fmt: skip
+        files = tuple(source.absolute() for source in case.images)
+        if (other := found.setdefault(case.id, files)) != files:
+            raise DataError(f"{files[0]} and {other[0]} are both of a case {case.id}; predict them into two folders")
     return found
 
 
@@ -365,7 +365,13 @@ def _of_part(run: Path, part: str, prepared: Path | str | None) -> dict[str, tup
         raise ConfigError(f"--part {part}: expected one of {', '.join(PARTS)}")
     if is_model_folder(run):
         raise ConfigError(f"--part {part}: {run} is a model folder, which has no split; name the images to segment")
-    dataset = read_prepared(Path(prepared or _root_of(run)))
+    data = parse(DatasetConfig, merge([run / "config.yaml"]).get("data", {}), where=f"{run / 'config.yaml'}: data")
+    dataset = read_prepared(Path(prepared or _root_of(run, data)))
+    for key in ("classes", "values", "channels") if prepared else ():
+        here, there = getattr(data, key), getattr(dataset.config, key)
+        if here != there:
+            raise ConfigError(f"--prepared: {prepared} is of another dataset than {run}: its data.{key} is {there}, "
+                              f"that of the run {here}")  # fmt: skip
     split = read_split(run / "splits.json", dataset)
     ids: Sequence[str] = getattr(split, part)
     if not ids:
@@ -375,10 +381,9 @@ def _of_part(run: Path, part: str, prepared: Path | str | None) -> dict[str, tup
     return found
 
 
-def _root_of(run: Path) -> Path:
+def _root_of(run: Path, data: DatasetConfig) -> Path:
     """The prepared dataset that a run was trained on."""
-    path = run / "config.yaml"
-    root = parse(DatasetConfig, merge([path]).get("data", {}), where=f"{path}: data").root
+    path, root = run / "config.yaml", data.root
     if root is None:
         raise DataError(f"{path}: names no data.root; say with --prepared where the prepared dataset is")
     if not root.exists():

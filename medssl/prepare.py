@@ -37,7 +37,7 @@ from medssl.data.prepared import (
     write_dataset,
 )
 from medssl.engines import Engine, as_finished_on_ray
-from medssl.errors import ConfigError, DataError, Interrupted
+from medssl.errors import ConfigError, DataError, Interrupted, OutOfMemoryError
 from medssl.files import alone_in
 from medssl.machine import available_cpus, available_memory
 from medssl.progress import as_finished, stop_requested, track
@@ -180,13 +180,19 @@ def _run(todo: Sequence[Task], out: Path, workers: int | None, engine: Engine, a
     outcomes: dict[int, Outcome] = {}
     words = "stopping: the cases under way are finished first; Ctrl-C again stops at once"
     with stop_requested(words) as stop, closing(finished), track("prepare", len(todo)) as advance:
-        for task, outcome in finished:
-            outcomes[id(task)] = outcome
-            advance(task.case.id)
-            if any(finding.severity == "error" for finding in outcome.found or []):
-                _refuse(out)
-            if stop.is_set() and len(outcomes) < len(todo):
-                raise Interrupted(f"{out}: stopped; finished cases are kept, and the same command goes on from there")
+        stopped = Interrupted(f"{out}: stopped; finished cases are kept, and the same command goes on from there")
+        try:
+            for task, outcome in finished:
+                outcomes[id(task)] = outcome
+                advance(task.case.id)
+                if any(finding.severity == "error" for finding in outcome.found or []):
+                    _refuse(out)
+                if stop.is_set() and len(outcomes) < len(todo):
+                    raise stopped
+        except OutOfMemoryError:
+            if stop.is_set():  # what asks us to stop ended our processes, too
+                raise stopped from None
+            raise
     return [outcomes[id(task)] for task in todo]
 
 

@@ -80,9 +80,8 @@ def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _begin_worker() -> None:
-    """A terminal sends Ctrl-C to every process, a batch system SIGTERM; the parent decides what becomes of it."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)
+    """A terminal sends Ctrl-C to every process, and the parent decides what becomes of it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
 
 

@@ -52,7 +52,7 @@ def split(
     if not series:
         refuse_existing(out, overwrite)
     if published is not None:
-        wish = _as_published(wish, read_published_split(published))
+        wish = _as_published(wish, read_published_split(Path(published)))
     dataset = read_prepared(prepared)
     _warn_of_namesakes(dataset)
     if published is None:

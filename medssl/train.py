@@ -146,8 +146,6 @@ def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, 
     if resume and (out / "last.pt").exists():
         _check_same(config, data.split, out)
         trainer.load(out / "last.pt")
-        for rest in out.glob(".partial-*.pt") if is_first() else ():  # of a save in which the run was killed
-            rest.unlink()
         if is_first() and not quiet:
             print(f"{out}: going on from step {trainer.iteration} of {config.train.iterations}", file=sys.stderr)
     else:
@@ -162,7 +160,8 @@ def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, 
     labelled, unlabelled = make_streams(config, data)
     log: RunLog = NoLog()
     if is_first():
-        out.mkdir(parents=True, exist_ok=True)
+        for rest in filter(Path.is_file, out.glob(".partial-*")):  # of a save in which the run was killed
+            rest.unlink()
         dump(config.to_plain(), out / "config.yaml")
         write_split(out / "splits.json", data.split)
         write_json(out / "env.json", {**environment(), "launch": launch(), "processes": processes.count()})

@@ -44,7 +44,7 @@ def test_a_folder_has_one_process_at_a_time(tmp_path):
 
 def test_a_new_folder_in_which_nothing_came_about_goes_and_an_old_one_stays(tmp_path):
     (tmp_path / "old").mkdir()
-    for name in ("old", "new"):
+    for name in ("old", "new", "deep/er/new"):
         with pytest.raises(DataError), alone_in(tmp_path / name):
             raise DataError("nothing to do")
     assert [path.name for path in tmp_path.iterdir()] == ["old"]

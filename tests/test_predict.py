@@ -898,7 +898,9 @@ def test_where_nothing_can_be_predicted_no_folder_is_left(trained, scans, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_of_modalities_for_each_case_is_taken_by_the_names_of_the_runs_channels(trained, tmp_path):
+def test_a_folder_of_modalities_for_each_case_is_taken_by_the_names_of_the_runs_channels(
+    trained, tmp_path, monkeypatch
+):
     run = shutil.copytree(trained[0], tmp_path / "run")
     for name in ("best.pt", "last.pt"):
         values = load_checkpoint(run / name)
@@ -916,10 +918,15 @@ def test_a_folder_of_modalities_for_each_case_is_taken_by_the_names_of_the_runs_
         volume = read_image(image)
         write_image(folder / f"{folder.name}_FLAIR.nii.gz", volume.array[::-1], volume.affine)
         (folder / f"{folder.name}_seg.nii.gz").write_bytes(b"not looked at")
+        (folder / f"{folder.name}_mask.nii.gz").write_bytes(b"not looked at either")
         (folder / f"{folder.name}_t2.nii.gz").write_bytes(b"not wanted")
     alone = predict(trained[0], images, tmp_path / "alone", device="cpu")
     written = predict(run, [tmp_path / "scans"], tmp_path / "out", device="cpu")
-    one = predict(run, [tmp_path / "scans" / "ball_00"], tmp_path / "one", device="cpu")
+    (tmp_path / "link").symlink_to(tmp_path / "scans" / "ball_00")
+    monkeypatch.chdir(tmp_path / "link")
+    one = predict(run, [tmp_path / "scans" / "ball_00", Path()], tmp_path / "one", device="cpu")
+    assert [path.name for path in one] == ["ball_00.nii.gz"]
+    assert predict(run, [tmp_path / "link"], tmp_path / "linked", device="cpu")[0].name == "link.nii.gz"
     for path, expected in [*zip(written, alone, strict=True), (one[0], alone[0])]:
         assert path.name == expected.name
         np.testing.assert_array_equal(read_label(path).array, read_label(expected).array)
@@ -982,6 +989,14 @@ def test_a_relative_root_is_looked_for_where_one_stands(trained, tmp_path, monke
     assert len(predict(run, [], tmp_path / "out", part="test", device="cpu")) == 2
 
 
+@pytest.mark.parametrize("change", [{"channels": ("T2",)}, {"classes": ("a", "b", "c")}, {"values": {"core": (2, 3)}}])
+def test_a_prepared_dataset_of_another_kind_is_refused(trained, tmp_path, change):
+    config = read_prepared(Path(json_root(trained[0]))).config
+    prepare(trained[1], tmp_path / "prepared", config.model_copy(update=change), workers=0)
+    with pytest.raises(ConfigError, match=rf"--prepared: .* another dataset .* data\.{next(iter(change))} is"):
+        predict(trained[0], [], tmp_path / "out", part="test", prepared=tmp_path / "prepared", device="cpu")
+
+
 def test_raw_files_that_moved_are_told_with_what_notes_their_place(trained, tmp_path):
     raw, root = shutil.copytree(trained[1], tmp_path / "raw"), tmp_path / "prepared"
     config = read_prepared(Path(json_root(trained[0]))).config
@@ -1008,7 +1023,7 @@ def test_links_to_files_named_by_their_content_are_read_by_the_names_of_the_link
     for number, file in enumerate(sorted(trained[1].rglob("*.nii.gz"))):
         link = raw / file.relative_to(trained[1])
         link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(shutil.copy(file, store / f"{number:064}"))
+        link.symlink_to(shutil.copy(file, store / f"{number:064}{'.gz' if number % 2 else ''}"))
     prepare(raw, tmp_path / "prepared", read_prepared(Path(json_root(trained[0]))).config, workers=0)
     written = predict(trained[0], [], tmp_path / "out", part="test", prepared=tmp_path / "prepared", device="cpu")
     assert len(written) == 2

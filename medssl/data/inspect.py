@@ -38,15 +38,17 @@ class Expected:
     channels: int
     places: dict[int, int]
     """See `DatasetConfig.places`."""
-    threshold: float | str | None = None
-    """See `Recipe.threshold`."""
+    seeks_foreground: bool = True
+    """Whether the recipe finds the foreground by itself, and something depends on it."""
 
     @classmethod
     def of(cls, dataset: DatasetConfig | None) -> Expected:
         """Without settings any classes, and one channel."""
         if dataset is None:
             return cls(None, 1, {})
-        return cls(dataset.classes, len(dataset.channels), dataset.places, dataset.recipe.threshold)
+        recipe = dataset.recipe
+        seeks = recipe.threshold is None and (recipe.crop or recipe.intensity.kind == "zscore")
+        return cls(dataset.classes, len(dataset.channels), dataset.places, seeks)
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,9 @@ def check_case(case: Case, expected: Expected) -> Checked:
         if image is not None and other is not None:
             _check_grids(image, other, _Notes(case.id, source.path, findings), "other channel")
     greys = [channel for one in images if one is not None for channel in one.channels]
-    if expected.threshold is None and all(one is not None for one in images) and zero_is_background(greys):
+    if expected.seeks_foreground and all(one is not None for one in images) and zero_is_background(greys):
         found = "the background is 0, and some tissue darker: by grey levels, all of it is foreground"
-        fix = "set data.recipe.threshold=nonzero, or the crop and the mean of grey levels are those of the background"
+        fix = "set data.recipe.threshold=nonzero, or nothing is cropped, and grey levels count the background"
         _Notes(case.id, case.images[0].path, findings).warning("zero_background", found, fix)
     label, counts = None, Counts({})
     if case.label is not None:

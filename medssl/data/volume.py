@@ -49,8 +49,9 @@ class Source:
 
     def absolute(self) -> Source:
         """The same with an absolute path. Links are followed, but not to a file whose name says less of what it is."""
-        real = self.path.resolve()
-        is_named = real.suffix == self.path.suffix or real.is_dir()
+        real, name = self.path.resolve(), self.path.name.lower()
+        ending = ".nii.gz" if name.endswith(".nii.gz") else self.path.suffix.lower()
+        is_named = real.is_dir() or real.name.lower().endswith(ending)
         return Source(real if is_named else self.path.parent.resolve() / self.path.name, self.part)
 
 

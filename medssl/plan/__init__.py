@@ -58,6 +58,7 @@ def plan(
         DataError: the dataset cannot be read.
         OutOfMemoryError: not even the smallest patch fits.
     """
+    source, out = Path(source), Path(out)
     for path in (out, fingerprint):
         if path is not None:
             refuse_existing(path, overwrite)

@@ -13,7 +13,7 @@ from medssl.data.cases import Case, DatasetConfig
 from medssl.data.check import check, check_cases
 from medssl.data.findings import Finding, require_usable
 from medssl.data.io import read_label, write_image
-from medssl.data.recipe import Recipe
+from medssl.data.recipe import Intensity, Recipe
 from medssl.data.volume import Source
 from medssl.errors import DataError
 from medssl.plan import plan
@@ -105,8 +105,12 @@ class TestImages:
         told = [one for one in check(tmp_path, dataset, workers=0).findings if one.code == "zero_background"]
         assert [(one.case, one.severity) for one in told] == [("a", "warning"), ("b", "warning")]
         assert "data.recipe.threshold=nonzero" in told[0].fix
-        knows = dataset.model_copy(update={"recipe": Recipe(threshold="nonzero")})
-        assert "zero_background" not in {one.code for one in check(tmp_path, knows, workers=0).findings}
+        for recipe in (
+            Recipe(threshold="nonzero"),
+            Recipe(crop=False, intensity=Intensity(kind="clip", window=(0, 5))),
+        ):
+            knows = dataset.model_copy(update={"recipe": recipe})
+            assert "zero_background" not in {one.code for one in check(tmp_path, knows, workers=0).findings}
         _, made = plan(
             tmp_path, tmp_path / "plan.yaml", dataset, vram=0, method=bundled("method/supervised.yaml"), workers=0
         )

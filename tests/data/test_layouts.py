@@ -151,14 +151,20 @@ class TestModalities:
 
     def test_a_case_without_a_modality_is_an_error_and_a_modality_of_few_is_not_read(self, tmp_path):
         make_brats(tmp_path, "a", "b", "c")
-        make(tmp_path, "b/b-swi.nii", "b/t1c_seg.nii")
+        make(tmp_path, "b/b-swi.nii", "b/brain_mask.nii")
         report = check(tmp_path, workers=0)
         assert len(report.cases) == 3
         unread = sorted(one.file.name for one in report.findings if one.code == "not_read")
-        assert unread == ["b-swi.nii", "t1c_seg.nii"]
+        assert unread == ["b-swi.nii", "brain_mask.nii"]
         (tmp_path / "a" / "a-t1n.nii").unlink()
         with pytest.raises(DataError, match=r"each case needs one file .*\n  \S+a: no file of t1n\n"):
             read_layout(tmp_path)
+
+    def test_a_label_of_something_else_is_not_passed_over_where_there_is_no_other(self, tmp_path):
+        make_brats(tmp_path, "a", "b", label="tumour_seg")
+        layout = read_layout(tmp_path)
+        assert [case.label for case in layout.cases] == [None, None]
+        assert [path.name for path in layout.labels_without_image] == ["a-tumour_seg.nii", "b-tumour_seg.nii"]
 
     @pytest.mark.parametrize("twice", ["a/t1c.nii", "a/A-T1C.nii.gz"])
     def test_two_files_of_one_modality_are_an_error(self, tmp_path, twice):
@@ -174,6 +180,8 @@ class TestModalities:
             ["p1/scan.nii", "p1/label.nii", "p2/scan.nii", "p2/label.nii"],
             ["p1/visit1.nii", "p1/visit2.nii", "p2/visit1.nii", "p2/visit2.nii"],
             ["p1/t1.nii", "p2/t2.nii", "p3/flair.nii"],
+            ["p1/t1.nii", "p1/t1_seg.nii", "p1/t2.nii", "p1/t2_seg.nii", "p2/t1.nii", "p2/t2.nii"],
+            ["p1/p1_ct.nii", "p1/p1_ct_seg.nii", "p1/p1_pet.nii", "p2/p2_ct.nii", "p2/p2_pet.nii"],
             ["a.nii", "a_label.nii", "old/ct.nii", "old/pet.nii"],
             ["one/scan.nii", "one/scan_label.nii", "one/scan_1.nii", "one/scan_1_label.nii"],
             ["p1/image.nii", "p1/image_label.nii", "p1/mask.nii", "p2/image.nii", "p2/image_label.nii"],

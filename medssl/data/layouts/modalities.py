@@ -31,15 +31,22 @@ class _Folder:
     images: dict[str, list[Path]]
     """By modality, in small letters."""
     labels: tuple[Path, ...]
+    of_others: dict[str, list[Path]]
+    """Labels of something that they name, such as `t1` or `tumour`."""
 
 
 def fits(source: Path) -> bool:
-    """Whether most folders have the same two modalities or more: known ones, or words beside which a label lies."""
+    """Whether most folders have the same two modalities or more: known ones, or words beside which a label lies.
+
+    Not where one of them has a label of its own.
+    """
     if volumes(source):
         return False
     folders = _folders(source)
     words = _words(folders)
     if len(words) < 2 or any(word.isdecimal() for word in words):
+        return False
+    if any(folder.images.keys() & folder.of_others.keys() for folder in folders):
         return False
     return all(map(_KNOWN.fullmatch, words)) or (len(folders) > 1 and any(folder.labels for folder in folders))
 
@@ -66,15 +73,17 @@ def read_channels(source: Path, channels: Sequence[str]) -> Layout:
 def cases_in(folder: Path, channels: Sequence[str]) -> list[Case]:
     """The cases of a folder, or that which it is itself, by the names of their modalities; none where none has them.
 
+    Labels are not looked for. A folder that is the case itself is not known by the name of a single channel.
+
     Raises:
         DataError: some lack a modality.
     """
     wanted = [name.lower() for name in channels]
     if files := volumes(folder):
-        meant = [one for one in [_folder(folder, files)] if set(wanted) <= one.images.keys()]
+        meant = [one for one in [_folder(folder, files)] if len(wanted) > 1 and set(wanted) <= one.images.keys()]
     else:
         meant = [one for one in _folders(folder) if set(wanted) & one.images.keys()]
-    return list(_layout(folder, meant, wanted).cases)
+    return list(_layout(folder, [replace(one, labels=()) for one in meant], wanted).cases)
 
 
 def declared(source: Path) -> Declared:
@@ -95,8 +104,10 @@ def _layout(source: Path, folders: Sequence[_Folder], words: Sequence[str]) -> L
     cases = [found for folder in folders for found in _cases(folder, words)] if words else []
     known = {source.path for one in cases for source in one.sources}
     known |= {file for folder in folders for word in _words(folders) for file in folder.images.get(word, ())}
+    lone = [file for folder in folders if not folder.labels for files in folder.of_others.values() for file in files]
+    known |= set(lone)
     unread = [file for folder in folders for file in volumes(folder.path) if file not in known]
-    return Layout(tuple(cases), others=(*unread, *others(folder.path for folder in folders)))
+    return Layout(tuple(cases), tuple(lone), others=(*unread, *others(folder.path for folder in folders)))
 
 
 def _faults(folder: _Folder, words: Sequence[str]) -> list[str]:
@@ -126,20 +137,24 @@ def _folders(source: Path) -> list[_Folder]:
 
 def _folder(path: Path, files: Sequence[Path]) -> _Folder:
     images: dict[str, list[Path]] = {}
-    labels = []
+    of_others: dict[str, list[Path]] = {}
+    labels, path = [], path.absolute()  # `.` has no name
     for file in files:
-        word = _word(case_id(file), path.name)
+        word = _word(case_id(file), path)
         label = LABEL.fullmatch(word)
         if label is None:
             images.setdefault(word.lower(), []).append(file)
-        elif label[1] is None:  # another is the label of one file alone
+        elif label[1] is None:
             labels.append(file)
-    return _Folder(path, images, tuple(labels))
+        else:
+            of_others.setdefault(label[1].lower(), []).append(file)
+    return _Folder(path, images, tuple(labels), of_others)
 
 
-def _word(name: str, folder: str) -> str:
-    """What the name of a file says beside that of its folder."""
-    match = re.fullmatch(rf"{re.escape(folder)}[-_. ]+(.+)", name, re.IGNORECASE)
+def _word(name: str, folder: Path) -> str:
+    """What the name of a file says beside that of its folder, or of the one that this is a link to."""
+    names = "|".join(re.escape(one.name) for one in (folder, folder.resolve()))
+    match = re.fullmatch(rf"(?:{names})[-_. ]+(.+)", name, re.IGNORECASE)
     return match[1] if match else name
 
 
