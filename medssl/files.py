@@ -113,15 +113,12 @@ def alone_in(folder: Path) -> Iterator[bool]:
     """
     new = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
-        folder.mkdir(parents=True)
-        is_new = True
+        folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
-        is_new = False
-    if not folder.is_dir():
-        raise ConfigError(f"{folder}: is a file; choose another place")
+        raise ConfigError(f"{folder}: is a file; choose another place") from None
     handle = _lock(folder)
     try:
-        yield is_new
+        yield bool(new)
     finally:
         with suppress(OSError):  # it is in use
             for place in new:

@@ -291,7 +291,8 @@ def _earlier_images(record: Path, facts: dict[str, Any], overwrite: bool) -> dic
 
 def _of_images(images: Sequence[Path], channels: Sequence[str]) -> dict[str, tuple[Source, ...]]:
     """The files of each case among volumes, folders of them, and folders with files named by the run's channels."""
-    by_name = [path for path in images if path.is_dir() and modalities.cases_in(path, channels)]
+    by_name = [path for path in images if path.is_dir() and (list_volumes(path) or not _inside(path))
+               and modalities.cases_in(path, channels)]  # fmt: skip
     rest = [path for path in images if path not in by_name]
     found = _by_id(_expand(rest), len(channels)) if rest or not by_name else {}
     for case in (case for path in by_name for case in modalities.cases_in(path, channels)):

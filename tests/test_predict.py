@@ -930,6 +930,10 @@ def test_a_folder_of_modalities_for_each_case_is_taken_by_the_names_of_the_runs_
     for path, expected in [*zip(written, alone, strict=True), (one[0], alone[0])]:
         assert path.name == expected.name
         np.testing.assert_array_equal(read_label(path).array, read_label(expected).array)
+    write_image(tmp_path / "scans" / "top.nii.gz", np.zeros((8, 7, 6, 2), np.float32), np.eye(4))
+    both = predict(run, [tmp_path / "scans"], tmp_path / "both", device="cpu")
+    assert [path.name for path in both] == ["top.nii.gz"]  # a folder of volumes is what it was
+    (tmp_path / "scans" / "top.nii.gz").unlink()
     (tmp_path / "scans" / "ball_01" / "ball_01_t1.nii.gz").rename(tmp_path / "elsewhere.nii.gz")
     with pytest.raises(DataError, match=r"ball_01: no file of t1\n"):
         predict(run, [tmp_path / "scans"], tmp_path / "other", device="cpu")

@@ -94,7 +94,7 @@ def _intensity(facts: Fingerprint) -> Choices:
         if not facts.nonzero:
             return {"intensity": intensity}
         return {
-            "threshold": Choice("nonzero", "the background is 0, and tissue darker than that"),
+            "threshold": Choice("nonzero", "the background is 0, brighter than the darkest tissue"),
             "intensity": intensity,
         }
     brightest = [grey.p99_9 for image in facts.images for grey in image.channels]
