@@ -209,6 +209,8 @@ class TestModalities:
         layout = read_layout(tmp_path, dataset, "modalities")
         assert [Path(str(image)).name for image in layout.cases[0].images] == ["a-t1n.nii", "a-t1c.nii"]
         assert (layout.contradictions, layout.others) == ((), ())
+        describe(tmp_path, labels={"background": 0, "tumour": 2, "oedema": 1})
+        assert [odd.code for odd in read_layout(tmp_path, dataset, "modalities").contradictions] == ["class_order"]
         other = dataset.model_copy(update={"channels": ("t1", "t2")})
         with pytest.raises(ConfigError, match=r"names t1, t2, and the files of cases are named t1c, t1n, t2f;"):
             read_layout(tmp_path, other, "modalities")

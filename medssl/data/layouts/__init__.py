@@ -48,12 +48,17 @@ def read_layout(source: Path, dataset: DatasetConfig | None = None, layout: str 
     """
     source = Path(source)
     reader = find_reader(source, layout or (dataset.layout if dataset else None))
-    by_name = None if dataset is None else reader.read_channels
-    found = by_name(source, dataset.channels) if dataset and by_name else reader.read(source)
+    if dataset is None or reader.read_channels is None:
+        found = reader.read(source)
+    else:
+        found = reader.read_channels(source, dataset.channels)
     found = replace(found, name=reader.name)
-    if dataset is not None and not by_name:
+    if dataset is not None:
         with suppress(DataError, ConfigError):  # what cannot be read contradicts nobody
-            found = replace(found, contradictions=tuple(_contradictions(reader.declared(source), dataset)))
+            said = reader.declared(source)
+            if reader.read_channels is not None:  # their order is that of the configuration
+                said = replace(said, channels=None)
+            found = replace(found, contradictions=tuple(_contradictions(said, dataset)))
     rule = dataset.subject if dataset else None
     if rule is None or found.names_patients:
         return found

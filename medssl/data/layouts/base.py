@@ -20,7 +20,7 @@ from medssl.errors import DataError
 
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 """The name of a file of one channel: its case and its number."""
-LABEL = re.compile(r"(?:(.*)[-_. ])?(?:labels?|labelmap|gt|segs?|segmentation|mask)", re.IGNORECASE)
+LABEL = re.compile(r"(?:(.*)[-_. ])?(?:labels?|labelmap|gt|seg|segmentation|mask)", re.IGNORECASE)
 """The name of a file that is a label: what it is of, if it says so."""
 _LABELS = re.compile(
     r"(?:.*[-_. ])?(?:labels?|labelmaps?|gt|segs?|segmentations?|masks?|annotations?|ground[-_. ]?truth)", re.IGNORECASE
