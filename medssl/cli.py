@@ -328,6 +328,7 @@ def train(
 ) -> None:
     """Train a method on a prepared dataset."""
     from medssl.config import config_path
+    from medssl.environment import speaks
     from medssl.run import load_run_config
     from medssl.train import baseline_folder, baseline_of, dry_run, fitting
     from medssl.train import train as train_run
@@ -344,7 +345,7 @@ def train(
         return
     train_run(config, out, resume=resume, device=device, until=until, memory=memory, quiet=quiet,
               with_baseline=with_baseline)  # fmt: skip
-    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one speaks
+    if speaks():
         print(f"run in {out}" + (f", its baseline in {baseline_folder(out)}" if with_baseline else ""))
 
 

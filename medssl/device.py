@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from medssl.driver import find_driver, why_no_gpu
-from medssl.environment import SLOW_TORCH
+from medssl.environment import SLOW_TORCH, speaks
 from medssl.errors import ConfigError, DeviceError
 from medssl.machine import available_cpus
 
@@ -52,7 +52,7 @@ def choose_device(name: str) -> torch.device:
 @functools.cache
 def tell_once(words: str) -> None:
     """Print what is to be known of the device, once in a process, and in the first of several alone."""
-    if os.environ.get("RANK", "0") == "0":
+    if speaks():
         print(f"medssl: {words}", file=sys.stderr)
 
 

@@ -38,6 +38,11 @@ def version_of(package: str) -> str | None:
         return None
 
 
+def speaks() -> bool:
+    """Whether this process is the first of those that torchrun started, which speaks for all, or there is no other."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def keep_quiet() -> None:
     """Keep clients of services from reporting to their makers, unless told otherwise; they look when they load."""
     for name, value in _QUIET.items():

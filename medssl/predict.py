@@ -291,11 +291,11 @@ def _earlier_images(record: Path, facts: dict[str, Any], overwrite: bool) -> dic
 
 def _of_images(images: Sequence[Path], channels: Sequence[str]) -> dict[str, tuple[Source, ...]]:
     """The files of each case among volumes, folders of them, and folders with files named by the run's channels."""
-    by_name = [path for path in images if path.is_dir() and (list_volumes(path) or not _inside(path))
-               and modalities.cases_in(path, channels)]  # fmt: skip
-    rest = [path for path in images if path not in by_name]
-    found = _by_id(_expand(rest), len(channels)) if rest or not by_name else {}
-    for case in (case for path in by_name for case in modalities.cases_in(path, channels)):
+    by_name = {path: modalities.cases_in(path, channels) for path in images
+               if path.is_dir() and (list_volumes(path) or not _inside(path))}  # fmt: skip
+    rest = [path for path in images if not by_name.get(path)]
+    found = _by_id(_expand(rest), len(channels)) if rest or not images else {}
+    for case in itertools.chain(*by_name.values()):
         files = tuple(source.absolute() for source in case.images)
         if (other := found.setdefault(case.id, files)) != files:
             raise DataError(f"{files[0]} and {other[0]} are both of a case {case.id}; predict them into two folders")
@@ -368,11 +368,12 @@ def _of_part(run: Path, part: str, prepared: Path | str | None) -> dict[str, tup
         raise ConfigError(f"--part {part}: {run} is a model folder, which has no split; name the images to segment")
     data = parse(DatasetConfig, merge([run / "config.yaml"]).get("data", {}), where=f"{run / 'config.yaml'}: data")
     dataset = read_prepared(Path(prepared or _root_of(run, data)))
-    for key in ("classes", "values", "channels") if prepared else ():
-        here, there = getattr(data, key), getattr(dataset.config, key)
-        if here != there:
-            raise ConfigError(f"--prepared: {prepared} is of another dataset than {run}: its data.{key} is {there}, "
-                              f"that of the run {here}")  # fmt: skip
+    if prepared and (apart := data.difference(dataset.config, "classes", "values", "channels")):
+        key, here, there = apart
+        raise ConfigError(
+            f"--prepared: {prepared} is of another dataset than {run}: its data.{key} is {there}, that of the run "
+            f"{here}"
+        )
     split = read_split(run / "splits.json", dataset)
     ids: Sequence[str] = getattr(split, part)
     if not ids:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from medssl.data.prepared import PreparedDataset, read_prepared
 from medssl.data.splits import PARTS, Split, load_split, read_split, write_split
 from medssl.device import choose_device, prepare_device
 from medssl.distributed import gathered, here, is_first, joined, launch, launched, restarts
-from medssl.environment import environment
+from medssl.environment import environment, speaks
 from medssl.errors import ConfigError, DataError, OutOfMemoryError
 from medssl.files import alone_in, read_object, refuse_unwritable, write_json
 from medssl.logs import NoLog, RunLog
@@ -192,7 +191,7 @@ def fitting(config: RunConfig, memory: float, *, device: str = "auto", quiet: bo
     _check_batches(config, METHODS[config.method.name])
     kind = "auto" if device == "cuda" else device  # whose precision counts; no process has its own GPU yet
     config, reasons = fit(config, int(memory * 2**30), device=kind, processes=launched())
-    if not quiet and os.environ.get("RANK", "0") == "0":
+    if not quiet and speaks():
         for reason in reasons:
             print(f"to fit the memory: {reason}", file=sys.stderr)
     return config
@@ -358,13 +357,12 @@ def _is_ours(out: Path) -> bool:
 
 
 def _check_prepared(config: RunConfig, dataset: PreparedDataset) -> None:
-    for key in ("classes", "values", "ignore", "channels", "recipe"):
-        here, there = getattr(config.data, key), getattr(dataset.config, key)
-        if here != there:
-            raise ConfigError(
-                f"data.{key}: {dataset.root} was prepared with\n  {there}\nand the configuration says\n  {here}\n"
-                "Prepare again, or use the configuration it was prepared with."
-            )
+    if apart := config.data.difference(dataset.config, "classes", "values", "ignore", "channels", "recipe"):
+        key, here, there = apart
+        raise ConfigError(
+            f"data.{key}: {dataset.root} was prepared with\n  {there}\nand the configuration says\n  {here}\n"
+            "Prepare again, or use the configuration it was prepared with."
+        )
 
 
 def _check_batches(config: RunConfig, method: Method | type[Method]) -> None:

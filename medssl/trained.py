@@ -77,12 +77,11 @@ def load_trained(folder: Path, checkpoint: str = "best", window: Mapping[str, An
 
 def refuse_unlike(run: Path, ours: Trained, path: Path, theirs: Trained) -> None:
     """Raise a ConfigError where probabilities of the run at `path` have no mean with those of `run`."""
-    for key in ("classes", "channels", "recipe"):
-        one, other = getattr(ours.config.data, key), getattr(theirs.config.data, key)
-        if one != other:
-            raise ConfigError(
-                f"{path}: its {key} are not those of {run}, so their probabilities have no mean\n  {other}\n  {one}"
-            )
+    if apart := ours.config.data.difference(theirs.config.data, "classes", "channels", "recipe"):
+        key, one, other = apart
+        raise ConfigError(
+            f"{path}: its {key} are not those of {run}, so their probabilities have no mean\n  {other}\n  {one}"
+        )
 
 
 def save_model(folder: Path, runs: Sequence[Trained]) -> None:

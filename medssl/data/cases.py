@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -144,6 +145,11 @@ class DatasetConfig(Settings):
     def class_values(self) -> tuple[tuple[int, ...], ...]:
         """The values of each class in the label files."""
         return tuple(self.values.get(name, (place,)) for place, name in enumerate(self.classes))
+
+    def difference(self, other: DatasetConfig, *keys: str) -> tuple[str, Any, Any] | None:
+        """The first of these settings that is another in `other`, with both values."""
+        values = ((key, getattr(self, key), getattr(other, key)) for key in keys)
+        return next((each for each in values if each[1] != each[2]), None)
 
     @property
     def places(self) -> dict[int, int]:

@@ -212,9 +212,9 @@ def zero_is_background(channels: Sequence[NDArray[np.float32]]) -> bool:
     air is far below, are not meant.
     """
     return all(
-        channel.min() > DARKEST
+        not channel[np.ix_(*([0, -1] for _ in channel.shape))].any()  # first: it seldom needs a look at the rest
+        and channel.min() > DARKEST
         and np.count_nonzero(channel) < 0.9 * channel.size
-        and not channel[np.ix_(*([0, -1] for _ in channel.shape))].any()
         for channel in channels
     ) and any(_air(channel) < 0 for channel in channels)
 

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from medssl.data.cases import Case
@@ -80,7 +81,8 @@ def cases_in(folder: Path, channels: Sequence[str]) -> list[Case]:
     """
     wanted = [name.lower() for name in channels]
     if files := volumes(folder):
-        meant = [one for one in [_folder(folder, files)] if len(wanted) > 1 and set(wanted) <= one.images.keys()]
+        alone = _folder(folder, files)
+        meant = [alone] if len(wanted) > 1 and set(wanted) <= alone.images.keys() else []
     else:
         meant = [one for one in _folders(folder) if set(wanted) & one.images.keys()]
     return list(_layout(folder, [replace(one, labels=()) for one in meant], wanted).cases)
@@ -102,11 +104,12 @@ def _layout(source: Path, folders: Sequence[_Folder], words: Sequence[str]) -> L
         title = f"{source}: each case needs one file of each modality ({', '.join(words)})"
         raise DataError("\n".join([title, *faults, "Mend these folders, or name the files in a datalist."]))
     cases = [found for folder in folders for found in _cases(folder, words)] if words else []
-    known = {source.path for one in cases for source in one.sources}
-    known |= {file for folder in folders for word in _words(folders) for file in folder.images.get(word, ())}
-    lone = [file for folder in folders if not folder.labels for files in folder.of_others.values() for file in files]
-    known |= set(lone)
-    unread = [file for folder in folders for file in volumes(folder.path) if file not in known]
+    known = {*words, *_words(folders)}
+    lone: list[Path] = []
+    unread: list[Path] = []
+    for folder in folders:
+        unread += chain(*(files for word, files in folder.images.items() if word not in known))
+        (unread if folder.labels else lone).extend(chain(*folder.of_others.values()))
     return Layout(tuple(cases), tuple(lone), others=(*unread, *others(folder.path for folder in folders)))
 
 
@@ -130,17 +133,19 @@ def _words(folders: Sequence[_Folder]) -> tuple[str, ...]:
 
 def _folders(source: Path) -> list[_Folder]:
     """Those with volumes, up to two folders down: `HGG/P1` as well."""
-    outer = subfolders(source)
-    inner = [path for folder in outer if not volumes(folder) for path in subfolders(folder)]
-    return [_folder(path, files) for path in (*outer, *inner) if (files := volumes(path))]
+    outer = {path: volumes(path) for path in subfolders(source)}
+    inner = {path: volumes(path) for folder, files in outer.items() if not files for path in subfolders(folder)}
+    return [_folder(path, files) for path, files in (outer | inner).items() if files]
 
 
 def _folder(path: Path, files: Sequence[Path]) -> _Folder:
     images: dict[str, list[Path]] = {}
     of_others: dict[str, list[Path]] = {}
     labels, path = [], path.absolute()  # `.` has no name
+    named = "|".join(re.escape(one.name) for one in (path, path.resolve()))  # a link may have another than its files
+    name = re.compile(rf"(?:(?:{named})[-_. ]+)?(.+)", re.IGNORECASE)
     for file in files:
-        word = _word(case_id(file), path)
+        word = name.sub(r"\1", case_id(file))
         label = LABEL.fullmatch(word)
         if label is None:
             images.setdefault(word.lower(), []).append(file)
@@ -149,13 +154,6 @@ def _folder(path: Path, files: Sequence[Path]) -> _Folder:
         else:
             of_others.setdefault(label[1].lower(), []).append(file)
     return _Folder(path, images, tuple(labels), of_others)
-
-
-def _word(name: str, folder: Path) -> str:
-    """What the name of a file says beside that of its folder, or of the one that this is a link to."""
-    names = "|".join(re.escape(one.name) for one in (folder, folder.resolve()))
-    match = re.fullmatch(rf"(?:{names})[-_. ]+(.+)", name, re.IGNORECASE)
-    return match[1] if match else name
 
 
 READER = Reader("modalities", "folders with a file for each modality, such as P1/t1.nii.gz and P1/flair.nii.gz",
