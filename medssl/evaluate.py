@@ -24,9 +24,10 @@ from medssl.data.grid import GRID_ERROR, aligned, shift_of
 from medssl.data.io import SUFFIXES, case_id, is_volume, list_volumes
 from medssl.data.labels import read_classes, read_pair, read_prediction
 from medssl.data.prepared import PreparedDataset, read_prepared, refuse_moved
+from medssl.data.record import NAME, read_record
 from medssl.data.volume import Source, Volume, corners_apart
 from medssl.errors import ConfigError, DataError
-from medssl.files import read_json, refuse_existing
+from medssl.files import refuse_existing
 from medssl.logs import log_test_scores
 from medssl.metrics import CONVENTIONS, METRICS, ClassScore, Measures, score_case
 from medssl.metrics.conventions import TOLERANCE
@@ -261,24 +262,21 @@ def _dataset(classes: Sequence[str] | None, data: DatasetConfig | None, predicti
         return parse(DatasetConfig, {"name": "", "classes": classes})
     if data is not None:
         return data
-    path = (predictions if predictions.is_dir() else predictions.parent) / "predictions.json"
+    path = (predictions if predictions.is_dir() else predictions.parent) / NAME
     if not path.exists():
         return None
-    stored = read_json(path)
-    names = stored.get("classes") if isinstance(stored, dict) else None
-    fault = _fault_of_names(names)
+    record = read_record(path)
+    fault = _fault_of_names(list(record.classes))
     if fault:
         raise DataError(f"{path}: classes: {fault}; mend the file, or name the classes")
-    labels = {key: stored[key] for key in ("classes", "values", "ignore", "regions") if key in stored}
+    labels = record.model_dump(include={"classes", "values", "ignore", "regions"})
     try:
         return parse(DatasetConfig, {"name": "", **labels})
     except ConfigError as error:
         raise DataError(f"{path}: {error}; mend the file, or give the dataset's settings") from None
 
 
-def _fault_of_names(names: object) -> str | None:
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        return f"expected a list of names by label value, found {names!r}"
+def _fault_of_names(names: Sequence[str]) -> str | None:
     if len(names) < 2:
         return f"expected the background and at least one class, found {names!r}"
     odd = [name for name in names if not name.strip() or not name.isprintable() or names.count(name) > 1]

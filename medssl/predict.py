@@ -25,11 +25,12 @@ from medssl.data.io import case_id, is_volume, list_volumes, read_image, stacked
 from medssl.data.layouts import modalities
 from medssl.data.layouts.base import CHANNEL
 from medssl.data.prepared import read_prepared, refuse_moved
+from medssl.data.record import NAME, Record, read_record, write_record
 from medssl.data.splits import PARTS, read_split
 from medssl.data.volume import Oddity, Source, Volume
 from medssl.device import choose_device
 from medssl.errors import ConfigError, DataError, InputError, OutOfMemoryError
-from medssl.files import read_object, refuse_unwritable, write_json
+from medssl.files import refuse_unwritable
 from medssl.predictor import Predictor
 from medssl.progress import Advance, track
 from medssl.trained import Trained, is_model_folder, load_trained, refuse_unlike
@@ -84,21 +85,23 @@ def predict(
             runs that do not fit together, or a class without one value of its own.
     """
     run, out = Path(run), Path(out)
-    refuse_unwritable(out / "predictions.json")
-    predictor, facts = load_predictor(run, choose_device(device), also=also, checkpoint=checkpoint, window=window)
-    facts["uncertainty"] = UNCERTAINTY if uncertainty else None
-    if probabilities:
-        facts["probabilities"] = PROBABILITIES
-    if own_values:
-        facts["own_values"] = _own_values(facts)
+    place = out / NAME
+    refuse_unwritable(place)
+    predictor, record = load_predictor(run, choose_device(device), also=also, checkpoint=checkpoint, window=window)
+    record = record.model_copy(
+        update={
+            "uncertainty": UNCERTAINTY if uncertainty else None,
+            "probabilities": PROBABILITIES if probabilities else None,
+            "own_values": _own_values(record) if own_values else (),
+        }
+    )
     sources = _of_part(run, part, prepared) if part else _of_images([*map(Path, images)], predictor.channels)
     for other in map(Path, also) if part else ():
         if _of_part(other, str(part), prepared).keys() != sources.keys():
             raise ConfigError(f"{other}: its part {part} has other cases than that of {run}; average runs of one split")
     targets = {id: out / f"{id}.nii.gz" for id in sources}
-    named = {id: [str(file.absolute()) for file in files] for id, files in sources.items()}
-    record = out / "predictions.json"
-    predicted = _earlier_images(record, facts, overwrite)
+    named = {id: tuple(str(file.absolute()) for file in files) for id, files in sources.items()}
+    predicted = _earlier_images(place, record, overwrite)
     missing = list(sources) if overwrite else _missing(targets, named, predicted)
     if not missing:
         print(f"medssl: all {len(sources)} predictions are there; --overwrite predicts anew", file=sys.stderr)
@@ -128,14 +131,14 @@ def predict(
             _remove(out, id)  # recorded before it is written: nothing else may have its name
             predicted[id] = named[id]
             out.mkdir(parents=True, exist_ok=True)
-            write_json(record, {**facts, "images": predicted})
+            write_record(place, record.model_copy(update={"images": predicted}))
             if uncertainty:
                 write_shares(out / UNCERTAINTY / f"{id}.nii.gz", unsure, like=image)
             if probabilities:
-                for place, share in enumerate(shares):
-                    write_shares(out / PROBABILITIES / f"{id}_{place}.nii.gz", share, like=image)
+                for index, share in enumerate(shares):
+                    write_shares(out / PROBABILITIES / f"{id}_{index}.nii.gz", share, like=image)
             if own_values:
-                classes = np.array(facts["own_values"], np.uint16)[classes]
+                classes = np.array(record.own_values, np.uint16)[classes]
             write_label(targets[id], classes, like=image)
             advance(id)
     _warn(doubts)
@@ -163,8 +166,8 @@ def load_predictor(
     also: Sequence[Path | str] = (),
     checkpoint: str = "best",
     window: dict[str, Any] | None = None,
-) -> tuple[Predictor, dict[str, Any]]:
-    """The predictor of a run folder, or of several, and the facts to record with what it writes.
+) -> tuple[Predictor, Record]:
+    """The predictor of a run folder, or of several, and what to record with what it writes.
 
     Args:
         also: other runs, whose probabilities are averaged with the first one's.
@@ -176,53 +179,54 @@ def load_predictor(
     """
     run = Path(run)
     found = load_trained(run, checkpoint, window)
-    facts = _facts(run, found[0])
-    if len(found) > 1:
-        facts["averaged"] = len(found)
+    record = _record(run, found, also)
     for path in map(Path, also):
         others = load_trained(path, checkpoint, window)
         refuse_unlike(run, found[0], path, others[0])
         found += others
     predictor, *beside = [one.predictor(torch.device(device)) for one in found]
     predictor.others += beside
-    if also:
-        facts["also"] = [str(Path(path).resolve()) for path in also]
-    return predictor, facts
+    return predictor, record
 
 
-def _facts(run: Path, trained: Trained) -> dict[str, Any]:
-    config = trained.config
-    return {
-        "run": str(run.resolve()),
-        "method": config.method.name,
-        "checkpoint": trained.checkpoint,
-        "iteration": trained.iteration,
-        "network": config.window.network,
-        "classes": list(config.data.classes),
-        "window": config.window.model_dump(mode="json"),
-        # What evaluation needs to read references: predictions hold the places of classes, or list `own_values`.
-        **config.data.model_dump(mode="json", include={"values", "ignore", "regions"}, exclude_defaults=True),
-    }
+def _record(run: Path, trained: Sequence[Trained], also: Sequence[Path | str]) -> Record:
+    config = trained[0].config
+    return Record(
+        run=str(run.resolve()),
+        method=config.method.name,
+        checkpoint=trained[0].checkpoint,
+        iteration=trained[0].iteration,
+        network=config.window.network,
+        classes=config.data.classes,
+        window=config.window.model_dump(mode="json"),
+        values=config.data.values,
+        ignore=config.data.ignore,
+        regions=config.data.regions,
+        averaged=len(trained),
+        also=tuple(str(Path(path).resolve()) for path in also),
+    )
 
 
-def _own_values(facts: dict[str, Any]) -> list[int]:
+def _own_values(record: Record) -> tuple[int, ...]:
     """The value of each class in the label files that a run was trained on.
 
     Raises:
         ConfigError: a class has none, several, or one that is no value of a label map.
     """
-    data = parse(DatasetConfig, {"name": "", "classes": facts["classes"], "values": facts.get("values", {})})
+    data = parse(DatasetConfig, {"name": "", "classes": record.classes, "values": record.values})
     named = dict(zip(data.classes, data.class_values, strict=True))
     odd = [f"{name} {list(values)}" for name, values in named.items() if len(values) != 1 or values[0] < 0]
     if odd:
         raise ConfigError(
             f"--own-values: each class needs one value from 0 to {LARGEST_VALUE} to be written as; data.values of "
-            f"{facts['run']} has {', '.join(odd)}"
+            f"{record.run} has {', '.join(odd)}"
         )
-    return [value for values in named.values() for value in values]
+    return tuple(value for values in named.values() for value in values)
 
 
-def _missing(targets: dict[str, Path], named: dict[str, list[str]], predicted: dict[str, list[str]]) -> list[str]:
+def _missing(
+    targets: dict[str, Path], named: dict[str, tuple[str, ...]], predicted: dict[str, tuple[str, ...]]
+) -> list[str]:
     """The cases to predict, where an earlier call predicted others.
 
     Raises:
@@ -231,7 +235,7 @@ def _missing(targets: dict[str, Path], named: dict[str, list[str]], predicted: d
     existing = [id for id, path in targets.items() if path.exists()]
     strange = [id for id in existing if predicted.get(id) != named[id]]
     if strange:
-        told = ", ".join(predicted.get(strange[0], ["nothing that predictions.json tells of"]))
+        told = ", ".join(predicted.get(strange[0], ("nothing that predictions.json tells of",)))
         raise ConfigError(
             f"{targets[strange[0]]}: exists and was made from {told} ({len(strange)} such files); "
             "choose another folder or --overwrite"
@@ -270,23 +274,21 @@ def _warn(doubts: Sequence[tuple[Source, Oddity]]) -> None:
         print(f"medssl: {file}: {odd.found}{count}; {odd.fix}", file=sys.stderr)
 
 
-def _earlier_images(record: Path, facts: dict[str, Any], overwrite: bool) -> dict[str, list[str]]:
+def _earlier_images(place: Path, record: Record, overwrite: bool) -> dict[str, tuple[str, ...]]:
     """The images that were predicted into this folder before, in the same way."""
-    if not record.exists():
+    if not place.exists():
         return {}
     try:
-        earlier = read_object(record)
-        images = dict(earlier.pop("images"))
-        if earlier == facts:
-            return images
-        is_of_other_values = earlier.get("own_values") != facts.get("own_values")
-    except (DataError, ValueError, KeyError, TypeError):
-        is_of_other_values = False
-    if is_of_other_values:
-        raise ConfigError(f"{record}: tells of label maps in other values, see --own-values; choose another folder")
+        earlier = read_record(place)
+    except DataError:
+        earlier = Record(own_values=record.own_values)
+    if earlier.model_copy(update={"images": {}}) == record:
+        return earlier.images
+    if earlier.own_values != record.own_values:
+        raise ConfigError(f"{place}: tells of label maps in other values, see --own-values; choose another folder")
     if overwrite:
         return {}
-    raise ConfigError(f"{record}: tells of predictions made in another way; choose another folder or --overwrite")
+    raise ConfigError(f"{place}: tells of predictions made in another way; choose another folder or --overwrite")
 
 
 def _of_images(images: Sequence[Path], channels: Sequence[str]) -> dict[str, tuple[Source, ...]]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medssl.data.cases import DatasetConfig
+from medssl.data.record import NAME
 from medssl.data.volume import Source
 from medssl.metrics import CONVENTIONS, ClassScore, Measures, Units
 
@@ -48,7 +49,7 @@ class Scores(list[ClassScore]):
     @property
     def record(self) -> Path:
         """Where the predictions say how they were made, if they do."""
-        return next((prediction for prediction, _ in self.files.values()), Path()).parent / "predictions.json"
+        return next((prediction for prediction, _ in self.files.values()), Path()).parent / NAME
 
     @property
     def metrics(self) -> tuple[str, ...]:

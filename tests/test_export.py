@@ -85,12 +85,12 @@ def test_a_model_folder_predicts_bit_for_bit_as_its_run(make_run, balls, tmp_pat
     window = None if network is None else {"network": network}
     export(run, tmp_path / "model", window=window)
     alone, _ = load_predictor(run, CPU, window=window)
-    shared, facts = load_predictor(tmp_path / "model", CPU)
+    shared, record = load_predictor(tmp_path / "model", CPU)
     assert len(shared.networks) == count
     prepared = alone.recipe.apply(image).image
     assert np.array_equal(shared.probabilities(prepared), alone.probabilities(prepared))
     assert np.array_equal(shared.segment(image), alone.segment(image))
-    assert facts["run"] == str(tmp_path / "model")
+    assert record.run == str(tmp_path / "model")
     moved = shutil.move(tmp_path / "model", tmp_path / "elsewhere")
     (written,) = predict(moved, [image.path], tmp_path / "out", device="cpu", uncertainty=True)
     assert np.array_equal(read_label(written).array, alone.segment(image))
@@ -101,9 +101,9 @@ def test_several_runs_are_exported_as_their_mean(make_run, balls, tmp_path):
     image = load_predictor(runs[0], CPU)[0].recipe.apply(read_image(balls[0] / "images" / "ball_03.nii.gz")).image
     export(runs[0], tmp_path / "model", also=runs[1:])
     together, _ = load_predictor(runs[0], CPU, also=runs[1:])
-    shared, facts = load_predictor(tmp_path / "model", CPU)
+    shared, record = load_predictor(tmp_path / "model", CPU)
     assert np.array_equal(shared.probabilities(image), together.probabilities(image))
-    assert facts["averaged"] == 3
+    assert record.averaged == 3
     assert "mean over 3 runs" in (tmp_path / "model" / "README.md").read_text()
     twice, _ = load_predictor(runs[2], CPU, also=[tmp_path / "model"])  # each run counts once, however it is named
     expected, _ = load_predictor(runs[2], CPU, also=runs)
@@ -219,7 +219,7 @@ def test_a_checkpoint_that_a_model_folder_was_not_made_of_is_refused(make_run, t
     with pytest.raises(ConfigError, match=r"best: was made of best\.pt"):
         load_predictor(tmp_path / "best", CPU, checkpoint="last")
     for asked in ("best", "last"):  # `best` is what nobody asked for
-        assert load_predictor(tmp_path / "last", CPU, checkpoint=asked)[1]["checkpoint"] == "last.pt"
+        assert load_predictor(tmp_path / "last", CPU, checkpoint=asked)[1].checkpoint == "last.pt"
 
 
 def test_other_window_settings_still_count(make_run, tmp_path):

@@ -398,9 +398,9 @@ def test_several_runs_are_the_mean_of_their_probabilities(trained, other, tmp_pa
     recipe = alone[0].recipe
     prepared = recipe.apply(image)
     probs = np.mean([each.probabilities(prepared.image) for each in alone], 0)
-    together, facts = load_predictor(run, cpu, also=[other, other])
+    together, record = load_predictor(run, cpu, also=[other, other])
     np.testing.assert_allclose(together.probabilities(prepared.image), probs, atol=1e-6)
-    assert facts["also"] == [str(other.resolve())] * 2
+    assert record.also == (str(other.resolve()),) * 2
     (written,) = predict(run, [image.path], tmp_path / "mean", also=[other, other], device="cpu", probabilities=True)
     expected = recipe.undo([Slab(probs)], prepared.grid)
     assert np.array_equal(read_label(written).array, expected)

@@ -82,7 +82,7 @@ class Factory:
         made = {"method": yaml.safe_load((run / "config.yaml").read_text())["method"]["name"], "checkpoint": "best.pt",
                 "iteration": 20, "network": "student", "classes": classes,
                 "uncertainty": None if uncertainty is None else "uncertainty",
-                "images": {case: str(sources / f"{case}.nii.gz") for case in predictions}}  # fmt: skip
+                "images": {case: [str(sources / f"{case}.nii.gz")] for case in predictions}}  # fmt: skip
         (ours / "predictions.json").write_text(json.dumps(made))
         evaluate_folders(ours, theirs, run / "scores.csv", workers=0, **rules)
         return run

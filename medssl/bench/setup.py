@@ -11,9 +11,10 @@ from medssl.config import config_path, dump, flatten, merge
 from medssl.data.draw import Wish, make_split
 from medssl.data.lists import read_published_split
 from medssl.data.prepared import PreparedDataset, read_prepared
+from medssl.data.record import NAME, read_record
 from medssl.data.splits import PARTS, Part, Split, read_split, write_split
 from medssl.errors import ConfigError
-from medssl.files import read_object, whole_file
+from medssl.files import whole_file
 from medssl.logs import read_metrics, training_seconds
 from medssl.prepare import changed_cases, prepare
 from medssl.words import some
@@ -104,12 +105,12 @@ def _changed_scoring(matrix: Bench) -> list[str]:
     """Runs that are finished and were scored in another way than is asked for now, as their predictions tell."""
     found = []
     for cell in matrix.cells:
-        path = matrix.run(cell) / "test" / "predictions.json"
+        path = matrix.run(cell) / "test" / NAME
         if matrix.is_untimed(cell) or not (matrix.is_done(cell) and path.exists()):
             continue
-        made, window = read_object(path), matrix.settings[cell].window
+        made, window = read_record(path), matrix.settings[cell].window
         names = [matrix.run(source).name for source in matrix.sources(cell) or [cell]]
-        there = flatten({**made, "runs": [Path(run).name for run in (made.get("run", ""), *made.get("also", ()))]})
+        there = flatten({**made.to_plain(), "runs": [Path(run).name for run in (made.run or "", *made.also)]})
         asked = {
             "checkpoint": f"{matrix.config.checkpoint}.pt",
             "network": matrix.network(cell) or window.network,

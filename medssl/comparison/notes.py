@@ -42,9 +42,8 @@ def _notes_of_run(run: Run) -> list[str]:
     if run.scores is None:
         return [*found, f"{name}: not scored; its folder holds no scores.csv."]
     method = run.settings["method.name"]
-    made_by = run.made.get("method", method)
-    if made_by != method:
-        found.append(f"{name}: its predictions come from the method {made_by}, not {method}.")
+    if run.made.method not in (None, method):
+        found.append(f"{name}: its predictions come from the method {run.made.method}, not {method}.")
     scored = {score.case for score in run.scores}
     for part in PARTS[:3]:
         inside = sorted(scored & set(run.splits[part]))
@@ -129,7 +128,7 @@ def facts(run: Run) -> dict[str, Any]:
     """Everything that two runs can differ in but who was told of them; long lists of cases by number and digest."""
     settings = {key: value for key, value in run.settings.items() if not key.startswith("logging.")}
     splits = {f"splits.{part}": digest(run.splits[part]) for part in PARTS}
-    made = flatten({key: run.made[key] for key in ("checkpoint", "window") if key in run.made}, "prediction.")
+    made = flatten(run.made.model_dump(include={"checkpoint", "window"}, exclude_defaults=True), "prediction.")
     return {**settings, **splits, **flatten(run.environment, "env."), **made}
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from medssl.config import flatten, load_yaml
+from medssl.data.record import Record, read_record
 from medssl.data.splits import PARTS
 from medssl.errors import ConfigError, DataError
 from medssl.files import read_object
@@ -59,8 +60,8 @@ class Run:
     environment: dict[str, Any]
     metrics: list[dict[str, float]]
     scores: Scores | None
-    made: dict[str, Any]
-    """predictions.json, empty when there is none."""
+    made: Record
+    """predictions.json; it knows nothing when there is none."""
     patients: dict[str, str] = field(default_factory=dict)
     """Patient of each case, as far as any of the compared runs recorded it."""
     quirks: tuple[str, ...] = ()
@@ -72,7 +73,7 @@ class Run:
     def key(self) -> Key:
         """The row that this run belongs to."""
         s = self.settings
-        network = str(self.made.get("network", s["window.network"]))
+        network = self.made.network or str(s["window.network"])
         method = str(s.get("name") or s["method.name"])
         labelled = self.labelled_patients if self.counts_patients else self.labelled_cases
         return Key(method, labelled, s["augment.preset"], s["train.iterations"], network)
@@ -120,8 +121,8 @@ class Run:
 
     def uncertainty_of(self, prediction: Path) -> Path | None:
         """Where the uncertainty of a prediction should lie; None where none was written."""
-        folder = self.made.get("uncertainty")
-        return prediction.parent / str(folder) / prediction.name if folder else None
+        folder = self.made.uncertainty
+        return prediction.parent / folder / prediction.name if folder else None
 
     @property
     def best_validation(self) -> tuple[float, float] | None:
@@ -187,10 +188,10 @@ def _fault_of_folder(path: Path) -> str | None:
 
 def _load_run(path: Path) -> Run:
     config, text = _read_config(path / "config.yaml")
-    scores, made = None, {}
+    scores, made = None, Record()
     if (path / "scores.csv").exists():
         scores = read_scores(path / "scores.csv")
-        made = _read_record(scores.record) if scores.record.is_file() else {}
+        made = read_record(scores.record)
     splits = read_object(path / "splits.json")
     try:
         return Run(
@@ -208,15 +209,6 @@ def _load_run(path: Path) -> Run:
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: splits.json or metrics.csv is not as `medssl train` writes it: {error!r}") from None
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    """What predictions.json tells, with the image files of each case."""
-    made = read_object(path)
-    images = made.get("images", {})
-    if not isinstance(images, dict) or not all(files and isinstance(files, list | str) for files in images.values()):
-        raise DataError(f"{path}: images: expected a list of files for each case, found {str(images)[:80]}")
-    return made
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], str]:

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.data.cases import IGNORED, LARGEST_VALUE, DatasetConfig
+from medssl.data.cases import IGNORED, DatasetConfig
 from medssl.data.grid import aligned
 from medssl.data.io import read_label
+from medssl.data.record import NAME, read_record
 from medssl.data.volume import Source, Volume
 from medssl.errors import DataError
-from medssl.files import read_object
 from medssl.words import by
 
 
@@ -36,19 +36,17 @@ def read_prediction(source: Path | Source) -> Volume:
         DataError: as `read_label`; predictions.json cannot be read, or does not list a value of the label map.
     """
     label, path = read_label(source), source.path if isinstance(source, Source) else source
-    record = path.parent / "predictions.json"
-    if not record.exists():
-        return label
     try:
-        own = read_object(record).get("own_values") or []
+        own = read_record(path.parent / NAME).own_values
     except DataError as error:
         raise DataError(f"{error}; nobody knows what values {path} holds") from None
-    if not isinstance(own, list) or not all(type(value) is int and abs(value) <= LARGEST_VALUE for value in own):
-        raise DataError(f"{record}: own_values: expected a list of whole numbers, found {own!r}")
-    found = mapped(label.array, {value: place for place, value in enumerate(own)}) if own else label.array
-    if own and found.min() < 0:
+    if not own:
+        return label
+    found = mapped(label.array, {value: place for place, value in enumerate(own)})
+    if found.min() < 0:
         odd = ", ".join(map(str, np.unique(label.array[found < 0])[:10]))
-        raise DataError(f"{path}: the label map holds {odd}; own_values in {record} are {', '.join(map(str, own))}")
+        known = ", ".join(map(str, own))
+        raise DataError(f"{path}: the label map holds {odd}; own_values in {path.parent / NAME} are {known}")
     return replace(label, array=found)
 
 

@@ -10,9 +10,9 @@ from medssl.catalogue import said
 from medssl.config import bundled
 from medssl.data.cases import DatasetConfig
 from medssl.data.recipe import Recipe
+from medssl.data.record import Record, read_record
 from medssl.data.splits import Part, Split, load_split
 from medssl.errors import DataError
-from medssl.files import read_json
 from medssl.logs import read_metrics
 from medssl.run import RunConfig
 from medssl.score_file import read_scores
@@ -171,8 +171,10 @@ def _row(one: ClassSummary) -> str:
 def _made(scores: Scores) -> str:
     """By which networks the scored label maps were predicted, as far as it is recorded."""
     try:
-        made = read_json(scores.record)
-        mean = f", in the mean with {len(made['also'])} other runs" if made.get("also") else ""
-        return f"They were predicted by: {made['network']}, `{made['checkpoint']}`{mean}."
-    except (DataError, KeyError, TypeError, AttributeError):
+        made = read_record(scores.record)
+    except DataError:
+        made = Record()
+    if made.network is None:
         return "How they were predicted is not recorded."
+    mean = f", in the mean with {len(made.also)} other runs" if made.also else ""
+    return f"They were predicted by: {made.network}, `{made.checkpoint}`{mean}."

@@ -103,13 +103,12 @@ def ranked(dice: Mapping[str, float], worst: int) -> list[tuple[str, str]]:
 
 def files_of(run: Run, case: str) -> Files | None:
     """The volumes of a run's case; None when nothing names its image."""
-    images = run.made.get("images", {})
-    if case not in images or run.scores is None:
+    images = run.made.images.get(case)
+    if images is None or run.scores is None:
         return None
     prediction, reference = run.scores.files[case]
-    image = images[case] if isinstance(images[case], str) else images[case][0]  # a string in files of version 0.1.0
     unsure = run.uncertainty_of(prediction)
-    return Files(Source.parse(image), prediction, reference, unsure if unsure and unsure.exists() else None,
+    return Files(Source.parse(images[0]), prediction, reference, unsure if unsure and unsure.exists() else None,
                  run.scores.data)  # fmt: skip
 
 

@@ -181,7 +181,7 @@ def _network(run: Run) -> str:
 def _checkpoint(run: Run) -> str:
     if run.scores is None:
         return ", not yet scored"
-    return f", weights of {run.made['checkpoint']}" if "checkpoint" in run.made else ""
+    return f", weights of {run.made.checkpoint}" if run.made.checkpoint else ""
 
 
 def _machine(run: Run) -> str:

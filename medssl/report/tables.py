@@ -383,12 +383,12 @@ def _run_line(row: Row, run: Run) -> list[Cell]:
     best, made = run.best_validation, run.made
     _, seconds = run.curve("seconds_per_step")
     rate = statistics.median(seconds) if seconds else None
-    step = f", step {made['iteration']}" if "iteration" in made else ""
+    step = "" if made.iteration is None else f", step {made.iteration}"
     scored = [Cell("not scored"), Cell(), Cell()]
     if run.summary:
         dice = run.summary.overall.dice
         scored = [
-            Cell(str(made.get("checkpoint", NOTHING)), f"{run.key.network}{step}"),
+            Cell(made.checkpoint or NOTHING, f"{run.key.network}{step}"),
             Cell(str(run.summary.cases), order=run.summary.cases),
             Cell(_spread_cell("dice", dice).text, order=dice.mean),
         ]

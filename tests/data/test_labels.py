@@ -71,7 +71,7 @@ def test_a_record_of_another_kind_is_named(tmp_path, text):
 def test_own_values_are_whole_numbers(tmp_path, own):
     (tmp_path / "predictions.json").write_text(json.dumps({"own_values": own}))
     write_image(tmp_path / "a.nii.gz", np.zeros(SHAPE, np.uint8), np.eye(4))
-    with pytest.raises(DataError, match=r"predictions\.json: own_values: expected a list of whole numbers, found"):
+    with pytest.raises(DataError, match=r"predictions\.json: not as medssl writes it.*\n  own_values"):
         read_prediction(tmp_path / "a.nii.gz")
 
 

@@ -1,0 +1,64 @@
+"""predictions.json: how the label maps beside it were made, and what their values mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from medssl.config import read_model
+from medssl.data.cases import LARGEST_VALUE
+from medssl.files import write_json
+
+NAME = "predictions.json"
+
+OwnValue = Annotated[int, Field(strict=True, ge=-LARGEST_VALUE, le=LARGEST_VALUE)]
+
+
+class Record(BaseModel):
+    """What predictions.json tells, as far as it is known: one written by hand may hold `classes` alone."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run: str | None = None
+    method: str | None = None
+    checkpoint: str | None = None
+    iteration: int | None = None
+    network: str | None = None
+    classes: tuple[str, ...] = ()
+    """The name of each place; label maps hold these places, or else `own_values`."""
+    window: dict[str, Any] = {}
+    values: dict[str, tuple[int, ...]] = {}
+    ignore: tuple[int, ...] = ()
+    regions: dict[str, tuple[str, ...]] = {}
+    """These three as in `DatasetConfig`: what evaluation needs to read references."""
+    averaged: int = 1
+    """How many runs the model folder was made of."""
+    also: tuple[str, ...] = ()
+    """Other runs that the probabilities are averaged with."""
+    uncertainty: str | None = None
+    probabilities: str | None = None
+    """Folders beside the label maps; None where nothing was written."""
+    own_values: tuple[OwnValue, ...] = ()
+    """The value of each place in the label maps, where they hold no places."""
+    images: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = {}
+    """The files that each case was predicted from."""
+
+    def to_plain(self) -> dict[str, Any]:
+        """What is known, as plain values."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+
+def read_record(path: Path) -> Record:
+    """What predictions.json holds; nothing is known where there is none.
+
+    Raises:
+        DataError: it cannot be read, or every key that does not fit.
+    """
+    return read_model(Record, path) if path.exists() else Record()
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write predictions.json whole or not at all."""
+    write_json(path, record.to_plain())
