@@ -6,12 +6,13 @@ import functools
 import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
-from medssl.driver import find_driver, why_no_gpu
+from medssl.driver import NoGpu, find_driver, why_no_gpu, why_no_kernels
 from medssl.environment import SLOW_TORCH, speaks
 from medssl.errors import ConfigError, DeviceError
 from medssl.machine import available_cpus
@@ -22,16 +23,17 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 def choose_device(name: str) -> torch.device:
     """`auto` is CUDA where there is one, else the CPU; a GPU comes with its number.
 
-    Where `auto` leaves out a GPU that a driver is there for, that is said, with what to do.
+    Where `auto` leaves out a GPU that there is, that is said, with what to do.
 
     Raises:
         ConfigError: the name means no device.
         DeviceError: a device was asked for that this machine or this build of torch lacks.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-        if name == "cpu" and (why := why_no_gpu(find_driver(), torch.version.cuda)).is_fault:
+        why = _why_no_kernels("cuda") if torch.cuda.is_available() else why_no_gpu(find_driver(), torch.version.cuda)
+        if why is not None and why.is_fault:
             tell_once(f"--device auto takes the CPU: {why.found}; {why.fix}")
+        name = "cuda" if why is None else "cpu"
     try:
         torch.device(name)
     except RuntimeError:
@@ -44,9 +46,19 @@ def choose_device(name: str) -> torch.device:
             f"device {name}: not usable here ({reason}); torch {torch.__version__}, built for CUDA "
             f"{torch.version.cuda}. Use --device cpu, or install a torch build that fits the driver."
         ) from None
+    if why := _why_no_kernels(device):
+        raise DeviceError(f"device {name}: {why.found}; {why.fix}")
     if device.type == "cuda" and torch.__version__.startswith("2.9."):
         tell_once(f"{SLOW_TORCH}; install another version")
     return device
+
+
+def _why_no_kernels(device: torch.device | str) -> NoGpu | None:
+    """Why torch cannot compute on a GPU, though it can put arrays there; None where it can, and on other devices."""
+    if torch.device(device).type != "cuda":
+        return None
+    why = why_no_kernels(torch.cuda.get_device_capability(device), torch.cuda.get_arch_list())
+    return why and replace(why, found=f"{torch.cuda.get_device_name(device)}: {why.found}")
 
 
 @functools.cache

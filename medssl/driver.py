@@ -6,11 +6,15 @@ import ctypes
 import os
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
-"""The driver that a build for CUDA of this major version needs, by NVIDIA's table of compatibility."""
+OLDEST_DRIVER = {12: 525, 13: 580}
+"""The driver that a build for CUDA of this major version needs, by NVIDIA's table; torch 2.8 and later is built for
+these alone."""
+OLD_GPUS = "CUDA 12.6"
+"""Of builds of torch 2.8 and later, those for this one have kernels for the oldest GPUs."""
 BUILDS = "https://pytorch.org/get-started/locally"
 
 
@@ -84,11 +88,40 @@ def why_no_gpu(driver: Driver | None, build: str | None, reason: str = "") -> No
                      "the batch system for a GPU; or use --device cpu")  # fmt: skip
     major = int(build.split(".")[0])
     if driver.cuda is not None and driver.cuda[0] < major:
-        newer = f"{OLDEST_DRIVER[major]} or newer" if major in OLDEST_DRIVER else "a newer one"
+        oldest = min(OLDEST_DRIVER)
+        known = driver.cuda[0] if driver.cuda[0] in OLDEST_DRIVER else oldest
+        ways = [f"driver {OLDEST_DRIVER.get(major, 'of a newer version')} or newer"]
+        if known < major:
+            also = "" if known == driver.cuda[0] else f"driver {OLDEST_DRIVER[known]} or newer and "
+            ways.append(f"{also}a build of torch for CUDA {known} ({BUILDS})")
         return NoGpu(f"{driver} knows {driver.known}, and torch is built for CUDA {build}",
-                     f"install driver {newer}, or a build of torch for CUDA {driver.cuda[0]} ({BUILDS})")  # fmt: skip
+                     f"install {', or '.join(ways)}; or use --device cpu")  # fmt: skip
     return NoGpu(f"{driver} is here, and torch cannot use a GPU" + (f" ({reason})" if reason else ""),
                  "restart the machine if the driver is new, and see whether nvidia-smi lists the GPUs")  # fmt: skip
+
+
+def why_no_kernels(capability: tuple[int, int], built_for: Sequence[str]) -> NoGpu | None:
+    """Why a build of torch cannot run on a GPU that it sees; None where it can.
+
+    Args:
+        built_for: of `torch.cuda.get_arch_list`: `sm_86` runs on 8.6 and on later 8.x, `sm_90a` on 9.0 alone, and
+            `compute_90` is translated for any GPU from 9.0 on. Others than NVIDIA's are taken to run.
+    """
+    found = re.findall(r"\b(sm|compute)_(\d+)(\d)([af]?)\b", " ".join(built_for))
+    built = [((int(major), int(minor)), kind, mark) for kind, major, minor, mark in found]
+    if not built or any(_runs(capability, *each) for each in built):
+        return None
+    older = capability < min(built)[0]
+    hint = f"that for {OLD_GPUS} knows older GPUs" if older else "newer ones know newer GPUs"
+    return NoGpu(f"torch has kernels for {', '.join(built_for)} only",
+                 f"install a build of torch for it ({BUILDS}; {hint}), or use --device cpu")  # fmt: skip
+
+
+def _runs(capability: tuple[int, int], built: tuple[int, int], kind: str, mark: str) -> bool:
+    if mark == "a":
+        return capability == built
+    is_family = capability[0] == built[0] or (kind == "compute" and not mark)
+    return is_family and capability >= built
 
 
 def _driver_cuda() -> tuple[int, int] | None:

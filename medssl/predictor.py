@@ -17,7 +17,7 @@ from medssl.config import Settings
 from medssl.data.grid import Grid, Slab, class_type
 from medssl.data.recipe import Prepared, Recipe
 from medssl.data.volume import Volume, check_affine
-from medssl.device import autocast
+from medssl.device import autocast, tell_once
 from medssl.errors import ConfigError, DataError, OutOfMemoryError
 from medssl.machine import available_memory
 from medssl.methods.base import Method
@@ -132,7 +132,7 @@ class Predictor:
         for net in self.networks:
             net.eval()
         probs = by_windows(
-            image, self._forward, self.device, patch=self.patch, batch=self.window.batch, overlap=self._overlap(),
+            image, self._fitting, self.device, patch=self.patch, batch=self.window.batch, overlap=self._overlap(),
             blend=self.window.blend, axis=axis, rows=rows, looked=looked,
         )  # fmt: skip
         for net, mode in zip(self.networks, modes, strict=True):
@@ -255,6 +255,28 @@ class Predictor:
             return [self.window.overlap] * 3
         return [max(0.0, 1 - (step + 0.5) / side) for step, side in zip(self.window.stride, self.patch, strict=True)]
 
+    def _fitting(self, windows: Tensor) -> Tensor:
+        """What `_forward` gives, by fewer windows at once where the GPU's memory does not hold all of them.
+
+        Raises:
+            OutOfMemoryError: it does not hold one.
+        """
+        while True:
+            size = min(self.window.batch, len(windows))
+            try:
+                parts = [self._forward(part) for part in torch.split(windows, size)]
+                return parts[0] if len(parts) == 1 else torch.cat(parts)
+            except torch.OutOfMemoryError as error:
+                if size == 1:
+                    raise OutOfMemoryError(
+                        f"{self.device} does not hold one window of {by(self.patch)} voxels and {len(self.classes)} "
+                        f"classes ({str(error).splitlines()[0]}); see what else is at work on it, or take another "
+                        "--device, such as cpu"
+                    ) from None
+            self.window = self.window.model_copy(update={"batch": size // 2})
+            torch.cuda.empty_cache()  # out here, where the error holds no tensors any more
+            tell_once(f"{self.device} does not hold {how_many(size, 'window')} at once; it is given {size // 2}")
+
     def _forward(self, windows: Tensor) -> Tensor:
         """Class probabilities of windows, the mean over their mirrors."""
         first, *others = self.mirrors
@@ -266,10 +288,17 @@ class Predictor:
     def _mirrored(self, windows: Tensor, axes: Sequence[int]) -> Tensor:
         """What the networks say on average of windows mirrored along axes, turned back; sides change places if odd."""
         space = [2 + axis for axis in axes]
-        with autocast(self.device, self.precision):
-            logits = [net(windows.flip(space) if space else windows) for net in self.networks]
-        probs = torch.stack([z.float().softmax(1) for z in logits]).mean(0).flip(space)
+        windows = windows.flip(space) if space else windows
+        total = self._softmax(self.networks[0], windows)
+        for net in self.networks[1:]:
+            total += self._softmax(net, windows)
+        probs = (total / len(self.networks)).flip(space)
         return probs[:, self.in_a_mirror] if len(axes) % 2 else probs
+
+    def _softmax(self, net: nn.Module, windows: Tensor) -> Tensor:
+        with autocast(self.device, self.precision):
+            logits: Tensor = net(windows)
+        return logits.float().softmax(1)
 
     def _cleaned(self, classes: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.unsignedinteger[Any]]:
         if not self.window.largest_component:

@@ -18,9 +18,8 @@ import medssl
 from medssl.cli import app
 from medssl.device import choose_device, tell_once
 from medssl.doctor import fault_behind
-from medssl.doctor.gpus import has_kernels
-from medssl.driver import Driver, driver_version, find_driver, why_no_gpu
-from medssl.errors import ConfigError
+from medssl.driver import Driver, driver_version, find_driver, why_no_gpu, why_no_kernels
+from medssl.errors import ConfigError, DeviceError
 
 
 def doctor(*words):
@@ -210,6 +209,12 @@ def test_why_there_is_no_gpu(driver, build, is_fault, says, monkeypatch):
 
 def test_an_old_driver_is_told_which_one_is_needed_and_hidden_gpus_are_no_fault(monkeypatch):
     assert "driver 580 or newer, or a build of torch for CUDA 12" in why_no_gpu(OLD, "13.0").fix
+    ancient = Driver("470.82", (11, 4), True)  # no torch that medssl takes is built for its CUDA
+    assert (
+        "driver 580 or newer, or driver 525 or newer and a build of torch for CUDA 12"
+        in why_no_gpu(ancient, "13.0").fix
+    )
+    assert "install driver 525 or newer; or use" in why_no_gpu(ancient, "12.8").fix
     assert why_no_gpu(NEW, "13.0").is_fault
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert not why_no_gpu(NEW, "13.0").is_fault
@@ -235,12 +240,39 @@ def test_what_takes_the_cpu_by_itself_says_that_a_gpu_is_idle_and_says_it_once(m
     tell_once.cache_clear()
 
 
+def with_gpu(monkeypatch, capability):
+    """As on a machine with a GPU, under a build of torch for those from 7.5 to 9.0."""
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "A GPU")
+    monkeypatch.setattr("torch.cuda.get_arch_list", lambda: ["sm_75", "sm_80", "sm_90"])
+    empty = torch.empty
+    monkeypatch.setattr(
+        "torch.empty",
+        lambda *size, device: SimpleNamespace(device=gpu) if "cuda" in str(device) else empty(*size, device=device),
+    )
+    tell_once.cache_clear()
+    return gpu
+
+
+@pytest.mark.parametrize(
+    ("capability", "says"), [((7, 0), "CUDA 12.6 knows older GPUs"), ((12, 0), "newer ones know newer GPUs")]
+)
+def test_a_gpu_that_torch_has_no_kernels_for_is_left_or_refused(monkeypatch, capsys, capability, says):
+    with_gpu(monkeypatch, capability)
+    assert choose_device("auto").type == "cpu"
+    told = capsys.readouterr().err
+    assert "--device auto takes the CPU: A GPU: torch has kernels for sm_75, sm_80, sm_90 only" in told
+    assert says in told
+    with pytest.raises(DeviceError, match=f"device cuda: A GPU: torch has kernels .*{says}"):
+        choose_device("cuda")
+
+
 @pytest.mark.parametrize(("version", "lines"), [("2.8.0", 0), ("2.9.1+cu130", 1), ("2.13.0", 0)])
 def test_a_gpu_under_a_slow_torch_is_told_of_once(monkeypatch, capsys, version, lines):
-    gpu = torch.device("cuda", 0)
-    monkeypatch.setattr("torch.empty", lambda *size, device: SimpleNamespace(device=gpu))
+    gpu = with_gpu(monkeypatch, (9, 0))
     monkeypatch.setattr("torch.__version__", version)
-    tell_once.cache_clear()
     assert [choose_device("cuda") for _ in range(2)] == [gpu, gpu]
     told = capsys.readouterr().err
     assert told.count("\n") == told.count("torch 2.9") == lines
@@ -262,7 +294,7 @@ def test_a_gpu_under_a_slow_torch_is_told_of_once(monkeypatch, capsys, version, 
     ],
 )
 def test_a_gpu_runs_kernels_of_its_own_generation(capability, built_for, runs):
-    assert has_kernels(capability, built_for) == runs
+    assert (why_no_kernels(capability, built_for) is None) == runs
 
 
 def test_the_driver_of_either_kernel_module_is_read():

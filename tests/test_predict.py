@@ -24,6 +24,7 @@ from medssl.data.prepared import read_prepared
 from medssl.data.recipe import Intensity, Recipe
 from medssl.data.splits import write_split
 from medssl.data.volume import Volume
+from medssl.device import tell_once
 from medssl.errors import ConfigError, DataError, OutOfMemoryError
 from medssl.evaluate import evaluate_folders
 from medssl.explain import explain
@@ -868,6 +869,40 @@ def test_a_volume_too_large_for_memory_is_passed_over_before_the_system_ends_all
     with pytest.raises(OutOfMemoryError, match=r"(?s)^1 of 3 cases .*large  .* 21 x 18 x 14 voxels"):
         predict(trained[0], [scans], tmp_path / "out", device="cpu")
     assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 2
+
+
+class Small(nn.Module):
+    """A network on a device that holds no more than so many windows at once."""
+
+    def __init__(self, most):
+        super().__init__()
+        self.most, self.seen = most, []
+
+    def forward(self, windows):
+        self.seen.append(len(windows))
+        if len(windows) > self.most:
+            raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB\nand more")
+        return Identity()(2 * windows)
+
+
+def test_where_memory_does_not_hold_the_windows_fewer_are_looked_at_at_once(capsys):
+    image = np.random.default_rng(0).random((1, 9, 8, 7), np.float32)
+    tell_once.cache_clear()
+    found = {}
+    for most in (4, 1):
+        predictor = identity_predictor(patch=(4, 4, 4))
+        predictor.networks = [Small(most)]
+        found[most] = predictor.probabilities(image)
+        assert predictor.window.batch == most
+    np.testing.assert_array_equal(found[1], found[4])
+    assert sorted(set(predictor.networks[0].seen)) == [1, 2, 4]
+    assert predictor.networks[0].seen.count(4) == predictor.networks[0].seen.count(2) == 1  # it is not tried again
+    told = capsys.readouterr().err
+    assert "cpu does not hold 4 windows at once; it is given 2\n" in told
+    assert told.count("\n") == 2
+    predictor.networks = [Small(0)]
+    with pytest.raises(OutOfMemoryError, match=r"cpu does not hold one window of 4 x 4 x 4 .*\(Tried to allocate"):
+        predictor.probabilities(image)
 
 
 def test_what_was_interrupted_goes_on_and_other_files_of_the_same_name_are_refused(trained, tmp_path, monkeypatch):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from medssl.doctor.findings import Finding
-from medssl.driver import BUILDS, find_driver, why_no_gpu
+from medssl.driver import find_driver, why_no_gpu, why_no_kernels
 from medssl.words import gib
 
 
@@ -38,26 +37,6 @@ def gpus_to_try(env: dict[str, Any], asked: str) -> list[str]:
     return [] if asked == "cpu" or (asked.startswith("cuda") and not env["gpus"]) else [asked]
 
 
-def has_kernels(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
-    """Whether a build of torch can run on a GPU.
-
-    Args:
-        built_for: of `torch.cuda.get_arch_list`: `sm_86` runs on 8.6 and on later 8.x, `sm_90a` on 9.0 alone, and
-            `compute_90` is translated for any GPU from 9.0 on. Others than NVIDIA's are taken to run.
-    """
-    found = re.findall(r"\b(sm|compute)_(\d+)(\d)([af]?)\b", " ".join(built_for))
-    return not found or any(
-        _runs(capability, kind, (int(major), int(minor)), mark) for kind, major, minor, mark in found
-    )
-
-
-def _runs(capability: tuple[int, int], kind: str, built: tuple[int, int], mark: str) -> bool:
-    if mark == "a":
-        return capability == built
-    is_family = capability[0] == built[0] or (kind == "compute" and not mark)
-    return is_family and capability >= built
-
-
 def _gpu(index: int, name: str, asked: str) -> Finding:
     """What a GPU is; its free memory and precision only where it may be touched."""
     import torch
@@ -73,10 +52,10 @@ def _gpu(index: int, name: str, asked: str) -> Finding:
         )
         words.append("bf16" if values["bf16"] else "no bf16, so fp16")
     found = ", ".join(words)
-    if has_kernels(capability, built_for):
+    why = why_no_kernels(capability, built_for)
+    if why is None:
         return Finding("ok", f"GPU {index}", found, values=values)
-    fix = f"install a build of torch for it ({BUILDS}; older releases know older GPUs), or use --device cpu"
-    return Finding("fault", f"GPU {index}", f"{found}; torch has kernels for {', '.join(built_for)} only", fix, values)
+    return Finding("fault", f"GPU {index}", f"{found}; {why.found}", why.fix, values)
 
 
 def _state(index: int) -> dict[str, Any]:
