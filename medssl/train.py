@@ -22,7 +22,7 @@ from medssl.config import bundled, dump, flatten, merge
 from medssl.data.cases import IGNORED
 from medssl.data.patches import PatchStream, TrainingData, ending_readers
 from medssl.data.prepared import PreparedDataset, read_prepared
-from medssl.data.splits import PARTS, Split, load_split, read_split, write_split
+from medssl.data.splits import PARTS, Split, content_of, load_split, read_split, write_split
 from medssl.device import choose_device, prepare_device
 from medssl.distributed import gathered, here, is_first, joined, launch, launched, restarts
 from medssl.environment import environment, speaks
@@ -41,6 +41,7 @@ from medssl.run import RunConfig, build_method, make_predictor, parse_method
 from medssl.start import start
 from medssl.trainer import Trainer
 from medssl.watchman import ROWS, Watchman
+from medssl.words import how_many, some
 
 _MAY_CHANGE = ("name", "data.root", "data.splits", "train.workers", "train.save_every", "train.log_every")
 """Settings that a resumed run may change, as it may the `logging` section: nothing that it computes depends on them."""
@@ -280,7 +281,7 @@ def open_data(config: RunConfig) -> TrainingData:
     dataset = read_prepared(config.data.root)
     _check_prepared(config, dataset)
     split = read_split(config.data.splits or config.data.root / "splits.json", dataset)
-    return TrainingData(dataset, split)
+    return TrainingData(dataset, split.model_copy(update={"content": content_of(dataset, split)}))
 
 
 def make_trainer(config: RunConfig, out: Path, device: torch.device) -> Trainer:
@@ -396,9 +397,15 @@ def _check_norm(config: RunConfig, device: torch.device) -> None:
 def _check_same(config: RunConfig, split: Split, out: Path) -> None:
     """Refuse to resume with another split or other settings; the data may have moved."""
     held = load_split(out / "splits.json")
-    unsaid = {"patients": split.patients, "counted": split.counted}  # by an old file; sha256 has the patients
-    if held.model_copy(update=unsaid) != split:
+    told = {"patients": split.patients, "counted": split.counted}  # or not, by an old file; sha256 has the patients
+    if held.model_copy(update={**told, "content": split.content}) != split:
         raise ConfigError(f"{out}: was started with another split (its splits.json); resume with that one")
+    if changed := [id for id, content in held.content.items() if split.content.get(id, content) != content]:
+        raise ConfigError(
+            f"{out}: was started with other files of {how_many(len(changed), 'case')}, which are prepared again since: "
+            f"{some(changed)}. Begin a new run, if need be with --set train.start_from={out}, or prepare what it was "
+            "started with"
+        )
     then, now = (flatten(values) for values in (_last_checkpoint(out)["config"], config.to_plain()))
     changed = [key for key in now if key not in _MAY_CHANGE and not key.startswith("logging.")
                and then.get(key) != now[key]]  # fmt: skip

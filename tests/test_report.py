@@ -334,6 +334,13 @@ def test_a_patient_counts_once_in_mean_interval_and_spread_of_runs(factory):
 # ---- what a reader is warned of
 
 
+def test_files_that_changed_between_runs_are_told(factory):
+    contents = [{"x": "1", "v": "2"}, {"x": "1", "v": "3", "y": "4"}, {}]
+    runs = [factory.run(f"run-{seed}", "bcp", seed, splits={"content": one}) for seed, one in enumerate(contents)]
+    assert "The runs learned from different files of 1 (v) cases: images or labels" in one_page(factory, runs).words
+    assert "different files" not in one_page(factory, runs[::2], overwrite=True).words
+
+
 def test_runs_of_a_row_that_differ_in_more_than_their_seed_are_named(factory):
     runs = [factory.run("one", "bcp", 1), factory.run("two", "bcp", 2, settings={"train.lr": 0.1}),
             factory.run("three", "bcp", 2)]  # fmt: skip

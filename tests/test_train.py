@@ -28,6 +28,7 @@ from medssl.config import dump, parse
 from medssl.data import patches
 from medssl.data.cases import SubjectRule
 from medssl.data.draw import Wish, make_split
+from medssl.data.io import read_label, write_label
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import write_split
 from medssl.device import prepare_device
@@ -857,6 +858,28 @@ class TestRefusals:
         with pytest.raises(ConfigError, match="another split"):
             train(config(), run, resume=True, quiet=True)
         assert (run / "splits.json").read_bytes() == kept
+
+    def test_resume_with_files_that_changed_but_for_labels_that_training_does_not_see(self, tmp_path):
+        raw = write_balls(tmp_path / "raw", labelled=6)
+        dataset = prepare(raw, tmp_path / "prepared", BALLS, workers=0)
+        split = make_split(dataset, Wish(labelled=2, val=1, test=1, seed=0))
+        write_split(tmp_path / "splits.json", split)
+        settings = plain_settings((raw, dataset.root), tmp_path / "splits.json", "mean_teacher")
+        run = train(parse(RunConfig, settings), tmp_path / "run", until=1, quiet=True)
+
+        def corrected(id):
+            label = read_label(path := raw / "labels" / f"{id}.nii.gz")
+            write_label(path, np.roll(label.array, 1, 0), label)
+            prepare(raw, dataset.root, BALLS, workers=0)
+
+        corrected(split.unlabelled[0])
+        corrected(split.test[0])
+        train(parse(RunConfig, settings), run, resume=True, until=2, quiet=True)
+        corrected(split.labelled[1])
+        with pytest.raises(
+            ConfigError, match=rf"other files of 1 case, .* since: {split.labelled[1]}\. Begin a new run"
+        ):
+            train(parse(RunConfig, settings), run, resume=True, quiet=True)
 
     @pytest.mark.parametrize(
         ("window", "words"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -26,6 +28,12 @@ def notes(rows: Sequence[Row], references: Sequence[str] = (BASELINE,)) -> list[
     if unknown:
         found.append(f"The patients of {_few(sorted(unknown))} scored cases are not recorded: each counts as a patient "
                      "of its own, and intervals are too narrow where a patient has several.")  # fmt: skip
+    content: dict[str, set[str]] = defaultdict(set)
+    for case, one in itertools.chain(*(run.content.items() for row in rows for run in row.runs)):
+        content[case].add(one)
+    if changed := [case for case, versions in content.items() if len(versions) > 1]:
+        found.append(f"The runs learned from different files of {_few(sorted(changed))} cases: images or labels were "
+                     "changed, and prepared again, between them.")  # fmt: skip
     sets = {frozenset(run.case_dice) for row in rows for run in row.scored}
     if len(sets) > 1:
         found.append("The runs were not all scored on the same cases: means of different cases do not compare.")

@@ -64,6 +64,8 @@ class Run:
     """predictions.json; it knows nothing when there is none."""
     patients: dict[str, str] = field(default_factory=dict)
     """Patient of each case, as far as any of the compared runs recorded it."""
+    content: dict[str, str] = field(default_factory=dict)
+    """A digest of the files of each case that it learned from, see `medssl.data.splits`."""
     quirks: tuple[str, ...] = ()
     """Habits of published protocols that its split follows, see `medssl.data.splits`."""
     counts_patients: bool = False
@@ -204,6 +206,7 @@ def _load_run(path: Path) -> Run:
             scores=scores,
             made=made,
             patients={str(case): str(patient) for case, patient in splits.get("patients", {}).items()},
+            content={str(case): str(content) for case, content in splits.get("content", {}).items()},
             quirks=tuple(map(str, splits.get("quirks", ()))),
             counts_patients=splits.get("counted") == "patients",
         )

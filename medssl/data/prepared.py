@@ -61,6 +61,8 @@ class PreparedCase:
     """See `Case.part`."""
     levels: tuple[tuple[float, float], ...] | None = None
     """Lowest grey level of each channel and the step to the next; None where the image is stored as float32."""
+    content: str = ""
+    """A digest of the bytes of its files, labels too."""
 
     @property
     def labelled(self) -> bool:
@@ -351,6 +353,7 @@ def _read_case(folder: Path) -> PreparedCase:
             label=None if label is None else Source.parse(label),
             part=values["part"],
             levels=values["levels"] and tuple((low, step) for low, step in values["levels"]),
+            content=hashlib.sha256(json.dumps(values["sources"]["content"]).encode()).hexdigest()[:16],
         )
     except (DataError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{folder}: not a whole prepared case ({error}); prepare the dataset again") from None

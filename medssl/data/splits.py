@@ -40,6 +40,9 @@ class Split(Settings):
     """Digest of the prepared case list that the split divides."""
     patients: dict[str, str] = {}
     """Patient of each case that the split lists; empty in a file of a version that did not record them."""
+    content: dict[str, str] = {}
+    """In a run folder, a digest of the files of each case that it learned from; not of those that count as unlabelled
+    and have a label, which may change."""
     quirks: tuple[SplitQuirk, ...] = ()
     """`selection on test`: the validation cases are the test cases. `renamed frames`: the lists counted frames.
     `stratified by labels`: drawn by what labels hold. `unlabelled labels seen`: among these were labels of cases that
@@ -144,6 +147,13 @@ def refuse_file(folder: Path) -> None:
     """Raise a ConfigError where a file is in the place of a folder."""
     if folder.is_file():
         raise ConfigError(f"{folder}: is a file; name a folder with --out")
+
+
+def content_of(dataset: PreparedDataset, split: Split) -> dict[str, str]:
+    """What `Split.content` holds of a run that learns from this split."""
+    cases = {part: [dataset.cases[id] for id in getattr(split, part)] for part in ("labelled", "unlabelled", "val")}
+    return {case.id: case.content for part, found in cases.items() for case in found
+            if part != "unlabelled" or not case.labelled}  # fmt: skip
 
 
 def patients_of(dataset: PreparedDataset, ids: Collection[str]) -> dict[str, str]:
