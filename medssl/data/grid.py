@@ -19,8 +19,12 @@ from medssl.data.volume import Affine, Oddity, Volume, corners_of
 from medssl.words import by
 
 Triple = tuple[int, int, int]
+Box = tuple[slice, slice, slice]
+Map = tuple[int, Box, NDArray[np.float32]]
+"""A value, and how much it weighs at the points of a box; nothing elsewhere."""
 NumberT = TypeVar("NumberT", bound=np.generic)
 
+_ALL: Box = (slice(None), slice(None), slice(None))
 GRID_ERROR = 0.5
 """From half a voxel on, a label voxel belongs to another image voxel than the one at its index."""
 GRID_WARNING = 0.01
@@ -185,8 +189,11 @@ class Grid:
             return label
         if self.nearest:
             return _nearest(label, self.prepared)
-        shares = ((int(value), _linear(label == value, self.prepared, self._steps())) for value in np.unique(label))
-        return _largest(shares, label.dtype.type)[0]
+        steps = self._steps()
+        offset = _centred(label.shape, self.prepared, steps)
+        masks = ((int(value), label == value) for value in np.unique(label))
+        maps = ((value, *_linear_near(mask, mask, self.prepared, steps, offset)) for value, mask in masks)
+        return _largest(maps, self.prepared, label.dtype.type)[0]
 
     def largest(self, slabs: Iterable[Slab]) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.floating[Any]]]:
         """Prepared grid to crop grid: the class with the largest interpolated probability, and that probability.
@@ -203,24 +210,42 @@ class Grid:
             if self._is_as_cropped():
                 classes[inside], certainty[inside] = slab.probs.argmax(0), slab.probs.max(0)
             else:
-                classes[inside], certainty[inside] = _largest(enumerate(self.interpolated(slab)), dtype)
+                shape = classes[inside].shape
+                classes[inside], certainty[inside] = _largest(self._contenders(slab), shape, dtype)
             del slab  # before the next one is made
         return classes, certainty
+
+    def _contenders(self, slab: Slab) -> Iterator[Map]:
+        """`interpolated`, of each class where it may be the likeliest.
+
+        There, some class has as much as all have on average, and none has more between voxels than at one of them.
+        """
+        if self.nearest:
+            yield from ((value, _ALL, found) for value, found in enumerate(self.interpolated(slab)))
+            return
+        least = (1 - 1e-5) * slab.probs.sum(0).min() / len(slab.probs)
+        for value, of_class in enumerate(slab.probs):
+            yield value, *_linear_near(of_class, of_class >= least, *self._back(slab))
 
     def interpolated(self, slab: Slab) -> Iterator[NDArray[np.float32]]:
         """Prepared grid to crop grid: the probabilities of one class after the other, as all may be too large.
 
         Of a slab of some rows, those voxels of the crop that lie between them.
         """
-        inside, back = self._reached(slab), [1 / step for step in self._steps()]
-        shape = (inside[0].stop - inside[0].start, inside[1].stop - inside[1].start, inside[2].stop - inside[2].start)
-        offset = _centred(self.prepared, self.cropped, back)
-        offset[slab.axis] += back[slab.axis] * inside[slab.axis].start - slab.start
+        shape, back, offset = self._back(slab)
         for of_class in slab.probs:
             if self.nearest:
                 yield _nearest(np.asarray(of_class, np.float32), shape)
             else:
                 yield _linear(of_class, shape, back, offset)
+
+    def _back(self, slab: Slab) -> tuple[Triple, list[float], list[float]]:
+        """How many voxels of the crop lie between rows of a slab, their steps on it, and where the first one lies."""
+        inside, back = self._reached(slab), [1 / step for step in self._steps()]
+        shape = (inside[0].stop - inside[0].start, inside[1].stop - inside[1].start, inside[2].stop - inside[2].start)
+        offset = _centred(self.prepared, self.cropped, back)
+        offset[slab.axis] += back[slab.axis] * inside[slab.axis].start - slab.start
+        return shape, back, offset
 
     def place(self, array: NDArray[NumberT], outside: float = 0) -> NDArray[NumberT]:
         """An array of the crop grid on the raw volume's own grid, with a constant outside the crop."""
@@ -251,12 +276,12 @@ def _resample(
     array: NDArray[np.float32], shape: Triple, steps: list[float], order: int, offset: list[float] | None = None
 ) -> NDArray[np.float32]:
     """Sample `shape` points, `steps` apart from `offset` on, or centred on the array; its edge continues outwards."""
-    if array.shape == shape and steps == [1.0, 1.0, 1.0]:
+    offset = offset or _centred(array.shape, shape, steps)
+    if array.shape == shape and steps == [1.0, 1.0, 1.0] and not any(offset):
         return array
     out: NDArray[np.float32] = ndimage.affine_transform(
-        array, np.asarray(steps), offset or _centred(array.shape, shape, steps), output_shape=shape,
-        output=np.float32, order=order, mode="nearest",
-    )  # fmt: skip
+        array, np.asarray(steps), offset, output_shape=shape, output=np.float32, order=order, mode="nearest"
+    )
     return out
 
 
@@ -269,6 +294,26 @@ def _linear(
     array: NDArray[Any], shape: Triple, steps: list[float], offset: list[float] | None = None
 ) -> NDArray[np.float32]:
     return _resample(np.asarray(array, np.float32), shape, steps, order=1, offset=offset)
+
+
+def _linear_near(
+    array: NDArray[Any], mask: NDArray[np.bool_], shape: Triple, steps: list[float], offset: list[float]
+) -> tuple[Box, NDArray[np.float32]]:
+    """A box with all points that lie within a voxel of what is set in `mask`, and what `_linear` gives there."""
+    found = ndimage.find_objects(mask.view(np.uint8))
+    if not found:
+        return (slice(0), slice(0), slice(0)), np.zeros((0, 0, 0), np.float32)
+    box: list[slice] = []
+    part: list[slice] = []
+    for side, old, new, step, first in zip(found[0], array.shape, shape, steps, offset, strict=True):
+        at = np.clip(first + step * np.arange(new), 0, old - 1)
+        reached = np.searchsorted(at, side.start - 1), np.searchsorted(at, side.stop, "right")
+        box.append(slice(int(reached[0]), int(reached[1])))
+        part.append(slice(max(0, side.start - 2), side.stop + 2))
+    size = tuple(one.stop - one.start for one in box)
+    there = [first + step * one.start - other.start
+             for first, step, one, other in zip(offset, steps, box, part, strict=True)]  # fmt: skip
+    return (box[0], box[1], box[2]), _linear(array[tuple(part)], size, steps, there)  # type: ignore[arg-type]
 
 
 def _nearest(array: NDArray[NumberT], shape: Triple) -> NDArray[NumberT]:
@@ -284,14 +329,12 @@ def class_type(highest: int) -> type[np.unsignedinteger[Any]]:
 
 
 def _largest(
-    maps: Iterator[tuple[int, NDArray[np.float32]]], dtype: type[np.unsignedinteger[Any]]
+    maps: Iterable[Map], shape: tuple[int, ...], dtype: type[np.unsignedinteger[Any]]
 ) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.float32]]:
-    """Of `(value, map)` pairs, one by one, the value of the largest, and what it held. Ties go to the first."""
-    first, weights = next(maps)
-    best = weights.copy()
-    classes = np.full(best.shape, first, dtype)
-    for value, weights in maps:
-        better = weights > best
-        best[better] = weights[better]
-        classes[better] = value
+    """Of maps, one by one, the value of the largest at each point, and what it held. Ties go to the first."""
+    classes, best = np.zeros(shape, dtype), np.zeros(shape, np.float32)
+    for value, box, weights in maps:
+        better = weights > best[box]
+        best[box][better] = weights[better]
+        classes[box][better] = value
     return classes, best

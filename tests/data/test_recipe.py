@@ -183,6 +183,41 @@ def test_slabs_go_back_as_the_whole_does_wherever_it_is_cut(axis, spacing):
         np.testing.assert_allclose(certainty, whole[1], atol=1e-6)
 
 
+@pytest.mark.parametrize("sharpness", [1, 8, 60])
+@pytest.mark.parametrize(
+    ("cropped", "spacing"),
+    [
+        ((17, 12, 9), (0.7, 0.7, 0.7)),
+        ((8, 11, 6), (1.7, 0.6, 2.0)),
+        ((5, 6, 1), (0.5, 2.5, 1.0)),
+        ((9, 8, 7), (1, 1, 1)),
+    ],
+)
+def test_classes_are_resampled_only_where_they_can_win_and_that_changes_nothing(cropped, spacing, sharpness):
+    rng = np.random.default_rng(sharpness)
+    prepared = tuple(max(1, round(n / step)) for n, step in zip(cropped, spacing, strict=True))
+    grid = Grid(
+        cropped, np.eye(4).tolist(), (0, 1, 2), (False,) * 3, (0, 0, 0), cropped, (1.0, 1.0, 1.0), prepared, spacing
+    )
+    scores = sharpness * ndimage.gaussian_filter(rng.normal(size=(7, *prepared)), (0, 1, 1, 1))
+    scores[3] -= 1000  # a class that is nowhere
+    probs = np.exp(scores - scores.max(0)).astype(np.float32)
+    probs /= probs.sum(0)
+    classes, certainty = grid.largest([Slab(probs)])
+    shares = np.stack(list(grid.interpolated(Slab(probs))))
+    np.testing.assert_array_equal(classes, shares.argmax(0))
+    np.testing.assert_allclose(certainty, shares.max(0), atol=1e-6)
+
+    label = (3 * ndimage.gaussian_filter(rng.normal(size=(4, *cropped)), (0, 1, 1, 1)).argmax(0)).astype(np.uint8)
+    steps, first = (
+        np.array(spacing),
+        [(n - 1) / 2 - s * (m - 1) / 2 for n, m, s in zip(cropped, prepared, spacing, strict=True)],
+    )
+    ones = [(label == value).astype(np.float32) for value in (0, 3, 6, 9)]
+    masks = [ndimage.affine_transform(one, steps, first, prepared, order=1, mode="nearest") for one in ones]
+    np.testing.assert_array_equal(grid.resample_label(label), 3 * np.argmax(masks, 0))
+
+
 def test_slices_of_one_size_go_back_in_slabs_of_slices():
     recipe = Recipe(resize=(11, 26))
     grid = recipe.apply(Volume(np.random.default_rng(0).random((23, 21, 9), np.float32), np.eye(4))).grid
