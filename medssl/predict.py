@@ -24,6 +24,7 @@ from medssl.data.inspect import odd_geometry
 from medssl.data.io import case_id, is_volume, list_volumes, read_image, stacked, write_label, write_shares
 from medssl.data.layouts import modalities
 from medssl.data.layouts.base import CHANNEL
+from medssl.data.looks import look_at
 from medssl.data.prepared import read_prepared, refuse_moved
 from medssl.data.record import NAME, Record, read_record, write_record
 from medssl.data.splits import PARTS, read_split
@@ -116,6 +117,8 @@ def predict(
             try:
                 image, odd = _read(sources[id])
                 doubts += odd
+                if predictor.likeness is not None:
+                    doubts += [(sources[id][0], unlike) for unlike in predictor.likeness.oddities(look_at(image))]
                 if probabilities:
                     classes, unsure, shares = predictor.segment_with_probabilities(image)
                 elif uncertainty:

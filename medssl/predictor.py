@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from medssl.config import Settings
 from medssl.data.grid import Grid, Slab, class_type
+from medssl.data.likeness import Likeness
 from medssl.data.recipe import Prepared, Recipe
 from medssl.data.volume import Volume, check_affine
 from medssl.device import autocast, tell_once
@@ -83,6 +84,8 @@ class Predictor:
         self.networks, self.recipe, self.window = list(networks), recipe, window
         self.others: list[Predictor] = []
         """Those of other runs, whose probabilities count as much as its own."""
+        self.likeness: Likeness | None = None
+        """What the scans are like that its networks learned from, as far as it is known."""
         self.looked: Callable[[float], None] = lambda share: None
         """Called with the share of a volume that has been looked at, ever so often."""
         self.patch, self.device, self.precision = window.patch or patch, device, precision

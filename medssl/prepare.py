@@ -21,6 +21,7 @@ from medssl.data.findings import Facts, Finding, require_usable
 from medssl.data.inspect import Expected, check_case
 from medssl.data.io import read_grid, stacked
 from medssl.data.labels import as_classes
+from medssl.data.looks import look_at
 from medssl.data.prepared import (
     CASES,
     UNFINISHED,
@@ -160,7 +161,7 @@ def prepare_case(task: Task) -> Outcome:
     if checked.is_usable and not _refusal(task.out).exists():
         image = stacked([image for image in checked.images if image is not None])
         label = None if checked.label is None else as_classes(checked.label, task.config)
-        write_case(task.out, task.case, task.config.recipe.apply(image, label), sources)
+        write_case(task.out, task.case, task.config.recipe.apply(image, label), sources, look_at(image))
     return Outcome(sources, checked.findings)
 
 

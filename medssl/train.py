@@ -143,6 +143,7 @@ def _refuse_used(out: Path, resume: bool) -> None:
 def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, until: int | None, quiet: bool) -> None:
     data = open_data(config)
     trainer = make_trainer(config, out, device)
+    trainer.likeness = data.likeness
     if resume and (out / "last.pt").exists():
         _check_same(config, data.split, out)
         trainer.load(out / "last.pt")

@@ -20,6 +20,7 @@ from torch import nn
 from medssl import __version__
 from medssl.checkpoint import load_checkpoint, save_checkpoint, steps_of
 from medssl.config import dump, load_yaml, parse
+from medssl.data.likeness import Likeness
 from medssl.errors import ConfigError, DataError
 from medssl.predictor import Predictor, chosen_networks
 from medssl.run import RunConfig, build_method, predictor_of
@@ -49,9 +50,14 @@ class Trained:
     forerunners: int = 0
     """Patients from whom the runs learned that it was started from; unknown, and 0, from a model folder."""
 
+    likeness: Likeness | None = None
+    """What the scans that it learned from are like."""
+
     def predictor(self, device: torch.device) -> Predictor:
         """The predictor of its networks."""
-        return predictor_of([net.to(device) for net in self.networks], self.config, device)
+        predictor = predictor_of([net.to(device) for net in self.networks], self.config, device)
+        predictor.likeness = self.likeness
+        return predictor
 
 
 def is_model_folder(folder: Path) -> bool:
@@ -87,9 +93,10 @@ def refuse_unlike(run: Path, ours: Trained, path: Path, theirs: Trained) -> None
 def save_model(folder: Path, runs: Sequence[Trained]) -> None:
     """Write model.yaml and weights.pt."""
     about = [
-        {"checkpoint": one.checkpoint, "iteration": one.iteration, "settings": shared_settings(one.config)}
+        {"checkpoint": one.checkpoint, "iteration": one.iteration, "settings": shared_settings(one.config),
+         "likeness": one.likeness and json.loads(one.likeness.model_dump_json())}
         for one in runs
-    ]
+    ]  # fmt: skip
     dump({"format": FORMAT, "medssl": __version__, "runs": about}, folder / MODEL)
     save_checkpoint(folder / WEIGHTS, {"runs": [[net.state_dict() for net in one.networks] for one in runs]})
 
@@ -134,6 +141,7 @@ def _load_run(run: Path, checkpoint: str, window: Mapping[str, Any]) -> Trained:
         chosen_networks(method, config.window.network),
         checkpoint=path.name,
         iteration=values["iteration"],
+        likeness=_likeness_of(values),
         forerunners=sum(len(people["learned"]) for people in values.get("seen_before", {}).values()),
     )
 
@@ -172,8 +180,14 @@ def _load_model(folder: Path, checkpoint: str, window: Mapping[str, Any]) -> lis
         networks = chosen_networks(build_method(config), config.window.network)
         for net, state in zip(networks, states, strict=True):
             net.load_state_dict(state)
-        found.append(Trained(config, networks, checkpoint=one["checkpoint"], iteration=one["iteration"]))
+        found.append(Trained(config, networks, checkpoint=one["checkpoint"], iteration=one["iteration"],
+                             likeness=_likeness_of(one)))  # fmt: skip
     return found
+
+
+def _likeness_of(values: Mapping[str, Any]) -> Likeness | None:
+    plain = values.get("likeness")
+    return None if plain is None else Likeness.model_validate(plain)
 
 
 def _with_window(plain: Mapping[str, Any], window: Mapping[str, Any]) -> RunConfig:

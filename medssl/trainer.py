@@ -18,6 +18,7 @@ from medssl.augment import Augment, Draw
 from medssl.checkpoint import load_checkpoint, save_checkpoint
 from medssl.config import Settings
 from medssl.data.cases import IGNORED
+from medssl.data.likeness import Likeness
 from medssl.data.patches import Patches, PatchStream, ending_readers
 from medssl.device import Precision, Readback, autocast, choose_precision
 from medssl.distributed import StopVote, here, is_first, wait_for_all
@@ -136,6 +137,8 @@ class Trainer:
         self.best = -1.0
         self.waited = 0.0
         """Seconds for patches since the last row, or validation."""
+        self.likeness: Likeness | None = None
+        """What the scans that it learns from are like."""
         self.seen_before: Seen = {}
         """Those of the runs that its first weights come from."""
 
@@ -336,6 +339,7 @@ class Trainer:
                 "iteration": self.iteration,
                 "best": self.best,
                 "seen_before": self.seen_before,
+                "likeness": self.likeness and self.likeness.model_dump(mode="json"),
                 "config": self.plain_config,
                 "method": self.method.state_dict(),
                 "optimizer": self.optimizer.state_dict(),

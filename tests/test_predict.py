@@ -28,6 +28,7 @@ from medssl.device import tell_once
 from medssl.errors import ConfigError, DataError, OutOfMemoryError
 from medssl.evaluate import evaluate_folders
 from medssl.explain import explain
+from medssl.export import export
 from medssl.predict import load_predictor, predict
 from medssl.predictor import Predictor, WindowConfig, chosen_networks
 from medssl.prepare import prepare
@@ -832,6 +833,25 @@ def scans(trained, tmp_path):
     cut = tmp_path / "scans" / "ball_01.nii.gz"
     cut.write_bytes(cut.read_bytes()[:500])
     return tmp_path / "scans"
+
+
+def test_scans_unlike_those_of_the_run_are_told_of_once_for_each_kind(trained, tmp_path, capsys):
+    run, raw = trained
+    image = read_image(raw / "images" / "ball_00.nii.gz")
+    write_image(tmp_path / "alike" / "a.nii.gz", 1.2 * image.array + 3, image.affine)
+    for name in "bc":
+        write_image(tmp_path / "other" / f"{name}.nii.gz", 10 * image.array - 1500, np.diag([3, 3, 1.5, 1]))
+    export(run, tmp_path / "model")
+    assert not {"ball_00", str(tmp_path)} & set(re.findall(r"[\w/]+", (tmp_path / "model" / "model.yaml").read_text()))
+    capsys.readouterr()
+    for number, one in enumerate((run, tmp_path / "model")):
+        predict(one, [tmp_path / "alike"], tmp_path / f"alike_{number}", device="cpu")
+        assert "the run's scans" not in capsys.readouterr().err
+        predict(one, [tmp_path / "other"], tmp_path / f"other_{number}", device="cpu")
+        told = [line for line in capsys.readouterr().err.splitlines() if "the run's scans" in line]
+        kinds = [re.search(r"b\.nii\.gz: (\w+ \w+)", line)[1] for line in told]
+        assert kinds == ["spacing 3", "it spans", "its darkest"]
+        assert all("(2 such files); is it a scan of the kind" in line for line in told)
 
 
 def test_faulty_scans_are_passed_over_and_predicted_once_they_are_mended(trained, scans, tmp_path):

@@ -89,8 +89,8 @@ class DatasetConfig(Settings):
     name: str
     """What reports call the dataset."""
     layout: str | None = None
-    """How the raw data lie: datalist, nnunet, msd, acdc, la, folders, ssl4mis, dicom or pairs; null: the first that
-    fits."""
+    """How the raw data lie: datalist, nnunet, msd, acdc, la, folders, ssl4mis, modalities, dicom or pairs; null: the
+    first that fits."""
     channels: tuple[str, ...] = ("MRI",)
     """The modalities of a case, in the order of the image's channels."""
     classes: tuple[str, ...] = Field(min_length=2, max_length=IGNORED)

@@ -47,6 +47,14 @@ class Look:
         is_identity = np.array_equal(volume.affine, np.eye(4))
         return cls((x, y, z), turn.apply_to_axes(volume.spacing), levels, texture, is_identity)
 
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Look:
+        """What `asdict` gave, after a round trip through a file."""
+        plain: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**plain)
+
     @property
     def extent(self) -> tuple[float, float, float]:
         """Millimetres that the volume spans along each axis."""

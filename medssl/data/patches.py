@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from medssl.data.likeness import Likeness
 from medssl.data.prepared import PreparedCase, PreparedDataset
 from medssl.data.splits import Split
 from medssl.errors import DataError, OutOfMemoryError
@@ -78,6 +79,12 @@ class TrainingData:
     def ignores(self) -> bool:
         """Whether labels may hold IGNORED, for voxels that nobody annotated."""
         return bool(self._dataset.config.ignore)
+
+    @property
+    def likeness(self) -> Likeness | None:
+        """What its raw images are like."""
+        cases = map(self._case, (*self.split.labelled, *self.split.unlabelled, *self.split.val))
+        return Likeness.of([case.look for case in cases if case.look is not None])
 
     def subject(self, id: str) -> str:
         """The patient of a training or validation case."""

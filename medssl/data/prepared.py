@@ -29,6 +29,7 @@ from medssl.config import Settings, read_model
 from medssl.data.cases import IGNORED, Case, DatasetConfig
 from medssl.data.grid import Grid
 from medssl.data.itk import VOXEL_FILES
+from medssl.data.looks import Look
 from medssl.data.recipe import Prepared
 from medssl.data.volume import Source
 from medssl.errors import DataError
@@ -63,6 +64,8 @@ class PreparedCase:
     """Lowest grey level of each channel and the step to the next; None where the image is stored as float32."""
     content: str = ""
     """A digest of the bytes of its files, labels too."""
+    look: Look | None = None
+    """What its raw image is like; None in a store of an earlier version."""
 
     @property
     def labelled(self) -> bool:
@@ -193,10 +196,10 @@ def write_dataset(root: Path, config: DatasetConfig, cases: Sequence[Case], sour
     write_json(root / "dataset.json", values)
 
 
-def write_case(root: Path, case: Case, prepared: Prepared, sources: Sources) -> None:
-    """Store one prepared case among the unfinished ones, replacing an earlier version of it there."""
+def write_case(root: Path, case: Case, prepared: Prepared, sources: Sources, look: Look) -> None:
+    """Store one prepared case, whose raw image looks so, among the unfinished ones; an earlier version is replaced."""
     image, levels = _encode(prepared.image)
-    more = {"sources": sources.to_json(), "grid": prepared.grid.to_json(), "levels": levels}
+    more = {"sources": sources.to_json(), "grid": prepared.grid.to_json(), "levels": levels, "look": asdict(look)}
     with whole_folder(root / UNFINISHED / case.id) as folder:
         np.save(folder / "image.npy", image)  # plain, for its low bits are noise: docs/performance.md
         if prepared.label is not None:
@@ -354,6 +357,7 @@ def _read_case(folder: Path) -> PreparedCase:
             part=values["part"],
             levels=values["levels"] and tuple((low, step) for low, step in values["levels"]),
             content=hashlib.sha256(json.dumps(values["sources"]["content"]).encode()).hexdigest()[:16],
+            look=Look.from_json(values["look"]) if "look" in values else None,
         )
     except (DataError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{folder}: not a whole prepared case ({error}); prepare the dataset again") from None

@@ -124,6 +124,8 @@ def _training(run: Path, trained: Trained) -> list[str]:
           if canaries else []),
         *([f"- It was started from an earlier run; that and those before it had learned from {trained.forerunners} "
            "patients."] if trained.forerunners else []),
+        *([f"- The scans that it learned from: {trained.likeness.words} `medssl predict` tells of others."]
+          if trained.likeness else []),
         f"- {trained.iteration} of {config.train.iterations} steps, `{trained.checkpoint}`; seed {config.train.seed}.",
         f"- {_validation(run, trained)}",
         *(f"- How the split was made: {quirk}." for quirk in split.quirks),

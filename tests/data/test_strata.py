@@ -5,6 +5,7 @@ import pytest
 
 from medssl.data.cases import Case, DatasetConfig
 from medssl.data.draw import Wish, make_draws, make_folds, make_split
+from medssl.data.looks import Look
 from medssl.data.prepared import Sources, read_prepared, write_case, write_dataset
 from medssl.data.recipe import Grid, Prepared
 from medssl.data.strata import Strata, read_strata
@@ -22,7 +23,8 @@ def store(tmp_path, labels, spacing=(1.0, 1.0, 1.0)):
         source = Source(tmp_path / f"{id}.nii.gz")
         cases.append(Case(id, id[:3], (source,), None if label is None else source))
         prepared = Prepared(np.zeros((1, *shape), np.float32), label, grid)
-        write_case(tmp_path, cases[-1], prepared, Sources.of(cases[-1], CONFIG))
+        look = Look(shape, spacing, (), 0.0, True)
+        write_case(tmp_path, cases[-1], prepared, Sources.of(cases[-1], CONFIG), look)
     write_dataset(tmp_path, CONFIG, cases)
     return read_prepared(tmp_path)
 
