@@ -103,8 +103,10 @@ class RunLog:
         now = time.monotonic()
         seconds, steps = now - self._noted, max(1, iteration - self._noted_at)
         self._noted, self._noted_at = now, iteration
-        facts = {"lr": lr, "seconds_per_step": seconds / steps, "waiting": min(1.0, waited / max(seconds, 1e-9))}
         packed = torch.stack([v.detach().float() for v in values.values()])
+        facts = {"lr": lr, "seconds_per_step": seconds / steps, "waiting": min(1.0, waited / max(seconds, 1e-9))}
+        if packed.is_cuda:
+            facts["gpu_gib"] = torch.cuda.max_memory_reserved(packed.device) / 2**30
         self._waiting = iteration, list(values), Readback(packed), facts
         if not packed.is_cuda:
             self.flush()

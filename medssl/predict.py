@@ -32,10 +32,12 @@ from medssl.data.volume import Oddity, Source, Volume
 from medssl.device import choose_device
 from medssl.errors import ConfigError, DataError, InputError, OutOfMemoryError
 from medssl.files import refuse_unwritable
+from medssl.machine import available_memory
 from medssl.predictor import Predictor
+from medssl.prepare import BYTES_PER_VOXEL, most_voxels
 from medssl.progress import Advance, track
 from medssl.trained import Trained, is_model_folder, load_trained, refuse_unlike
-from medssl.words import how_many, some
+from medssl.words import gib, how_many, some
 
 UNCERTAINTY = "uncertainty"
 PROBABILITIES = "probabilities"
@@ -115,6 +117,7 @@ def predict(
         for id in missing:
             predictor.looked = partial(_tell, advance, id)
             try:
+                _tell_if_large(id, sources[id], predictor)
                 image, odd = _read(sources[id])
                 doubts += odd
                 if predictor.likeness is not None:
@@ -265,6 +268,14 @@ def _read(files: Sequence[Source]) -> tuple[Volume, list[tuple[Source, Oddity]]]
     doubts += [(file, odd) for file, other in zip(files[1:], volumes[1:], strict=True)
                if (odd := off_grid(first, other, "other channel"))]  # fmt: skip
     return image, doubts
+
+
+def _tell_if_large(id: str, files: Sequence[Source], predictor: Predictor) -> None:
+    """Say so where a case may need more memory than is free: the system ends a process without a word."""
+    need, free = BYTES_PER_VOXEL * most_voxels(files, predictor.recipe), available_memory()
+    if free is not None and need > free:
+        print(f"medssl: case {id} may need {gib(need)}, and {gib(free)} are free; if the process ends without a word, "
+              "take a machine with more memory, or cut the scan", file=sys.stderr)  # fmt: skip
 
 
 def _warn(doubts: Sequence[tuple[Source, Oddity]]) -> None:

@@ -37,6 +37,8 @@ from medssl.data.prepared import (
     write_case,
     write_dataset,
 )
+from medssl.data.recipe import Recipe
+from medssl.data.volume import Source
 from medssl.engines import Engine, as_finished_on_ray
 from medssl.errors import ConfigError, DataError, Interrupted, OutOfMemoryError
 from medssl.files import alone_in
@@ -169,7 +171,7 @@ def _run(todo: Sequence[Task], out: Path, workers: int | None, engine: Engine, a
     """What became of each task; after the first fault the others are only checked."""
     if not todo:
         return []
-    voxels = [_voxels(task) for task in todo]
+    voxels = [most_voxels(task.case.images, task.config.recipe) for task in todo]
     most, largest = max((count, task.case.id) for count, task in zip(voxels, todo, strict=True))
     need = BYTES_PER_WORKER + BYTES_PER_VOXEL * most
     finished: Generator[tuple[Task, Outcome], None, None]
@@ -214,12 +216,12 @@ def _workers(voxels: Sequence[int], wanted: int | None, need: int, largest: str)
     return min(count, fitting)
 
 
-def _voxels(task: Task) -> int:
-    """Of a case as stored, or as prepared where these are more; 0 for an unreadable one: its check will tell."""
+def most_voxels(images: Sequence[Source], recipe: Recipe) -> int:
+    """Of a case as stored, or as prepared where these are more; 0 for an unreadable one: who reads it will tell."""
     try:
-        (x, y, z, *more), affine = read_grid(task.case.images[0])
-        more.append(len(task.case.images))
-        prepared = task.config.recipe.uncropped((x, y, z), affine)
+        (x, y, z, *more), affine = read_grid(images[0])
+        more.append(len(images))
+        prepared = recipe.uncropped((x, y, z), affine)
     except (DataError, ValueError, ArithmeticError):
         return 0
     return math.prod(more) * max(x * y * z, math.prod(prepared))

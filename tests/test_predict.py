@@ -891,6 +891,16 @@ def test_a_volume_too_large_for_memory_is_passed_over_before_the_system_ends_all
     assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 2
 
 
+def test_a_case_that_may_be_too_large_is_told_of_before_it_is_read(trained, scans, tmp_path, monkeypatch, capsys):
+    (scans / "ball_01.nii.gz").unlink()
+    write_image(scans / "long.nii.gz", np.ones((20, 18, 15), np.float32), np.diag([1, 1, 1.5, 1.0]))
+    monkeypatch.setattr("medssl.predict.available_memory", lambda: 40 * 20 * 18 * 14)
+    predict(trained[0], [scans], tmp_path / "out", device="cpu")
+    told = capsys.readouterr().err
+    assert "case long may need" in told
+    assert told.count("may need") == 1
+
+
 class Small(nn.Module):
     """A network on a device that holds no more than so many windows at once."""
 
