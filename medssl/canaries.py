@@ -56,7 +56,10 @@ class PseudoLabels:
 
     @torch.no_grad()
     def probabilities(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """1 for the class that a voxel is told, `(M, x, y, z)` to `(C, x, y, z)`; its share where patches overlap."""
+        """1 for the class that a voxel is told, `(M, x, y, z)` to `(C, x, y, z)`; its share where patches overlap.
+
+        Trust is left out: a voxel that would count little in training, or not at all, counts as the others do.
+        """
         method, device = self.trainer.method, self.trainer.device
         mode = method.training
         method.eval()

@@ -143,7 +143,9 @@ def parts_of_batch(config: RunConfig, processes: int = 1) -> list[int]:
     train, method = config.train, METHODS[config.method.name]
     common = math.gcd(train.labelled_batch, train.unlabelled_batch if method.needs_unlabelled else 0)
     most = common // (processes * (2 if method.even_batch else 1))
-    return [parts for parts in range(1, most + 1) if most % parts == 0]
+    fewest = config.method.fewest_unlabelled if method.needs_unlabelled else 0
+    return [parts for parts in range(1, most + 1)
+            if most % parts == 0 and train.unlabelled_batch >= processes * parts * fewest]  # fmt: skip
 
 
 def _smaller(config: RunConfig, processes: int) -> tuple[str, RunConfig] | None:

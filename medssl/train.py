@@ -108,7 +108,8 @@ def _ask_about_sides(config: RunConfig) -> None:
 
 
 def baseline_of(config: RunConfig) -> RunConfig:
-    """The same run on the labelled cases alone: data, network, augmentation, seed, steps and labelled patches stay.
+    """The same run on the labelled cases alone: data, network, augmentation, seed, steps, labelled patches and the form
+    of the Dice loss stay.
 
     Raises:
         ConfigError: the run is supervised already.
@@ -120,8 +121,9 @@ def baseline_of(config: RunConfig) -> RunConfig:
     file = bundled("method/supervised.yaml")
     if file is None:
         raise ConfigError("configs/method/supervised.yaml: missing from the installation; install the package again")
+    form = config.method.model_dump(include={"dice"})
     changes = {
-        "method": parse_method(merge([file])["method"]),
+        "method": parse_method({**merge([file])["method"], **form}),
         "train": config.train.model_copy(update={"unlabelled_batch": 0}),
         "window": config.window.model_copy(update={"network": "student"}),  # there is no teacher
     }
@@ -381,6 +383,12 @@ def _check_batches(config: RunConfig, method: Method | type[Method]) -> None:
             f"equal and even, got {train.labelled_batch} and {train.unlabelled_batch}"
         )
     parts, unit = processes.count() * train.accumulate, 2 if method.even_batch else 1
+    fewest = config.method.fewest_unlabelled
+    if method.needs_unlabelled and train.unlabelled_batch // parts < fewest:
+        raise ConfigError(
+            f"train.unlabelled_batch {train.unlabelled_batch} in {parts} parts (train.accumulate, processes): method "
+            f"{name}, as it is set, mixes patches with each other and needs {fewest} in each part"
+        )
     for key, size in batches.items():
         if size % (parts * unit):
             raise ConfigError(

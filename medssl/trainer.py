@@ -141,6 +141,8 @@ class Trainer:
         """What the scans that it learns from are like."""
         self.seen_before: Seen = {}
         """Those of the runs that its first weights come from."""
+        self.steps_before = 0
+        """Steps of these runs."""
 
     def fit(
         self,
@@ -209,7 +211,7 @@ class Trainer:
 
     def train_step(self, batch: TrainBatch) -> StepResult:
         """Students take one optimiser step, then teachers follow. Nothing here waits for the device."""
-        progress = Progress(self.iteration, self.config.iterations)
+        progress = self.progress(self.iteration)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
         if not all(student.training for student in self.method.students()):
@@ -255,7 +257,7 @@ class Trainer:
 
     def lags(self) -> dict[str, Tensor]:
         """How far each teacher was left behind by the last step; none for one that copies its students."""
-        follows = self.method.followers(Progress(self.iteration - 1, self.config.iterations))
+        follows = self.method.followers(self.progress(self.iteration - 1))
         return {f"lag/{number}": lag(f.teacher, f.students) for number, f in enumerate(follows) if f.decay > 0}
 
     @property
@@ -263,7 +265,11 @@ class Trainer:
         """The learning rate of the current step, a function of the step alone."""
         if self.config.schedule == "constant":
             return self.config.lr
-        return self.config.lr * poly(Progress(min(self.iteration, self.config.iterations), self.config.iterations))
+        return self.config.lr * poly(self.progress(min(self.iteration, self.config.iterations)))
+
+    def progress(self, iteration: int) -> Progress:
+        """Where the run is at a step."""
+        return Progress(iteration, self.config.iterations, self.steps_before)
 
     def batches(
         self, labelled: PatchStream, unlabelled: PatchStream | None, last: int
@@ -339,6 +345,7 @@ class Trainer:
                 "iteration": self.iteration,
                 "best": self.best,
                 "seen_before": self.seen_before,
+                "steps_before": self.steps_before,
                 "likeness": self.likeness and self.likeness.model_dump(mode="json"),
                 "config": self.plain_config,
                 "method": self.method.state_dict(),
@@ -363,6 +370,7 @@ class Trainer:
                 f"and `network` section\n  {_first_fault(error)}"
             ) from None
         self.seen_before = values.get("seen_before", {})
+        self.steps_before = values.get("steps_before", 0) + values["iteration"]
         settings: dict[str, Any] = values["config"]
         return settings
 
@@ -375,6 +383,7 @@ class Trainer:
             self.scaler.load_state_dict(values["scaler"])
         self.iteration, self.best = values["iteration"], values["best"]
         self.seen_before = values.get("seen_before", {})
+        self.steps_before = values.get("steps_before", 0)
 
 
 def _first_fault(error: RuntimeError) -> str:

@@ -6,7 +6,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from medssl.errors import ConfigError, OutOfMemoryError
-from medssl.memory import CONTEXT, USABLE, Memory, estimate, fit
+from medssl.memory import CONTEXT, USABLE, Memory, estimate, fit, parts_of_batch
 from medssl.methods import METHODS
 from medssl.parts.sample import TrainBatch
 from medssl.run import RunConfig
@@ -189,6 +189,14 @@ def test_parts_are_alike_and_even_where_a_method_pairs_patches(method, batch, mo
     config = config_of(method, labelled_batch=batch[0], unlabelled_batch=batch[1])
     with pytest.raises(OutOfMemoryError, match=f"train.accumulate {most} "):
         fit(config.model_copy(update={"train": config.train.model_copy(update={"patch": (16, 16, 16)})}), CONTEXT)
+
+
+def test_parts_hold_the_patches_that_a_method_mixes_with_each_other():
+    config = config_of("fixmatch", labelled_batch=4, unlabelled_batch=4)
+    assert parts_of_batch(config) == [1, 2, 4]
+    mixing = config.model_copy(update={"method": config.method.model_copy(update={"cutmix": 0.5})})
+    assert parts_of_batch(mixing) == [1, 2]
+    assert parts_of_batch(mixing, processes=2) == [1]
 
 
 def test_batch_norm_is_never_computed_twice():

@@ -334,6 +334,16 @@ def test_a_patient_counts_once_in_mean_interval_and_spread_of_runs(factory):
 # ---- what a reader is warned of
 
 
+def test_another_form_of_the_dice_loss_than_the_references_is_told(factory):
+    forms = {"supervised": "squared", "bcp": "squared", "uamt": "foreground"}
+    runs = [factory.run(name, name, 1, settings={"method.dice": form}) for name, form in forms.items()]
+    for run in runs:
+        factory.score(run, {"a": {"liver": 1}, "b": {"liver": 0}})
+    words = one_page(factory, runs).words
+    assert "uamt, 1 labelled: differs from supervised, 1 labelled in method.dice too." in words
+    assert "bcp, 1 labelled: differs" not in words
+
+
 def test_files_that_changed_between_runs_are_told(factory):
     contents = [{"x": "1", "v": "2"}, {"x": "1", "v": "3", "y": "4"}, {}]
     runs = [factory.run(f"run-{seed}", "bcp", seed, splits={"content": one}) for seed, one in enumerate(contents)]

@@ -38,10 +38,12 @@ from medssl.logs import read_metrics
 from medssl.machine import available_cpus
 from medssl.methods import METHODS
 from medssl.methods.base import Method
+from medssl.parts.sample import Progress
 from medssl.prepare import prepare
-from medssl.run import RunConfig, predictor_of
+from medssl.run import RunConfig, build_method, predictor_of
 from medssl.train import (
     baseline_folder,
+    baseline_of,
     dry_run,
     make_streams,
     make_trainer,
@@ -168,6 +170,21 @@ def test_training_neither_needs_nor_heeds_forbidden_files(balls, tmp_path, metho
         runs.append(train(parse(RunConfig, settings), tmp_path / name / "run", quiet=True))
     one, two = map(weights, runs)
     assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_a_baseline_has_the_dice_loss_of_its_run(balls, splits):
+    for method, form in (("uamt", "foreground"), ("bcp", "linear"), ("mean_teacher", "squared")):
+        settings = plain_settings(balls, splits, method)
+        settings["method"]["dice"] = form
+        assert baseline_of(parse(RunConfig, settings)).method.dice == form
+    assert baseline_of(parse(RunConfig, plain_settings(balls, splits, "umct"))).method.dice == "squared"
+
+
+def test_patches_that_are_mixed_with_each_other_are_two_in_each_part(balls, splits, tmp_path):
+    settings = plain_settings(balls, splits, "fixmatch", unlabelled_batch=2, accumulate=2)
+    settings["method"]["cutmix"] = 0.5
+    with pytest.raises(ConfigError, match=r"unlabelled_batch 2 in 2 parts .* needs 2 in each part"):
+        train(parse(RunConfig, settings), tmp_path / "run", quiet=True)
 
 
 @pytest.mark.parametrize("again", [False, True])
@@ -410,6 +427,14 @@ def test_what_no_machine_holds_is_refused_at_once(config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def method_of(run):
+    """The method of a run as it was saved last."""
+    values = load_checkpoint(run / "last.pt")
+    method = build_method(parse(RunConfig, values["config"]))
+    method.load_state_dict(values["method"])
+    return method
+
+
 class TestStartFrom:
     def test_begins_with_every_network_of_the_other_run_and_its_own_schedule(self, config, tmp_path):
         first = train(config("bcp", iterations=6), tmp_path / "first", quiet=True)
@@ -423,6 +448,30 @@ class TestStartFrom:
         assert [row["step"] for row in rows] == [1]
         train(settings, second, resume=True, quiet=True)
         assert load_checkpoint(second / "last.pt")["iteration"] == 3
+
+    @pytest.mark.parametrize(
+        ("method", "settings"),
+        [("mean_teacher", {"ramp": 0}), ("cfc_mt", {}), ("rail", {}), ("combined", {"pretrain": 0})],
+    )
+    def test_teachers_are_taken_over_and_stay(self, balls, splits, tmp_path, method, settings):
+        def run(name, **train_settings):
+            plain = plain_settings(balls, splits, method, **train_settings)
+            plain["method"] |= settings
+            return train(parse(RunConfig, plain), tmp_path / name, quiet=True)
+
+        def vector(net):
+            return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+        first = run("first", iterations=30)
+        second = run("second", iterations=3, lr=1e-12, start_from=str(first))
+        before, after = (method_of(one) for one in (first, second))
+        for number in (0, 1):  # each group, where groups take turns
+            for follow in before.followers(Progress(number, 3)):
+                place = next(i for i, net in enumerate(before.teachers()) if net is follow.teacher)
+                was = vector(follow.teacher)
+                apart = (torch.stack([vector(net) for net in follow.students]).mean(0) - was).norm()
+                moved = (vector(after.teachers()[place]) - was).norm()
+                assert 0 < moved < 0.2 * apart
 
     def test_resumes_as_it_would_have_gone_on(self, config, tmp_path):
         first = train(config(iterations=3), tmp_path / "first", quiet=True)

@@ -116,7 +116,9 @@ def _notes_of_pair(row: Row, baseline: Row) -> list[str]:
     told = _SEED_AND_PLACE | _STEPS
     if not all(run.settings.get("train.unlabelled_batch") for run in both):
         told = told | {"train.unlabelled_batch"}  # of a row that looks at none
-    differing = [key for key in differing_facts(both) if key.startswith(("train.", "network.")) and key not in told]
+    asked = ["method.dice"] if all("method.dice" in run.settings for run in both) else []
+    differing = [key for key in differing_facts(both)
+                 if (key.startswith(("train.", "network.")) and key not in told) or key in asked]  # fmt: skip
     if differing:
         found.append(f"{row.name}: differs from {baseline.name} in {', '.join(differing)} too.")
     missed = [sum(run.summary.overall.missed for run in each.scored if run.summary) for each in (row, baseline)]

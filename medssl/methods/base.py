@@ -51,6 +51,11 @@ class MethodConfig(Settings):
     name: str
     """One of those that `medssl methods` lists; it decides which other keys there are."""
 
+    @property
+    def fewest_unlabelled(self) -> int:
+        """How many unlabelled patches a step, or each part of one, needs."""
+        return 1
+
     def on_grid(self, spacing: tuple[float, float, float]) -> Self:
         """These settings for images of this spacing in mm; most methods count in voxels, and theirs stay the same."""
         return self

@@ -145,5 +145,5 @@ class CFCMT(Method):
         return [self.teacher]
 
     def followers(self, progress: Progress) -> Sequence[Follow]:
-        decay = warmed_up(self.config.ema_decay, progress.iteration)
+        decay = warmed_up(self.config.ema_decay, progress.steps)
         return [Follow(self.teacher, [self.low, self.high], decay)]

@@ -80,7 +80,8 @@ class Combined(Method):
     for each student `s` of a group that learns, `s'` the others of its group. `S` is Dice and cross-entropy, over
     whole labelled patches and over the labelled side of pasted ones, each by itself as in BCP. The other terms are
     sums over unlabelled voxels, each counted `w` times, divided by the number of these voxels: where all are unsure,
-    they teach little. BCP's students learn on pasted patches alone, and whole ones are new to them.
+    they teach little. BCP's students learn on pasted patches alone, and whole ones are new to them. Where
+    `largest_component` took a piece of a class away, `argmax q` is background and `q` is left as it was.
 
     In stage one students learn from labelled patches, whole and pasted into each other, and the networks of a group
     stay one: after each step all take the students' mean. The mean of students is a teacher only while they are near
@@ -373,7 +374,7 @@ class Combined(Method):
             return [follow for number in self.turn(progress) for follow in self.group(number).united()]
         decay = self.config.ema_decay
         if not self.config.pretrain:
-            decay = warmed_up(decay, self.steps(progress))
+            decay = warmed_up(decay, progress.before + self.steps(progress))
         return [follow for number in self.turn(progress) for follow in self.group(number).followers(decay)]
 
 

@@ -58,6 +58,10 @@ class FixMatch(Method):
         confident ones."""
         dice: Dice = "squared"
 
+        @property
+        def fewest_unlabelled(self) -> int:
+            return 2 if self.cutmix > 0 else 1
+
     config: Config
 
     def __init__(self, config: Config, make_net: MakeNet) -> None:

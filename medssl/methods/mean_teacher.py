@@ -77,4 +77,10 @@ class MeanTeacher(Method):
         return [self.pair.teacher]
 
     def followers(self, progress: Progress) -> Sequence[Follow]:
-        return [Follow(self.pair.teacher, [self.pair.student], warmed_up(self.config.ema_decay, progress.iteration))]
+        return [
+            Follow(
+                self.pair.teacher,
+                [self.pair.student],
+                warmed_up(self.config.ema_decay, progress.steps),
+            )
+        ]

@@ -8,7 +8,6 @@ and not its numbers, as its full text was not at hand.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from medssl.methods.base import Dice, Follow, MakeNet, Method, MethodConfig, Pair, StepResult, at_rest
+from medssl.methods.base import Dice, Follow, MakeNet, Method, MethodConfig, Pair, StepResult
 from medssl.parts import processes
 from medssl.parts.gauges import gap, gauges
 from medssl.parts.losses import consistency, cross_entropy, dice_ce, dice_loss, flatness
@@ -46,7 +45,7 @@ class RAIL(Method):
 
     - Errors are voxels whose likeliest class is not the label; the released code takes a maximum over a spatial axis
       there, and in the second half of the disagreement term a softmax over one.
-    - The teacher predicts once a step, in evaluation mode; so do resting students, without gradients.
+    - The teacher predicts once a step, in evaluation mode; resting students as those that learn, without gradients.
     - `b` is chosen by the running mean of that loss, and stays until another is better by a margin. The released code
       takes the best of each batch, which for batches of one patch changes in most steps.
     - A group sees new patches in its turn. The released code keeps two epochs of patches, so that each group sees each.
@@ -99,7 +98,8 @@ class RAIL(Method):
         learning, resting = self.group(turn), self.group(turn + 1)
         logits = [batch.through(student) for student in learning.students]
         if turn > 1:
-            logits += [batch.through(partial(at_rest, student)) for student in resting.students]
+            with torch.no_grad():
+                logits += [batch.through(student) for student in resting.students]
         labelled, unlabelled = zip(*logits, strict=True)
         taught = learning.pair.taught(batch.unlabelled)
 
@@ -194,7 +194,7 @@ class RAIL(Method):
     def followers(self, progress: Progress) -> Sequence[Follow]:
         turn, steps = self.turn(progress)
         pair = self.group(turn).pair
-        return [Follow(pair.teacher, [pair.student], warmed_up(self.config.ema_decay, steps))]
+        return [Follow(pair.teacher, [pair.student], warmed_up(self.config.ema_decay, progress.before + steps))]
 
 
 class Group(nn.Module):

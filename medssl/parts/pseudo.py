@@ -29,7 +29,10 @@ def probabilities(logits: Tensor) -> Tensor:
 
 
 def entropy(probs: Tensor) -> Tensor:
-    """How undecided a voxel is, `(..., C, X, Y, Z)` to `(..., X, Y, Z)`: 0 for one sure class, 1 for C equal ones."""
+    """How undecided a voxel is, `(..., C, X, Y, Z)` to `(..., X, Y, Z)`: 0 for one sure class, 1 for C equal ones.
+
+    As a weight, not as a loss: its gradient is NaN where a probability has become 0.
+    """
     return cast(Tensor, torch.special.entr(probs)).sum(-4) / math.log(probs.shape[-4])
 
 

@@ -51,6 +51,13 @@ class Progress:
 
     iteration: int
     total: int
+    before: int = 0
+    """Steps of the runs that its first weights come from: teachers that have followed so long go on as they are."""
+
+    @property
+    def steps(self) -> int:
+        """Steps so far, with those before the run."""
+        return self.before + self.iteration
 
     @property
     def fraction(self) -> float:

@@ -58,16 +58,39 @@ def test_groups_take_turns_of_equal_length_and_each_counts_its_own_steps():
 
 
 @pytest.mark.parametrize("iteration", [0, 3, 60, 62])
-def test_resting_students_get_no_gradient_and_keep_their_statistics(iteration):
+def test_resting_students_get_no_gradient_and_their_teacher_keeps_its_statistics(iteration):
     method, now = build(), Progress(iteration, 100)
     turn, _ = method.turn(now)
     resting = method.group(turn + 1)
-    before = copy.deepcopy(resting.state_dict())
+    before = copy.deepcopy(resting.pair.teacher.state_dict())
     total(method.step(batch(), now, generator(0))).backward()
     assert all(p.grad is None for p in resting.parameters())
-    torch.testing.assert_close(resting.state_dict(), before, rtol=0, atol=0)
+    torch.testing.assert_close(resting.pair.teacher.state_dict(), before, rtol=0, atol=0)
     assert resting.other.training
     assert all(p.grad is not None for student in method.group(turn).students for p in student.parameters())
+
+
+def test_who_rests_is_judged_with_dropout_as_who_learns_is():
+    """Without, a resting student would look better than its equals, and lead."""
+    config = parse_method({"name": "rail", "turn": 0.5, "best_over": 1000})
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv3d(1, 8, 3, padding=1), nn.ReLU(), nn.Dropout(0.5), nn.Conv3d(8, 3, 1))
+    method = METHODS["rail"](config, lambda **changes: copy.deepcopy(net)).train()
+    patches = batch()
+    target = patches.image[:, 0].clamp(-0.9, 1.1).add(0.9).long()  # what the net knows something about
+    optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    for _ in range(200):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(patches.image), target).backward()
+        optimizer.step()
+    for student in method.students():
+        student.load_state_dict(net.state_dict())
+    with torch.no_grad():
+        for step in range(100):
+            logits = method.step(replace(patches, label=target), Progress(1500 + step % 400, 1000), generator(step))
+    assert logits.losses["confidence"].isfinite()
+    learning, resting = method.running[2:], method.running[:2]
+    assert abs(learning.mean() - resting.mean()) < 0.1 * learning.mean()
 
 
 def test_first_turns_have_no_terms_between_students():
@@ -133,7 +156,7 @@ def test_losses_are_those_of_the_equations(number):
     assert method.turn(MIDWAY)[0] % 2 == 0
     learning, resting = (method.group(turn).students for turn in (0, 1))
     images = torch.cat([data.image, data.unlabelled])
-    logits = [net(images) for net in learning] + [copy.deepcopy(net).eval()(images).detach() for net in resting]
+    logits = [net(images) for net in learning] + [copy.deepcopy(net)(images).detach() for net in resting]
     labelled, unlabelled = zip(*(z.split([2, 3]) for z in logits), strict=True)
     label = torch.where(torch.rand(data.label.shape) < 0.6, labelled[number].argmax(1), data.label)
     assert min(range(4), key=lambda s: dice(labelled[s], label)) == number
