@@ -8,13 +8,14 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import yaml
 from typer.testing import CliRunner
 
-from medssl.cli import app
+from medssl.cli import app, main
 from medssl.config import dump
 from medssl.data.io import write_image
 from medssl.errors import ConfigError
@@ -26,6 +27,22 @@ def medssl(*words, cwd=None):
     """Run `python -m medssl` in a process of its own."""
     command = [sys.executable, "-m", "medssl", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=ENVIRONMENT, timeout=120)
+
+
+@pytest.fixture
+def at_once(monkeypatch, capsys):
+    """The same in this process, which has torch already, to the exit code."""
+
+    def run(*words, cwd=None):
+        monkeypatch.setattr("sys.argv", ["medssl", *map(str, words)])
+        monkeypatch.chdir(cwd or Path.cwd())
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        said = capsys.readouterr()
+        return SimpleNamespace(returncode=stop.value.code or 0, stdout=said.out, stderr=said.err)
+
+    return run
 
 
 @pytest.fixture
@@ -100,7 +117,7 @@ def test_the_whole_job_by_commands(balls, settings):
     assert (here / "report" / "report.html").stat().st_size > 10_000
 
 
-def test_published_lists_split_by_command_and_files_of_ids_win(balls, tmp_path):
+def test_published_lists_split_by_command_and_files_of_ids_win(balls, tmp_path, at_once):
     lists = {"name": "toy", "source": "drawn", "labelled": [2], "train": [f"ball_{i:02}" for i in (5, 3, 4, 9)],
              "val": ["ball_00"], "test": ["ball_01", "ball_02"]}  # fmt: skip
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(lists))
@@ -112,7 +129,7 @@ def test_published_lists_split_by_command_and_files_of_ids_win(balls, tmp_path):
         ["mine", "--unlabelled-list", tmp_path / "mine.txt"],
     ):
         out = tmp_path / f"{name}.json"
-        done = medssl("split", balls[1], "--published", tmp_path / "toy.yaml", "--labelled", 2, "-o", out, *options)
+        done = at_once("split", balls[1], "--published", tmp_path / "toy.yaml", "--labelled", 2, "-o", out, *options)
         assert done.returncode == 0, done.stderr
         assert ("SELECTION ON TEST" in done.stdout) == (name == "on-test")
         found[name] = json.loads(out.read_text())
@@ -183,12 +200,12 @@ def test_an_option_names_its_choices(words, choices):
     assert all(repr(word) in done.output for word in (words[-1], *choices))
 
 
-def test_a_number_that_was_not_published_is_taken_and_told(balls, tmp_path):
+def test_a_number_that_was_not_published_is_taken_and_told(balls, tmp_path, at_once):
     lists = {"name": "toy", "source": "drawn", "labelled": [2], "train": [f"ball_{i:02}" for i in (5, 3, 4)],
              "test": ["ball_01"]}  # fmt: skip
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(lists))
     for number, out in ((2, "two.json"), (3, "three.json")):
-        done = medssl(
+        done = at_once(
             "split", balls[1], "--published", tmp_path / "toy.yaml", "--labelled", number, "-o", tmp_path / out
         )
         assert done.returncode == 0, done.stderr
@@ -196,12 +213,12 @@ def test_a_number_that_was_not_published_is_taken_and_told(balls, tmp_path):
         assert len(json.loads((tmp_path / out).read_text())["labelled"]) == number
 
 
-def test_dry_run_prints_yaml_and_writes_nothing(balls, settings):
+def test_dry_run_prints_yaml_and_writes_nothing(balls, settings, at_once):
     here = settings
-    medssl("split", balls[1], "--labelled", 2, "--val", 1, "--test", 1, "-o", here / "splits.json")
+    at_once("split", balls[1], "--labelled", 2, "--val", 1, "--test", 1, "-o", here / "splits.json")
     sets = [f"data.root={balls[1]}", f"data.splits={here / 'splits.json'}", "train.lr=1e-3"]
     files = (here / "balls.yaml", here / "method.yaml")
-    done = medssl("train", *files, "--out", here / "run", "--dry-run", *(w for s in sets for w in ("--set", s)))
+    done = at_once("train", *files, "--out", here / "run", "--dry-run", *(w for s in sets for w in ("--set", s)))
     assert done.returncode == 0, done.stderr
     facts = yaml.safe_load(done.stdout)
     assert facts["config"]["train"]["lr"] == 0.001
@@ -228,8 +245,8 @@ class TestExitCodes:
             ("nonsense", "expected key=value"),
         ],
     )
-    def test_two_for_values_that_do_not_fit(self, settings, wrong, words):
-        done = medssl("train", settings / "balls.yaml", settings / "method.yaml", "--set", wrong)
+    def test_two_for_values_that_do_not_fit(self, settings, wrong, words, at_once):
+        done = at_once("train", settings / "balls.yaml", settings / "method.yaml", "--set", wrong)
         assert done.returncode == 2
         assert words in done.stderr
 
@@ -240,8 +257,8 @@ class TestExitCodes:
         assert isinstance(result.exception, ConfigError)
         assert str(result.exception).startswith("data: expected keys")
 
-    def test_two_for_a_forgotten_equals_sign(self, settings):
-        done = medssl("train", settings / "balls.yaml", settings / "method.yaml", "--set", "train.iterations", "60")
+    def test_two_for_a_forgotten_equals_sign(self, settings, at_once):
+        done = at_once("train", settings / "balls.yaml", settings / "method.yaml", "--set", "train.iterations", "60")
         assert done.returncode == 2
         assert "--set train.iterations: expected key=value" in done.stderr
 
@@ -251,35 +268,35 @@ class TestExitCodes:
             assert result.exit_code == 2
             assert "best" in result.output
 
-    def test_two_for_a_key_that_prepare_would_pass_over(self, balls, settings):
+    def test_two_for_a_key_that_prepare_would_pass_over(self, balls, settings, at_once):
         words = ("--config", settings / "balls.yaml", "--set", "recipe.spacing=[2, 2, 2]")
-        done = medssl("prepare", balls[0], settings / "prepared", *words)
+        done = at_once("prepare", balls[0], settings / "prepared", *words)
         assert done.returncode == 2
         assert "--set recipe.spacing=[2, 2, 2]: expected a key of the data section" in done.stderr
         assert not (settings / "prepared").exists()
 
-    def test_two_for_a_missing_configuration(self, tmp_path):
-        done = medssl("train", "nowhere.yaml", cwd=tmp_path)
+    def test_two_for_a_missing_configuration(self, tmp_path, at_once):
+        done = at_once("train", "nowhere.yaml", cwd=tmp_path)
         assert done.returncode == 2
         assert "nowhere.yaml: no such configuration file" in done.stderr
 
-    def test_three_for_an_unusable_case_and_json_says_which(self, balls, tmp_path):
+    def test_three_for_an_unusable_case_and_json_says_which(self, balls, tmp_path, at_once):
         raw = shutil.copytree(balls[0], tmp_path / "raw")
         holes = np.full((20, 18, 14), np.nan, np.float32)
         write_image(raw / "images" / "ball_04.nii.gz", holes, np.diag([1, 1, 1.5, 1]))
-        done = medssl("check", raw, "--json")
+        done = at_once("check", raw, "--json")
         assert done.returncode == 3
         found = json.loads(done.stdout)
         assert {f["case"] for f in found["findings"] if f["severity"] == "error"} == {"ball_04"}
 
-    def test_three_for_a_folder_that_is_no_dataset(self, tmp_path):
-        done = medssl("check", tmp_path)
+    def test_three_for_a_folder_that_is_no_dataset(self, tmp_path, at_once):
+        done = at_once("check", tmp_path)
         assert done.returncode == 3
         assert str(tmp_path) in done.stderr
 
-    def test_four_for_a_device_that_is_not_there(self, balls, settings):
-        medssl("split", balls[1], "--labelled", 2, "-o", settings / "splits.json")
-        done = medssl("train", settings / "balls.yaml", settings / "method.yaml", "--set", f"data.root={balls[1]}",
+    def test_four_for_a_device_that_is_not_there(self, balls, settings, at_once):
+        at_once("split", balls[1], "--labelled", 2, "-o", settings / "splits.json")
+        done = at_once("train", settings / "balls.yaml", settings / "method.yaml", "--set", f"data.root={balls[1]}",
                       "--set", f"data.splits={settings / 'splits.json'}", "--device", "cuda:77", "--out",
                       settings / "run")  # fmt: skip
         assert done.returncode == 4
@@ -299,31 +316,31 @@ class TestExitCodes:
         assert "--memory" in capsys.readouterr().err
 
 
-def test_an_existing_split_is_not_overwritten(balls, tmp_path):
+def test_an_existing_split_is_not_overwritten(balls, tmp_path, at_once):
     (tmp_path / "splits.json").write_text("mine")
-    done = medssl("split", balls[1], "--labelled", 2, "-o", tmp_path / "splits.json")
+    done = at_once("split", balls[1], "--labelled", 2, "-o", tmp_path / "splits.json")
     assert done.returncode == 2
     assert (tmp_path / "splits.json").read_text() == "mine"
 
 
-def test_configurations_of_the_package_are_found_from_anywhere(tmp_path):
-    done = medssl("train", "configs/data/hippocampus.yaml", "configs/method/bcp.yaml", cwd=tmp_path)
+def test_configurations_of_the_package_are_found_from_anywhere(tmp_path, at_once):
+    done = at_once("train", "configs/data/hippocampus.yaml", "configs/method/bcp.yaml", cwd=tmp_path)
     assert done.returncode == 2
     assert "data.root" in done.stderr
 
 
-def test_evaluate_speaks_conventions_and_explains_the_difference(tmp_path):
+def test_evaluate_speaks_conventions_and_explains_the_difference(tmp_path, at_once):
     for folder, place in [("p", 3), ("r", 2)]:
         array = np.zeros((5, 6, 7), np.uint8)
         array[place, 1:4, 2:6] = 1
         write_image(tmp_path / folder / "a.nii.gz", array, np.diag([2.0, 1.0, 1.0, 1.0]))
     call = ["evaluate", "p", "r", "--workers", "0", "--tolerance", "0.5", "--tolerance", "1=2", "--instances", "1"]
-    done = medssl(*call, "--convention", "strict", "--convention", "monai", "-o", "a.csv", cwd=tmp_path)
+    done = at_once(*call, "--convention", "strict", "--convention", "monai", "-o", "a.csv", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "strict in mm, monai in voxel" in done.stdout
-    done = medssl(*call, "--units", "voxel", "-o", "b.csv", cwd=tmp_path)
+    done = at_once(*call, "--units", "voxel", "-o", "b.csv", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    done = medssl("evaluate", "explain", "a.csv", "b.csv", cwd=tmp_path)
+    done = at_once("evaluate", "explain", "a.csv", "b.csv", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "A is the larger of both directed 95th percentiles, in mm, B is" in done.stdout
     assert "a, 1: 2 | 1" in done.stdout
@@ -338,8 +355,8 @@ def test_evaluate_speaks_conventions_and_explains_the_difference(tmp_path):
         (["--metric", "f2"], "metrics: expected some of dice"),
     ],
 )
-def test_evaluate_refuses_what_it_does_not_know(tmp_path, words, message):
-    done = medssl("evaluate", tmp_path, tmp_path, *words)
+def test_evaluate_refuses_what_it_does_not_know(tmp_path, words, message, at_once):
+    done = at_once("evaluate", tmp_path, tmp_path, *words)
     assert done.returncode == 2
     assert message in done.stderr
 
@@ -352,9 +369,9 @@ def test_evaluate_explain_stands_beside_evaluate_in_the_help():
     assert "evaluate explain" in CliRunner().invoke(app, ["evaluate", "--help"]).output
 
 
-def test_a_file_in_the_way_of_a_folder_is_said_in_one_line(tmp_path):
+def test_a_file_in_the_way_of_a_folder_is_said_in_one_line(tmp_path, at_once):
     (tmp_path / "taken").write_text("")
-    done = medssl("demo", "--out", tmp_path / "taken" / "demo")
+    done = at_once("demo", "--out", tmp_path / "taken" / "demo")
     assert done.returncode == 4
     (said,) = [line for line in done.stderr.splitlines() if line.startswith("medssl: ")]
     assert str(tmp_path / "taken") in said
@@ -364,16 +381,16 @@ def test_a_file_in_the_way_of_a_folder_is_said_in_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("words", [("predict", "run", "scans"), ("evaluate", "predicted", "labels"), ("report", "run")])
-def test_a_place_that_cannot_be_written_is_said_before_the_work(tmp_path, words):
+def test_a_place_that_cannot_be_written_is_said_before_the_work(tmp_path, words, at_once):
     (tmp_path / "taken").write_text("")
-    done = medssl(*words, "--out", tmp_path / "taken" / "out", cwd=tmp_path)
+    done = at_once(*words, "--out", tmp_path / "taken" / "out", cwd=tmp_path)
     assert done.returncode == 4
     assert f"{tmp_path / 'taken'}: not a directory" in done.stderr
 
 
-def test_a_name_that_no_file_can_have_is_said_in_one_line(tmp_path):
+def test_a_name_that_no_file_can_have_is_said_in_one_line(tmp_path, at_once):
     (tmp_path / "list.csv").write_text(f"image\n{'x' * 300}.nii.gz\n")
-    done = medssl("check", tmp_path / "list.csv", "--workers", 0)
+    done = at_once("check", tmp_path / "list.csv", "--workers", 0)
     assert done.returncode == 4
     assert len(done.stderr.splitlines()) == 1
     assert "shorten it" in done.stderr
