@@ -181,9 +181,12 @@ def _head(name: str, tables: Sequence[Scores]) -> str:
 
 
 def _caption(tables: Sequence[Scores]) -> str:
-    caption = "mean (n) ± sd; overall: over cases"
+    over = {each.convention: CONVENTIONS[each.convention].averages for each in tables}
+    caption = "mean (n) ± sd; overall: over " + " or ".join(dict.fromkeys(over.values()))
+    if len(set(over.values())) > 1:
+        caption = "mean (n) ± sd; overall: " + ", ".join(f"over {what} in {one}" for one, what in over.items())
     if len(tables) > 1:
-        caption = "mean (n) ± sd; distances: " + ", ".join(f"{each.convention} in {each.units}" for each in tables)
+        caption += "; distances: " + ", ".join(f"{each.convention} in {each.units}" for each in tables)
     return caption
 
 

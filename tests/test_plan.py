@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 from medssl.cli import app
 from medssl.config import bundled, load_yaml, merge, parse
 from medssl.data.cases import DatasetConfig
+from medssl.data.check import check as check_dataset
 from medssl.data.fingerprint import ClassFacts, Fingerprint, Grey, ImageFacts
+from medssl.data.grid import Slab
 from medssl.data.io import write_image
 from medssl.data.layouts import read_cases
 from medssl.data.phantoms import KINDS, write_dataset
@@ -20,10 +22,11 @@ from medssl.data.splits import load_split
 from medssl.errors import ConfigError, OutOfMemoryError
 from medssl.memory import USABLE
 from medssl.networks import check_patch
-from medssl.plan import make_plan, plan
+from medssl.plan import dataset_of, make_plan, plan
 from medssl.plan.choices import Choice
 from medssl.plan.sections import plan_spacing
 from medssl.plan.shapes import LARGEST_PATCH, LARGEST_PATCH_CPU, shapes
+from medssl.prepare import prepare
 from medssl.run import load_run_config
 
 METHODS = {name: bundled(f"method/{name}.yaml") for name in ("supervised", "mean_teacher", "combined")}
@@ -111,6 +114,56 @@ def test_a_coarse_axis_waits_for_the_others(thick):
     assert network["strides"][:2] == [[2, 2, 1], [2, 2, 1]]
     assert network["kernels"][:3] == [[3, 3, 1], [3, 3, 1], 3]
     assert network["strides"][2] == 2
+
+
+def test_slices_across_several_axes_of_the_body_stay_as_stored(tmp_path):
+    """Oblique stacks, whose slices are nearest to another axis from case to case; labels come back as they were."""
+    rng, stack = np.random.default_rng(0), np.full((21, 19, 6), 20, np.float32)
+    stack[4:16, 5:14, 1:5] = 90
+    stack[8:12, 7:11, 2:4] = 160
+    label = (stack > 50).astype(np.uint8) + (stack > 120)
+    raw = tmp_path / "raw"
+    for number in range(6):
+        across = np.array([[0.62, 0.60, 0.50], [0.60, 0.62, 0.50]][number % 2])
+        across /= np.linalg.norm(across)
+        along = np.cross(across, [0, 0, 1])
+        along /= np.linalg.norm(along)
+        affine = np.eye(4)
+        affine[:3, :3] = np.column_stack([along * 1.5, np.cross(across, along) * 1.5, across * 8])
+        for kind, array in (("images", stack + rng.normal(0, 2, stack.shape).astype(np.float32)), ("labels", label)):
+            write_image(raw / kind / f"c{number}.nii.gz", array, affine)
+    report = check_dataset(raw, HEART.model_copy(update={"classes": ("background", "wall", "core")}), workers=0)
+    (found,) = [one for one in report.findings if one.code == "mixed_slices"]
+    assert "in 3 cases (c0, c2, c4)" in found.found
+    assert "data.recipe.orientation: stored" in found.fix
+
+    out = tmp_path / "plan.yaml"
+    plan(raw, out, dataset_of(raw, {}, classes=("background", "wall", "core")), vram=0, method=METHODS["supervised"])
+    config = load_run_config([out, METHODS["supervised"]], [])
+    assert config.data.recipe.orientation == "stored"
+    assert config.data.recipe.spacing == (1.5, 1.5, 8.0)
+    assert list(config.augment.flips) == [0, 1]
+    dataset = prepare(raw, tmp_path / "prepared", config.data, workers=0)
+    for case in dataset.cases.values():
+        prepared = case.open_label()[:]
+        slabs = [Slab(np.stack([prepared == value for value in range(3)]).astype(np.float32))]
+        np.testing.assert_array_equal(config.data.recipe.undo(slabs, case.grid), label)
+
+
+def test_slices_that_files_have_along_several_axes_too_are_turned_as_ever():
+    spacings = [(1.0, 1.0, 6.0), (1.0, 1.0, 6.0), (6.0, 1.0, 1.0)]
+    facts = facts_of(*(((40, 40, 40), spacing) for spacing in spacings))
+    assert not facts.has_mixed_slices
+    made = make_plan(facts, HEART, vram=0, method=METHODS["supervised"])
+    assert made.to_plain()["data"]["recipe"]["orientation"] == "RAS"
+
+
+def test_what_is_named_like_ct_and_has_no_air_is_pointed_at():
+    for channels in (("CT",), ("CT", "PET"), ("MRI",)):
+        facts = facts_of(((40, 40, 40), (1.0, 1.0, 1.0)), channels=(MRI,) * len(channels))
+        heart = DatasetConfig(name="heart", classes=KINDS["cardiac"], channels=channels)
+        why = make_plan(facts, heart, vram=0, method=METHODS["supervised"]).choices["data"]["recipe"]["intensity"].why
+        assert ("; CT: where levels are Hounsfield units" in why) == ("CT" in channels)
 
 
 def test_every_choice_is_a_line_with_a_reason_and_the_file_says_what_the_plan_says(thick):

@@ -7,7 +7,7 @@ classes is kept apart, in `Fingerprint.classes`, and no image fact depends on it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from medssl.data.grid import Triple
 from medssl.data.io import read_image, read_label
 from medssl.data.labels import as_classes
 from medssl.data.layouts import read_layout
+from medssl.data.outliers import slice_axis
 from medssl.data.recipe import AIR_FRACTION, Intensity, Recipe, zero_is_background
 from medssl.errors import DataError
 from medssl.progress import mapper, tracked
@@ -65,6 +66,15 @@ class ImageFacts:
     channels: tuple[Grey, ...]
     nonzero: bool = False
     """Whether foreground is what is not 0, and not what is bright."""
+    axes: Triple = (0, 1, 2)
+    """The stored axis that became each of the RAS axes."""
+
+    def as_stored(self) -> ImageFacts:
+        """On the axes of the file."""
+        x, y, z = (self.axes.index(axis) for axis in range(3))
+        shape, spacing = self.shape, self.spacing
+        return replace(self, shape=(shape[x], shape[y], shape[z]), spacing=(spacing[x], spacing[y], spacing[z]),
+                       axes=(0, 1, 2))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,17 @@ class Fingerprint:
     """How many the cases are of."""
     namesakes: tuple[str, str] | None = None
     """Two cases that look like scans of one patient, where each counts as a patient of its own."""
+
+    @property
+    def has_mixed_slices(self) -> bool:
+        """Whether slices are thick across another axis of the body from case to case, and across one of the files."""
+        ours, theirs = ({slice_axis(one.spacing) for one in images} - {None}
+                        for images in (self.images, [image.as_stored() for image in self.images]))  # fmt: skip
+        return len(ours) > 1 and len(theirs) == 1
+
+    def as_stored(self) -> Fingerprint:
+        """On the axes of the files."""
+        return replace(self, images=tuple(image.as_stored() for image in self.images))
 
     @property
     def spacings(self) -> NDArray[np.float64]:
@@ -195,7 +216,7 @@ def image_facts(case: Case) -> ImageFacts:
     # A window costs nothing, z-scores would look at every voxel again.
     window = Intensity(kind="clip", window=(0, 1))
     grid = Recipe(threshold=threshold, intensity=window).apply(image).grid
-    return ImageFacts(case.id, grid.prepared, grid.spacing, channels, nonzero)
+    return ImageFacts(case.id, grid.prepared, grid.spacing, channels, nonzero, grid.axes)
 
 
 def _grey(voxels: NDArray[np.float32], nonzero: bool) -> Grey:

@@ -24,6 +24,8 @@ Map = tuple[int, Box, NDArray[np.float32]]
 """A value, and how much it weighs at the points of a box; nothing elsewhere."""
 NumberT = TypeVar("NumberT", bound=np.generic)
 
+STORED = "stored"
+"""The orientation of arrays whose axes stay as they are in the file."""
 _ALL: Box = (slice(None), slice(None), slice(None))
 GRID_ERROR = 0.5
 """From half a voxel on, a label voxel belongs to another image voxel than the one at its index."""
@@ -44,7 +46,9 @@ class Turn:
 
     @classmethod
     def to(cls, orientation: str, affine: NDArray[np.float64]) -> Turn:
-        """The turn after which the axes lie nearest to an orientation such as RAS."""
+        """The turn after which the axes lie nearest to an orientation such as RAS; none for `stored`."""
+        if orientation == STORED:
+            return cls((0, 1, 2), (False, False, False))
         directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
         axes = max(itertools.permutations(range(3)), key=lambda p: sum(abs(directions[i, p[i]]) for i in range(3)))
         flips = [bool((directions[i, axes[i]] > 0) != (code in "RAS")) for i, code in enumerate(orientation)]

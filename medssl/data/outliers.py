@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from medssl.data.cases import PATIENT_FIRST, Case, namesakes
 from medssl.data.findings import Distance, Facts, Finding
+from medssl.data.grid import THICK_SLICE_RATIO
 from medssl.data.looks import Look
 from medssl.words import by, some
 
@@ -58,6 +59,7 @@ def compare(
     yield from _divided_subjects(cases)
     yield from _namesakes(cases)
     yield from _odd_geometry(pairs)
+    yield from _mixed_slices(pairs)
     yield from _odd_levels(pairs)
     yield from _identity(pairs)
     yield from _missed_classes(pairs, classes)
@@ -193,6 +195,31 @@ def _odd_geometry(pairs: Pairs) -> Iterator[Finding]:
     for index, (case, look) in enumerate(seen):
         for code, found, fix in _judge_size(look, table, index):
             yield _finding(case, case.images[0].path, code, found, fix)
+
+
+def slice_axis(spacing: Sequence[float]) -> int | None:
+    """The axis across which slices are thick, if they are."""
+    axis = int(np.argmax(spacing))
+    return axis if spacing[axis] > THICK_SLICE_RATIO * min(spacing) else None
+
+
+def _mixed_slices(pairs: Pairs) -> Iterator[Finding]:
+    """Thick slices that lie across another axis of the body from case to case, so that no one spacing fits."""
+    stacks: dict[int, list[str]] = {}
+    stored = set()
+    for case, fact in pairs:
+        if fact.look is not None and (axis := slice_axis(fact.look.spacing)) is not None:
+            stacks.setdefault(axis, []).append(case.id)
+            stored.add(slice_axis(fact.spacing or fact.look.spacing))
+    if len(stacks) < 2:
+        return
+    told = "; ".join(f"{AXES[axis]} in {len(ids)} cases ({some(ids)})" for axis, ids in sorted(stacks.items()))
+    fix = "make a dataset of each kind; in one, a spacing that suits some loses slices, or detail, of the others"
+    if len(stored) == 1:
+        fix = ("set data.recipe.orientation: stored, as all files have them along one axis; data.recipe.spacing is "
+               "then for the axes of the files")  # fmt: skip
+    found = f"slices are thick, and lie across another axis of the body from case to case: {told}"
+    yield Finding(None, pairs[0][0].images[0].path.parent, "warning", "mixed_slices", found, fix)
 
 
 def out_of_family(id: str, label: Path, look: Look, voxels: dict[int, int], facts: Sequence[Facts]) -> list[Finding]:

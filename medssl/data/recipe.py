@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, model_validator
 
 from medssl.config import Settings
-from medssl.data.grid import Grid, Slab, Triple, Turn, class_type
+from medssl.data.grid import STORED, Grid, Slab, Triple, Turn, class_type
 from medssl.data.volume import Volume, spacing_of
 from medssl.errors import DataError
 from medssl.machine import available_memory
@@ -56,8 +56,9 @@ class Intensity(Settings):
 class Recipe(Settings):
     """The `data.recipe` section."""
 
-    orientation: str = Field("RAS", pattern="^[RL][AP][SI]$")
-    """Directions in which the prepared array's axes grow, left-right first."""
+    orientation: str = Field("RAS", pattern=f"^([RL][AP][SI]|{STORED})$")
+    """Directions in which the prepared array's axes grow, left-right first. `stored`: as in the file, for thick slices
+    that lie across another axis of the body from case to case, such as short-axis stacks of the heart."""
     spacing: tuple[PositiveFloat | None, PositiveFloat | None, PositiveFloat | None] = (None, None, None)
     """Millimetres between prepared voxels along each axis; null keeps the file's own."""
     resize: tuple[Side, Side] | None = None

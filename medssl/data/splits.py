@@ -73,6 +73,8 @@ def load_split(path: Path, root: Path | str = "PREPARED") -> Split:
         DataError: it cannot be read.
     """
     if not Path(path).exists():
+        if folds := sorted(Path(path).parent.glob("splits/*.json")):
+            raise DataError(f"{path}: no such file; choose one of {len(folds)} with --set data.splits={folds[0]}")
         raise DataError(f"{path}: no such file; write one with `medssl split {root} ... -o {path}`")
     return read_model(Split, Path(path))
 

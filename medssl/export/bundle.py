@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from medssl import __version__
-from medssl.data.grid import THICK_SLICE_RATIO
+from medssl.data.grid import STORED, THICK_SLICE_RATIO
 from medssl.data.recipe import AIR_FRACTION, SAMPLED, Intensity, Recipe
 from medssl.errors import ConfigError
 from medssl.export.card import NO_DEVICE, recipe_in_words, title_and_papers
@@ -200,7 +200,8 @@ def _preprocessing(recipe: Recipe) -> list[dict[str, Any]]:
     return [
         {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True},
         {"_target_": "CopyItemsd", "keys": "image", "names": "own"},
-        {"_target_": "Orientationd", "keys": "image", "axcodes": recipe.orientation, "labels": AXES},
+        *([{"_target_": "Orientationd", "keys": "image", "axcodes": recipe.orientation, "labels": AXES}]
+          if recipe.orientation != STORED else []),
         *(crop if recipe.crop else []),
         {"_target_": "Lambdad", "keys": "image", "func": "@normalised"},
         *([{"_target_": "CropForegroundd", "keys": "image", "source_key": "foreground", "margin": recipe.margin,

@@ -9,6 +9,7 @@ from medssl import __version__
 from medssl.catalogue import said
 from medssl.config import bundled
 from medssl.data.cases import DatasetConfig
+from medssl.data.grid import STORED
 from medssl.data.recipe import Recipe
 from medssl.data.record import Record, read_record
 from medssl.data.splits import Part, Split, load_split
@@ -75,7 +76,7 @@ def recipe_in_words(recipe: Recipe) -> list[str]:
             f"grey levels are clipped to percentiles {low:g} and {high:g} of the foreground and get mean 0, variance 1"
         )
     return [
-        f"axes along {recipe.orientation}",
+        "axes as in the file" if recipe.orientation == STORED else f"axes along {recipe.orientation}",
         *(["what is 0 is background"] if recipe.threshold == "nonzero" else []),
         *([f"cropped to the foreground with a margin of {recipe.margin} voxels"] if recipe.crop else []),
         grey,

@@ -129,10 +129,12 @@ def make_plan(
     `source` and `out` are for the commands in the file's head.
     """
     theirs = _method_file(method)
+    is_mixed = facts.has_mixed_slices
+    facts = facts.as_stored() if is_mixed else facts
     spacing, why = plan_spacing(facts)
     median = tuple(float(n) for n in np.median(facts.extents, 0) / spacing)
     choices: Choices = {
-        "data": data_section(facts, dataset, spacing, why),
+        "data": data_section(facts, dataset, spacing, why, as_stored=is_mixed),
         "augment": augment_section(spacing, dataset),
     }
     fitting = Fitting(choices, theirs, vram)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 
 from medssl.data.cases import PATIENT_FIRST, DatasetConfig
 from medssl.data.fingerprint import AIR, BODY, Fingerprint
-from medssl.data.grid import THICK_SLICE_RATIO, Triple
+from medssl.data.grid import STORED, THICK_SLICE_RATIO, Triple
 from medssl.errors import ConfigError
 from medssl.plan.choices import Choice, Choices
 from medssl.plan.shapes import LIGHT_WIDTHS, WIDTHS, Shape
@@ -36,17 +37,22 @@ def plan_spacing(facts: Fingerprint) -> tuple[tuple[float, float, float], str]:
     return (x, y, z), why
 
 
-def data_section(facts: Fingerprint, dataset: DatasetConfig, spacing: tuple[float, ...], why: str) -> Choices:
+def data_section(
+    facts: Fingerprint, dataset: DatasetConfig, spacing: tuple[float, ...], why: str, *, as_stored: bool = False
+) -> Choices:
     """What the dataset is called and made of, as given; its recipe, with the spacing of `plan_spacing` and why."""
     kept = dataset.model_dump(
         mode="json", exclude_unset=True, exclude={"name", "channels", "classes", "subject", "recipe"}
     )
     subject = None if dataset.subject is None else dataset.subject.model_dump(mode="json", exclude_unset=True)
+    orientation = Choice("RAS", "axes grow to the right, the front and up, so that flips have a meaning")
+    if as_stored:
+        orientation = Choice(STORED, "thick slices lie across one axis of the files, and across several of the body")
     recipe: Choices = {
-        "orientation": Choice("RAS", "axes grow to the right, the front and up, so that flips have a meaning"),
+        "orientation": orientation,
         "spacing": Choice(list(spacing), why),
         "crop": Choice(True, "to the foreground by grey levels; no label is looked at"),
-        **_intensity(facts),
+        **_intensity(facts, dataset),
     }
     who = "every case counts as a patient of its own; if some share one, say how to tell: {pattern: '(patient\\d+)'}"
     if subject is not None:
@@ -87,10 +93,15 @@ def _channels(facts: Fingerprint, dataset: DatasetConfig) -> list[str]:
     return [guess] if facts.channels == 1 else [f"{guess} {number}" for number in range(1, facts.channels + 1)]
 
 
-def _intensity(facts: Fingerprint) -> Choices:
+def _intensity(facts: Fingerprint, dataset: DatasetConfig) -> Choices:
     if not facts.hounsfield:
+        named = [name for name in dataset.channels if re.fullmatch("(cb)?ct", name.lower())]
+        hint = ""
+        if named:
+            hint = (f"; {', '.join(named)}: where levels are Hounsfield units, though none as low as air, kind: clip "
+                    "with a window of them may suit better, and holds for all channels")  # fmt: skip
         zscore = {"kind": "zscore", "percentiles": [0.5, 99.5]}
-        intensity = Choice(zscore, "grey levels have no unit, as in MRI: each case by its own foreground")
+        intensity = Choice(zscore, f"grey levels have no unit, as in MRI: each case by its own foreground{hint}")
         if not facts.nonzero:
             return {"intensity": intensity}
         return {

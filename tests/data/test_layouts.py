@@ -353,6 +353,17 @@ class TestNnunet:
         )
         assert pairs(read_cases(tmp_path), tmp_path) == [("a", "x/1.nii", "x/2.nii", "y.nii"), ("b", "z.nii", None)]
 
+    def test_listed_files_may_name_environment_variables_as_nnunet_has_them(self, tmp_path, monkeypatch):
+        entry = {"images": ["${nnUNet_raw}/Dataset001/x.nii"], "label": "$nnUNet_raw/y.nii"}
+        (tmp_path / "here").mkdir()
+        describe(tmp_path / "here", dataset={"a": entry})
+        monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+        (case,) = read_cases(tmp_path / "here")
+        assert [source.path for source in case.sources] == [tmp_path / "raw/Dataset001/x.nii", tmp_path / "raw/y.nii"]
+        monkeypatch.delenv("nnUNet_raw")
+        with pytest.raises(DataError, match=r"dataset\.json: .*variable \$\{nnUNet_raw\} is not set"):
+            read_cases(tmp_path / "here")
+
     @pytest.mark.parametrize(
         "entry", [{}, {"images": []}, {"images": "a"}, {"images": [3]}, {"images": ["a"], "label": 1}, 3]
     )

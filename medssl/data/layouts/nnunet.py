@@ -6,6 +6,8 @@ training. A `dataset` in `dataset.json`, which tells where the files of each cas
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,8 +48,17 @@ def _listed(source: Path, listed: Any) -> Layout:
                 f"{source / NAME}: case {id} of `dataset` must have a list of `images` and at most one `label`, "
                 f"found {entry!r}"
             )
-        cases.append(case(id, [source / image for image in images], source / label if label else None))
+        files, label = [_expanded(source, image) for image in images], label and _expanded(source, label)
+        cases.append(case(id, files, label or None))
     return Layout(tuple(cases))
+
+
+def _expanded(source: Path, listed: str) -> Path:
+    """A listed file; nnU-Net puts in environment variables, such as ${nnUNet_raw}."""
+    path = os.path.expandvars(listed)
+    if unset := re.search(r"\$\{?\w+\}?", path):
+        raise DataError(f"{source / NAME}: {listed}: the environment variable {unset[0]} is not set; set it and repeat")
+    return source / path
 
 
 READER = Reader("nnunet", "imagesTr/ with a file CASE_0000 for each channel, and labelsTr/", fits, read, declared)
