@@ -330,6 +330,7 @@ def write_odd_ball(path, codes, spacing, shape=(31, 22, 19), tilt=0, seed=0):
 
 RECIPES = {
     "spacing": {"spacing": [1.0, 1.0, 1.5], "crop": False},
+    "axes as stored": {"spacing": [1.2, 1.0, 1.5], "orientation": "stored"},
     "own spacing along z, cropped": {"spacing": [1.2, 1.2, None], "crop": True, "orientation": "LPS"},
     "clipped, cropped by a threshold": {
         "spacing": [1.0, 1.0, 1.5], "crop": True, "threshold": 20.0, "margin": 1,
