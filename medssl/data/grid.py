@@ -228,8 +228,9 @@ class Grid:
             yield from ((value, _ALL, found) for value, found in enumerate(self.interpolated(slab)))
             return
         least = (1 - 1e-5) * slab.probs.sum(0).min() / len(slab.probs)
+        points = self._back(slab)
         for value, of_class in enumerate(slab.probs):
-            yield value, *_linear_near(of_class, of_class >= least, *self._back(slab))
+            yield value, *_linear_near(of_class, of_class >= least, *points)
 
     def interpolated(self, slab: Slab) -> Iterator[NDArray[np.float32]]:
         """Prepared grid to crop grid: the probabilities of one class after the other, as all may be too large.
