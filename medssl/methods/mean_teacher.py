@@ -77,10 +77,5 @@ class MeanTeacher(Method):
         return [self.pair.teacher]
 
     def followers(self, progress: Progress) -> Sequence[Follow]:
-        return [
-            Follow(
-                self.pair.teacher,
-                [self.pair.student],
-                warmed_up(self.config.ema_decay, progress.steps),
-            )
-        ]
+        decay = warmed_up(self.config.ema_decay, progress.steps)
+        return [Follow(self.pair.teacher, [self.pair.student], decay)]
