@@ -186,7 +186,7 @@ def _caption(tables: Sequence[Scores]) -> str:
     if len(set(over.values())) > 1:
         caption = "mean (n) ± sd; overall: " + ", ".join(f"over {what} in {one}" for one, what in over.items())
     if len(tables) > 1:
-        caption += "; distances: " + ", ".join(f"{each.convention} in {each.units}" for each in tables)
+        caption += "\ndistances: " + ", ".join(f"{each.convention} in {each.units}" for each in tables)
     return caption
 
 
@@ -308,7 +308,7 @@ def _inspect(pair: _Pair, data: DatasetConfig | None, is_prepared: bool) -> tupl
         found = _values(volume.array)
         if role == "reference" and data is not None and data.ignore:
             found.discard(IGNORED)
-        faults += _fault_of_values(role, found, classes, source)
+        faults += _fault_of_values(role, found, classes, source, data)
         values |= found
         volumes.append(volume)
     if len(volumes) == 2:
@@ -323,14 +323,20 @@ def _values(array: NDArray[Any]) -> set[int]:
     return {int(value) for plane in array for value in np.flatnonzero(np.bincount(plane.ravel()))}
 
 
-def _fault_of_values(role: str, found: set[int], classes: int | None, source: Source) -> list[str]:
+def _fault_of_values(
+    role: str, found: set[int], classes: int | None, source: Source, data: DatasetConfig | None
+) -> list[str]:
     most = LARGEST_LABEL + 1 if classes is None else classes
     odd = sorted(value for value in found if not 0 <= value < most)
     if not odd:
         return []
     shown = ", ".join(str(value) for value in odd[:10]) + (" ..." if len(odd) > 10 else "")
     known = f"{'labels' if classes is None else 'the classes'} are 0 to {most - 1}"
-    return [f"{role} holds label {shown}; {known}   {source}"]
+    own = [values[0] for values in data.class_values] if data is not None and role == "prediction" else []
+    hint = ""
+    if set(odd) <= set(own):
+        hint = f'\nif it holds the values of data.values, put {{"own_values": {own}}} into {NAME} beside it'
+    return [f"{role} holds label {shown}; {known}   {source}{hint}"]
 
 
 def _faults_of_grids(prediction: Volume, reference: Volume, is_prepared: bool) -> list[str]:

@@ -70,6 +70,11 @@ def explain(a: Path, b: Path) -> list[str]:
         DataError: a file is no such table, or the tables share no number.
     """
     one, other = read_table(Path(a)), read_table(Path(b))
+    for place, table, beside in ((a, one, other), (b, other, one)):
+        if not table.has_classes and len(beside.classes) > 1:
+            raise DataError(
+                f"{place}: no column `class` says of what its numbers are; beside it are {_few(beside.classes)}"
+            )
     one.adopt_names(other)
     other.adopt_names(one)
     shared = sorted(one.cells.keys() & other.cells.keys())

@@ -51,6 +51,8 @@ class ScoreTable:
     scores: Scores | None = None
     digits: Mapping[str, int] = field(default_factory=dict)
     """How many decimals another tool wrote, by metric."""
+    has_classes: bool = True
+    """Whether it says of which class a number is."""
     left_out: frozenset[str] = frozenset()
     """Regions, or classes beside them, that its headline mean does not count."""
 
@@ -72,7 +74,11 @@ class ScoreTable:
 
     def slack(self, metric: str) -> float:
         """What rounding to the written decimals may have changed."""
-        return min(0.51 * 10.0 ** -self.digits[metric], 0.005) if metric in self.digits else 1e-9
+        if metric not in self.digits:
+            return 1e-9
+        rounding = 0.51 * 10.0 ** -self.digits[metric]
+        is_share = all((values.get(metric) or 0) <= 1 for values in self.cells.values())
+        return min(rounding, 0.005) if is_share else rounding
 
     def tolerance_of(self, class_name: str) -> float:
         """Of NSD."""
@@ -159,10 +165,15 @@ def _read_csv(path: Path, text: str) -> ScoreTable:
             f"{path}: expected a column of cases ({', '.join(_CASES[:3])} ...) and metrics ({', '.join(_METRICS)}), "
             f"found {', '.join(columns) or 'nothing'}"
         )
-    table = ScoreTable(f"a CSV file with {', '.join(metrics.values())}; its rules are unknown", {})
+    says = f"a CSV file with {', '.join(metrics.values())}; its rules are unknown"
+    table = ScoreTable(says, {}, has_classes=class_name is not None)
     digits: dict[str, int] = {}
     for row in rows:
         key = (_case(row[case] or ""), (row[class_name] or "") if class_name else "1")
+        if key in table.cells:
+            of = f"class {key[1]} of " if class_name else ""
+            raise DataError(f"{path}:{rows.line_num}: {of}case {key[0]} a second time; where rows are of classes, call "
+                            f"their column `{_CLASSES[0]}`, and that of cases `{_CASES[0]}`")  # fmt: skip
         try:
             table.cells[key] = {ours: _number(row[theirs]) for ours, theirs in metrics.items()}
         except ValueError as error:

@@ -360,6 +360,8 @@ def test_an_existing_table_is_kept_unless_told(folders, tmp_path):
         evaluate_folders(*folders, out)
     assert out.read_text() == "precious"
     evaluate_folders(*folders, out, overwrite=True)
+    with pytest.raises(ConfigError, match=r"metrics: hd95: the convention nnunet has dice, iou"):
+        evaluate_folders(*folders, tmp_path / "none.csv", conventions=["nnunet"], metrics=["hd95"])
     with pytest.raises(ConfigError, match=r"summary.json: scores are written as a table; give a name .* \.csv"):
         evaluate_folders(*folders, tmp_path / "summary.json")
     assert len(read_scores(out)) == 6

@@ -12,6 +12,7 @@ from medssl.errors import DataError
 from medssl.evaluate import evaluate_folders
 from medssl.explain import explain
 from medssl.metrics import dice, hd95
+from medssl.score_file import read_scores
 
 CLASSES = ["background", "liver", "canal"]
 SPACING = (1.0, 1.5, 3.0)
@@ -168,6 +169,29 @@ def test_reversed_spacing_and_mean_over_slices_are_recognised(folders):
     found = reasons(a, other)
     assert "B is the mean over slices across axis 2, empty ones left out" in found["dice"][0]
     assert "in mm with the axes of the spacing reversed" in found["hd95"][0]
+
+
+def test_decimals_of_percent_and_millimetres_are_rounding_and_no_rule(folders, tmp_path):
+    ours = scored(folders, "a.csv")
+    for factor, decimals in ((100, 1), (100, 0), (100, 2)):
+        rows = [f"{s.case},{s.class_name},{factor * s.dice:.{decimals}f},{s.hd95:.1f}" for s in read_scores(ours)
+                if s.dice is not None and s.hd95 is not None]  # fmt: skip
+        (tmp_path / "b.csv").write_text("\n".join(["case,class,Dice,HD95", *rows]))
+        words = "\n".join(explain(ours, tmp_path / "b.csv"))
+        assert "unexplained" not in words
+        assert "Dice of the volume in percent" in words
+        assert f"hd95: all {len(rows)} numbers are the same" in words
+
+
+def test_rows_that_overwrite_each_other_or_say_nothing_of_classes_are_refused(folders, tmp_path):
+    ours = scored(folders, "a.csv")
+    names = list(dict.fromkeys(s.case for s in read_scores(ours)))
+    (tmp_path / "b.csv").write_text("\n".join(["case,dice", *(f"{name},0.5" for name in names)]))
+    with pytest.raises(DataError, match=r"b\.csv: no column `class` says of what its numbers are; beside it are"):
+        explain(ours, tmp_path / "b.csv")
+    (tmp_path / "b.csv").write_text(f"case,roi,dice\n{names[0]},1,0.5\n{names[0]},2,0.4\n")
+    with pytest.raises(DataError, match=r"b\.csv:3: case .* a second time; where rows are of classes, call"):
+        explain(ours, tmp_path / "b.csv")
 
 
 def test_without_its_files_a_difference_is_not_explained(folders):

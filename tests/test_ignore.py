@@ -224,6 +224,10 @@ def test_values_that_stand_for_no_class_are_named(folders, tmp_path):
         evaluated(folders, tmp_path / "s.csv", data=other)
     with pytest.raises(DataError, match="prediction holds label 3, 7, 9, 200; the classes are 0 to 2"):
         evaluated((folders[1], folders[1]), tmp_path / "s.csv")
+    own = np.array([0, 3, 7], np.uint8)[drawn()[1]]
+    write_image(tmp_path / "own" / "a.nii.gz", own, np.diag([1.0, 2.0, 3.0, 1.0]))
+    with pytest.raises(DataError, match=r'(?s)prediction holds label 3, 7;.*put \{"own_values": \[0, 3, 7\]\} into'):
+        evaluated((tmp_path / "own", folders[1]), tmp_path / "s.csv")
     with pytest.raises(ConfigError, match="leave `classes` out"):
         evaluated(folders, tmp_path / "s.csv", classes=["a", "b"])
     (folders[0] / "predictions.json").write_text(json.dumps({"classes": ["a", "b"], "values": {"c": [1]}}))

@@ -344,6 +344,19 @@ def test_another_form_of_the_dice_loss_than_the_references_is_told(factory):
     assert "bcp, 1 labelled: differs" not in words
 
 
+def test_other_classes_and_other_references_are_told_before_anything_is_compared(factory):
+    runs = [factory.run(name, name, 1) for name in ("supervised", "bcp", "mean_teacher")]
+    factory.score(runs[0], {"a": {"liver": 1}, "b": {"liver": 0}})
+    factory.score(runs[1], {"a": {"liver": 1}, "b": {"liver": 0}}, classes=["background", "liver", "pebble"])
+    factory.score(runs[2], {"a": {"liver": 1}, "b": {"liver": 0}}, references={"liver": None})
+    words = one_page(factory, runs).words
+    assert "scored on different classes or regions: liver, stone in supervised; liver, pebble in bcp; their" in words
+    assert "The references of 2 (a, b) cases differ from run to run" in words
+    words = one_page(factory, runs[:1], overwrite=True).words
+    assert "different classes" not in words
+    assert "references of" not in words
+
+
 def test_files_that_changed_between_runs_are_told(factory):
     contents = [{"x": "1", "v": "2"}, {"x": "1", "v": "3", "y": "4"}, {}]
     runs = [factory.run(f"run-{seed}", "bcp", seed, splits={"content": one}) for seed, one in enumerate(contents)]

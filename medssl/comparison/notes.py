@@ -11,6 +11,7 @@ from medssl.comparison.rows import BASELINE, Row, reference_row, shared_cases
 from medssl.comparison.runs import Run, digest
 from medssl.config import flatten
 from medssl.data.splits import PARTS
+from medssl.scores import Scores, counted
 
 _SEED_AND_PLACE = {"train.seed", "train.workers", "data.root", "data.splits"}
 _STEPS = {"train.iterations", "train.validate_every"}
@@ -34,6 +35,7 @@ def notes(rows: Sequence[Row], references: Sequence[str] = (BASELINE,)) -> list[
     if changed := [case for case, versions in content.items() if len(versions) > 1]:
         found.append(f"The runs learned from different files of {_few(sorted(changed))} cases: images or labels were "
                      "changed, and prepared again, between them.")  # fmt: skip
+    found += _notes_of_scoring([run for row in rows for run in row.scored])
     sets = {frozenset(run.case_dice) for row in rows for run in row.scored}
     if len(sets) > 1:
         found.append("The runs were not all scored on the same cases: means of different cases do not compare.")
@@ -41,6 +43,23 @@ def notes(rows: Sequence[Row], references: Sequence[str] = (BASELINE,)) -> list[
     if any((one.tolerance, one.tolerances) != (asked[0].tolerance, asked[0].tolerances) for one in asked):
         found.append("The runs were scored with different tolerances: their NSD does not compare.")
     return list(dict.fromkeys(found))
+
+
+def _notes_of_scoring(runs: Sequence[Run]) -> list[str]:
+    """Where means are over other classes, or cases were scored against other references."""
+    found, counting = [], dict[tuple[str, ...], str]()
+    sizes: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for run in runs:
+        scores = run.scores or Scores()
+        counting.setdefault(tuple(sorted({score.class_name for score in counted(scores)})), run.path.name)
+        for score in scores:
+            sizes[score.case, score.class_name].add(score.reference_voxels)
+    if len(counting) > 1:
+        told = "; ".join(f"{', '.join(names)} in {run}" for names, run in counting.items())
+        found.append(f"The runs were scored on different classes or regions: {told}; their means do not compare.")
+    if other := sorted({case for (case, _), each in sizes.items() if len(each) > 1}):
+        found.append(f"The references of {_few(other)} cases differ from run to run, in the voxels of a class.")
+    return found
 
 
 def _notes_of_run(run: Run) -> list[str]:

@@ -117,6 +117,9 @@ class Measures:
         _known("conventions", self.conventions, CONVENTIONS)
         _known("metrics", METRICS if self.metrics is None else self.metrics, METRICS)
         _known("units", [self.units] if self.units else UNITS, UNITS)
+        if not self.had & set(METRICS if self.metrics is None else self.metrics):
+            asked, rules = ", ".join(self.metrics or ()), ", ".join(self.conventions)
+            raise ConfigError(f"metrics: {asked}: the convention {rules} has {', '.join(in_order(self.had))}")
         for where, tolerance in {"tolerance": self.tolerance, **self.tolerances}.items():
             if not 0 <= tolerance < math.inf:
                 raise ConfigError(f"{where}: a tolerance is a distance from 0 up, got {tolerance}")
@@ -135,8 +138,12 @@ class Measures:
         wanted = set(METRICS if self.metrics is None else self.metrics)
         wanted -= set(() if self.instances else names("instances"))
         wanted -= set(() if self.centreline else names("centreline"))
-        had = {name for convention in self.conventions for name in CONVENTIONS[convention].metrics}
-        return in_order(wanted & had)
+        return in_order(wanted & self.had)
+
+    @property
+    def had(self) -> set[str]:
+        """The metrics that the conventions have."""
+        return {name for convention in self.conventions for name in CONVENTIONS[convention].metrics}
 
     def check_classes(self, class_names: Sequence[str]) -> None:
         """Refuse names that no class has.

@@ -258,8 +258,8 @@ def _strip(rows: Sequence[Row]) -> list[Figure]:
     if not any(values for _, _, values in groups):
         return []
     words = (
-        "Dice of every case and seed: a dot is a case's mean over its classes, the box holds the middle half with "
-        "the median, the whiskers reach to the last dot within 1.5 box lengths."
+        "Dice of every case and seed: a dot is a case's mean over classes, or regions, that count; the box holds the "
+        "middle half with the median, the whiskers reach to the last dot within 1.5 box lengths."
     )
     return [Figure(strip_plot(groups, "Dice of a case, %"), words)]
 

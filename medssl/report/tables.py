@@ -27,7 +27,7 @@ from medssl.comparison import (
 )  # fmt: skip
 from medssl.metrics import METRICS
 from medssl.published import PublishedRow
-from medssl.scores import ClassSummary, Spread
+from medssl.scores import ClassSummary, Scores, Spread, counted
 from medssl.statistics import Interval, verdict
 from medssl.words import p_value, some
 
@@ -108,11 +108,18 @@ def _dice_table(rows: Sequence[Row], against: Mapping[str, Sequence[Gain | None]
         for i, row in enumerate(rows)
     ]
     words = (
-        f"Dice of all classes, {conditions(rows)}. The runs of a row differ by their seed only, unless a note says "
-        "otherwise. A patient has the mean over cases and runs; sd of runs is of their means over patients. Intervals "
-        "take patients and trainings anew (bootstrap). Minutes are of steps, without validations."
+        f"Dice of {_counting(rows)}, {conditions(rows)}. The runs of a row differ by their seed only, unless a note "
+        "says otherwise. A patient has the mean over cases and runs; sd of runs is of their means over patients. "
+        "Intervals take patients and trainings anew (bootstrap). Minutes are of steps, without validations."
     )
     return Table("methods", words, columns, [("", lines)])
+
+
+def _counting(rows: Sequence[Row]) -> str:
+    """What the overall numbers are over: classes, or regions by name."""
+    scores = [score for row in rows for run in row.scored for score in counted(run.scores or Scores())]
+    regions = dict.fromkeys(score.class_name for score in scores if score.is_region)
+    return f"the regions {', '.join(dict.fromkeys(score.class_name for score in scores))}" if regions else "all classes"
 
 
 def _gains_table(rows: Sequence[Row], compared: Sequence[Gain | None], reference: str, number: int) -> Table:
@@ -155,7 +162,7 @@ def _metrics_table(rows: Sequence[Row]) -> Table:
         for row in rows if row.summary
     ]  # fmt: skip
     words = (
-        f"Other metrics of all classes, mean ± standard deviation over {_behind_overall(rows)}. Missed: in the "
+        f"Other metrics of {_counting(rows)}, mean ± standard deviation over {_behind_overall(rows)}. Missed: in the "
         "reference only; invented: in the prediction only; absent: in neither."
     )
     return Table("metrics", words, columns, [("", lines)])
