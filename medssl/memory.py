@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from medssl.device import autocast, choose_device, choose_precision
-from medssl.errors import OutOfMemoryError
+from medssl.errors import ConfigError, OutOfMemoryError
 from medssl.methods import METHODS
 from medssl.methods.base import Method
 from medssl.networks import checkpoint_activations
@@ -144,8 +144,13 @@ def parts_of_batch(config: RunConfig, processes: int = 1) -> list[int]:
     common = math.gcd(train.labelled_batch, train.unlabelled_batch if method.needs_unlabelled else 0)
     most = common // (processes * (2 if method.even_batch else 1))
     fewest = config.method.fewest_unlabelled if method.needs_unlabelled else 0
-    return [parts for parts in range(1, most + 1)
-            if most % parts == 0 and train.unlabelled_batch >= processes * parts * fewest]  # fmt: skip
+    found = [parts for parts in range(1, most + 1)
+             if most % parts == 0 and train.unlabelled_batch >= processes * parts * fewest]  # fmt: skip
+    if not found and fewest > train.unlabelled_batch // processes:
+        name, size = config.method.name, train.unlabelled_batch
+        raise ConfigError(f"train.unlabelled_batch {size}: method {name}, as it is set, mixes patches with each other "
+                          f"and needs {fewest} in each process")  # fmt: skip
+    return found
 
 
 def _smaller(config: RunConfig, processes: int) -> tuple[str, RunConfig] | None:

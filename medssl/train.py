@@ -384,7 +384,7 @@ def _check_batches(config: RunConfig, method: Method | type[Method]) -> None:
         )
     parts, unit = processes.count() * train.accumulate, 2 if method.even_batch else 1
     fewest = config.method.fewest_unlabelled
-    if method.needs_unlabelled and train.unlabelled_batch // parts < fewest:
+    if method.needs_unlabelled and fewest > 1 and train.unlabelled_batch // parts < fewest:
         raise ConfigError(
             f"train.unlabelled_batch {train.unlabelled_batch} in {parts} parts (train.accumulate, processes): method "
             f"{name}, as it is set, mixes patches with each other and needs {fewest} in each part"

@@ -187,7 +187,7 @@ def _load_model(folder: Path, checkpoint: str, window: Mapping[str, Any]) -> lis
 
 def _likeness_of(values: Mapping[str, Any]) -> Likeness | None:
     plain = values.get("likeness")
-    return None if plain is None else Likeness.model_validate(plain)
+    return None if plain is None else parse(Likeness, plain, where="likeness")
 
 
 def _with_window(plain: Mapping[str, Any], window: Mapping[str, Any]) -> RunConfig:

@@ -197,6 +197,8 @@ def test_parts_hold_the_patches_that_a_method_mixes_with_each_other():
     mixing = config.model_copy(update={"method": config.method.model_copy(update={"cutmix": 0.5})})
     assert parts_of_batch(mixing) == [1, 2]
     assert parts_of_batch(mixing, processes=2) == [1]
+    with pytest.raises(ConfigError, match=r"unlabelled_batch 4: method fixmatch, .* mixes .* 2 in each process"):
+        parts_of_batch(mixing, processes=4)
 
 
 def test_batch_norm_is_never_computed_twice():

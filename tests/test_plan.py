@@ -18,6 +18,7 @@ from medssl.data.grid import Slab
 from medssl.data.io import write_image
 from medssl.data.layouts import read_cases
 from medssl.data.phantoms import KINDS, write_dataset
+from medssl.data.recipe import Recipe
 from medssl.data.splits import load_split
 from medssl.errors import ConfigError, OutOfMemoryError
 from medssl.memory import USABLE
@@ -137,6 +138,9 @@ def test_slices_across_several_axes_of_the_body_stay_as_stored(tmp_path):
     assert "in 3 cases (c0, c2, c4)" in found.found
     assert "data.recipe.orientation: stored" in found.fix
 
+    stored = DatasetConfig(name="x", classes=("background", "wall", "core"), recipe=Recipe(orientation="stored"))
+    assert not [one for one in check_dataset(raw, stored, workers=0).findings if one.code == "mixed_slices"]
+
     out = tmp_path / "plan.yaml"
     plan(raw, out, dataset_of(raw, {}, classes=("background", "wall", "core")), vram=0, method=METHODS["supervised"])
     config = load_run_config([out, METHODS["supervised"]], [])
@@ -148,6 +152,22 @@ def test_slices_across_several_axes_of_the_body_stay_as_stored(tmp_path):
         prepared = case.open_label()[:]
         slabs = [Slab(np.stack([prepared == value for value in range(3)]).astype(np.float32))]
         np.testing.assert_array_equal(config.data.recipe.undo(slabs, case.grid), label)
+
+
+@pytest.mark.parametrize(
+    ("odd", "classes", "expected"),
+    [(2, ("heart",), "stored"), (1, ("heart",), "RAS"), (2, ("left kidney", "right kidney"), "RAS")],
+)
+def test_axes_stay_as_stored_for_several_such_cases_and_where_nothing_asks_for_sides(odd, classes, expected):
+    turned = [ImageFacts(f"t{n}", (6, 40, 40), (6.0, 1.0, 1.0), (MRI,), False, (2, 0, 1)) for n in range(odd)]
+    plain = [ImageFacts(f"p{n}", (40, 40, 6), (1.0, 1.0, 6.0), (MRI,)) for n in range(5)]
+    images = (*plain, *turned)
+    dataset = DatasetConfig(name="x", classes=("background", *classes))
+    facts = Fingerprint(len(images), 0, images, 0, (), len(images))
+    made = make_plan(facts, dataset, vram=0, method=METHODS["supervised"]).to_plain()["data"]["recipe"]
+    assert made["orientation"] == expected
+    if expected == "stored":
+        assert made["spacing"] == [1.0, 1.0, 6.0]
 
 
 def test_slices_that_files_have_along_several_axes_too_are_turned_as_ever():

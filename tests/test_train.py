@@ -28,7 +28,7 @@ from medssl.config import dump, parse
 from medssl.data import patches
 from medssl.data.cases import SubjectRule
 from medssl.data.draw import Wish, make_split
-from medssl.data.io import read_label, write_label
+from medssl.data.io import read_image, read_label, write_image, write_label
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import write_split
 from medssl.device import prepare_device
@@ -921,13 +921,19 @@ class TestRefusals:
             write_label(path, np.roll(label.array, 1, 0), label)
             prepare(raw, dataset.root, BALLS, workers=0)
 
-        corrected(split.unlabelled[0])
+        corrected(split.unlabelled[0])  # these two have a label, which nobody may see
         corrected(split.test[0])
         train(parse(RunConfig, settings), run, resume=True, until=2, quiet=True)
         corrected(split.labelled[1])
         with pytest.raises(
             ConfigError, match=rf"other files of 1 case, .* since: {split.labelled[1]}\. Begin a new run"
         ):
+            train(parse(RunConfig, settings), run, resume=True, quiet=True)
+
+        image = read_image(path := raw / "images" / f"{split.unlabelled[0]}.nii.gz")
+        write_image(path, image.array + 1, image.affine)
+        prepare(raw, dataset.root, BALLS, workers=0)
+        with pytest.raises(ConfigError, match=rf"other files of 2 cases, .*{split.unlabelled[0]}"):
             train(parse(RunConfig, settings), run, resume=True, quiet=True)
 
     @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def report_of(
           for finding in out_of_family(fact.case, path, fact.look, fact.voxels, facts)),
         *_odd_ids(cases),
         *(_dataset_findings(source or Path(), facts, expected) if is_all else ()),
-        *(compare(cases, facts, expected.classes, apart) if is_all else ()),
+        *(compare(cases, facts, expected.classes, apart, expected.orientation) if is_all else ()),
     ]  # fmt: skip
     return Report(source, cases, tuple(findings), facts, expected.classes, apart, layout.name or None)
 

@@ -6,6 +6,7 @@ classes is kept apart, in `Fingerprint.classes`, and no image fact depends on it
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import repeat
@@ -108,10 +109,10 @@ class Fingerprint:
 
     @property
     def has_mixed_slices(self) -> bool:
-        """Whether slices are thick across another axis of the body from case to case, and across one of the files."""
-        ours, theirs = ({slice_axis(one.spacing) for one in images} - {None}
-                        for images in (self.images, [image.as_stored() for image in self.images]))  # fmt: skip
-        return len(ours) > 1 and len(theirs) == 1
+        """Whether slices are thick across another axis of the body in several cases, and across one of the files."""
+        ours, theirs = (Counter(axis for one in images if (axis := slice_axis(one.spacing)) is not None)
+                        for images in (self.images, self.as_stored().images))  # fmt: skip
+        return len(ours) > 1 and ours.most_common(2)[1][1] > 1 and len(theirs) == 1
 
     def as_stored(self) -> Fingerprint:
         """On the axes of the files."""

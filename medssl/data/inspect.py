@@ -40,6 +40,8 @@ class Expected:
     """See `DatasetConfig.places`."""
     seeks_foreground: bool = True
     """Whether the recipe finds the foreground by itself, and something depends on it."""
+    orientation: str = "RAS"
+    """See `Recipe.orientation`."""
 
     @classmethod
     def of(cls, dataset: DatasetConfig | None) -> Expected:
@@ -48,7 +50,7 @@ class Expected:
             return cls(None, 1, {})
         recipe = dataset.recipe
         seeks = recipe.threshold is None and (recipe.crop or recipe.intensity.kind == "zscore")
-        return cls(dataset.classes, len(dataset.channels), dataset.places, seeks)
+        return cls(dataset.classes, len(dataset.channels), dataset.places, seeks, recipe.orientation)
 
 
 @dataclass(frozen=True)

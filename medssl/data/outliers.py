@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from medssl.data.cases import PATIENT_FIRST, Case, namesakes
 from medssl.data.findings import Distance, Facts, Finding
-from medssl.data.grid import THICK_SLICE_RATIO
+from medssl.data.grid import STORED, THICK_SLICE_RATIO
 from medssl.data.looks import Look
 from medssl.words import by, some
 
@@ -45,13 +45,18 @@ _BACKGROUND = {0}
 
 
 def compare(
-    cases: Sequence[Case], facts: Sequence[Facts], classes: Sequence[str] | None, apart: Sequence[Distance]
+    cases: Sequence[Case],
+    facts: Sequence[Facts],
+    classes: Sequence[str] | None,
+    apart: Sequence[Distance],
+    orientation: str = "RAS",
 ) -> Iterator[Finding]:
     """What is odd about cases beside each other.
 
     Args:
         facts: in the order of `cases`.
         apart: their `distances`.
+        orientation: see `Recipe.orientation`.
     """
     pairs = list(zip(cases, facts, strict=True))
     yield from _same_volumes(pairs)
@@ -59,7 +64,7 @@ def compare(
     yield from _divided_subjects(cases)
     yield from _namesakes(cases)
     yield from _odd_geometry(pairs)
-    yield from _mixed_slices(pairs)
+    yield from () if orientation == STORED else _mixed_slices(pairs)
     yield from _odd_levels(pairs)
     yield from _identity(pairs)
     yield from _missed_classes(pairs, classes)

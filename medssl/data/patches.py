@@ -82,9 +82,10 @@ class TrainingData:
 
     @property
     def likeness(self) -> Likeness | None:
-        """What its raw images are like."""
-        cases = map(self._case, (*self.split.labelled, *self.split.unlabelled, *self.split.val))
-        return Likeness.of([case.look for case in cases if case.look is not None])
+        """What its raw images are like; None where that is not known of all, or they are few."""
+        cases = [self._case(id) for id in (*self.split.labelled, *self.split.unlabelled, *self.split.val)]
+        looks = [case.look for case in cases if case.look is not None]
+        return Likeness.of(looks) if len(looks) == len(cases) else None
 
     def subject(self, id: str) -> str:
         """The patient of a training or validation case."""

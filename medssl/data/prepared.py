@@ -64,6 +64,8 @@ class PreparedCase:
     """Lowest grey level of each channel and the step to the next; None where the image is stored as float32."""
     content: str = ""
     """A digest of the bytes of its files, labels too."""
+    image_content: str = ""
+    """The same of its images alone; empty in a store of an earlier version."""
     look: Look | None = None
     """What its raw image is like; None in a store of an earlier version."""
 
@@ -199,7 +201,8 @@ def write_dataset(root: Path, config: DatasetConfig, cases: Sequence[Case], sour
 def write_case(root: Path, case: Case, prepared: Prepared, sources: Sources, look: Look) -> None:
     """Store one prepared case, whose raw image looks so, among the unfinished ones; an earlier version is replaced."""
     image, levels = _encode(prepared.image)
-    more = {"sources": sources.to_json(), "grid": prepared.grid.to_json(), "levels": levels, "look": asdict(look)}
+    more = {"sources": sources.to_json(), "grid": prepared.grid.to_json(), "levels": levels, "look": asdict(look),
+            "image_content": _named(sources.of_images(case))}  # fmt: skip
     with whole_folder(root / UNFINISHED / case.id) as folder:
         np.save(folder / "image.npy", image)  # plain, for its low bits are noise: docs/performance.md
         if prepared.label is not None:
@@ -356,11 +359,17 @@ def _read_case(folder: Path) -> PreparedCase:
             label=None if label is None else Source.parse(label),
             part=values["part"],
             levels=values["levels"] and tuple((low, step) for low, step in values["levels"]),
-            content=hashlib.sha256(json.dumps(values["sources"]["content"]).encode()).hexdigest()[:16],
+            content=_named(values["sources"]["content"]),
+            image_content=values.get("image_content", ""),
             look=Look.from_json(values["look"]) if "look" in values else None,
         )
     except (DataError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{folder}: not a whole prepared case ({error}); prepare the dataset again") from None
+
+
+def _named(content: Sequence[str]) -> str:
+    """A short name for digests of files."""
+    return hashlib.sha256(json.dumps(list(content)).encode()).hexdigest()[:16]
 
 
 def _centres(label: NDArray[Any]) -> NDArray[np.uint16]:

@@ -58,7 +58,8 @@ class Recipe(Settings):
 
     orientation: str = Field("RAS", pattern=f"^([RL][AP][SI]|{STORED})$")
     """Directions in which the prepared array's axes grow, left-right first. `stored`: as in the file, for thick slices
-    that lie across another axis of the body from case to case, such as short-axis stacks of the heart."""
+    that lie across another axis of the body from case to case, such as short-axis stacks of the heart; which side is
+    left may then differ from case to case."""
     spacing: tuple[PositiveFloat | None, PositiveFloat | None, PositiveFloat | None] = (None, None, None)
     """Millimetres between prepared voxels along each axis; null keeps the file's own."""
     resize: tuple[Side, Side] | None = None

@@ -41,8 +41,8 @@ class Split(Settings):
     patients: dict[str, str] = {}
     """Patient of each case that the split lists; empty in a file of a version that did not record them."""
     content: dict[str, str] = {}
-    """In a run folder, a digest of the files of each case that it learned from; not of those that count as unlabelled
-    and have a label, which may change."""
+    """In a run folder, a digest of the files of each case that it learned from; of a case that counts as unlabelled and
+    has a label, which may change, of its images alone."""
     quirks: tuple[SplitQuirk, ...] = ()
     """`selection on test`: the validation cases are the test cases. `renamed frames`: the lists counted frames.
     `stratified by labels`: drawn by what labels hold. `unlabelled labels seen`: among these were labels of cases that
@@ -153,9 +153,10 @@ def refuse_file(folder: Path) -> None:
 
 def content_of(dataset: PreparedDataset, split: Split) -> dict[str, str]:
     """What `Split.content` holds of a run that learns from this split."""
-    cases = {part: [dataset.cases[id] for id in getattr(split, part)] for part in ("labelled", "unlabelled", "val")}
-    return {case.id: case.content for part, found in cases.items() for case in found
-            if part != "unlabelled" or not case.labelled}  # fmt: skip
+    known = {id: dataset.cases[id].content for id in (*split.labelled, *split.val)}
+    for case in (dataset.cases[id] for id in split.unlabelled):
+        known[case.id] = case.image_content if case.labelled else case.content
+    return {id: content for id, content in known.items() if content}
 
 
 def patients_of(dataset: PreparedDataset, ids: Collection[str]) -> dict[str, str]:

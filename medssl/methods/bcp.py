@@ -86,7 +86,7 @@ class BCP(Method):
 
     def pretraining(self, progress: Progress) -> bool:
         """Whether this step still belongs to stage one."""
-        return progress.fraction < self.config.pretrain
+        return progress.is_within(self.config.pretrain)
 
     def pretrain_step(self, labelled: Sample, box: Tensor, *, partly: bool = False) -> StepResult:
         """Each half of the labelled batch is pasted into the other; `partly`: some voxels are not known."""

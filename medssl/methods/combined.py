@@ -208,7 +208,7 @@ class Combined(Method):
 
     def pretraining(self, progress: Progress) -> bool:
         """Whether this step still belongs to stage one."""
-        return progress.fraction < self.config.pretrain
+        return progress.is_within(self.config.pretrain)
 
     def turn(self, progress: Progress) -> Sequence[int]:
         """The numbers of the groups that learn in a step."""

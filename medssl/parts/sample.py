@@ -54,6 +54,10 @@ class Progress:
     before: int = 0
     """Steps of the runs that its first weights come from: teachers that have followed so long go on as they are."""
 
+    def is_within(self, share: float) -> bool:
+        """Whether the step is in the first part of the run; a thousandth of a step is a share's rounding."""
+        return self.iteration < share * self.total - 1e-3
+
     @property
     def steps(self) -> int:
         """Steps so far, with those before the run."""

@@ -129,7 +129,8 @@ def make_plan(
     `source` and `out` are for the commands in the file's head.
     """
     theirs = _method_file(method)
-    is_mixed = facts.has_mixed_slices
+    has_sides = bool(dataset.sides or dataset.likely_sides or dataset.teeth)  # which want left and right in one place
+    seen, is_mixed = facts, facts.has_mixed_slices and not has_sides
     facts = facts.as_stored() if is_mixed else facts
     spacing, why = plan_spacing(facts)
     median = tuple(float(n) for n in np.median(facts.extents, 0) / spacing)
@@ -144,7 +145,7 @@ def make_plan(
     memory = fitting.memory(shape, run.train.accumulate)
     ordered: Choices = {key: choices[key] for key in ("data", "network", "augment", "train")}
     planned = parse(RunConfig, over(plain(ordered), theirs))
-    head = _head(facts, source, out, method, [fitting.told(memory), *fitting.on_cpu(shape, run)])
+    head = _head(seen, source, out, method, [fitting.told(memory), *fitting.on_cpu(shape, run)])
     return Plan(head, ordered, memory, _hints(facts, planned.method))
 
 

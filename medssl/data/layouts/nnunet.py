@@ -55,8 +55,10 @@ def _listed(source: Path, listed: Any) -> Layout:
 
 def _expanded(source: Path, listed: str) -> Path:
     """A listed file; nnU-Net puts in environment variables, such as ${nnUNet_raw}."""
+    if (source / listed).exists():
+        return source / listed
     path = os.path.expandvars(listed)
-    if unset := re.search(r"\$\{?\w+\}?", path):
+    if unset := re.search(r"\$\{?[A-Za-z_]\w*\}?", path):
         raise DataError(f"{source / NAME}: {listed}: the environment variable {unset[0]} is not set; set it and repeat")
     return source / path
 
