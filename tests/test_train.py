@@ -909,7 +909,7 @@ class TestRefusals:
         assert (run / "splits.json").read_bytes() == kept
 
     def test_resume_with_files_that_changed_but_for_labels_that_training_does_not_see(self, tmp_path):
-        raw = write_balls(tmp_path / "raw", labelled=6)
+        raw = write_balls(tmp_path / "raw", labelled=6, unlabelled=1)
         dataset = prepare(raw, tmp_path / "prepared", BALLS, workers=0)
         split = make_split(dataset, Wish(labelled=2, val=1, test=1, seed=0))
         write_split(tmp_path / "splits.json", split)
@@ -923,6 +923,9 @@ class TestRefusals:
 
         corrected(split.unlabelled[0])  # these two have a label, which nobody may see
         corrected(split.test[0])
+        shutil.copy(raw / "labels" / "ball_00.nii.gz", raw / "labels" / "ball_06.nii.gz")  # somebody annotated it
+        assert "ball_06" in split.unlabelled
+        prepare(raw, dataset.root, BALLS, workers=0)
         train(parse(RunConfig, settings), run, resume=True, until=2, quiet=True)
         corrected(split.labelled[1])
         with pytest.raises(
@@ -930,10 +933,11 @@ class TestRefusals:
         ):
             train(parse(RunConfig, settings), run, resume=True, quiet=True)
 
-        image = read_image(path := raw / "images" / f"{split.unlabelled[0]}.nii.gz")
+        changed = next(id for id in split.unlabelled if id != "ball_06")
+        image = read_image(path := raw / "images" / f"{changed}.nii.gz")
         write_image(path, image.array + 1, image.affine)
         prepare(raw, dataset.root, BALLS, workers=0)
-        with pytest.raises(ConfigError, match=rf"other files of 2 cases, .*{split.unlabelled[0]}"):
+        with pytest.raises(ConfigError, match=rf"other files of 2 cases, .*{changed}"):
             train(parse(RunConfig, settings), run, resume=True, quiet=True)
 
     @pytest.mark.parametrize(

@@ -29,10 +29,10 @@ def notes(rows: Sequence[Row], references: Sequence[str] = (BASELINE,)) -> list[
     if unknown:
         found.append(f"The patients of {_few(sorted(unknown))} scored cases are not recorded: each counts as a patient "
                      "of its own, and intervals are too narrow where a patient has several.")  # fmt: skip
-    content: dict[str, set[str]] = defaultdict(set)
+    content: dict[tuple[str, str], set[str]] = defaultdict(set)  # with and without its label, a case has two digests
     for case, one in itertools.chain(*(run.content.items() for row in rows for run in row.runs)):
-        content[case].add(one)
-    if changed := [case for case, versions in content.items() if len(versions) > 1]:
+        content[case, one.rpartition(" ")[0]].add(one)
+    if changed := {case for (case, _), versions in content.items() if len(versions) > 1}:
         found.append(f"The runs learned from different files of {_few(sorted(changed))} cases: images or labels were "
                      "changed, and prepared again, between them.")  # fmt: skip
     found += _notes_of_scoring([run for row in rows for run in row.scored])

@@ -41,8 +41,8 @@ class Split(Settings):
     patients: dict[str, str] = {}
     """Patient of each case that the split lists; empty in a file of a version that did not record them."""
     content: dict[str, str] = {}
-    """In a run folder, a digest of the files of each case that it learned from; of a case that counts as unlabelled and
-    has a label, which may change, of its images alone."""
+    """In a run folder, a digest of the files of each case that it learned from; of an unlabelled one, whose label may
+    come or change, `images` and a digest of these alone."""
     quirks: tuple[SplitQuirk, ...] = ()
     """`selection on test`: the validation cases are the test cases. `renamed frames`: the lists counted frames.
     `stratified by labels`: drawn by what labels hold. `unlabelled labels seen`: among these were labels of cases that
@@ -154,9 +154,9 @@ def refuse_file(folder: Path) -> None:
 def content_of(dataset: PreparedDataset, split: Split) -> dict[str, str]:
     """What `Split.content` holds of a run that learns from this split."""
     known = {id: dataset.cases[id].content for id in (*split.labelled, *split.val)}
-    for case in (dataset.cases[id] for id in split.unlabelled):
-        known[case.id] = case.image_content if case.labelled else case.content
-    return {id: content for id, content in known.items() if content}
+    images = {id: dataset.cases[id].image_content for id in split.unlabelled}
+    known |= {id: f"images {content}" for id, content in images.items() if content}
+    return known
 
 
 def patients_of(dataset: PreparedDataset, ids: Collection[str]) -> dict[str, str]:
