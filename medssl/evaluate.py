@@ -298,7 +298,6 @@ def _inspect(pair: _Pair, data: DatasetConfig | None, is_prepared: bool) -> tupl
     faults: list[str] = []
     volumes: list[Volume] = []
     values: set[int] = set()
-    classes = None if data is None else len(data.classes)
     for role, source in (("prediction", Source(pair.prediction)), ("reference", pair.reference)):
         try:
             volume = read_prediction(source) if role == "prediction" else read_classes(source, data)
@@ -308,7 +307,7 @@ def _inspect(pair: _Pair, data: DatasetConfig | None, is_prepared: bool) -> tupl
         found = _values(volume.array)
         if role == "reference" and data is not None and data.ignore:
             found.discard(IGNORED)
-        faults += _fault_of_values(role, found, classes, source, data)
+        faults += _fault_of_values(role, found, source, data)
         values |= found
         volumes.append(volume)
     if len(volumes) == 2:
@@ -323,15 +322,13 @@ def _values(array: NDArray[Any]) -> set[int]:
     return {int(value) for plane in array for value in np.flatnonzero(np.bincount(plane.ravel()))}
 
 
-def _fault_of_values(
-    role: str, found: set[int], classes: int | None, source: Source, data: DatasetConfig | None
-) -> list[str]:
-    most = LARGEST_LABEL + 1 if classes is None else classes
+def _fault_of_values(role: str, found: set[int], source: Source, data: DatasetConfig | None) -> list[str]:
+    most = LARGEST_LABEL + 1 if data is None else len(data.classes)
     odd = sorted(value for value in found if not 0 <= value < most)
     if not odd:
         return []
     shown = ", ".join(str(value) for value in odd[:10]) + (" ..." if len(odd) > 10 else "")
-    known = f"{'labels' if classes is None else 'the classes'} are 0 to {most - 1}"
+    known = f"{'labels' if data is None else 'the classes'} are 0 to {most - 1}"
     own = [values[0] for values in data.class_values] if data is not None and role == "prediction" else []
     hint = ""
     if set(odd) <= set(own):

@@ -49,8 +49,8 @@ class ScoreTable:
     """Prediction and reference by case."""
     averages: Averages = "cases"
     scores: Scores | None = None
-    digits: Mapping[str, int] = field(default_factory=dict)
-    """How many decimals another tool wrote, by metric."""
+    rounding: dict[str, float] = field(default_factory=dict)
+    """What rounding to the decimals that another tool wrote may have changed, by metric."""
     has_classes: bool = True
     """Whether it says of which class a number is."""
     left_out: frozenset[str] = frozenset()
@@ -73,12 +73,8 @@ class ScoreTable:
         return [name for name in METRICS if name in found]
 
     def slack(self, metric: str) -> float:
-        """What rounding to the written decimals may have changed."""
-        if metric not in self.digits:
-            return 1e-9
-        rounding = 0.51 * 10.0 ** -self.digits[metric]
-        is_share = all((values.get(metric) or 0) <= 1 for values in self.cells.values())
-        return min(rounding, 0.005) if is_share else rounding
+        """How far a number may be from what was measured."""
+        return self.rounding.get(metric, 1e-9)
 
     def tolerance_of(self, class_name: str) -> float:
         """Of NSD."""
@@ -180,7 +176,9 @@ def _read_csv(path: Path, text: str) -> ScoreTable:
             raise DataError(f"{path}:{rows.line_num}: {error}") from None
         for ours, theirs in metrics.items():
             digits[ours] = max(digits.get(ours, 0), _decimals(row[theirs] or ""))
-    table.digits = digits
+    for ours, most in digits.items():
+        is_share = all((values[ours] or 0) <= 1 for values in table.cells.values())
+        table.rounding[ours] = min(0.51 * 10.0**-most, 0.005 if is_share else math.inf)
     return table
 
 

@@ -94,7 +94,7 @@ def save_model(folder: Path, runs: Sequence[Trained]) -> None:
     """Write model.yaml and weights.pt."""
     about = [
         {"checkpoint": one.checkpoint, "iteration": one.iteration, "settings": shared_settings(one.config),
-         "likeness": one.likeness and json.loads(one.likeness.model_dump_json())}
+         "likeness": one.likeness and one.likeness.model_dump(mode="json")}
         for one in runs
     ]  # fmt: skip
     dump({"format": FORMAT, "medssl": __version__, "runs": about}, folder / MODEL)

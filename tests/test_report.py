@@ -358,8 +358,10 @@ def test_other_classes_and_other_references_are_told_before_anything_is_compared
 
 
 def test_files_that_changed_between_runs_are_told(factory):
-    contents = [{"x": "1", "v": "2"}, {"x": "1", "v": "3", "y": "4"}, {"x": "images 5", "y": "images 6"}]
-    runs = [factory.run(f"run-{seed}", "bcp", seed, splits={"content": one}) for seed, one in enumerate(contents)]
+    contents = [{"x": "1", "v": "2"}, {"x": "1", "v": "3", "y": "4"}, {"x": "5", "y": "6"}]
+    parts = [{}, {}, {"labelled": ["y"], "unlabelled": ["x", "z"]}]  # with its label, a case has another digest
+    runs = [factory.run(f"run-{seed}", "bcp", seed, splits={"content": content, **own})
+            for seed, (content, own) in enumerate(zip(contents, parts, strict=True))]  # fmt: skip
     assert "The runs learned from different files of 1 (v) cases: images or labels" in one_page(factory, runs).words
     assert "different files" not in one_page(factory, runs[::2], overwrite=True).words
 

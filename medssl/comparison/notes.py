@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -29,12 +28,7 @@ def notes(rows: Sequence[Row], references: Sequence[str] = (BASELINE,)) -> list[
     if unknown:
         found.append(f"The patients of {_few(sorted(unknown))} scored cases are not recorded: each counts as a patient "
                      "of its own, and intervals are too narrow where a patient has several.")  # fmt: skip
-    content: dict[tuple[str, str], set[str]] = defaultdict(set)  # with and without its label, a case has two digests
-    for case, one in itertools.chain(*(run.content.items() for row in rows for run in row.runs)):
-        content[case, one.rpartition(" ")[0]].add(one)
-    if changed := {case for (case, _), versions in content.items() if len(versions) > 1}:
-        found.append(f"The runs learned from different files of {_few(sorted(changed))} cases: images or labels were "
-                     "changed, and prepared again, between them.")  # fmt: skip
+    found += _notes_of_files([run for row in rows for run in row.runs])
     found += _notes_of_scoring([run for row in rows for run in row.scored])
     sets = {frozenset(run.case_dice) for row in rows for run in row.scored}
     if len(sets) > 1:
@@ -43,6 +37,20 @@ def notes(rows: Sequence[Row], references: Sequence[str] = (BASELINE,)) -> list[
     if any((one.tolerance, one.tolerances) != (asked[0].tolerance, asked[0].tolerances) for one in asked):
         found.append("The runs were scored with different tolerances: their NSD does not compare.")
     return list(dict.fromkeys(found))
+
+
+def _notes_of_files(runs: Sequence[Run]) -> list[str]:
+    """Where a case was not the same in all runs that learned from it in one way, with its label or without."""
+    content: dict[tuple[str, bool], set[str]] = defaultdict(set)
+    for run in runs:
+        unlabelled = set(run.splits["unlabelled"])
+        for case, one in run.content.items():
+            content[case, case in unlabelled].add(one)
+    changed = {case for (case, _), versions in content.items() if len(versions) > 1}
+    if not changed:
+        return []
+    return [f"The runs learned from different files of {_few(sorted(changed))} cases: images or labels were changed, "
+            "and prepared again, between them."]  # fmt: skip
 
 
 def _notes_of_scoring(runs: Sequence[Run]) -> list[str]:

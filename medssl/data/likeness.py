@@ -3,40 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from medssl.config import Settings
 from medssl.data.looks import Look
-from medssl.data.outliers import AXES, FEWEST, RANGE_FACTOR, SIZE_FACTOR, SPACING_FACTOR, UNIT_LOW, UNIT_SHIFT
+from medssl.data.outliers import AXES, FEWEST, RANGE_FACTOR, SIZE_FACTOR, SPACING_FACTOR, UNIT_LOW, UNIT_SHIFT, Span
 from medssl.data.volume import Oddity
 from medssl.words import by
 
 _LEVELS = {"darkest": 0, "middle": 3, "brightest": 6}
 """Places in `Look.levels`."""
 _FIX = "is it a scan of the kind that the run learned from? If not, its label map means nothing"
-
-
-class Span(NamedTuple):
-    """From the lowest of some values to the highest."""
-
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: ArrayLike) -> Span:
-        """Of one value a scan."""
-        return cls(float(np.min(values)), float(np.max(values)))
-
-    def holds(self, value: float, *, shift: float = 0.0, factor: float = 1.0) -> bool:
-        """Whether a value lies within, or beyond by no more than this."""
-        return self.low / factor - shift <= value <= self.high * factor + shift
-
-    def __str__(self) -> str:
-        low, high = f"{self.low:.3g}", f"{self.high:.3g}"
-        return low if low == high else f"{low} to {high}"
 
 
 class Likeness(Settings):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from medssl.data.cases import PATIENT_FIRST, Case, namesakes
 from medssl.data.findings import Distance, Facts, Finding
@@ -179,17 +179,31 @@ def _divided_subjects(cases: Sequence[Case]) -> Iterator[Finding]:
 # ---- sizes and grey levels
 
 
-class _Usual(NamedTuple):
+class Span(NamedTuple):
+    """From a low value to a high one."""
+
     low: float
     high: float
 
+    @classmethod
+    def of(cls, values: ArrayLike) -> Span:
+        """From the lowest of some values to the highest."""
+        return cls(float(np.min(values)), float(np.max(values)))
 
-def _outside(values: NDArray[np.float64], index: int, reach: float) -> _Usual | None:
+    def holds(self, value: float, *, shift: float = 0.0, factor: float = 1.0) -> bool:
+        """Whether a value lies within, or beyond by no more than this."""
+        return self.low / factor - shift <= value <= self.high * factor + shift
+
+    def __str__(self) -> str:
+        low, high = f"{self.low:.3g}", f"{self.high:.3g}"
+        return low if low == high else f"{low} to {high}"
+
+
+def _outside(values: NDArray[np.float64], index: int, reach: float) -> Span | None:
     """The middle 80 % of the other values, when this one lies beyond them by `reach` and by their width."""
-    low, high = np.percentile(np.delete(values, index), [10, 90])
-    reach = max(reach, high - low)
-    inside = low - reach <= values[index] <= high + reach
-    return None if inside else _Usual(float(low), float(high))
+    usual = Span(*map(float, np.percentile(np.delete(values, index), [10, 90])))
+    reach = max(reach, usual.high - usual.low)
+    return None if usual.holds(float(values[index]), shift=reach) else usual
 
 
 def _odd_geometry(pairs: Pairs) -> Iterator[Finding]:
@@ -258,18 +272,13 @@ def _judge_size(look: Look, table: NDArray[np.float64], index: int) -> Iterator[
         yield "shape_outlier", found, fix
 
 
-def _odd_axes(logs: NDArray[np.float64], index: int, reach: float) -> list[tuple[str, _Usual]]:
+def _odd_axes(logs: NDArray[np.float64], index: int, reach: float) -> list[tuple[str, Span]]:
     usual = [(AXES[axis], _outside(logs[:, axis], index, reach)) for axis in range(3)]
-    return [(axis, _Usual(*map(float, np.exp(found)))) for axis, found in usual if found is not None]
+    return [(axis, Span(*map(float, np.exp(found)))) for axis, found in usual if found is not None]
 
 
-def _tell(odd: list[tuple[str, _Usual]], unit: str) -> str:
-    return ", ".join(f"{axis} most others have {_span(usual)} {unit}" for axis, usual in odd)
-
-
-def _span(usual: _Usual) -> str:
-    low, high = f"{usual.low:.3g}", f"{usual.high:.3g}"
-    return low if low == high else f"{low} to {high}"
+def _tell(odd: list[tuple[str, Span]], unit: str) -> str:
+    return ", ".join(f"{axis} most others have {usual} {unit}" for axis, usual in odd)
 
 
 def _odd_levels(pairs: Pairs) -> Iterator[Finding]:
@@ -291,7 +300,7 @@ def _off_unit(levels: NDArray[np.float64], index: int) -> str:
         usual = _outside(levels[:, column], index, UNIT_SHIFT)
         if usual is None:
             continue
-        text = f"its {name} grey level is {levels[index, column]:.4g}, most others have {_span(usual)}"
+        text = f"its {name} grey level is {levels[index, column]:.4g}, most others have {usual}"
         if column == 0 and levels[index, 0] > -100:
             text += "; the others look like Hounsfield units, this one as if stored unsigned with an offset"
         return text
@@ -305,8 +314,8 @@ def _off_range(levels: NDArray[np.float64], index: int) -> str:
     usual = _outside(spans, index, np.log(RANGE_FACTOR))
     if usual is None:
         return ""
-    others = _Usual(float(np.exp(usual.low)), float(np.exp(usual.high)))
-    return f"its grey levels span {np.exp(spans[index]):.4g}, those of most others {_span(others)}"
+    others = Span(float(np.exp(usual.low)), float(np.exp(usual.high)))
+    return f"its grey levels span {np.exp(spans[index]):.4g}, those of most others {others}"
 
 
 def _identity(pairs: Pairs) -> Iterator[Finding]:

@@ -42,7 +42,7 @@ class Split(Settings):
     """Patient of each case that the split lists; empty in a file of a version that did not record them."""
     content: dict[str, str] = {}
     """In a run folder, a digest of the files of each case that it learned from; of an unlabelled one, whose label may
-    come or change, `images` and a digest of these alone."""
+    come or change, of its images alone."""
     quirks: tuple[SplitQuirk, ...] = ()
     """`selection on test`: the validation cases are the test cases. `renamed frames`: the lists counted frames.
     `stratified by labels`: drawn by what labels hold. `unlabelled labels seen`: among these were labels of cases that
@@ -153,10 +153,9 @@ def refuse_file(folder: Path) -> None:
 
 def content_of(dataset: PreparedDataset, split: Split) -> dict[str, str]:
     """What `Split.content` holds of a run that learns from this split."""
-    known = {id: dataset.cases[id].content for id in (*split.labelled, *split.val)}
+    whole = {id: dataset.cases[id].content for id in (*split.labelled, *split.val)}
     images = {id: dataset.cases[id].image_content for id in split.unlabelled}
-    known |= {id: f"images {content}" for id, content in images.items() if content}
-    return known
+    return whole | {id: content for id, content in images.items() if content}
 
 
 def patients_of(dataset: PreparedDataset, ids: Collection[str]) -> dict[str, str]:

@@ -78,7 +78,7 @@ class UMCT(Method):
             )
 
     def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
-        if progress.fraction < self.config.pretrain:
+        if progress.is_within(self.config.pretrain):
             return StepResult({"supervised": self.supervised_loss([net(batch.image) for net in self.nets], batch)})
         targets = self.targets(*self.opinions(batch.unlabelled, batch.seeds))
         labelled, unlabelled = zip(*map(batch.through, self.nets), strict=True)
