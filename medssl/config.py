@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
@@ -122,6 +122,8 @@ def dump(values: Mapping[str, Any], path: Path) -> None:
         partial.write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
+_KIND_OF_VALUE = re.compile(r"float|int|one|each|(literal|tuple)\[.*")
+"""What pydantic puts behind a key that may be of several kinds; `one` and `each` are tags of ours."""
 _HASH = re.compile(r"""#|[^'"|>&!*\[{].*\s#""")
 """Text with a # where YAML, in a file, would begin a comment."""
 
@@ -157,7 +159,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 def _describe(model: type[BaseModel], fault: Mapping[str, Any], where: str) -> str:
     # Of several kinds of value, the fault is told by kind, in the last part.
     parts = [str(part) for part in fault["loc"]]
-    own = ".".join(part for part in parts if part not in ("float", "int") and not part.startswith("literal["))
+    own = ".".join(part for part in parts if not _KIND_OF_VALUE.fullmatch(part))
     prefix = f"{where}." if where else ""
     key = (prefix + own).rstrip(".")
     title = f"{key}: " if key else ""
@@ -178,8 +180,14 @@ def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Every dotted key that a model knows, nested models included."""
     for name, field in model.model_fields.items():
         yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _keys(field.annotation, f"{prefix}{name}.")
+        for kind in (field.annotation, *map(_plain, get_args(field.annotation))):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _keys(kind, f"{prefix}{name}.")
+
+
+def _plain(kind: Any) -> Any:
+    """A type without what `Annotated` adds."""
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
 
 def bundled(path: Path | str) -> Path | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -112,7 +112,7 @@ def _keys(model: Mapping[str, Any], models: Mapping[str, Any], prefix: str) -> I
     """The keys of a JSON schema, those of the sections inside it after it."""
     for key, field in model["properties"].items():
         inside, name = _model(field, models), prefix + key
-        if inside is None or "anyOf" in field:  # a section that may be null is a key as well
+        if inside is None or _kinds(field):  # a section that may be something else, such as null, is a key as well
             default = _as_yaml(field["default"]) if "default" in field else "required"
             yield Key(name, _values(field), default, _line(field.get("description", "")))
         if inside is not None:
@@ -121,17 +121,23 @@ def _keys(model: Mapping[str, Any], models: Mapping[str, Any], prefix: str) -> I
 
 def _model(field: Mapping[str, Any], models: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The section that a field is, or may be."""
-    for one in (field, *field.get("anyOf", ())):
+    for one in (field, *_kinds(field)):
         if "$ref" in one:
             model: Mapping[str, Any] = models[one["$ref"].rpartition("/")[2]]
             return model
     return None
 
 
+def _kinds(field: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """What a field may be, where that is of several kinds."""
+    kinds: Sequence[Mapping[str, Any]] = field.get("anyOf") or field.get("oneOf") or ()
+    return kinds
+
+
 def _values(field: Mapping[str, Any]) -> str:
     """What a field of a JSON schema may be."""
-    if "anyOf" in field:
-        return " or ".join(_values(one) for one in field["anyOf"])
+    if kinds := _kinds(field):
+        return " or ".join(_values(one) for one in kinds)
     if "$ref" in field:
         return "a section"
     if "enum" in field or "const" in field:

@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 from typer.testing import CliRunner
 
@@ -24,10 +25,12 @@ from medssl.data.draw import Wish, make_split
 from medssl.data.io import read_image, read_label
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import write_split
+from medssl.data.volume import Volume
 from medssl.errors import ConfigError, DataError
 from medssl.evaluate import evaluate_folders
 from medssl.export import export
-from medssl.export.bundle import refuse_inexpressible
+from medssl.export.bundle import inference, refuse_inexpressible
+from medssl.export.card import recipe_in_words
 from medssl.predict import load_predictor, predict
 from medssl.run import RunConfig
 from medssl.train import train
@@ -364,6 +367,32 @@ def test_a_bundle_predicts_what_the_run_does_without_medssl(make_run, tmp_path, 
             a, b = ours == value, theirs == value
             assert 2 * (a & b).sum() / (a.sum() + b.sum()) >= 0.99, value
         assert 50 < (ours > 0).sum() < ours.size / 2
+
+
+def test_a_bundle_prepares_each_channel_by_its_rule(make_run):
+    (trained,) = load_trained(make_run("bcp"))
+    recipe = {
+        "crop": True, "threshold": [-500, None], "margin": 1,
+        "intensity": [{"kind": "clip", "window": [-1000, 400]}, {"kind": "zscore", "percentiles": [1, 99]}],
+    }  # fmt: skip
+    plain = trained.config.to_plain()
+    plain["data"] |= {"channels": ["CT", "PET"], "recipe": recipe}
+    config = parse(RunConfig, plain)
+    parser = ConfigParser(inference([replace(trained, config=config)]))
+    rng = np.random.default_rng(0)
+    image = np.stack([rng.normal(-900, 300, (9, 10, 11)), rng.gamma(2, 3, (9, 10, 11))]).astype(np.float32)
+    image[:, :3] = [[[[-1000]]], [[[0]]]]
+    foreground = parser.get_parsed_content("foreground")(torch.from_numpy(image))
+    normalised = parser.get_parsed_content("normalised")(torch.from_numpy(image))
+    prepared = config.data.recipe.apply(Volume(np.moveaxis(image, 0, -1), np.eye(4)))
+    assert prepared.grid.start == (2, 0, 0)
+    assert np.flatnonzero(foreground.any((1, 2)))[0] == 3
+    assert normalised.dtype == torch.float32
+    np.testing.assert_allclose(normalised[:, 2:], prepared.image, atol=1e-5)
+    said = "; ".join(recipe_in_words(config.data))
+    assert (
+        "grey levels of CT from -1000 to 400 become 0 to 1; grey levels of PET are clipped to percentiles 1 and" in said
+    )
 
 
 def test_a_bundle_says_what_it_holds_and_no_names(make_run, balls, tmp_path):

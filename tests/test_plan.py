@@ -237,6 +237,22 @@ def test_mirrored_names_pieces_and_missing_classes_are_pointed_at(tmp_path):
     assert "largest_component=false" in str(make_plan(facts, named, vram=0, method=tmp_path / "plain.yaml"))
 
 
+def test_ct_beside_pet_has_a_rule_by_channel():
+    ct, pet = Grey(-1024, -400, 40, 900, 1310, hounsfield=True), Grey(0, 0.1, 0.8, 9, 30, hounsfield=False)
+    facts = facts_of(((40, 40, 40), (1.0, 1.0, 1.0)), channels=(ct, pet))
+    data = make_plan(facts, HEART, vram=0, method=METHODS["supervised"]).to_plain()["data"]
+    assert data["channels"] == ["CT 1", "MRI 2"]
+    assert data["recipe"]["threshold"] == [-500, None]
+    assert data["recipe"]["intensity"] == [
+        {"kind": "clip", "window": [-1000, 1400]},
+        {"kind": "zscore", "percentiles": [0.5, 99.5]},
+    ]
+    parse(DatasetConfig, data)
+    both = replace(facts, images=tuple(replace(image, channels=(ct, ct)) for image in facts.images))
+    recipe = make_plan(both, HEART, vram=0, method=METHODS["supervised"]).to_plain()["data"]["recipe"]
+    assert (recipe["threshold"], recipe["intensity"]) == (-500, {"kind": "clip", "window": [-1000, 1400]})
+
+
 def test_channels_are_named_as_given_or_guessed():
     two = facts_of(((32, 32, 32), (1.0, 1.0, 1.0)), channels=(MRI, MRI))
     assert make_plan(two, HEART, vram=0, method=METHODS["supervised"]).to_plain()["data"]["channels"] == [

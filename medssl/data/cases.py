@@ -132,6 +132,11 @@ class DatasetConfig(Settings):
         for region, names in self.regions.items():
             if not names or self.classes[0] in names or len(set(names)) < len(names):
                 raise ValueError(f"`regions.{region}` needs one class or more, each once, and not the background")
+        for key in ("intensity", "threshold"):
+            rules = getattr(self.recipe, key)
+            if isinstance(rules, tuple) and len(rules) != len(self.channels):
+                raise ValueError(f"`recipe.{key}` lists {len(rules)}, and `channels` names {len(self.channels)}: "
+                                 f"{', '.join(self.channels)}")  # fmt: skip
         values = [value for found in self.class_values for value in found] + list(self.ignore)
         if far := sorted(value for value in values if abs(value) > LARGEST_VALUE):
             raise ValueError(

@@ -134,9 +134,10 @@ class Fingerprint:
         return len(self.images[0].channels)
 
     @property
-    def hounsfield(self) -> bool:
-        """Whether the grey levels of all channels are Hounsfield units in most cases."""
-        return sum(all(grey.hounsfield for grey in image.channels) for image in self.images) > len(self.images) / 2
+    def hounsfield(self) -> tuple[bool, ...]:
+        """Of each channel whether its grey levels are Hounsfield units in most cases."""
+        held = np.array([[grey.hounsfield for grey in image.channels] for image in self.images])
+        return tuple(bool(share > 0.5) for share in held.mean(0))
 
     @property
     def nonzero(self) -> bool:
@@ -159,7 +160,7 @@ class Fingerprint:
         for number in range(self.channels):
             greys = [image.channels[number] for image in self.images]
             levels = [np.median([getattr(grey, name) for grey in greys]) for name in ("lowest", "median", "p99_5")]
-            looks = "as Hounsfield units" if 2 * sum(g.hounsfield for g in greys) > len(greys) else "as of MRI"
+            looks = "as Hounsfield units" if self.hounsfield[number] else "as of MRI"
             which = f" of channel {number}" if self.channels > 1 else ""
             numbers = ", ".join(f"{level:.4g}" for level in levels)
             lines.append(f"grey levels{which}, the lowest, and the foreground's median and bright: {numbers}; {looks}")
@@ -213,7 +214,7 @@ def image_facts(case: Case) -> ImageFacts:
         raise DataError(f"{case.images[0]}: holds NaN or infinity; `medssl check` lists all such cases")
     nonzero = zero_is_background([*image.channels])
     channels = tuple(_grey(channel.reshape(-1), nonzero) for channel in image.channels)
-    threshold: Any = "nonzero" if nonzero else BODY if all(grey.hounsfield for grey in channels) else None
+    threshold: Any = "nonzero" if nonzero else tuple(BODY if grey.hounsfield else None for grey in channels)
     # A window costs nothing, z-scores would look at every voxel again.
     window = Intensity(kind="clip", window=(0, 1))
     grid = Recipe(threshold=threshold, intensity=window).apply(image).grid

@@ -48,9 +48,10 @@ class Expected:
         """Without settings any classes, and one channel."""
         if dataset is None:
             return cls(None, 1, {})
-        recipe = dataset.recipe
-        seeks = recipe.threshold is None and (recipe.crop or recipe.intensity.kind == "zscore")
-        return cls(dataset.classes, len(dataset.channels), dataset.places, seeks, recipe.orientation)
+        recipe, channels = dataset.recipe, len(dataset.channels)
+        needs = recipe.crop or any(rule.kind == "zscore" for rule in recipe.intensities(channels))
+        seeks = needs and None in recipe.thresholds(channels)
+        return cls(dataset.classes, channels, dataset.places, seeks, recipe.orientation)
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Discriminator, Field, PositiveFloat, Tag, model_validator
 
 from medssl.config import Settings
 from medssl.data.grid import STORED, Grid, Slab, Triple, Turn, class_type
@@ -25,6 +25,7 @@ from medssl.machine import available_memory
 from medssl.words import by, gib
 
 Side = Annotated[int, Field(ge=2)]
+Threshold = float | Literal["nonzero"] | None
 
 AIR_FRACTION = 0.02
 """Without a threshold, foreground is brighter than this share of the way from the minimum to the 99.5th percentile."""
@@ -53,6 +54,14 @@ class Intensity(Settings):
         return self
 
 
+T = TypeVar("T")
+OneOrEach = Annotated[
+    Annotated[T, Tag("one")] | Annotated[tuple[T, ...], Tag("each")],
+    Discriminator(lambda value: "each" if isinstance(value, list | tuple) else "one"),
+]
+"""For all channels or a list with one for each, told apart before they are checked, so that a fault is told once."""
+
+
 class Recipe(Settings):
     """The `data.recipe` section."""
 
@@ -67,12 +76,15 @@ class Recipe(Settings):
     prediction take the nearest voxel, the corners staying corners, as the literature on 2D slices has it."""
     crop: bool = True
     """Crop to the bounding box of the foreground, found by intensity and never by label."""
-    threshold: float | Literal["nonzero"] | None = None
+    threshold: OneOrEach[Threshold] = None
     """Grey level above which a voxel is foreground; null finds one per volume. `nonzero`: all voxels that are not 0,
-    for scans whose background was set to 0, as in skull-stripped MRI that was normalised before."""
+    for scans whose background was set to 0, as in skull-stripped MRI that was normalised before. A list, such as
+    `[-500, null]`: one for each channel; what is foreground in any channel is foreground."""
     margin: int = Field(2, ge=0)
     """Voxels kept around the foreground's bounding box."""
-    intensity: Intensity = Intensity()
+    intensity: OneOrEach[Intensity] = Intensity()
+    """One rule for all channels; or a list, one for each, as for CT beside PET:
+    `[{kind: clip, window: [-1000, 1000]}, {kind: zscore}]`."""
 
     @model_validator(mode="after")
     def _one_size(self) -> Recipe:
@@ -86,6 +98,14 @@ class Recipe(Settings):
         finest = min((mm for mm in self.spacing if mm is not None), default=1.0)
         x, y, z = (finest if mm is None else mm for mm in self.spacing)
         return x, y, z
+
+    def intensities(self, channels: int) -> tuple[Intensity, ...]:
+        """The rule of each channel."""
+        return self.intensity if isinstance(self.intensity, tuple) else (self.intensity,) * channels
+
+    def thresholds(self, channels: int) -> tuple[Threshold, ...]:
+        """The threshold of each channel."""
+        return self.threshold if isinstance(self.threshold, tuple) else (self.threshold,) * channels
 
     def apply(self, image: Volume, label: Volume | None = None) -> Prepared:
         """Prepare one case.
@@ -133,7 +153,10 @@ class Recipe(Settings):
                 )
             turned = turn.apply(onto_image.apply(label.array))[inside]
             prepared_label = grid.resample_label(turned.astype(class_type(turned.max()), order="C"))
-        made = (grid.resample_image(self._normalise(channel[inside], foreground[inside])) for channel in oriented)
+        made = (
+            grid.resample_image(_normalise(channel[inside], foreground[inside], rule))
+            for channel, rule in zip(oriented, self.intensities(len(oriented)), strict=True)
+        )
         if len(oriented) == 1:
             return Prepared(image=next(made)[None], label=prepared_label, grid=grid)
         prepared = np.empty((len(oriented), *shape), np.float32)
@@ -177,27 +200,28 @@ class Recipe(Settings):
     def _foreground(self, channels: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Voxels brighter than air, or not 0, in any channel; all of them where nothing is."""
         found = np.zeros(channels.shape[1:], bool)
-        for channel in channels:
-            if self.threshold == "nonzero":
+        for channel, threshold in zip(channels, self.thresholds(len(channels)), strict=True):
+            if threshold == "nonzero":
                 found |= channel != 0
             else:
-                found |= channel > (_air(channel) if self.threshold is None else self.threshold)
+                found |= channel > (_air(channel) if threshold is None else threshold)
         return found if found.any() else np.ones_like(found)
 
-    def _normalise(self, channel: NDArray[np.float32], foreground: NDArray[np.bool_]) -> NDArray[np.float32]:
-        if self.intensity.window is not None and self.intensity.kind == "clip":
-            low, high = self.intensity.window
-            scaled: NDArray[np.float32] = np.clip(channel, low, high)
-            scaled -= low
-            scaled /= high - low
-            return scaled
-        inside = channel[foreground]
-        low, high = np.percentile(inside, self.intensity.percentiles)
-        mean, spread = _moments(np.clip(inside, low, high))
-        normal = np.empty(channel.shape, np.float32)
-        for slab, place in zip(channel, normal, strict=True):  # in float64, which would be large as a whole
-            place[...] = (np.clip(slab, low, high) - mean) / spread
-        return normal
+
+def _normalise(channel: NDArray[np.float32], foreground: NDArray[np.bool_], rule: Intensity) -> NDArray[np.float32]:
+    if rule.window is not None and rule.kind == "clip":
+        low, high = rule.window
+        scaled: NDArray[np.float32] = np.clip(channel, low, high)
+        scaled -= low
+        scaled /= high - low
+        return scaled
+    inside = channel[foreground]
+    low, high = np.percentile(inside, rule.percentiles)
+    mean, spread = _moments(np.clip(inside, low, high))
+    normal = np.empty(channel.shape, np.float32)
+    for slab, place in zip(channel, normal, strict=True):  # in float64, which would be large as a whole
+        place[...] = (np.clip(slab, low, high) - mean) / spread
+    return normal
 
 
 def _air(channel: NDArray[np.float32]) -> float:

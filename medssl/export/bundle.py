@@ -6,7 +6,7 @@ such as grey levels normalised over a foreground, stands in inference.json as sh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import nn
 
 from medssl import __version__
 from medssl.data.grid import STORED, THICK_SLICE_RATIO
-from medssl.data.recipe import AIR_FRACTION, SAMPLED, Intensity, Recipe
+from medssl.data.recipe import AIR_FRACTION, SAMPLED, Intensity, Recipe, Threshold
 from medssl.errors import ConfigError
 from medssl.export.card import NO_DEVICE, recipe_in_words, title_and_papers
 from medssl.files import write_json
@@ -89,7 +89,7 @@ def inference(runs: Sequence[Trained]) -> dict[str, Any]:
         "imports": ["$import glob"],
         "files": _files(len(config.data.channels)),
         **_network(runs),
-        **_recipe(config.data.recipe),
+        **_recipe(config.data.recipe, len(config.data.channels)),
         "preprocessing": {"_target_": "Compose", "transforms": _preprocessing(config.data.recipe)},
         "dataset": {"_target_": "Dataset", "data": "@files", "transform": "@preprocessing"},
         "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0},
@@ -139,23 +139,14 @@ def _network(runs: Sequence[Trained]) -> dict[str, Any]:
     }
 
 
-def _recipe(recipe: Recipe) -> dict[str, Any]:
+def _recipe(recipe: Recipe, channels: int) -> dict[str, Any]:
     """What the transforms call, each an expression."""
-    intensity = recipe.intensity
-    if recipe.threshold == "nonzero":
-        inside = "c != 0"
-    elif recipe.threshold is not None:
-        inside = f"c > {recipe.threshold!r}"
-    else:
-        inside = (
-            f"c > (lambda low, high: low + {AIR_FRACTION} * (high - low))"
-            f"(float(c.min()), float(np.percentile(c.reshape(-1)[::1 + c.size // {SAMPLED}], 99.5)))"
-        )
     parts = {
-        "foreground": f"$lambda x: (lambda found: found if found.any() else ~found)"
-        f"(np.any([{inside} for c in x.numpy()], axis=0))",
+        "foreground": "$lambda x: (lambda found: found if found.any() else ~found)"
+        f"(np.any({_by_channel(map(_inside, recipe.thresholds(channels)))}, axis=0))",
         "zscore": "$lambda c, low, high, kept: (np.clip(c, low, high) - kept.mean()) / (kept.std() or 1)",
-        "normalised": _normalised(intensity),
+        "normalised": "$lambda x: (lambda inside: monai.utils.convert_to_dst_type(np.stack("
+        f"{_by_channel(map(_normalised, recipe.intensities(channels)))}), x)[0])(@foreground(x))",
     }
     if recipe.spacing == (None, None, None):
         return parts
@@ -177,14 +168,31 @@ def _recipe(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _normalised(intensity: Intensity) -> str:
-    if intensity.kind == "clip" and intensity.window is not None:
-        low, high = intensity.window
-        return f"$lambda x: (x.clip({low!r}, {high!r}) - {low!r}) / {high - low!r}"
+def _by_channel(rules: Iterable[str]) -> str:
+    """A list with what an expression in c makes of each channel of x."""
+    return f"[rule(c) for rule, c in zip([{', '.join(f'lambda c: {rule}' for rule in rules)}], x.numpy())]"
+
+
+def _inside(threshold: Threshold) -> str:
+    """Where a channel c is foreground."""
+    if threshold == "nonzero":
+        return "c != 0"
+    if threshold is not None:
+        return f"c > {threshold!r}"
     return (
-        "$lambda x: (lambda inside: monai.utils.convert_to_dst_type(np.stack([(lambda low, high: @zscore(c, low, high, "
-        "np.clip(c[inside], low, high).astype(np.float64)))"
-        f"(*np.percentile(c[inside], {list(intensity.percentiles)!r})) for c in x.numpy()]), x)[0])(@foreground(x))"
+        f"c > (lambda low, high: low + {AIR_FRACTION} * (high - low))"
+        f"(float(c.min()), float(np.percentile(c.reshape(-1)[::1 + c.size // {SAMPLED}], 99.5)))"
+    )
+
+
+def _normalised(rule: Intensity) -> str:
+    """The network's input from a channel c, whose foreground is `inside`."""
+    if rule.kind == "clip" and rule.window is not None:
+        low, high = rule.window
+        return f"(c.clip({low!r}, {high!r}) - {low!r}) / {high - low!r}"
+    return (
+        "(lambda low, high: @zscore(c, low, high, np.clip(c[inside], low, high).astype(np.float64)))"
+        f"(*np.percentile(c[inside], {list(rule.percentiles)!r}))"
     )
 
 
@@ -263,7 +271,7 @@ def metadata(runs: Sequence[Trained]) -> dict[str, Any]:
         "name": data.name,
         "task": f"Segmentation of {', '.join(data.classes[1:])} in 3D scans ({', '.join(data.channels)})",
         "description": f"Trained with medssl: {'; '.join(titles)}. Images are prepared so: "
-        f"{'; '.join(recipe_in_words(data.recipe))}. {NO_DEVICE}",
+        f"{'; '.join(recipe_in_words(data))}. {NO_DEVICE}",
         "authors": "not stated",
         "copyright": "not stated",
         "intended_use": NO_DEVICE,

@@ -10,7 +10,7 @@ from medssl.catalogue import said
 from medssl.config import bundled
 from medssl.data.cases import DatasetConfig
 from medssl.data.grid import STORED
-from medssl.data.recipe import Recipe
+from medssl.data.recipe import Intensity
 from medssl.data.record import Record, read_record
 from medssl.data.splits import Part, Split, load_split
 from medssl.errors import DataError
@@ -64,32 +64,34 @@ def title_and_papers(config: RunConfig) -> tuple[str, list[str]]:
     return title, [f"https://arxiv.org/abs/{source}" for source in sources]
 
 
-def recipe_in_words(recipe: Recipe) -> list[str]:
+def recipe_in_words(data: DatasetConfig) -> list[str]:
     """How an image is prepared, a sentence a step."""
+    recipe = data.recipe
     spacing = " x ".join("own" if mm is None else f"{mm:g}" for mm in recipe.spacing)
-    intensity = recipe.intensity
-    if intensity.kind == "clip" and intensity.window is not None:
-        grey = f"grey levels from {intensity.window[0]:g} to {intensity.window[1]:g} become 0 to 1"
-    else:
-        low, high = intensity.percentiles
-        grey = (
-            f"grey levels are clipped to percentiles {low:g} and {high:g} of the foreground and get mean 0, variance 1"
-        )
+    rules = recipe.intensities(len(data.channels))
+    names = [""] if len(set(rules)) == 1 else [f" of {name}" for name in data.channels]
     return [
         "axes as in the file" if recipe.orientation == STORED else f"axes along {recipe.orientation}",
         *(["what is 0 is background"] if recipe.threshold == "nonzero" else []),
         *([f"cropped to the foreground with a margin of {recipe.margin} voxels"] if recipe.crop else []),
-        grey,
+        *(_grey(f"grey levels{name}", rule) for name, rule in zip(names, rules, strict=False)),
         f"spacing {spacing} mm"
         if recipe.resize is None
         else f"slices of {recipe.resize[0]} x {recipe.resize[1]} voxels",
     ]
 
 
+def _grey(levels: str, rule: Intensity) -> str:
+    if rule.kind == "clip" and rule.window is not None:
+        return f"{levels} from {rule.window[0]:g} to {rule.window[1]:g} become 0 to 1"
+    low, high = rule.percentiles
+    return f"{levels} are clipped to percentiles {low:g} and {high:g} of the foreground and get mean 0, variance 1"
+
+
 def _input(data: DatasetConfig) -> list[str]:
     return [
         f"- Channels of an image, in this order: {', '.join(data.channels)}.",
-        f"- An image is prepared so: {'; '.join(recipe_in_words(data.recipe))}. Label maps come back on its own grid.",
+        f"- An image is prepared so: {'; '.join(recipe_in_words(data))}. Label maps come back on its own grid.",
     ]
 
 

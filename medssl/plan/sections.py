@@ -89,35 +89,49 @@ def _channels(facts: Fingerprint, dataset: DatasetConfig) -> list[str]:
             raise ConfigError(f"data.channels: names {', '.join(dataset.channels)}, and each image holds "
                               f"{how_many(facts.channels, 'channel')}")  # fmt: skip
         return list(dataset.channels)
-    guess = "CT" if facts.hounsfield else "MRI"
-    return [guess] if facts.channels == 1 else [f"{guess} {number}" for number in range(1, facts.channels + 1)]
+    guesses = ["CT" if hounsfield else "MRI" for hounsfield in facts.hounsfield]
+    return guesses if len(guesses) == 1 else [f"{guess} {number}" for number, guess in enumerate(guesses, start=1)]
 
 
 def _intensity(facts: Fingerprint, dataset: DatasetConfig) -> Choices:
-    if not facts.hounsfield:
+    units = facts.hounsfield
+    zscore: dict[str, Any] = {"kind": "zscore", "percentiles": [0.5, 99.5]}
+    by_case = "grey levels have no unit, as in MRI: each case by its own foreground"
+    by_unit = (
+        f"Hounsfield units, as in CT: from air to the 99.9th percentile of the foreground, "
+        f"a median of {how_many(len(facts.images), 'case')}, upwards to a hundred"
+    )
+    if not any(units):
         named = [name for name in dataset.channels if re.fullmatch("(cb)?ct", name.lower())]
         hint = ""
         if named:
             hint = (f"; {', '.join(named)}: where levels are Hounsfield units, though none as low as air, kind: clip "
-                    "with a window of them may suit better, and holds for all channels")  # fmt: skip
-        zscore = {"kind": "zscore", "percentiles": [0.5, 99.5]}
-        intensity = Choice(zscore, f"grey levels have no unit, as in MRI: each case by its own foreground{hint}")
+                    "with a window of them may suit better")  # fmt: skip
+        intensity = Choice(zscore, by_case + hint)
         if not facts.nonzero:
             return {"intensity": intensity}
         return {
             "threshold": Choice("nonzero", "the background is 0, brighter than the darkest tissue"),
             "intensity": intensity,
         }
-    brightest = [grey.p99_9 for image in facts.images for grey in image.channels]
-    high = 100 * math.ceil(float(np.median(brightest)) / 100)
-    why = (
-        f"Hounsfield units, as in CT: from air to the 99.9th percentile of the foreground, "
-        f"a median of {how_many(len(facts.images), 'case')}, upwards to a hundred"
-    )
+    if all(units):
+        return {
+            "threshold": Choice(BODY, "Hounsfield units; above it is no air"),
+            "intensity": Choice(_window(facts, range(facts.channels)), by_unit),
+        }
+    rules = [_window(facts, [number]) if is_unit else zscore for number, is_unit in enumerate(units)]
     return {
-        "threshold": Choice(BODY, "Hounsfield units; above it is no air"),
-        "intensity": Choice({"kind": "clip", "window": [AIR, float(max(high, 0))]}, why),
-    }
+        "threshold": Choice([BODY if is_unit else None for is_unit in units], "by channel; above it is no air, which "
+                            "null finds in each volume"),
+        "intensity": Choice(rules, f"by channel. {by_unit}; else {by_case}"),
+    }  # fmt: skip
+
+
+def _window(facts: Fingerprint, channels: Sequence[int]) -> dict[str, Any]:
+    """From air to what is bright in these channels."""
+    brightest = [image.channels[number].p99_9 for image in facts.images for number in channels]
+    high = 100 * math.ceil(float(np.median(brightest)) / 100)
+    return {"kind": "clip", "window": [AIR, float(max(high, 0))]}
 
 
 def augment_section(spacing: Sequence[float], dataset: DatasetConfig) -> Choices:

@@ -73,7 +73,7 @@ def test_sizes_are_those_of_the_foreground_on_ras_axes(tmp_path, flip):
 def test_grey_levels_tell_ct_from_mri(tmp_path, kind, hounsfield):
     write_dataset(tmp_path / "raw", kind, labelled=0, unlabelled=3)
     found = take_fingerprint(tmp_path / "raw", CLASSES, workers=0)
-    assert found.hounsfield is hounsfield
+    assert found.hounsfield == (hounsfield,)
     assert found.classes == ()
 
 

@@ -9,10 +9,12 @@ import pytest
 from pydantic import ValidationError
 from scipy import ndimage
 
+from medssl.config import parse
+from medssl.data.cases import DatasetConfig
 from medssl.data.grid import Grid, Slab, Turn
 from medssl.data.recipe import Intensity, Recipe, zero_is_background
 from medssl.data.volume import Volume
-from medssl.errors import DataError
+from medssl.errors import ConfigError, DataError
 
 ORIENTATIONS = ["RAS", "LPS", "LAS", "PIR", "SLA", "IAR", "ALS", "RSP"]
 
@@ -71,6 +73,45 @@ def test_where_0_is_background_all_that_is_not_0_is_foreground():
     assert Recipe().apply(volume).grid.start == (0, 0, 0)  # 0 is brighter than the darkest tissue
     empty = Recipe(threshold="nonzero").apply(Volume(np.zeros((5, 6, 7), np.float32), np.eye(4)))
     assert empty.image.shape == (1, 5, 6, 7)
+
+
+def test_each_channel_may_have_a_rule_of_its_own():
+    ct, pet = blob((15, 16, 17))[0] * 3 - 1000, np.random.default_rng(0).uniform(0, 9, (15, 16, 17)).astype(np.float32)
+    pet[:4] = 0
+    window = {"kind": "clip", "window": (-1000, 200)}
+    recipe = Recipe(threshold=(-500, "nonzero"), margin=0, intensity=[window, {"percentiles": (0, 100)}])
+    prepared = recipe.apply(Volume(np.stack([ct, pet], -1), np.eye(4)))
+    foreground = (ct > -500) | (pet != 0)
+    assert prepared.grid.start == tuple(np.argwhere(foreground).min(0))
+    inside = tuple(slice(start, None) for start in prepared.grid.start)
+    np.testing.assert_allclose(prepared.image[0], np.clip((ct[inside] + 1000) / 1200, 0, 1), atol=1e-6)
+    np.testing.assert_allclose(prepared.image[1][foreground[inside]].mean(), 0, atol=1e-5)
+    np.testing.assert_allclose(prepared.image[1][foreground[inside]].std(), 1, atol=1e-5)
+    alike = [
+        Recipe(intensity=rule).apply(Volume(np.stack([ct, pet], -1), np.eye(4))) for rule in (window, [window] * 2)
+    ]
+    assert np.array_equal(alike[0].image, alike[1].image)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "fault"),
+    [
+        ({"intensity": [{}]}, r"`recipe\.intensity` lists 1, and `channels` names 2: CT, PET"),
+        ({"threshold": [-500, None, None]}, r"`recipe\.threshold` lists 3, and `channels` names 2"),
+        ({"intensity": [{}, {"kind": "clip"}]}, r"data\.recipe\.intensity\.1: `clip` needs `window"),
+        (
+            {"intensity": {"kidn": "clip"}},
+            r"data\.recipe\.intensity\.kidn: unknown key; did you mean .*intensity\.kind",
+        ),
+        ({"threshold": ["none"]}, r"data\.recipe\.threshold\.0: "),
+    ],
+)
+def test_rules_by_channel_fit_the_channels(recipe, fault):
+    data = {"name": "body", "channels": ["CT", "PET"], "classes": ["background", "lesion"], "recipe": recipe}
+    with pytest.raises(ConfigError, match=fault) as error:
+        parse(DatasetConfig, data, where="data")
+    assert "tuple" not in str(error.value)
+    assert "each" not in str(error.value)
 
 
 @pytest.mark.parametrize(
