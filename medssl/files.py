@@ -82,6 +82,11 @@ def read_object(path: Path) -> dict[str, Any]:
     return values
 
 
+def separator(header: str) -> str:
+    """What stands between the cells of a CSV file with this first line: a comma, or what some spreadsheets write."""
+    return max(",;\t", key=header.count)
+
+
 def refuse_existing(path: Path, overwrite: bool) -> None:
     """Raise a ConfigError where something would be replaced that was not to be, an OSError as `refuse_unwritable`."""
     if path.exists() and not overwrite:

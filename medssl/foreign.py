@@ -15,9 +15,10 @@ from typing import Any, Literal
 from medssl.data.io import SUFFIXES, case_id
 from medssl.data.volume import Source
 from medssl.errors import DataError
+from medssl.files import separator
 from medssl.metrics import CONVENTIONS, METRICS
 from medssl.metrics.conventions import TOLERANCE
-from medssl.score_file import read_scores
+from medssl.score_file import TITLE, read_scores
 from medssl.scores import Scores, counted
 
 Averages = Literal["cases", "classes"]
@@ -26,7 +27,7 @@ _CLASSES = ("class", "class_name", "label", "structure", "organ", "region")
 _METRICS = {
     "dice": ("dice", "dsc", "dc", "dice_score", "meandice"),
     "iou": ("iou", "jaccard", "jc", "jaccard_index"),
-    "hd95": ("hd95", "95hd", "hausdorff95", "hd_95", "hausdorff_distance_95"),
+    "hd95": ("hd95", "95hd", "hausdorff95", "hausdorff_95", "hd_95", "hausdorff_distance_95"),
     "hd": ("hd", "hausdorff", "hausdorff_distance"),
     "asd": ("asd", "average_surface_distance"),
     "assd": ("assd", "average_symmetric_surface_distance"),
@@ -35,6 +36,9 @@ _METRICS = {
     "recall": ("recall", "sensitivity"),
 }
 """Our names, and what others call the same; `medssl evaluate explain` finds out whether it is the same."""
+
+_UNIT = re.compile(r"[\[(]?(%|(?<![a-z])(mm|voxels?))[\])]?$")
+"""What a column's name may end in, in small letters."""
 
 
 @dataclass
@@ -115,7 +119,7 @@ def read_table(path: Path) -> ScoreTable:
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as a table of scores: {error}") from None
-    return _read_ours(path) if "# medssl scores" in text else _read_csv(path, text)
+    return _read_ours(path) if TITLE in text.partition("\n")[0] else _read_csv(path, text)
 
 
 def _read_ours(path: Path) -> ScoreTable:
@@ -152,8 +156,11 @@ def _read_nnunet(path: Path) -> ScoreTable:
 
 
 def _read_csv(path: Path, text: str) -> ScoreTable:
-    rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
-    columns = {re.sub(r"\W+", "_", name.strip().lower()): name for name in rows.fieldnames or () if name}
+    lines = ["" if line.startswith("#") else line for line in text.splitlines()]
+    start = next((number for number, line in enumerate(lines) if line.strip()), 0)
+    between = separator(lines[start] if lines else "")
+    rows = csv.DictReader(lines[start:], delimiter=between)
+    columns = {_plain(name): name for name in rows.fieldnames or () if name}
     case, class_name = _first(_CASES, columns), _first(_CLASSES, columns)
     metrics = {ours: found for ours, theirs in _METRICS.items() if (found := _first(theirs, columns))}
     if case is None or not metrics:
@@ -168,14 +175,18 @@ def _read_csv(path: Path, text: str) -> ScoreTable:
         key = (_case(row[case] or ""), (row[class_name] or "") if class_name else "1")
         if key in table.cells:
             of = f"class {key[1]} of " if class_name else ""
-            raise DataError(f"{path}:{rows.line_num}: {of}case {key[0]} a second time; where rows are of classes, call "
+            where = f"{path}:{start + rows.line_num}"
+            raise DataError(f"{where}: {of}case {key[0]} a second time; where rows are of classes, call "
                             f"their column `{_CLASSES[0]}`, and that of cases `{_CASES[0]}`")  # fmt: skip
+        written = {ours: row[theirs] or "" for ours, theirs in metrics.items()}
+        if between != ",":  # then a comma may stand before decimals
+            written = {ours: cell.replace(",", ".") for ours, cell in written.items()}
         try:
-            table.cells[key] = {ours: _number(row[theirs]) for ours, theirs in metrics.items()}
+            table.cells[key] = {ours: _number(cell) for ours, cell in written.items()}
         except ValueError as error:
-            raise DataError(f"{path}:{rows.line_num}: {error}") from None
-        for ours, theirs in metrics.items():
-            digits[ours] = max(digits.get(ours, 0), _decimals(row[theirs] or ""))
+            raise DataError(f"{path}:{start + rows.line_num}: {error}") from None
+        for ours, cell in written.items():
+            digits[ours] = max(digits.get(ours, 0), _decimals(cell))
     for ours, most in digits.items():
         is_share = all((values[ours] or 0) <= 1 for values in table.cells.values())
         table.rounding[ours] = min(0.51 * 10.0**-most, 0.005 if is_share else math.inf)
@@ -185,6 +196,11 @@ def _read_csv(path: Path, text: str) -> ScoreTable:
 def _labels_in(name: str) -> tuple[int, ...]:
     """The labels that a name consists of, as `2`, or `(1, 2)` of a region in nnU-Net's summary; else none."""
     return tuple(sorted(map(int, re.findall(r"\d+", name)))) if re.fullmatch(r"\d+|\(\d+(, \d+)*,?\)", name) else ()
+
+
+def _plain(head: str) -> str:
+    """A column's name without its unit: `HD95 (mm)` and `Dice [%]` are hd95 and dice."""
+    return re.sub(r"\W+", "_", _UNIT.sub("", head.strip().lower())).strip("_")
 
 
 def _first(names: Iterable[str], columns: Mapping[str, str]) -> str | None:

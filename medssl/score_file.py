@@ -23,6 +23,8 @@ from medssl.scores import ClassSummary, Scores, summarise
 KEYS = ("convention", "case", "class", "label", "status")
 PLACES = ("prediction_voxels", "reference_voxels", "prediction", "reference")
 """What stands before and after the metrics in a row."""
+TITLE = "medssl scores"
+"""What the first line says."""
 
 _STATUSES = """\
 status: scored (in both volumes), absent (in neither), missed (in the reference only), invented (in the prediction \
@@ -79,7 +81,7 @@ def write_scores(out: Path, scores: Scores) -> None:
 def _header(tables: Sequence[Scores]) -> list[str]:
     first = tables[0]
     return [
-        "medssl scores",
+        TITLE,
         *(line for scores in tables for line in _lines_of_convention(scores)),
         *_STATUSES.splitlines(),
         *(f"{name}: {METRICS[name].description}" for name in first.metrics),
@@ -155,6 +157,9 @@ def digits(value: float | None) -> str:
 
 def _parse_table(path: Path, lines: list[str]) -> dict[str, Scores]:
     """The scores of each convention, in the order of the file."""
+    if lines and TITLE in lines[0] and lines[0].strip() != f"# {TITLE}":
+        raise DataError(f"{path}: a spreadsheet has saved this table and changed its lines; take the file that "
+                        "medssl evaluate wrote, or evaluate again")  # fmt: skip
     start = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
     conventions, settings, unpredicted, data = _parse_comments(path, lines[:start])
     table = csv.reader(lines[start:])

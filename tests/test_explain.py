@@ -157,6 +157,35 @@ def test_a_foreign_table_in_percent_by_slices_and_one_that_nothing_explains(fold
     assert found["hd95"][0].startswith("3 unexplained: no rule gives B's number from the files")
 
 
+@pytest.mark.parametrize(
+    ("head", "between", "point"),
+    [("Case;Class;Dice [%];HD95 (mm)", ";", ","), ("case\tlabel\tDSC (%)\tHausdorff (95%)", "\t", "."),
+     ("case,class,dice_%,hd95_mm", ",", "."),
+     ("# made elsewhere\n\nID,Structure,Dice %,hd95 (mm)", ",", ".")],
+)  # fmt: skip
+def test_tables_of_spreadsheets_are_read(folders, tmp_path, head, between, point):
+    ours = scored(folders, "a.csv")
+    rows = [between.join([s.case, s.class_name, f"{100 * s.dice:.2f}".replace(".", point),
+                          f"{s.hd95:.3f}".replace(".", point)])
+            for s in read_scores(ours) if s.dice is not None and s.hd95 is not None]  # fmt: skip
+    (tmp_path / "b.csv").write_text("\n".join([head, *rows]))
+    words = "\n".join(explain(ours, tmp_path / "b.csv"))
+    assert "Dice of the volume in percent" in words
+    assert f"hd95: all {len(rows)} numbers are the same" in words
+    (tmp_path / "b.csv").write_text("\n".join([head, *rows, between.join(["other", "liver", "half", "1"])]))
+    with pytest.raises(DataError, match=rf"b\.csv:{head.count(chr(10)) + len(rows) + 2}: .*half"):
+        explain(ours, tmp_path / "b.csv")
+
+
+@pytest.mark.parametrize("saved", ["{},,,", '"{}"', "{};;"])
+def test_a_table_that_a_spreadsheet_saved_is_told(folders, tmp_path, saved):
+    ours = scored(folders, "a.csv")
+    (tmp_path / "b.csv").write_text("\n".join(saved.replace("{}", line) for line in ours.read_text().splitlines()))
+    for read in (read_scores, lambda path: explain(ours, path)):
+        with pytest.raises(DataError, match=r"b\.csv: a spreadsheet has saved this table"):
+            read(tmp_path / "b.csv")
+
+
 def test_reversed_spacing_and_mean_over_slices_are_recognised(folders):
     a, rows = scored(folders, "a.csv"), []
     for case in range(3):

@@ -15,6 +15,7 @@ from medssl.config import Settings
 from medssl.data.recipe import Recipe
 from medssl.data.volume import Source
 from medssl.errors import ConfigError, DataError
+from medssl.files import separator
 from medssl.words import some
 
 IGNORED = 255
@@ -250,7 +251,9 @@ def _groups(pattern: str) -> int:
 def _read_table(path: Path, rule: SubjectRule) -> dict[str, str]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            table = csv.DictReader(file)
+            header = file.readline()
+            file.seek(0)
+            table = csv.DictReader(file, delimiter=separator(header))
             columns, rows = table.fieldnames or [], list(table)
     except FileNotFoundError:
         raise ConfigError(

@@ -955,6 +955,13 @@ class TestSubjects:
         found = [[case.subject for case in read_cases(tmp_path, config)] for config in configs]
         assert found == [["p1", "p1", "p2"], ["anna", "anna", "bert"]]
 
+    @pytest.mark.parametrize("between", [";", "\t"])
+    def test_a_table_may_be_one_that_a_spreadsheet_wrote(self, tmp_path, between):
+        (tmp_path / "t.csv").write_text(
+            "\n".join(map(between.join, [("case", "subject"), ("a", "Meier, A"), ("b", "B")]))
+        )
+        assert subjects_of(["a", "b"], SubjectRule(table="t.csv"), tmp_path) == {"a": "Meier, A", "b": "B"}
+
     def test_spaces_around_a_name_make_no_other_patient(self, tmp_path):
         (tmp_path / "t.csv").write_text("case,subject\na ,P1\nb,P1 \n c, P1\nd,P1\u00a0\n", encoding="utf-8")
         assert set(subjects_of(["a", "b", "c", "d"], SubjectRule(table="t.csv"), tmp_path).values()) == {"P1"}

@@ -21,7 +21,7 @@ from medssl.data.layouts.base import Declared, Layout, Reader, case
 from medssl.data.layouts.description import declared_in
 from medssl.data.volume import Source
 from medssl.errors import DataError
-from medssl.files import read_json, whole_file
+from medssl.files import read_json, separator, whole_file
 from medssl.words import some
 
 SUFFIXES = (".csv", ".tsv", ".json")
@@ -104,7 +104,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             header = file.readline()
             file.seek(0)
-            table = csv.reader(file, delimiter=max(",;\t", key=header.count), skipinitialspace=True)
+            table = csv.reader(file, delimiter=separator(header), skipinitialspace=True)
             columns = [name.strip() for name in next(table, [])]
             rows = [(table.line_num, [cell.strip() for cell in row]) for row in table]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
