@@ -229,12 +229,12 @@ def _match(predictions: Path, references: Path, prepared: PreparedDataset | None
         return [_Pair(case, path, Source(references)) for case, path in ours.items()], []
     orphans = [f"  {case}  {ours[case]}" for case in sorted(ours.keys() - theirs.keys())]
     if orphans:
-        swapped = "\nThe predictions come first, then the references; here they look swapped."
+        swapped = "\nIf these are the references: predictions are named first, then references."
         raise DataError(
             f"{len(orphans)} of {len(ours)} predictions have no reference of the same name in {references}\n"
             + "\n".join(orphans)
             + "\nAdd the references, or move these files out of the predictions."
-            + (swapped if theirs and theirs.keys() < ours.keys() else "")
+            + (swapped if theirs and theirs.keys() < ours.keys() and not (predictions / NAME).is_file() else "")
         )
     return [_Pair(case, ours[case], theirs[case]) for case in sorted(ours)], sorted(theirs.keys() - ours.keys())
 

@@ -161,7 +161,10 @@ def test_predictions_without_reference_are_all_named(folders, tmp_path):
 def test_references_given_first_are_suspected(folders, tmp_path):
     predictions, references = folders
     (predictions / "a.nii.gz").unlink()
-    with pytest.raises(DataError, match="references; here they look swapped"):
+    with pytest.raises(DataError, match="If these are the references: predictions are named first"):
+        evaluate_folders(references, predictions, tmp_path / "scores.csv")
+    (references / "predictions.json").write_text("{}")  # so they are predictions, some of cases without a reference
+    with pytest.raises(DataError, match=r"move these files out of the predictions\.$"):
         evaluate_folders(references, predictions, tmp_path / "scores.csv")
 
 
