@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from medssl.device import Readback
     from medssl.methods.base import StepResult
 from medssl.boards import LoggingConfig, Setting, open_boards
@@ -88,11 +90,14 @@ class RunLog:
         if self._bar is not None:
             self._bar.update(self._task, completed=iteration)
 
-    def step(self, iteration: int, result: StepResult, lr: float, waited: float = 0.0) -> None:
+    def step(
+        self, iteration: int, result: StepResult, lr: float, waited: float = 0.0, skipped: Tensor | None = None
+    ) -> None:
         """Note one training step. Its values are written once the device has them, which nobody waits for.
 
         Args:
             waited: seconds for patches since the step, or validation, that was noted before.
+            skipped: how many steps since then were left out as not finite, a scalar.
         """
         self.flush()
         values = {f"loss/{k}": v for k, v in result.losses.items()} | {f"stat/{k}": v for k, v in result.stats.items()}
@@ -103,6 +108,8 @@ class RunLog:
         now = time.monotonic()
         seconds, steps = now - self._noted, max(1, iteration - self._noted_at)
         self._noted, self._noted_at = now, iteration
+        if skipped is not None:
+            values["skipped"] = skipped / steps
         packed = torch.stack([v.detach().float() for v in values.values()])
         facts = {"lr": lr, "seconds_per_step": seconds / steps, "waiting": min(1.0, waited / max(seconds, 1e-9))}
         if packed.is_cuda:
@@ -117,6 +124,8 @@ class RunLog:
             return
         (iteration, names, packed, facts), self._waiting = self._waiting, None
         values = dict(zip(names, packed.tolist(), strict=True))
+        if values.get("skipped") == 0:  # as nearly always; then the table has no such column
+            del values["skipped"]
         self._write(iteration, {**values, **facts})
         for words in [] if self.watchman is None else self.watchman.look({**values, **facts}):
             self._warn(iteration, words)
@@ -205,7 +214,9 @@ class NoLog(RunLog):
 
     def advance(self, iteration: int) -> None: ...
     def flush(self) -> None: ...
-    def step(self, iteration: int, result: StepResult, lr: float, waited: float = 0.0) -> None: ...
+    def step(
+        self, iteration: int, result: StepResult, lr: float, waited: float = 0.0, skipped: Tensor | None = None
+    ) -> None: ...
     def canaries(self, iteration: int, scores: dict[str, float]) -> None: ...
     def validation(self, iteration: int, scores: dict[str, float]) -> None: ...
     def picture(self, iteration: int, name: str, image: NDArray[Any], *labels: NDArray[Any]) -> None: ...

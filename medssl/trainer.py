@@ -180,7 +180,7 @@ class Trainer:
                     self.check(lambda step: _cases(labelled, unlabelled, config, step))
                     result = averaged(result)
                     result = StepResult(result.losses, {**result.stats, **self.lags()})
-                    log.step(self.iteration, result, lr, self.waited)
+                    log.step(self.iteration, result, lr, self.waited, self.watch.skipped())
                     self.waited = 0.0
                 is_due = self.iteration % every == 0 or self.iteration == config.iterations
                 if is_due:
@@ -396,6 +396,7 @@ class Watch:
 
     def __init__(self, device: torch.device) -> None:
         self.in_a_row = torch.zeros((), device=device)
+        self.all = torch.zeros((), device=device)
         self.most = torch.zeros((), device=device)
         self.step = torch.zeros((), device=device)
         self.names: tuple[str, ...] = ()
@@ -410,10 +411,16 @@ class Watch:
         judged = sum(norms, values.sum())
         bad = (processes.total((~judged.isfinite()).float()) > 0).float()
         self.in_a_row = (self.in_a_row + 1) * bad
+        self.all += bad
         self.most = torch.maximum(self.most, self.in_a_row)
         self.step = torch.where(bad > 0, step, self.step)
         self.losses = torch.where(bad > 0, values, self.losses)
         return bad
+
+    def skipped(self) -> Tensor:
+        """How many steps were not finite since this was last asked: a scalar on the device."""
+        count, self.all = self.all, torch.zeros_like(self.all)
+        return count
 
     def found(self, *, wait: bool = False) -> tuple[int, dict[str, float]] | None:
         """Number and losses of the last bad step, where there were PATIENCE of them in a row.

@@ -25,6 +25,9 @@ WORDS = {
     "waiting": """more than half of the time has gone into waiting for patches for a while, and the device idles. The
         likely cause: the prepared folder lies on a slow or shared disk, or other jobs take the cores. Copy it to a disk
         of this machine, or raise train.workers where cores are free.""",
+    "skipped": """{share:.0%} of the steps have been left out for a while, as a loss or gradient was not finite. The
+        likely cause: train.lr is too high, numbers overflow in train.precision fp16, or a case holds extreme grey
+        levels. Set train.precision=fp32 or lower train.lr, and look at the data with `medssl check`.""",
     "nothing selected": """no unlabelled voxel has counted for a while, so the run learns from labels alone. The likely
         cause: method.threshold asks for more than the network is sure of. Wait if training has just begun, else lower
         it, or raise it for uamt, where it bounds doubt.""",
@@ -98,6 +101,8 @@ class Watchman:
         lags = self._names("stat/lag/")
         if self._always("waiting", lambda share: share > IDLE):
             yield "waiting", WORDS["waiting"]
+        if self._always("skipped", lambda share: share > 0):
+            yield "skipped", WORDS["skipped"].format(share=self._mean("skipped"))
         if self._always("stat/selected", lambda share: share == 0):
             yield "nothing selected", WORDS["nothing selected"]
         elif zeros:

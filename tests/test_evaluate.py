@@ -163,7 +163,9 @@ def test_references_given_first_are_suspected(folders, tmp_path):
     (predictions / "a.nii.gz").unlink()
     with pytest.raises(DataError, match="If these are the references: predictions are named first"):
         evaluate_folders(references, predictions, tmp_path / "scores.csv")
-    (references / "predictions.json").write_text("{}")  # so they are predictions, some of cases without a reference
+    (references / "predictions.json").write_text(
+        json.dumps({"classes": CLASSES})
+    )  # so they are predictions, some of cases without a reference
     with pytest.raises(DataError, match=r"move these files out of the predictions\.$"):
         evaluate_folders(references, predictions, tmp_path / "scores.csv")
 

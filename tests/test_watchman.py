@@ -10,6 +10,7 @@ HEALTHY = {
     "stat/lag/0": 0.01, "waiting": 0.1,
 }  # fmt: skip
 FAULTS = {
+    "20% of the steps have been left out": {"skipped": 0.2},
     "waiting for patches": {"waiting": 0.6},
     "no unlabelled voxel has counted": {"stat/selected": 0.0, "loss/consistency": 0.0},
     "loss/consistency has been exactly 0": {"loss/consistency": 0.0},
