@@ -513,11 +513,15 @@ def settings(
         str | None, typer.Argument(help="A section, method or key: train, bcp, data.recipe, train.lr ...")
     ] = None,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="All, as docs/settings.md.")] = False,
+    as_schema: Annotated[bool, typer.Option("--json-schema", help="All, for editors that check YAML.")] = False,
 ) -> None:
     """List the settings of a run: what each may be, its default, and what it does."""
-    from medssl.reference import describe, markdown
+    from medssl.reference import describe, json_schema, markdown
 
-    print(markdown() if as_markdown else describe(section), end="")
+    if as_schema:
+        print(json.dumps(json_schema(), indent=2))
+    else:
+        print(markdown() if as_markdown else describe(section), end="")
 
 
 @app.command()

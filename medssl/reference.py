@@ -27,6 +27,8 @@ _HEAD = """# Settings
 Every key that the YAML files of `medssl train` and `--set` take, written by `medssl settings --markdown`. A run's
 `config.yaml` has them all with their values. Defaults are those of the package; the files in `configs/` set others, in
 `configs/method/` those of a method's paper. `medssl settings train` and `medssl settings bcp` print parts of this page.
+Editors check a file as you type, and tell what its keys do, by `medssl settings --json-schema > medssl.schema.json` and
+a first line `# yaml-language-server: $schema=medssl.schema.json`.
 """
 
 
@@ -106,6 +108,26 @@ def _likely(found: Mapping[str, Section], name: str) -> list[str]:
 def markdown() -> str:
     """The page docs/settings.md."""
     return "\n".join([_HEAD, *(_as_table(section) for section in sections().values())])
+
+
+def json_schema() -> dict[str, Any]:
+    """A JSON Schema of a run's YAML files, for editors. Files merge, so nothing is required in any one of them."""
+    schema = RunConfig.model_json_schema()
+    named = {name: method.Config.model_json_schema() for name, method in METHODS.items()}
+    for name, each in named.items():
+        schema["$defs"] |= each.pop("$defs", {})
+        each["properties"]["name"]["const"] = name
+    del schema["$defs"]["MethodConfig"]
+    schema["properties"]["method"] = {"anyOf": list(named.values())}
+    optional: dict[str, Any] = _without_required(schema)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **optional, "title": "Settings of medssl"}
+
+
+def _without_required(schema: Any) -> Any:
+    if isinstance(schema, dict):
+        return {key: _without_required(value) for key, value in schema.items()
+                if key != "required" or not isinstance(value, list)}  # fmt: skip
+    return [_without_required(value) for value in schema] if isinstance(schema, list) else schema
 
 
 def _keys(model: Mapping[str, Any], models: Mapping[str, Any], prefix: str) -> Iterator[Key]:

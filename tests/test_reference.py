@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from medssl.config import flatten
+from medssl.config import flatten, load_yaml
 from medssl.errors import ConfigError
 from medssl.methods import METHODS
-from medssl.reference import describe, markdown, sections
+from medssl.reference import describe, json_schema, markdown, sections
 from medssl.run import load_run_config
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +32,48 @@ def test_every_key_of_a_run_is_listed_with_a_sentence_and_takes_its_default(meth
                                                                 if not key.name.startswith("protocol."))])  # fmt: skip
     for section in ("window", "logging"):  # what the file of the data leaves alone
         assert getattr(again, section) == getattr(config, section)
+
+
+def models_of(schema, models):
+    """What a place of a schema may be."""
+    kinds = [schema, *schema.get("anyOf", ()), *schema.get("oneOf", ())]
+    return [models[kind["$ref"].rpartition("/")[2]] if "$ref" in kind else kind for kind in kinds]
+
+
+def strangers(values, schema, models, place=""):
+    """Keys of nested values that a schema has not, and constants that it does not allow."""
+    kinds = models_of(schema, models)
+    named = [kind for kind in kinds if kind.get("properties", {}).get("name", {}).get("const") == values.get("name")]
+    known = {name: field for kind in named or kinds for name, field in kind.get("properties", {}).items()}
+    if not known:  # names that are the user's own
+        return
+    for key, value in values.items():
+        if key not in known:
+            yield f"{place}{key}"
+        elif isinstance(value, dict):
+            yield from strangers(value, known[key], models, f"{place}{key}.")
+
+
+FOLDERS = ("data", "method", "protocol", "size")
+FILES = sorted(file for folder in FOLDERS for file in (ROOT / "configs" / folder).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_editors_find_no_fault_in_our_files(file):
+    schema = json_schema()
+    values = load_yaml(file.read_text(encoding="utf-8"))
+    assert list(strangers(values, schema, schema["$defs"])) == []
+    assert list(strangers({**values, "trian": 1}, schema, schema["$defs"])) == ["trian"]
+    odd = {**values, "method": {"name": "bcp", "decay": 1}, "data": {"recipe": {"spacin": 1}}}
+    assert set(strangers(odd, schema, schema["$defs"])) == {"method.decay", "data.recipe.spacin"}
+
+
+def test_a_schema_asks_for_nothing_and_closes_every_section():
+    schema = json_schema()
+    sections = [schema, *schema["$defs"].values(), *schema["properties"]["method"]["anyOf"]]
+    assert all(section["additionalProperties"] is False for section in sections)
+    assert not any("required" in section for section in sections)
+    assert {one["properties"]["name"]["const"] for one in schema["properties"]["method"]["anyOf"]} == set(METHODS)
 
 
 def test_bounds_and_kinds_are_those_that_are_checked():
