@@ -56,9 +56,9 @@ class Draw:
     elastic: NDArray[np.float64] | None = None
     """`(3, P, P, P)`, how far each control point of a cubic B-spline moves the input position, in voxels."""
     blur: float | None = None
-    """Sigma in voxels."""
+    """Sigma in voxels, along all axes but those of thick slices."""
     zoom: float | None = None
-    """Resolution to go down to and come back from, as a fraction."""
+    """Resolution to go down to and come back from, as a fraction, along the same axes."""
     gamma: float | None = None
     contrast: float = 1.0
     brightness: float = 0.0
@@ -94,6 +94,7 @@ class Augment:
         known = [s for s in spacing if s is not None]
         self.spacing = np.array([min(known, default=1.0) if s is None else s for s in spacing])
         self.fine = (self.spacing <= THICK_SLICE_RATIO * self.spacing.min()) & (np.array(self.patch) > 1)
+        """Axes along which patches are turned, scaled, bent and blurred: slices are no thicker there."""
         self.mirrored = dict(mirrored or {})
         self._in_a_mirror: dict[torch.device, Tensor] = {}
         self._banks: dict[tuple[torch.device, int], Tensor] = {}
@@ -240,7 +241,7 @@ class Augment:
 
     def _shaded(self, rows: list[Tensor], draws: Sequence[Draw]) -> Tensor:
         """Intensity changes of samples `(M, X, Y, Z)`, as a new batch."""
-        image = torch.stack([_filtered(row, draw) for row, draw in zip(rows, draws, strict=True)])
+        image = torch.stack([_filtered(row, draw, self.fine) for row, draw in zip(rows, draws, strict=True)])
         mean = image.mean((2, 3, 4), keepdim=True)
         tones = np.array([(1 - draw.contrast, draw.brightness) for draw in draws])
         [tones_there] = uploaded([tones.reshape(-1, 2, 1, 1, 1, 1)], image.device)
@@ -267,12 +268,13 @@ def _turned(batch: Tensor, draws: Sequence[Draw]) -> list[Tensor]:
     return [turned(row, draw.flips, draw.turns) for row, draw in zip(batch, draws, strict=True)]
 
 
-def _filtered(row: Tensor, draw: Draw) -> Tensor:
+def _filtered(row: Tensor, draw: Draw, fine: Sequence[bool]) -> Tensor:
     """Blur, low resolution and gamma of one sample, `(M, X, Y, Z)`."""
     if draw.blur is not None:
-        row = smoothed(row[None], 3 * [draw.blur])[0]
+        row = smoothed(row[None], [draw.blur if is_fine else 0.0 for is_fine in fine])[0]
     if draw.zoom is not None:
-        small = [max(1, round(n * draw.zoom)) for n in row.shape[1:]]
+        sides = zip(row.shape[1:], fine, strict=True)
+        small = [max(1, round(n * draw.zoom)) if is_fine else n for n, is_fine in sides]
         low = F.interpolate(row[None], size=small, mode="nearest")
         row = F.interpolate(low, size=row.shape[1:], mode="trilinear", align_corners=False)[0]
     if draw.gamma is not None:

@@ -277,6 +277,8 @@ class Trainer:
         """This process's share of the batches from the current iteration on, augmented."""
         ours = self.shares(labelled, self.config.labelled_batch, last)
         theirs = None if unlabelled is None else self.shares(unlabelled, self.config.unlabelled_batch, last)
+        x, y, z = map(bool, self.augment.fine)
+        fine = x, y, z
         for numbers, patches in ours:
             image, label = self.augment.apply(patches[0], self.draws(labelled, numbers), patches[1])
             assert label is not None
@@ -285,12 +287,12 @@ class Trainer:
                 known = label != IGNORED
                 label = label * known
             if theirs is None or unlabelled is None:
-                yield TrainBatch(image, label, image[:0], (), known=known)
+                yield TrainBatch(image, label, image[:0], (), known=known, fine=fine)
                 continue
             numbers, patches = next(theirs)
             strong, weak = self.augment.views(patches[0], self.draws(unlabelled, numbers))
             seeds = tuple(mix(*unlabelled.seed, 4, n) for n in numbers)
-            yield TrainBatch(image, label, strong, seeds, weak, known)
+            yield TrainBatch(image, label, strong, seeds, weak, known, fine)
 
     def shares(self, stream: PatchStream, size: int, last: int) -> Generator[tuple[range, Patches], None, None]:
         """Numbers and patches of this process's share of each batch, on the device."""

@@ -388,6 +388,16 @@ def test_blur_is_a_gaussian_with_its_edges_continued():
         np.testing.assert_allclose(out[0, channel].numpy(), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("draw", [Draw(blur=0.8), Draw(zoom=0.5)])
+def test_thick_slices_are_blurred_within_and_not_across(draw):
+    image = torch.zeros(1, 1, 8, 10, 8)
+    image[..., 4] = 1  # a structure that one slice shows
+    torch.testing.assert_close(make("strong", spacing=(1.0, 1.0, 4.0)).shade(image, [draw]), image)
+    assert make("strong", spacing=(1.0, 1.0, 3.0)).shade(image, [draw])[..., 4].max() < 0.8
+    within = image.transpose(2, 4)[:, :, :, :8].contiguous()
+    assert make("strong", (8, 8, 8), (1.0, 1.0, 4.0)).shade(within, [draw])[:, :, 4].max() < 0.8
+
+
 def test_low_resolution_keeps_an_even_image_and_flattens_a_checked_one():
     checks = (torch.stack(torch.meshgrid(*3 * [torch.arange(12)], indexing="ij")).sum(0) % 2).float()[None, None]
     augment, draw = make("strong"), Draw(zoom=0.5)

@@ -1003,6 +1003,11 @@ def test_labelled_and_unlabelled_patches_differ(config, balls):
     trainer = make_trainer(settings, balls[1], torch.device("cpu"))
     batch = next(trainer.batches(*make_streams(settings, data), 1))
     assert batch.image.shape == batch.unlabelled.shape == (4, 1, 12, 12, 8)
+    assert batch.fine == (True, True, True)
+    recipe = settings.data.recipe.model_copy(update={"spacing": (1.0, 1.0, 4.0)})
+    thick = settings.model_copy(update={"data": settings.data.model_copy(update={"recipe": recipe})})
+    batches = make_trainer(thick, balls[1], torch.device("cpu")).batches(*make_streams(thick, data), 1)
+    assert next(batches).part(0, 2).fine == (True, True, False)
     assert len(np.unique(batch.image.numpy().round(4))) > 100
     assert not torch.equal(batch.image, batch.unlabelled)
 

@@ -75,9 +75,8 @@ class FixMatch(Method):
     def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
         weak = self.pseudo_label(batch.weak_view())
         changed = replace(weak, image=batch.unlabelled)
-        strong = [
-            self.strong(changed, [mix(seed, view) for seed in batch.seeds], rng) for view in range(self.config.views)
-        ]
+        seeds = [[mix(seed, view) for seed in batch.seeds] for view in range(self.config.views)]
+        strong = [self.strong(changed, each, rng, batch.fine) for each in seeds]
         logits = self.student(torch.cat([batch.image, *(view.image for view in strong)]))
         labelled, *by_view = logits.split([len(batch.image), *map(len, strong)])
         by_loss = [self.unsupervised(z, view) for z, view in zip(by_view, strong, strict=True)]
@@ -97,13 +96,15 @@ class FixMatch(Method):
         confidence, target = self.student(image).float().softmax(1).max(1)
         return Sample(image, target, (confidence >= self.config.threshold).to(image.dtype))
 
-    def strong(self, patches: Sample, seeds: Sequence[int], rng: torch.Generator) -> Sample:
+    def strong(
+        self, patches: Sample, seeds: Sequence[int], rng: torch.Generator, fine: Sequence[bool] = (True, True, True)
+    ) -> Sample:
         """A strong view of each patch, with the target of what it shows.
 
         Boxes come from the patch half a batch further. Their side is `(1 - l)^(1/3)` of the patch's with `l` of
         Beta(4, 4), which is how the middle one of seven uniform numbers is distributed.
         """
-        view = replace(patches, image=strong_view(patches.image, seeds))
+        view = replace(patches, image=strong_view(patches.image, seeds, fine))
         exchanges, middle = float(torch.rand((), generator=rng)), float(torch.rand(7, generator=rng).median())
         if exchanges >= self.config.cutmix:
             return view

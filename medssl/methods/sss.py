@@ -142,7 +142,8 @@ class SSS(Method):
     def enhanced(self, batch: TrainBatch) -> Sequence[Tensor]:
         """The student's logits on each strong view."""
         count = self.config.views
-        views = [strong_view(batch.unlabelled, [mix(seed, view) for seed in batch.seeds]) for view in range(count)]
+        seeds = [[mix(seed, view) for seed in batch.seeds] for view in range(count)]
+        views = [strong_view(batch.unlabelled, each, batch.fine) for each in seeds]
         logits = with_agreeing_channels(self.student, torch.cat(views), count, self.config.enhancement)
         return logits.chunk(count)
 

@@ -14,23 +14,25 @@ SHADED, BLURRED, BENT = 0.8, 0.5, 0.5
 """Chances that a strong view changes contrast and brightness, that it blurs, and that it bends the grey scale."""
 
 
-def strong_view(image: Tensor, seeds: Sequence[int]) -> Tensor:
+def strong_view(image: Tensor, seeds: Sequence[int], fine: Sequence[bool] = (True, True, True)) -> Tensor:
     """Each volume with other grey levels and in other focus; its geometry stays, so that its target does too.
 
     Contrast by up to a half, brightness by up to half a standard deviation, gamma from 0.5 to 2, Gaussian blur of up to
-    2 voxels: the jitter and blur that 2D methods use, with gamma in place of hue.
+    2 voxels: the jitter and blur that 2D methods use, with gamma in place of hue. Across thick slices nothing is
+    blurred, for what one of them alone shows would be gone.
 
     Args:
         image: `(B, M, X, Y, Z)`.
         seeds: one per volume.
+        fine: see `TrainBatch.fine`.
 
     Returns:
         A new tensor.
     """
-    return torch.stack([_shaded(volume, seed) for volume, seed in zip(image, seeds, strict=True)])
+    return torch.stack([_shaded(volume, seed, fine) for volume, seed in zip(image, seeds, strict=True)])
 
 
-def _shaded(volume: Tensor, seed: int) -> Tensor:
+def _shaded(volume: Tensor, seed: int, fine: Sequence[bool]) -> Tensor:
     """One strong view, `(M, X, Y, Z)`; all numbers are drawn on the host, so nothing waits for the device."""
     chance, reach = torch.rand(2, 5, generator=generator(seed)).tolist()
     if chance[0] < BENT:
@@ -39,7 +41,8 @@ def _shaded(volume: Tensor, seed: int) -> Tensor:
         mean, deviation = volume.mean((1, 2, 3), keepdim=True), volume.std((1, 2, 3), keepdim=True)
         volume = mean + (0.5 + reach[1]) * (volume - mean) + (reach[2] - 0.5) * deviation
     if chance[2] < BLURRED:
-        volume = smoothed(volume[None], 3 * [0.1 + 1.9 * reach[3]])[0]
+        width = 0.1 + 1.9 * reach[3]
+        volume = smoothed(volume[None], [width if is_fine else 0.0 for is_fine in fine])[0]
     return volume.clone()
 
 

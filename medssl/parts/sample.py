@@ -27,6 +27,8 @@ class TrainBatch:
     known: Tensor | None = None
     """Where someone annotated the labelled images, `(Bl, X, Y, Z)` bool; None: everywhere. Labels are 0 elsewhere,
     and no loss counts them there."""
+    fine: tuple[bool, bool, bool] = (True, True, True)
+    """Axes that are no stack of thick slices: what is blurred is blurred along these."""
 
     def weak_view(self) -> Tensor:
         """What an unlabelled patch is labelled from, `(Bu, M, X, Y, Z)`: `weak` where there is one."""
@@ -42,7 +44,7 @@ class TrainBatch:
         """Every `count`-th sample from `index` on: halves of a batch stay paired as they were."""
         parts = (self.image[index::count], self.label[index::count], self.unlabelled[index::count])
         weak, known = (None if one is None else one[index::count] for one in (self.weak, self.known))
-        return TrainBatch(*parts, self.seeds[index::count], weak, known)
+        return TrainBatch(*parts, self.seeds[index::count], weak, known, self.fine)
 
 
 @dataclass(frozen=True)

@@ -80,12 +80,13 @@ def step(method, data, rng=0):
 
 def test_losses_are_those_of_the_equations():
     method = part_ways(build(TinyNet, threshold=0.8, views=3, strong_weight=0.7, enhancement=2.0))
-    data, student = patches(), method.student
+    data, student = replace(patches(), fine=(False, True, True)), method.student
     confidence, target = copy.deepcopy(student).eval()(data.weak).detach().softmax(1).max(1)
     trust = torch.where(confidence >= 0.8, confidence, 0)
     assert 0.2 < (trust > 0).float().mean() < 0.8
     losses = method.step(data, MIDWAY, generator(0)).losses
-    views = [strong_view(data.unlabelled, [mix(seed, view) for seed in data.seeds]) for view in range(3)]
+    seeds = [[mix(seed, view) for seed in data.seeds] for view in range(3)]
+    views = [strong_view(data.unlabelled, each, data.fine) for each in seeds]
     logits = with_agreeing_channels(student, torch.cat(views), 3, 2.0).chunk(3)
     told = [(trust * nll(z, target)).mean() + trust.mean() * dice(z, target, trust) for z in logits]
     expected = {"supervised": segmentation(student(data.image), data.label), "strong": 0.7 * sum(told) / 2 / 3}

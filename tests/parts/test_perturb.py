@@ -39,6 +39,17 @@ def test_half_of_the_strong_views_are_blurred_and_half_of_the_others_bent():
     assert min(bent) < 0 < max(bent)
 
 
+def test_a_strong_view_blurs_nothing_across_thick_slices():
+    """What one slice alone shows stays in it, and is blurred along the other axes as often as before."""
+    image = torch.zeros(60, 1, 9, 11, 7)
+    image[:, :, 4, 5, 3] = 1
+    views = strong_view(image, range(60), (True, True, False))
+    spread = [(view - view[:, :1, :1, :1]).abs().amax((0, 1, 2)) > 1e-4 for view in views]
+    assert all(slices.tolist() == [place == 3 for place in range(7)] for slices in spread)
+    lines = torch.stack([(view - view[:, :1, :1, :1]).abs().amax((0, 2, 3)) > 1e-4 for view in views])
+    assert 20 < (lines.sum(1) > 1).sum() < 40
+
+
 def test_a_strong_view_moves_nothing():
     """A bright block stays the brightest place, where it was."""
     image = torch.zeros(30, 1, 9, 11, 13)
