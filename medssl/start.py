@@ -42,6 +42,13 @@ def start(trainer: Trainer, config: RunConfig, split: Split) -> None:
             f"{', '.join(ours)}",
             file=sys.stderr,
         )
+    follows = trainer.method.followers(trainer.progress(0))
+    if follows and all(follow.decay == 0 for follow in follows) and is_first():
+        print(
+            f"medssl: train.start_from: stage one of {config.method.name} begins anew and makes teachers copies of "
+            "their students; --set method.pretrain=0 leaves it out, and keeps the teachers that were taken over",
+            file=sys.stderr,
+        )
     trainer.seen_before = _joined(trainer.seen_before, data["name"], load_split(run / "splits.json"), split)
     _refuse_seen(trainer.seen_before, config, split)
 

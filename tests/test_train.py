@@ -475,6 +475,19 @@ class TestStartFrom:
                 moved = (vector(after.teachers()[place]) - was).norm()
                 assert 0 < moved < 0.2 * apart
 
+    @pytest.mark.parametrize("pretrain", [0.0, 0.4])
+    def test_that_stage_one_forgets_teachers_is_told(self, balls, splits, tmp_path, capsys, pretrain):
+        def run(name, **train_settings):
+            plain = plain_settings(balls, splits, "bcp", iterations=3, **train_settings)
+            plain["method"] |= {"pretrain": pretrain}
+            return train(parse(RunConfig, plain), tmp_path / name, quiet=True)
+
+        first = run("first")
+        assert "start_from" not in capsys.readouterr().err
+        run("second", start_from=str(first))
+        told = "stage one of bcp begins anew and makes teachers copies of their students; --set method.pretrain=0"
+        assert (told in capsys.readouterr().err) == (pretrain > 0)
+
     def test_resumes_as_it_would_have_gone_on(self, config, tmp_path):
         first = train(config(iterations=3), tmp_path / "first", quiet=True)
         settings = config(iterations=6, start_from=str(first))

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from medssl.methods.base import Dice, Follow, MakeNet, Method, MethodConfig, Pair, StepResult
-from medssl.parts.gauges import gap, gauges
+from medssl.parts.gauges import gap, gauges, removed
 from medssl.parts.losses import cross_entropy, dice_ce, dice_loss, trusted
 from medssl.parts.mix import paste, random_box
 from medssl.parts.pseudo import largest_component, likeliest
@@ -70,7 +70,8 @@ class BCP(Method):
         if self.pretraining(progress):
             return self.pretrain_step(labelled, box, partly=batch.known is not None)
 
-        pseudo = self.pseudo_label(batch.unlabelled)
+        said = self.pair.taught(batch.unlabelled)
+        pseudo = self.cleaned(batch.unlabelled, said)
         i, j = labelled[: len(labelled) // 2], labelled[len(labelled) // 2 :]
         p, q = pseudo[: len(pseudo) // 2], pseudo[len(pseudo) // 2 :]
         inward = paste(inside=p, outside=j, box=box)
@@ -78,6 +79,8 @@ class BCP(Method):
         logits = self.pair.student(torch.cat([inward.image, outward.image]))
         logits_in, logits_out = logits.split([len(inward), len(outward)])
         stats = gauges(batch.label, pseudo.target, logits.shape[1], known=batch.known)
+        if self.config.largest_component:
+            stats["removed"] = removed(likeliest(said), pseudo.target)
         stats["gap"] = (gap(logits_in, inward.target, box) + gap(logits_out, outward.target, ~box)) / 2
         return StepResult(
             losses={"in": self.mixed_loss(logits_in, inward, box), "out": self.mixed_loss(logits_out, outward, box)},
@@ -95,13 +98,16 @@ class BCP(Method):
         mixed = concat(paste(inside=first, outside=second, box=box), paste(inside=second, outside=first, box=box))
         logits = self.pair.student(mixed.image)
         if self.config.pretrain_loss == "sides":
-            return StepResult({"pretrain": self.mixed_loss(logits, mixed, box)})
+            return StepResult({"pretrain": self.by_side(logits, mixed, box)})
         weight = mixed.weight if partly else None
         return StepResult({"pretrain": dice_ce(logits, mixed.target, weight, dice=self.config.dice)})
 
     def pseudo_label(self, image: Tensor) -> Sample:
         """The teacher's classes on unpasted patches, cleaned, each voxel trusted `alpha`."""
-        logits = self.pair.taught(image)
+        return self.cleaned(image, self.pair.taught(image))
+
+    def cleaned(self, image: Tensor, logits: Tensor) -> Sample:
+        """The classes that these logits name, or the largest component of each."""
         target = likeliest(logits)
         if self.config.largest_component:
             target = largest_component(target, logits.shape[1])
@@ -112,6 +118,10 @@ class BCP(Method):
         if self.config.weighting == "voxel":
             ce = cross_entropy(logits, mixed.target, mixed.weight) * trusted(mixed.weight)
             return (ce + dice_loss(logits, mixed.target, mixed.weight, self.config.dice)) / 2
+        return self.by_side(logits, mixed, box)
+
+    def by_side(self, logits: Tensor, mixed: Sample, box: Tensor) -> Tensor:
+        """The same, each side averaged over its own voxels, whatever the `weighting`."""
         sides = (torch.stack([box, ~box]).unsqueeze(1) & (mixed.weight > 0)).to(mixed.weight.dtype)  # (2, B, X, Y, Z)
         space = (1, 2, 3, 4)
         trust = (mixed.weight * sides).sum(space) / sides.sum(space).clamp_min(1)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from medssl.methods.base import Dice, Follow, MakeNet, Method, MethodConfig, StepResult, at_rest
 from medssl.methods.cfc_mt import Frequencies
 from medssl.parts.fusion import fuse
-from medssl.parts.gauges import gap, gauges, mean_trust
+from medssl.parts.gauges import gap, gauges, mean_trust, removed
 from medssl.parts.losses import consistency, cross_entropy, dice_ce, trusted
 from medssl.parts.mix import paste, random_box
 from medssl.parts.pseudo import entropy, largest_component, likeliest, probabilities
@@ -54,6 +54,8 @@ class Told:
     """Their classes, and how far each voxel is trusted."""
     probs: Tensor
     """The same before a class was chosen, `(B, C, X, Y, Z)`."""
+    named: Tensor
+    """Their classes before pieces were taken away, `(B, X, Y, Z)`."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,8 @@ class Combined(Method):
         scope: Literal["voxel", "sample"] = "voxel"
         """Whether a teacher's uncertainty is that of a voxel, or averaged over a patch."""
         floor: float = Field(1e-3, gt=0)
-        """Added to uncertainties."""
+        """Added to uncertainties, which are normalised entropies: 0.05 would keep one that is sure, and wrong, from
+        outweighing another twenty times. The rows of docs/benchmarks.md have the default."""
         most: float = Field(20.0, ge=1)
         """How many times heavier than the lightest a teacher can be."""
         trust: Literal["certainty", "alike"] = "certainty"
@@ -295,10 +298,9 @@ class Combined(Method):
             uncertainty = uncertainty.mean((2, 3, 4), keepdim=True)
         share = [config.own if teacher // each == number else 1.0 for teacher in range(len(probs))]
         fused, certainty = fuse(probs, uncertainty, floor=config.floor, most=config.most, share=share)
-        target, trust = likeliest(fused), certainty if config.trust == "certainty" else torch.ones_like(certainty)
-        if config.largest_component:
-            target = largest_component(target, fused.shape[1])
-        return Told(Sample(image, target, torch.where(said.disputed, config.disputed * trust, trust)), fused)
+        named, trust = likeliest(fused), certainty if config.trust == "certainty" else torch.ones_like(certainty)
+        target = largest_component(named, fused.shape[1]) if config.largest_component else named
+        return Told(Sample(image, target, torch.where(said.disputed, config.disputed * trust, trust)), fused, named)
 
     def look(
         self, net: nn.Module, shown: Shown, labelled: Sample, pseudo: Sample | None
@@ -354,6 +356,8 @@ class Combined(Method):
         stats = gauges(
             labelled.target, pseudo.target, said.probs.shape[2], known=labelled.weight > 0, weight=pseudo.weight
         )
+        if self.config.largest_component:
+            stats["removed"] = removed(told.named, pseudo.target)
         stats["gap"] = gap(seen[0], pseudo.target, where[0])
         if len(seen) > 1:
             stats["dissent"] = gap(seen[1], likeliest(seen[0]), where[0] & where[1])

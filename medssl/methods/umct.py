@@ -62,7 +62,7 @@ class UMCT(Method):
         scope: Literal["sample", "voxel"] = "sample"
         """Whether a view's uncertainty is averaged over a patch, or each voxel has its own."""
         floor: float = Field(1e-3, gt=0)
-        """Added to uncertainties."""
+        """Added to uncertainties; the default suits variances, entropies are larger and want 0.05."""
         most: float = Field(20.0, ge=1)
         """How many times heavier than the lightest a view can be."""
 

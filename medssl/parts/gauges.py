@@ -5,6 +5,7 @@
     selected        trust that an unlabelled voxel gets, on average; only where a method trusts some less than others
     gap             share of the unlabelled voxels where student and teacher name different classes
     dissent         the same between two students of a method with several
+    removed         share of pseudo-labelled foreground that `largest_component` made background
 
 All are detached scalars for `StepResult.stats`. Each takes a pass or two over the voxels; nothing waits for the device.
 """
@@ -56,6 +57,12 @@ def volumes(name: str, target: Tensor, classes: int, weight: Tensor | None = Non
 def mean_trust(weight: Tensor) -> Tensor:
     """The mean of voxel weights; 0 where there is no voxel."""
     return weight.float().sum() / max(1, weight.numel())
+
+
+@torch.no_grad()
+def removed(named: Tensor, kept: Tensor) -> Tensor:
+    """Share of the voxels named foreground, `(B, X, Y, Z)`, that are named otherwise in `kept`; 0 where none is."""
+    return (named != kept).sum() / (named > 0).sum().clamp_min(1)
 
 
 @torch.no_grad()

@@ -56,6 +56,7 @@ _GAUGES = {
     "gap": "share of the unlabelled voxels where student and teacher name different classes",
     "dissent": "share of the unlabelled voxels where two students name different classes",
     "disputed": "share of the unlabelled voxels where teachers name different classes",
+    "removed": "share of the pseudo-labelled foreground outside each class's largest component, made background",
     "lag": "how far a teacher's weights are from those that it follows",
 }
 """What the gauges of `medssl.parts.gauges`, and those of the trainer, mean."""

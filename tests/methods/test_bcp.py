@@ -210,8 +210,9 @@ def test_the_gap_looks_at_unlabelled_voxels_only():
     assert stats["gap"] == stats["pseudo/2"] == stats["prior/1"] == 1
 
 
-def test_pretraining_by_sides_scores_each_as_if_it_were_alone():
-    method, data = build(pretrain=0.5, pretrain_loss="sides"), batch()
+@pytest.mark.parametrize("weighting", ["region", "voxel"])
+def test_pretraining_by_sides_scores_each_as_if_it_were_alone(weighting):
+    method, data = build(pretrain=0.5, pretrain_loss="sides", weighting=weighting), batch()
     loss = method.step(data, Progress(0, 100), generator(0)).losses["pretrain"]
     box = random_box(SHAPE, 2 / 3, generator(0))
     one, two = (Sample.of(data.image[i : i + 1], data.label[i : i + 1]) for i in (0, 1))

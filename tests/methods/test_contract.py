@@ -265,6 +265,8 @@ def test_gauges_of_all_methods_have_the_same_names(name):
     assert ("dissent" in stats) == (name in {"cfc_mt", "ucf_mix", "rail", "umct"})
     assert ("selected" in stats) == (name in {"uamt", "fixmatch", "ucf_mix", "sss", "combined"})
     assert 0 <= stats.get("selected", 0) <= 1
+    assert ("removed" in stats) == getattr(method.config, "largest_component", False)
+    assert 0 <= stats.get("removed", 0) <= 1
 
 
 def test_works_with_the_real_network_and_thick_slices(name):
@@ -276,7 +278,7 @@ def test_works_with_the_real_network_and_thick_slices(name):
 
 
 def test_labels_of_unlabelled_volumes_are_nowhere_in_the_batch():
-    assert set(TrainBatch.__dataclass_fields__) == {"image", "label", "unlabelled", "seeds", "weak", "known"}
+    assert set(TrainBatch.__dataclass_fields__) == {"image", "label", "unlabelled", "seeds", "weak", "known", "fine"}
 
 
 @pytest.mark.parametrize("path", sorted(bundled("method/bcp.yaml").parent.glob("*.yaml")), ids=lambda path: path.stem)

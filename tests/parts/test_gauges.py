@@ -1,6 +1,6 @@
 import torch
 
-from medssl.parts.gauges import gap, gauges, volumes
+from medssl.parts.gauges import gap, gauges, removed, volumes
 
 SHAPE = (5, 6, 7)
 
@@ -45,6 +45,16 @@ def test_the_gap_is_the_share_of_voxels_named_otherwise():
     assert gap(logits, other, first) == 1
     assert gap(logits, other, 0 * first) == 0
     assert not gap(logits, other).requires_grad
+
+
+def test_what_was_removed_is_a_share_of_the_foreground():
+    named = torch.zeros(2, *SHAPE, dtype=torch.long)
+    assert removed(named, named) == 0
+    named[0, :2], named[1, 4] = 1, 2
+    kept = named.clone()
+    kept[0, 1] = 0
+    assert removed(named, kept) == 1 / 3
+    assert removed(named, 0 * named) == 1
 
 
 def test_gauges_of_a_step_without_unlabelled_volumes_are_nothing():
