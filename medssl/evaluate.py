@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from medssl.config import parse
 from medssl.data.cases import IGNORED, DatasetConfig
 from medssl.data.grid import GRID_ERROR, aligned, shift_of
-from medssl.data.io import SUFFIXES, case_id, is_volume, list_volumes
+from medssl.data.io import SUFFIXES, is_volume, label_id, list_volumes
 from medssl.data.labels import read_classes, read_pair, read_prediction
 from medssl.data.prepared import PreparedDataset, read_prepared, refuse_moved
 from medssl.data.record import NAME, read_record
@@ -248,9 +248,9 @@ def _volumes(source: Path) -> dict[str, Path]:
         raise DataError(f"{source}: expected volumes ({', '.join(SUFFIXES)}), found none")
     volumes: dict[str, Path] = {}
     for path in paths:
-        other = volumes.setdefault(case_id(path), path)
+        other = volumes.setdefault(label_id(path), path)
         if other != path:
-            raise DataError(f"{source}: {other.name} and {path.name} both claim case {case_id(path)}; keep one")
+            raise DataError(f"{source}: {other.name} and {path.name} both claim case {label_id(path)}; keep one")
     return volumes
 
 

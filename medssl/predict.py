@@ -17,13 +17,13 @@ import torch
 
 from medssl.config import merge, parse
 from medssl.data.cases import LARGEST_VALUE, DatasetConfig
-from medssl.data.dicom import is_series_folder
+from medssl.data.dicom import first_image, is_series_folder
 from medssl.data.grid import off_grid
 from medssl.data.hdf5 import SUFFIXES as H5_SUFFIXES
 from medssl.data.inspect import odd_geometry
 from medssl.data.io import case_id, is_volume, list_volumes, read_image, stacked, write_label, write_shares
-from medssl.data.layouts import modalities
-from medssl.data.layouts.base import CHANNEL
+from medssl.data.layouts import dicom, modalities
+from medssl.data.layouts.base import CHANNEL, is_named_as_labels
 from medssl.data.looks import look_at
 from medssl.data.prepared import read_prepared, refuse_moved
 from medssl.data.record import NAME, Record, read_record, write_record
@@ -308,7 +308,7 @@ def _earlier_images(place: Path, record: Record, overwrite: bool) -> dict[str, t
 def _of_images(images: Sequence[Path], channels: Sequence[str]) -> dict[str, tuple[Source, ...]]:
     """The files of each case among volumes, folders of them, and folders with files named by the run's channels."""
     by_name = {path: modalities.cases_in(path, channels) for path in images
-               if path.is_dir() and (list_volumes(path) or not _inside(path))}  # fmt: skip
+               if path.is_dir() and (list_volumes(path) or not dicom.fits(path))}  # fmt: skip
     rest = [path for path in images if not by_name.get(path)]
     found = _by_id(_expand(rest), len(channels)) if rest or not images else {}
     for case in itertools.chain(*by_name.values()):
@@ -318,39 +318,52 @@ def _of_images(images: Sequence[Path], channels: Sequence[str]) -> dict[str, tup
     return found
 
 
-def _expand(paths: Iterable[Path]) -> list[Source]:
-    found: list[Source] = []
+def _expand(paths: Iterable[Path]) -> list[tuple[str, Source]]:
+    """The volumes and series that are meant, by name."""
+    found: list[tuple[str, Source]] = []
+    paths = list(paths)
+    are_folders = len(paths) > 1 and all(path.is_dir() for path in paths)
     for source in (Source.parse(str(path)) for path in paths):
         path = source.path
         if path.is_dir():
-            found += [source] if is_series_folder(path) else _inside(path)
+            inside = [(path.absolute().name, source)] if is_series_folder(path) else _inside(path)
+            if len(inside) == 1 and inside[0][1].path.is_dir() and are_folders:  # as of patients, each with one series
+                inside = [(path.absolute().name, inside[0][1])]
+            found += inside
         elif not path.exists():
             raise DataError(f"{path}: no such file or folder")
         elif is_volume(path) or path.name.lower().endswith(H5_SUFFIXES):
-            found.append(source)
+            found.append((case_id(path), source))
+        elif first_image([path]):
+            raise DataError(f"{path}: a file of a DICOM series; name its folder, {path.parent}")
         else:
             raise DataError(f"{path}: neither a folder nor a volume file")
     if not found:
-        below = [str(inner) for path in paths for inner in sorted(path.glob("*/")) if list_volumes(inner)]
+        below = [str(inner) for path in paths for inner in sorted(path.glob("*/"))
+                 if list_volumes(inner) and not is_named_as_labels(inner)]  # fmt: skip
         hint = f"; name the folder that holds them: {some(below)}" if below else ""
         raise DataError(f"{', '.join(map(str, paths)) or 'IMAGES'}: no volumes to predict{hint}")
     return found
 
 
-def _inside(folder: Path) -> list[Source]:
-    """The volume files of a folder, and its subfolders that hold a DICOM series."""
+def _inside(folder: Path) -> list[tuple[str, Source]]:
+    """The volume files of a folder, and the DICOM series beside them; without files, those any number of folders down,
+    named as `prepare` names them."""
+    files = list_volumes(folder)
+    if not files:
+        return [(case.id, case.images[0]) for case in dicom.read(folder).cases]
     series = sorted(path for path in folder.iterdir() if path.is_dir() and is_series_folder(path))
-    return [Source(path) for path in (*list_volumes(folder), *series)]
+    return [*((case_id(path), Source(path)) for path in files), *((path.name, Source(path)) for path in series)]
 
 
-def _by_id(sources: Sequence[Source], channels: int) -> dict[str, tuple[Source, ...]]:
-    """The files of each case; names that all end like `_0000`, one for each channel, belong together."""
-    names = [source.path.name if source.path.is_dir() else case_id(source.path) for source in sources]
+def _by_id(sources: Sequence[tuple[str, Source]], channels: int) -> dict[str, tuple[Source, ...]]:
+    """The files of each case by name; names that all end like `_0000`, one for each channel, belong together."""
+    names = [name for name, _ in sources]
     matches = [CHANNEL.fullmatch(name) for name in names]
     numbers = {match.group(2) for match in matches if match is not None}
     is_numbered = None not in matches and numbers == {f"{number:04}" for number in range(channels)}
     by_name: dict[str, Source] = {}
-    for name, source in zip(names, sources, strict=True):
+    for name, source in sources:
         if by_name.setdefault(name, source) is not source:
             raise DataError(f"{source} and {by_name[name]} are both named {name}; predict them into two folders")
     if not is_numbered:

@@ -20,6 +20,7 @@ from medssl.config import merge, parse
 from medssl.data.draw import Wish, make_split
 from medssl.data.grid import Slab
 from medssl.data.io import list_volumes, read_image, read_label, write_image, write_label
+from medssl.data.layouts import read_layout
 from medssl.data.prepared import read_prepared
 from medssl.data.recipe import Intensity, Recipe
 from medssl.data.splits import write_split
@@ -476,7 +477,7 @@ def test_wrong_inputs_are_named(trained, tmp_path):
     run, raw = trained
     with pytest.raises(DataError, match=r"nothing\.nii\.gz: no such file or folder"):
         predict(run, [tmp_path / "nothing.nii.gz"], tmp_path / "out", device="cpu")
-    with pytest.raises(DataError, match=rf"{raw}: no volumes to predict; .*: {raw / 'images'}, {raw / 'labels'}$"):
+    with pytest.raises(DataError, match=rf"{raw}: no volumes to predict; .*: {raw / 'images'}$"):
         predict(run, [raw], tmp_path / "out", device="cpu")
     with pytest.raises(DataError, match="neither a folder nor a volume"):
         predict(run, [run / "config.yaml"], tmp_path / "out", device="cpu")
@@ -794,6 +795,23 @@ def test_a_dicom_series_is_a_case_named_by_its_folder(trained, tmp_path):
     assert np.array_equal(probabilities_of(written[0]), probabilities_of(written[2]))
     assert np.allclose(nib.load(tmp_path / "out/probabilities/patient.7_1.nii.gz").affine, expected.affine)
     assert len(np.unique(found.array)) > 1
+
+
+def test_an_archive_of_dicom_is_predicted_by_the_names_that_prepare_gives(trained, tmp_path):
+    archive, voxels = tmp_path / "archive", np.arange(12 * 12 * 8, dtype=np.int16).reshape(12, 12, 8)
+    write_series(archive / "Ödön, Á" / "study 1" / "CBCT", voxels)
+    write_series(archive / "Lang, Kai" / "study 1" / "CBCT", voxels + 1, "1.2.4")
+    write_series(archive / "Lang, Kai" / "study 1" / "SCOUT", voxels[..., :1], "1.2.5")
+    write_series(archive / "labels" / "seen", voxels, "1.2.6")
+    written = predict(trained[0], [archive], tmp_path / "out", device="cpu")
+    assert sorted(path.name for path in written) == ["Lang, Kai.nii.gz", "Ödön, Á.nii.gz"]
+    assert [case.id for case in read_layout(archive).cases] == ["Lang, Kai", "Ödön, Á"]
+    patients = [archive / "Lang, Kai", archive / "Ödön, Á"]  # each with one series: named by what was given
+    written = predict(trained[0], patients, tmp_path / "each", device="cpu")
+    assert sorted(path.name for path in written) == ["Lang, Kai.nii.gz", "Ödön, Á.nii.gz"]
+    slice_of = next((archive / "Lang, Kai" / "study 1" / "CBCT").iterdir())
+    with pytest.raises(DataError, match=r"a file of a DICOM series; name its folder, .*CBCT$"):
+        predict(trained[0], [slice_of], tmp_path / "more", device="cpu")
 
 
 def test_one_of_several_series_is_named_as_the_error_says(trained, tmp_path):

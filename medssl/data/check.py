@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from medssl.data.cases import Case, DatasetConfig
+from medssl.data.dicom import is_one_slice
 from medssl.data.findings import Facts, Finding, Report
 from medssl.data.grid import aligned
 from medssl.data.inspect import Expected, check_case, check_label, listed
@@ -194,8 +195,12 @@ def _layout_findings(layout: Layout, source: Path) -> Iterator[Finding]:
         fix = "convert it, or move it elsewhere" + ("; of DICOM see `--layout dicom`" if path.is_dir() else "")
         found = "a folder is not read" if path.is_dir() else "not a volume of a known format; not read"
         if is_volume(path) and path.is_file():
-            fix = "move it to where the layout looks, or elsewhere, or list it in a datalist; see also `--layout`"
+            where = "labels/, if it is a label" if layout.name == "dicom" else "where the layout looks"
+            fix = f"move it to {where}, or elsewhere, or list it in a datalist; see also `--layout`"
             found = "a volume where the layout does not look; not read"
+        elif path.is_dir() and is_one_slice(path):
+            fix = "list it in a datalist if it is a case"
+            found = "one slice beside other series of a patient, as a scout is; not read"
         yield Finding(None, path, "warning", "not_read", found, fix)
 
 

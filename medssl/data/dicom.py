@@ -42,10 +42,13 @@ TELLING = {
 """Elements by which slices of several volumes differ."""
 
 _NO_IMAGES = re.compile(
-    # The media directory, and under 1.2.840.10008.5.1.4.1.1: waveforms, presentation states, raw data, registrations
-    # and surfaces, reports, documents, and structures, plans and records of radiotherapy.
-    r"1\.2\.840\.10008\.(1\.3\.10|5\.1\.4\.1\.1\.((9|11|88|104)(\.\d+)*|66(\.[12356])?|67|481\.[3-9]))$"
+    # The media directory, and under 1.2.840.10008.5.1.4.1.1: waveforms, presentation states, raw data, registrations,
+    # surfaces and segmentations, reports, documents, and doses, structures, plans and records of radiotherapy.
+    r"1\.2\.840\.10008\.(1\.3\.10|5\.1\.4\.1\.1\.((9|11|88|104)(\.\d+)*|66(\.\d+)?|67|481\.[2-9]))$"
 )
+
+_READ = re.compile(r"1\.2\.840\.10008\.1\.2(\.[125]|\.1\.99|\.4\.(5[017]|70|8[01]|9[01]))?")
+"""Transfer syntaxes that SimpleITK reads: plain, deflated, run-length, JPEG, JPEG-LS and JPEG 2000."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,15 @@ def is_series_folder(folder: Path) -> bool:
 def first_image(files: Iterable[Path]) -> Path | None:
     """The first DICOM image among the first files of a folder, by their first bytes; None where there is none."""
     return next((path for path in islice(files, FEW) if _is_image(path)), None)
+
+
+def is_one_slice(folder: Path) -> bool:
+    """Whether a folder has one DICOM image of one slice, as a scout is."""
+    images = [path for path in _visible_files(folder) if _is_image(path)]
+    try:
+        return len(images) == 1 and _read_header(images[0]).size[2] == 1
+    except DataError:
+        return False
 
 
 def patient_of(path: Path) -> str:
@@ -184,10 +196,23 @@ def _reader(path: Path, read: Callable[[Any], Any]) -> tuple[Any, Any]:
     try:
         return reader, read(reader)
     except RuntimeError:
+        if syntax := _unread_syntax(path):
+            raise DataError(
+                f"{path}: its pixels are packed as {syntax}, which is not read; unpack the files with "
+                "`gdcmconv --raw` or `dcmdjpeg`, or convert the folder with dcm2niix"
+            ) from None
         raise DataError(
             f"{path}: not a whole DICOM image ({path.stat().st_size} bytes); copy the file again, or move it elsewhere "
             f"if it is none"
         ) from None
+
+
+def _unread_syntax(path: Path) -> str | None:
+    """The transfer syntax of a file where that is none that SimpleITK reads."""
+    with path.open("rb") as file:
+        found = re.search(rb"\x02\x00\x10\x00UI..([0-9.]+)", file.read(1024), re.DOTALL)
+    name = found[1].decode() if found else ""
+    return None if not name or _READ.fullmatch(name) else name
 
 
 def _read_header(path: Path) -> _Header:
@@ -232,7 +257,9 @@ def _pick(folder: Path, found: dict[str, Series], wanted: str | None) -> str:
     if wanted is not None and wanted in found:
         return wanted
     title = f"{len(found)} series in one folder" if wanted is None else f"no series {wanted} in this folder, but"
-    lines = (f"  {series}" for series in found.values())
+    lines = [f"  {series}" for series in found.values()]
+    if len(lines) > FEW:
+        lines[FEW:] = [f"  and {len(lines) - FEW} more"]
     named = f"name one by its uid, as in {folder}#{next(iter(found))}"
     raise DataError("\n".join([f"{folder}: {title}", *lines, f"{named}, or move the others to folders of their own"]))
 
@@ -302,7 +329,7 @@ def _read_frames(folder: Path, headers: Sequence[_Header]) -> Volume:
             "keep one volume per series, or convert the folder with dcm2niix"
         )
     path, (columns, rows, count) = headers[0].path, headers[0].size
-    raw = path.read_bytes()
+    raw = _header_of(path.read_bytes(), columns * rows * count)
     if _elements(raw, 0x0018, 0x1063) or _elements(raw, 0x0018, 0x1065):  # FrameTime, FrameTimeVector
         raise DataError(
             f"{path}: {count} frames of a film, one after the other in time (it has a FrameTime), where slices of one "
@@ -314,10 +341,12 @@ def _read_frames(folder: Path, headers: Sequence[_Header]) -> Volume:
     placed = _frames(raw, (columns, rows), count)
     if placed is None:
         volume = _as_simpleitk_has_it(folder, path)
-        found = (
-            f"positions of the {count} frames are not found: order and spacing, {by(volume.spacing)} mm, "
-            "are as SimpleITK has them"
-        )
+        found = f"positions of the {count} frames are not found"
+        if volume.spacing == (1, 1, 1):  # what SimpleITK gives where it finds nothing, or frames out of order
+            raise DataError(
+                f"{path}: {found}, nor is their spacing; convert the file with dcm2niix, or export it again"
+            )
+        found += f": order and spacing, {by(volume.spacing)} mm, are as SimpleITK has them"
         odd = Oddity("multi_frame", found, "compare with what dcm2niix makes of the file")
         return replace(volume, oddities=(odd,))
     order, affine, oddities = stack(path, placed, depth=headers[0].depth)
@@ -340,6 +369,14 @@ def _frames(raw: bytes, size: tuple[int, int], count: int) -> list[Slice] | None
             return None
         slices.append(placed)
     return slices
+
+
+def _header_of(raw: bytes, pixels: int) -> bytes:
+    """A file without its pixels, in which anything may look like an element; icons may have pixels of their own."""
+    for match in re.finditer(b"\xe0\x7f\x10\x00(?:O[BW]\0\0)?(....)", raw, re.DOTALL):
+        if int.from_bytes(match[1], "little") >= pixels:  # or of no length, 2^32 - 1, where they are packed
+            return raw[: match.start()]
+    return raw
 
 
 def _elements(raw: bytes, group: int, element: int) -> list[str]:

@@ -120,7 +120,9 @@ def off_grid(image: Volume, other: Volume, what: str) -> Oddity | None:
     if image.shape != other.shape and image.shape == other.shape[::-1]:
         first += f"; the axes of the {what} look transposed"
     found = "\n".join([first, f"image {_described(image)}", f"{what} {_described(other)}"])
-    fix = f"resample the {what} onto the image's grid, or copy the image's header if only that is wrong"
+    fix = f"resample the {what} onto the image's grid, with the nearest voxel of a label"
+    if image.shape == other.shape:
+        fix = f"resample the {what} onto the image's grid, or copy the image's header if only that is wrong"
     return Oddity("grid", found, fix)
 
 

@@ -47,6 +47,12 @@ def case_id(path: Path) -> str:
     return path.name[: len(path.name) - len(suffix)]
 
 
+def label_id(path: Path) -> str:
+    """The `case_id` of a label, without the `.seg` of 3D Slicer's segmentations."""
+    id = case_id(path)
+    return id[:-4] if path.name.lower().endswith(itk.SEGMENTATION) else id
+
+
 def list_volumes(folder: Path) -> list[Path]:
     """Volume files directly inside a folder, sorted by name; hidden files are left out."""
     return sorted(path for path in folder.iterdir() if is_volume(path) and not path.name.startswith("."))

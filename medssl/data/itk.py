@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,18 @@ from medssl.data.volume import LPS_TO_RAS, Affine, Volume, check_type
 from medssl.errors import DataError
 
 SUFFIXES = (".nrrd", ".mha", ".mhd")
+SEGMENTATION = ".seg.nrrd"
+"""What 3D Slicer's segmentations end in; their header tells the segments, and where a cut one lies in the scan."""
 VOXEL_FILES = (".raw", ".zraw")
 """Voxels that a `.mhd` header beside them names."""
 
 
 def read(path: Path) -> Volume:
-    """A file's voxels as stored, and its affine.
+    """A file's voxels as stored, and its affine; of a segmentation that was cut to its segments, the whole grid.
 
     Raises:
-        DataError: it cannot be read, is not of three axes and real numbers, or names a file that is missing.
+        DataError: it cannot be read, is not of three axes and real numbers, names a file that is missing, or is a
+            segmentation of several layers.
     """
     import SimpleITK as sitk
 
@@ -35,7 +39,34 @@ def read(path: Path) -> Volume:
     array = sitk.GetArrayFromImage(image)  # (Z, Y, X[, M])
     check_type(path, array.dtype)
     array = np.moveaxis(array, (0, 1, 2), (2, 1, 0))
-    return Volume(array, affine_of(image), None, path)
+    volume = Volume(array, affine_of(image), None, path)
+    return _segmentation(volume, image) if path.name.lower().endswith(SEGMENTATION) else volume
+
+
+def _segmentation(volume: Volume, image: Any) -> Volume:
+    """With the names of its segments, and uncut where its header says of what grid it is a part."""
+    if volume.array.ndim > 3:
+        raise DataError(
+            f"{volume.path}: {volume.array.shape[3]} layers of segments that overlap, where a voxel has one class; in "
+            "3D Slicer, take the overlaps away or export the segments as a labelmap"
+        )
+    said = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
+    names = [(int(value), said.get(key.replace("_LabelValue", "_Name"), "")) for key, value in said.items()
+             if re.fullmatch(r"Segment\d+_LabelValue", key)]  # fmt: skip
+    volume = replace(volume, segments=tuple(sorted(names)))
+    start = [*map(int, re.findall(r"-?\d+", said.get("Segmentation_ReferenceImageExtentOffset", "")))]
+    grid = re.search(r"Reference image geometry\|([^|]*)\|", said.get("Segmentation_ConversionParameters", ""))
+    numbers = [*map(float, re.findall(r"-?[\d.]+(?:e[-+]?\d+)?", grid[1]))] if grid else []
+    if len(start) != 3 or len(numbers) != 22:  # a matrix of 4 x 4, then the first and last voxel along each axis
+        return volume
+    spacing = np.linalg.norm(np.reshape(numbers[:16], (4, 4))[:3, :3], axis=0)
+    whole = [int(last - first) + 1 for first, last in zip(numbers[16::2], numbers[17::2], strict=True)]
+    pads = [(a, n - a - b) for a, b, n in zip(start, volume.shape, whole, strict=True)]
+    if not np.allclose(spacing, volume.spacing, rtol=1e-4) or min(map(min, pads)) < 0:
+        return volume
+    affine = volume.affine.copy()
+    affine[:3, 3] -= affine[:3, :3] @ start
+    return replace(volume, array=np.pad(volume.array, pads), affine=affine)
 
 
 def read_grid(path: Path) -> tuple[tuple[int, ...], Affine]:
@@ -62,7 +93,9 @@ def rewrite(path: Path, out: Path, array: NDArray[Any] | None) -> None:
 
     old = sitk.ReadImage(str(path))
     new = old if array is None else sitk.GetImageFromArray(np.ascontiguousarray(array.T))
-    new.CopyInformation(old)
+    new.SetSpacing(old.GetSpacing())
+    new.SetDirection(old.GetDirection())
+    new.SetOrigin((LPS_TO_RAS @ read(path).affine)[:3, 3] if array is not None else old.GetOrigin())
     sitk.WriteImage(new, str(out), useCompression=True)
 
 

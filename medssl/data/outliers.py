@@ -338,20 +338,29 @@ def _identity(pairs: Pairs) -> Iterator[Finding]:
 
 
 def _missed_classes(pairs: Pairs, classes: Sequence[str] | None) -> Iterator[Finding]:
+    """Cases without classes that nearly all other labels hold; of few labels, such as lack half of the classes."""
     labelled = [(case, fact) for case, fact in pairs if case.label is not None and fact.voxels.keys() - _BACKGROUND]
-    if len(labelled) < 2 * FEWEST:
-        return
     names = dict(enumerate(classes or ()))
-    for value in sorted({value for _, fact in labelled for value in fact.voxels} - _BACKGROUND):
-        lacking = [case for case, fact in labelled if value not in fact.voxels]
-        if len(lacking) > max(1, RARE * len(labelled)):
+    values = sorted({value for _, fact in labelled for value in fact.voxels} - _BACKGROUND)
+    lacking = {value: [case for case, fact in labelled if value not in fact.voxels] for value in values}
+    rare = {value: cases for value, cases in lacking.items() if len(cases) <= max(1, RARE * len(labelled))}
+    for case, _ in labelled:
+        missing = [value for value, cases in rare.items() if case in cases]
+        is_told = len(labelled) >= 2 * FEWEST or (
+            len(labelled) > 2 and len(missing) > 1 and 2 * len(missing) >= len(values)
+        )
+        if not missing or not is_told:
             continue
-        name = f"class {value}" + (f", {names[value]}" if value in names else "")
-        for case in lacking:
-            assert case.label is not None
-            found = f"holds no {name}, which {len(labelled) - len(lacking)} of {len(labelled)} labels hold"
-            fix = "correct where it is truly absent; scores of the class are undefined there"
-            yield _finding(case, case.label.path, "class_missing", found, fix)
+        assert case.label is not None
+        told = some([f"{value}, {names[value]}" if value in names else str(value) for value in missing])
+        most = max(len(lacking[value]) for value in missing)
+        found = f"holds no class {told}, which {len(labelled) - most} of {len(labelled)} labels hold"
+        fix = "correct where it is truly absent; scores of the class are undefined there"
+        if len(missing) > 1:
+            found = f"holds {len(values) - len(missing)} of {len(values)} classes; it {found}"
+            fix = ("if only these were drawn, the others would be taught as background: finish the label, or leave it "
+                   "out, so that the case is unlabelled")  # fmt: skip
+        yield _finding(case, case.label.path, "class_missing", found, fix)
 
 
 def _flips(pairs: Pairs) -> Iterator[Finding]:

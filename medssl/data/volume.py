@@ -68,6 +68,8 @@ class Volume:
     scaling: tuple[float, float] = (1.0, 0.0)
     """Slope and intercept that took the stored voxels to `array`."""
     oddities: tuple[Oddity, ...] = ()
+    segments: tuple[tuple[int, str], ...] = ()
+    """Values of a label map and what its file calls them; empty where it does not say."""
     series: str = ""
     """The uid of the DICOM series that it was read from."""
 

@@ -8,7 +8,7 @@ follow the reasoning of nnU-Net (Isensee et al., Nature Methods 2021); the patch
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,15 @@ def _seen(source: Path, layout: str | None) -> str:
     label = next((case.label for case in read_layout(source, layout=layout).cases if case.label is not None), None)
     if label is None:
         return ""
-    return f" ({label.path.name} holds {listed(np.unique(read_label(label).array))})"
+    values = np.unique(read_label(label).array)
+    teeth = "; FDI numbers of teeth? Then add --config configs/data/teeth_fdi.yaml" if _are_teeth(values) else ""
+    return f" ({label.path.name} holds {listed(values)}{teeth})"
+
+
+def _are_teeth(values: Iterable[int]) -> bool:
+    """Whether all are FDI numbers of permanent teeth, or background."""
+    found = [int(value) for value in values if value]
+    return bool(found) and all(value // 10 in range(1, 5) and value % 10 in range(1, 9) for value in found)
 
 
 def make_plan(

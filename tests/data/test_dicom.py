@@ -344,12 +344,12 @@ class TestSeries:
         (two / "deeper").mkdir()
         save_slice(two / "deeper" / "c.dcm", ramp()[..., 0], ORIGIN, uid="1.2.3.6")
         (two / "DICOMDIR").write_bytes(begun("1.2.840.10008.1.3.10"))
-        for kind in ("88.22", "66", "66.1", "481.3", "11.1"):  # report, raw data, registration, structures, states
+        for kind in ("88.22", "66", "66.1", "66.4", "481.2", "481.3", "11.1"):
+            # A report, raw data, a registration, a segmentation, a dose, structures, presentation states.
             (two / f"other{kind}.dcm").write_bytes(begun(f"1.2.840.10008.5.1.4.1.1.{kind}"))
         assert list(series_of(two)) == ["1.2.3.4", "1.2.3.5"]
-        for kind in ("66.4", "481.2"):  # segmentation and dose are images
-            (two / "image.dcm").write_bytes(begun(f"1.2.840.10008.5.1.4.1.1.{kind}"))
-            assert "image.dcm" in refused(two)
+        (two / "image.dcm").write_bytes(begun("1.2.840.10008.5.1.4.1.1.2"))
+        assert "image.dcm" in refused(two)
 
     def test_a_folder_is_told_by_its_files(self, two, tmp_path):
         assert is_series_folder(two)
@@ -390,10 +390,10 @@ def begun(kind, syntax="1.2.840.10008.1.2.1"):
     return bytes(128) + b"DICM" + encode([(2, 0, "UL", len(meta))]) + meta
 
 
-def save_enhanced(folder, heights, aside=0.0, slopes=None, places=True, explicit=True, more=()):
+def save_enhanced(folder, heights, aside=0.0, slopes=None, places=True, explicit=True, more=(),
+                  kind="1.2.840.10008.5.1.4.1.1.2.1"):  # fmt: skip
     """A multi-frame CT of `ramp()`, which SimpleITK cannot write: a frame at each height."""
     folder.mkdir(exist_ok=True)
-    kind = "1.2.840.10008.5.1.4.1.1.2.1"
     directions = (0x20, 0x9116, "SQ", [[(0x20, 0x37, "DS", "1\\0\\0\\0\\1\\0")]])
     spacing = (0x28, 0x9110, "SQ", [[(0x18, 0x50, "DS", "9"), (0x28, 0x30, "DS", "1.25\\0.7")]])
     frames = []
@@ -448,10 +448,34 @@ class TestFrames:
         np.testing.assert_array_equal(volume.array, 2 * ramp())
         assert "slopes" in refused(save_enhanced(tmp_path / "b", range(7), slopes=range(1, 8)))
 
+    @pytest.mark.parametrize("explicit", [True, False])
+    def test_what_looks_like_an_element_among_the_pixels_is_none(self, tmp_path, explicit):
+        folder = save_enhanced(tmp_path / "s", [2.5 * k for k in (3, 0, 6, 1, 5, 2, 4)], explicit=explicit)
+        raw = (folder / "frames").read_bytes()
+        position = (0x20).to_bytes(2, "little") + (0x32).to_bytes(2, "little")
+        stray = position + (b"DS" + (6).to_bytes(2, "little") if explicit else (6).to_bytes(4, "little")) + b"1\\2\\3 "
+        (folder / "frames").write_bytes(raw[: -len(stray)] + stray)
+        volume = read_series(folder)
+        assert volume.spacing == pytest.approx((0.7, 1.25, 2.5))
+        assert volume.oddities == ()
+
+    def test_frames_without_positions_and_spacing_are_refused(self, tmp_path):
+        assert "positions of the 7 frames are not found, nor is" in refused(
+            save_enhanced(tmp_path / "s", range(7), places=False)
+        )
+
     def test_frames_without_positions_are_read_as_they_come_and_reported(self, tmp_path):
-        volume = read_series(save_enhanced(tmp_path / "s", range(7), places=False))
+        """As in a plain CT of several frames with one spacing, which SimpleITK knows."""
+        kind, spacing = "1.2.840.10008.5.1.4.1.1.2", [(0x28, 0x30, "DS", "1.25\\0.7"), (0x18, 0x88, "DS", "2.5")]
+        volume = read_series(save_enhanced(tmp_path / "s", range(7), places=False, more=spacing, kind=kind))
         np.testing.assert_array_equal(volume.array, ramp())
         assert [odd.code for odd in volume.oddities] == ["multi_frame"]
+
+    def test_pixels_packed_in_a_way_that_is_not_read_are_told_as_such(self, tmp_path):
+        folder = save_enhanced(tmp_path / "s", range(7))
+        raw = (folder / "frames").read_bytes()
+        (folder / "frames").write_bytes(raw.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.9.9\0"))
+        assert "packed as 1.2.840.10008.1.9.9, which is not read; unpack" in refused(folder)
 
     @pytest.mark.parametrize("explicit", [True, False])
     def test_a_film_is_no_volume(self, tmp_path, explicit):

@@ -201,6 +201,25 @@ class TestLabels:
         assert made.found() == [("case02", "class_missing")]
         assert "class 2, right, which 11 of 12 labels hold" in made.told()
 
+    def test_a_label_of_some_classes_among_few_is_told_once(self, tmp_path):
+        """As of teeth on one side alone, where four labels have all."""
+        made, jaws = Made(tmp_path, 4), DatasetConfig(name="jaws", classes=("background", *"abcdef"))
+
+        def missing(most):
+            for number, case in enumerate(made.cases):
+                label = read_label(case.label)
+                array = np.zeros_like(label.array)
+                for value in range(1, 1 + most[number]):
+                    array[value, 1 + value % 5, 1:3] = value
+                write_image(case.label.path, array.astype(np.uint8), label.affine)
+            report = check_cases(made.cases, jaws, workers=0)
+            return [(f.case, f.found) for f in report.findings if f.code == "class_missing"]
+
+        assert missing([6, 6, 6, 5]) == []
+        assert missing([2, 6, 6, 4]) == []
+        said = "holds 2 of 6 classes; it holds no class 3, c, 4, d, 5, e, 6, f, which 3 of 4 labels hold"
+        assert missing([2, 6, 6, 6]) == [("case00", said)]
+
     def test_a_class_that_several_labels_lack_is_no_surprise(self, made):
         for case in made.cases[:3]:
             label = read_label(case.label)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from medssl.config import parse
 from medssl.data.cases import Case, DatasetConfig
-from medssl.data.io import case_id, is_volume, list_volumes
+from medssl.data.io import case_id, is_volume, label_id, list_volumes
 from medssl.data.itk import VOXEL_FILES
 from medssl.data.volume import Oddity, Source
 from medssl.errors import DataError
@@ -109,6 +109,11 @@ def subfolder(folder: Path, name: str) -> Path:
     return folder / name if not found or folder / name in found else found[0]
 
 
+def is_named_as_labels(folder: Path) -> bool:
+    """Whether a folder is called as those with labels are."""
+    return _LABELS.fullmatch(folder.name) is not None
+
+
 def refuse_labels_elsewhere(folders: Sequence[Path]) -> None:
     """Stop where one of these is called as labels are and all its volumes are called as those of another.
 
@@ -119,7 +124,7 @@ def refuse_labels_elsewhere(folders: Sequence[Path]) -> None:
     for images in folders:
         stems = names[images] | {_stem(path) for path in volumes(images)}
         for labels in folders:
-            if _LABELS.fullmatch(labels.name) and not _LABELS.fullmatch(images.name) and set() < names[labels] <= stems:
+            if is_named_as_labels(labels) and not is_named_as_labels(images) and set() < names[labels] <= stems:
                 raise DataError(
                     f"{labels}: looks like the labels of {images.name}/, whose files have the same names, but is not "
                     "read as such\n  Rename the two to labels/ and images/, or name the files of each case in a "
@@ -203,11 +208,11 @@ def paired(images: Iterable[tuple[str, tuple[Path, ...]]], labels: Sequence[Path
     images = list(images)
     by_id: dict[str, list[Path | None]] = {}
     for label in labels:
-        by_id.setdefault(case_id(label), []).append(label)
+        by_id.setdefault(label_id(label), []).append(label)
     ids = {id for id, _ in images}
     return Layout(
         cases=tuple(case(id, files, label) for id, files in images for label in by_id.get(id) or [None]),
-        labels_without_image=tuple(label for label in labels if case_id(label) not in ids),
+        labels_without_image=tuple(label for label in labels if label_id(label) not in ids),
     )
 
 

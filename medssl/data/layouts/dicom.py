@@ -3,20 +3,20 @@
 A folder with slices directly inside is a case, named after the patient's folder, or after all folders from there on
 where that patient has several. Patients' folders are those at the top, or, where all lie in a single folder such as
 `DICOM/` and their headers name several patients, those inside it. Where headers name several patients, folders of one,
-such as its studies, have the first one's name as their patient. A folder with several series cannot be read as it is:
-name the wanted one in a datalist, as `folder#uid`. Labels may lie in `labels/`, as volumes that are named as their
-cases.
+such as its studies, have the first one's name as their patient. A series of one slice beside others of its patient is
+a scout, and no case. A folder with several series cannot be read as it is: name the wanted one in a datalist, as
+`folder#uid`. Labels may lie in `labels/`, as volumes that are named as their cases.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from medssl.data.dicom import first_image, patient_of
+from medssl.data.dicom import first_image, is_one_slice, patient_of
 from medssl.data.io import is_volume
 from medssl.data.layouts.base import Layout, Reader, paired, subfolder, volumes
 from medssl.data.layouts.description import declared
@@ -33,6 +33,9 @@ def read(source: Path) -> Layout:
     searched = list(_searched(source))
     images = {folder: image for folder, image, _ in searched if image is not None}
     top, same = _patients_folder(source, images)
+    scouts = _scouts(list(images), top)
+    for folder in scouts:
+        del images[folder]
     folders = [folder.relative_to(top).parts for folder in images]
     patients = Counter(parts[0] for parts in folders if parts)
     ids = [source.name if not parts else parts[0] if patients[parts[0]] == 1 else "_".join(parts) for parts in folders]
@@ -42,8 +45,20 @@ def read(source: Path) -> Layout:
     )
     cases = tuple(replace(c, subject=subjects.get(c.id, c.id)) for c in layout.cases)
     return replace(
-        layout, cases=cases, others=tuple(path for _, _, files in searched for path in files if is_volume(path))
-    )
+        layout, cases=cases,
+        others=(*(path for _, _, files in searched for path in files if is_volume(path)), *scouts),
+    )  # fmt: skip
+
+
+def _scouts(folders: Sequence[Path], top: Path) -> list[Path]:
+    """Those of one slice, where their patient has another."""
+    by_patient: dict[str, list[Path]] = {}
+    for folder in folders:
+        if folder != top:
+            by_patient.setdefault(folder.relative_to(top).parts[0], []).append(folder)
+    several = [own for own in by_patient.values() if len(own) > 1]
+    single = [[folder for folder in own if is_one_slice(folder)] for own in several]
+    return [folder for own, thin in zip(several, single, strict=True) if len(thin) < len(own) for folder in thin]
 
 
 def _patients_folder(source: Path, images: Mapping[Path, Path]) -> tuple[Path, dict[str, str]]:
