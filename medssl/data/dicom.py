@@ -69,6 +69,11 @@ class Series:
         """Number of files."""
         return len(self.paths)
 
+    @property
+    def slices(self) -> int:
+        """Of all files."""
+        return self.files * self.size[2]
+
     def __str__(self) -> str:
         frames = "" if self.size[2] == 1 else f" of {self.size[2]} frames"
         files = how_many(self.files, "file") + frames
@@ -127,7 +132,7 @@ def read_series(folder: Path, series: str | None = None) -> Volume:
     one slice.
 
     Args:
-        series: uid; needed where the folder holds several.
+        series: uid; needed where the folder holds several of more than one slice.
 
     Raises:
         DataError: no such series, or several and none named; a file cannot be read; slices are of several volumes, are
@@ -136,7 +141,12 @@ def read_series(folder: Path, series: str | None = None) -> Volume:
     folder = Path(folder)
     grouped = _grouped(folder)
     uid = _pick(folder, {uid: _summary(each) for uid, each in grouped.items()}, series)
-    return replace(_read(folder, grouped[uid]), series=uid)
+    volume = replace(_read(folder, grouped[uid]), series=uid)
+    if series is not None or len(grouped) == 1:
+        return volume
+    found = f"{len(grouped) - 1} other series in the folder, of one slice each as a scout is; not read"
+    odd = Oddity("scout", found, f"name one by its uid, as in {folder}#{uid}, if it is the case")
+    return replace(volume, oddities=(*volume.oddities, odd))
 
 
 @dataclass(frozen=True)
@@ -252,8 +262,9 @@ def _summary(headers: Sequence[_Header]) -> Series:
 def _pick(folder: Path, found: dict[str, Series], wanted: str | None) -> str:
     if not found:
         raise DataError(f"{folder}: no DICOM image in this folder; subfolders are not searched")
-    if wanted is None and len(found) == 1:
-        return next(iter(found))
+    thick = [uid for uid, series in found.items() if series.slices > 1]
+    if wanted is None and 1 in (len(found), len(thick)):
+        return (thick or [*found])[0]
     if wanted is not None and wanted in found:
         return wanted
     title = f"{len(found)} series in one folder" if wanted is None else f"no series {wanted} in this folder, but"

@@ -244,7 +244,7 @@ def _read_grid(source: Source) -> tuple[tuple[int, ...], Affine]:
     try:
         if path.is_dir():
             series = series_of(path)
-            found = series[source.part] if source.part else next(iter(series.values()))
+            found = series[source.part] if source.part else max(series.values(), key=lambda one: one.slices)
             (columns, rows, frames), (_, affine) = found.size, itk.read_grid(found.paths[0])
             return (columns, rows, frames * found.files), affine
         return nifti.read_grid(path) if name.endswith(nifti.SUFFIXES) else itk.read_grid(path)

@@ -7,7 +7,8 @@ import pytest
 import SimpleITK as sitk
 
 from medssl.data.dicom import is_series_folder, read_series, series_of
-from medssl.data.io import read_volume, write_image
+from medssl.data.io import read_grid, read_volume, write_image
+from medssl.data.volume import Source
 from medssl.errors import DataError
 
 SHAPE = (5, 6, 7)
@@ -425,6 +426,20 @@ def save_enhanced(folder, heights, aside=0.0, slopes=None, places=True, explicit
     syntax = "1.2.840.10008.1.2" + ".1" * explicit
     (folder / "frames").write_bytes(begun(kind, syntax) + encode(sorted(body, key=lambda one: one[:2]), explicit))
     return folder
+
+
+def test_a_scout_in_the_folder_of_its_scan_is_left_out_and_told(tmp_path):
+    for k in range(SHAPE[2]):
+        save_slice(tmp_path / f"{k}.dcm", ramp()[..., k], at(0, 0, 2.5 * k), uid="1.2.3.4")
+    alone = read_series(tmp_path)
+    save_slice(tmp_path / "0_scout.dcm", ramp()[..., 0], at(0, 0, 40), uid="1.2.3.5")
+    both = read_series(tmp_path)
+    np.testing.assert_array_equal(both.array, alone.array)
+    assert [odd.code for odd in both.oddities] == ["scout"]
+    assert read_grid(Source(tmp_path))[0] == SHAPE
+    assert read_series(tmp_path, "1.2.3.5").shape == (*SHAPE[:2], 1)
+    save_slice(tmp_path / "1_scout.dcm", ramp()[..., 1], at(0, 0, 45), uid="1.2.3.5")
+    assert "2 series in one folder" in refused(tmp_path)
 
 
 class TestFrames:
