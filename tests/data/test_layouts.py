@@ -763,6 +763,10 @@ class TestDetection:
         with pytest.raises(DataError, match="no such file or folder"):
             read_cases(tmp_path / "absent")
         (tmp_path / "file.txt").touch()
+        for name, content in (("a.nii.gz", b""), ("IM1", bytes(128) + b"DICM")):
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(DataError, match=f"{name}: one file of a dataset; name the folder that holds all"):
+                read_cases(tmp_path / name)
         with pytest.raises(DataError, match=r"(?s)no dataset found.*a file named \*\.txt"):
             read_cases(tmp_path / "file.txt")
 

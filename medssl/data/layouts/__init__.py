@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from medssl.data.cases import Case, DatasetConfig, subjects_of
-from medssl.data.io import case_id
+from medssl.data.dicom import first_image
+from medssl.data.io import case_id, is_volume
 from medssl.data.layouts import acdc, datalist, dicom, folders, la, modalities, msd, nnunet, pairs, ssl4mis
 from medssl.data.layouts.base import CHANNEL, Declared, Reader, subfolder, volumes
 from medssl.data.layouts.base import Layout as Layout
@@ -123,6 +124,8 @@ def find_reader(source: Path, name: str | None = None) -> Reader:
 
 
 def _no_layout(source: Path, readers: list[Reader]) -> str:
+    if source.is_file() and (is_volume(source) or first_image([source])):
+        return f"{source}: one file of a dataset; name the folder that holds all"
     width = max(len(reader.name) for reader in readers)
     wanted = "\n".join(f"    {reader.name:{width}}  {reader.looks_for}" for reader in readers)
     return f"{source}: no dataset found\n  looked for, in this order\n{wanted}\n  found {_content(source)}"
