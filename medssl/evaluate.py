@@ -30,7 +30,7 @@ from medssl.errors import ConfigError, DataError
 from medssl.files import refuse_existing
 from medssl.logs import log_test_scores
 from medssl.metrics import CONVENTIONS, METRICS, ClassScore, Measures, score_case
-from medssl.metrics.conventions import TOLERANCE
+from medssl.metrics.conventions import BRATS_WORST, TOLERANCE
 from medssl.metrics.scoring import LARGEST_LABEL
 from medssl.progress import mapper, tracked
 from medssl.score_file import write_scores
@@ -113,6 +113,9 @@ def evaluate_folders(
         tuple(conventions), cast("Units | None", units), tolerance, tolerances or {}, tuple(instances),
         tuple(centreline), None if metrics is None else tuple(metrics),
     )  # fmt: skip
+    if units == "voxel" and "brats" in conventions:
+        raise ConfigError(f"units: brats is in mm, {BRATS_WORST} of them where a class is missed; leave brats or the "
+                          "unit out")  # fmt: skip
     prepared = read_prepared(references) if is_prepared(references) else None
     data = _dataset(classes, data or (prepared.config if prepared else None), predictions)
     pairs, unpredicted = _match(predictions, references, prepared)

@@ -119,7 +119,7 @@ def read_table(path: Path) -> ScoreTable:
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as a table of scores: {error}") from None
-    return _read_ours(path) if TITLE in text.partition("\n")[0] else _read_csv(path, text)
+    return _read_ours(path) if text.partition("\n")[0].strip(' #"\t\r,;') == TITLE else _read_csv(path, text)
 
 
 def _read_ours(path: Path) -> ScoreTable:
@@ -160,7 +160,9 @@ def _read_csv(path: Path, text: str) -> ScoreTable:
     start = next((number for number, line in enumerate(lines) if line.strip()), 0)
     between = separator(lines[start] if lines else "")
     rows = csv.DictReader(lines[start:], delimiter=between)
-    columns = {_plain(name): name for name in rows.fieldnames or () if name}
+    names = [name for name in rows.fieldnames or () if name]
+    columns = {_plain(name): name for name in reversed(names)}  # of two units the first, and before both a plain name
+    columns |= {_plain(name): name for name in names if not _UNIT.search(name.strip().lower())}
     case, class_name = _first(_CASES, columns), _first(_CLASSES, columns)
     metrics = {ours: found for ours, theirs in _METRICS.items() if (found := _first(theirs, columns))}
     if case is None or not metrics:

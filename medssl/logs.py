@@ -97,7 +97,7 @@ class RunLog:
 
         Args:
             waited: seconds for patches since the step, or validation, that was noted before.
-            skipped: how many steps since then were left out as not finite, a scalar.
+            skipped: the share of the steps since the last noted one that were left out as not finite, a scalar.
         """
         self.flush()
         values = {f"loss/{k}": v for k, v in result.losses.items()} | {f"stat/{k}": v for k, v in result.stats.items()}
@@ -109,7 +109,7 @@ class RunLog:
         seconds, steps = now - self._noted, max(1, iteration - self._noted_at)
         self._noted, self._noted_at = now, iteration
         if skipped is not None:
-            values["skipped"] = skipped / steps
+            values["skipped"] = skipped
         packed = torch.stack([v.detach().float() for v in values.values()])
         facts = {"lr": lr, "seconds_per_step": seconds / steps, "waiting": min(1.0, waited / max(seconds, 1e-9))}
         if packed.is_cuda:

@@ -307,8 +307,7 @@ def _earlier_images(place: Path, record: Record, overwrite: bool) -> dict[str, t
 
 def _of_images(images: Sequence[Path], channels: Sequence[str]) -> dict[str, tuple[Source, ...]]:
     """The files of each case among volumes, folders of them, and folders with files named by the run's channels."""
-    by_name = {path: modalities.cases_in(path, channels) for path in images
-               if path.is_dir() and (list_volumes(path) or not dicom.fits(path))}  # fmt: skip
+    by_name = {path: modalities.cases_in(path, channels) for path in images if path.is_dir()}
     rest = [path for path in images if not by_name.get(path)]
     found = _by_id(_expand(rest), len(channels)) if rest or not images else {}
     for case in itertools.chain(*by_name.values()):
@@ -351,7 +350,7 @@ def _inside(folder: Path) -> list[tuple[str, Source]]:
     named as `prepare` names them."""
     files = list_volumes(folder)
     if not files:
-        return [(case.id, case.images[0]) for case in dicom.read(folder).cases]
+        return list(dict.fromkeys((case.id, case.images[0]) for case in dicom.read(folder).cases))
     series = sorted(path for path in folder.iterdir() if path.is_dir() and is_series_folder(path))
     return [*((case_id(path), Source(path)) for path in files), *((path.name, Source(path)) for path in series)]
 

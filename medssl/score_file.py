@@ -157,7 +157,7 @@ def digits(value: float | None) -> str:
 
 def _parse_table(path: Path, lines: list[str]) -> dict[str, Scores]:
     """The scores of each convention, in the order of the file."""
-    if lines and TITLE in lines[0] and lines[0].strip() != f"# {TITLE}":
+    if lines and lines[0].strip(' #"\t\r\n,;') == TITLE and lines[0].strip() != f"# {TITLE}":
         raise DataError(f"{path}: a spreadsheet has saved this table and changed its lines; take the file that "
                         "medssl evaluate wrote, or evaluate again")  # fmt: skip
     start = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))

@@ -398,7 +398,7 @@ class Watch:
 
     def __init__(self, device: torch.device) -> None:
         self.in_a_row = torch.zeros((), device=device)
-        self.all = torch.zeros((), device=device)
+        self.all, self.steps = torch.zeros((), device=device), 0
         self.most = torch.zeros((), device=device)
         self.step = torch.zeros((), device=device)
         self.names: tuple[str, ...] = ()
@@ -414,15 +414,17 @@ class Watch:
         bad = (processes.total((~judged.isfinite()).float()) > 0).float()
         self.in_a_row = (self.in_a_row + 1) * bad
         self.all += bad
+        self.steps += 1
         self.most = torch.maximum(self.most, self.in_a_row)
         self.step = torch.where(bad > 0, step, self.step)
         self.losses = torch.where(bad > 0, values, self.losses)
         return bad
 
     def skipped(self) -> Tensor:
-        """How many steps were not finite since this was last asked: a scalar on the device."""
-        count, self.all = self.all, torch.zeros_like(self.all)
-        return count
+        """The share of the steps since this was last asked that were not finite: a scalar on the device."""
+        share = self.all / max(1, self.steps)
+        self.all, self.steps = torch.zeros_like(self.all), 0
+        return share
 
     def found(self, *, wait: bool = False) -> tuple[int, dict[str, float]] | None:
         """Number and losses of the last bad step, where there were PATIENCE of them in a row.

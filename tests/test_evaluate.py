@@ -170,6 +170,12 @@ def test_references_given_first_are_suspected(folders, tmp_path):
         evaluate_folders(references, predictions, tmp_path / "scores.csv")
 
 
+def test_brats_is_refused_in_voxels(folders, tmp_path):
+    options = {"classes": CLASSES, "workers": 0, "conventions": ["strict", "brats"], "units": "voxel"}
+    with pytest.raises(ConfigError, match=r"units: brats is in mm, 373\.13 of them where a class is missed"):
+        evaluate_folders(*folders, tmp_path / "scores.csv", **options)
+
+
 def test_one_case_in_two_files_is_refused(folders, tmp_path):
     predictions, _ = folders
     save(predictions / "a.nii", label_map())

@@ -177,6 +177,16 @@ def test_tables_of_spreadsheets_are_read(folders, tmp_path, head, between, point
         explain(ours, tmp_path / "b.csv")
 
 
+def test_a_plain_name_wins_over_one_with_a_unit_and_the_first_of_two_units(folders, tmp_path):
+    ours = scored(folders, "a.csv")
+    rows = [f"{s.case},{s.class_name},{100 * s.dice},{s.dice},{s.hd95},-1" for s in read_scores(ours)
+            if s.dice is not None and s.hd95 is not None]  # fmt: skip
+    (tmp_path / "b.csv").write_text("\n".join(["case,class,Dice %,Dice,HD95 (mm),HD95 (voxel)", *rows]))
+    words = "\n".join(explain(ours, tmp_path / "b.csv"))
+    assert f"dice: all {len(rows)} numbers are the same" in words
+    assert f"hd95: all {len(rows)} numbers are the same" in words
+
+
 @pytest.mark.parametrize("saved", ["{},,,", '"{}"', "{};;"])
 def test_a_table_that_a_spreadsheet_saved_is_told(folders, tmp_path, saved):
     ours = scored(folders, "a.csv")

@@ -797,6 +797,18 @@ def test_a_dicom_series_is_a_case_named_by_its_folder(trained, tmp_path):
     assert len(np.unique(found.array)) > 1
 
 
+def test_dicom_beside_converted_modalities_takes_no_case_away(trained, tmp_path):
+    (tmp_path / "run").mkdir()
+    run, image = untrained(trained, tmp_path / "run", ["t1", "t2"]), trained[1] / "images" / "ball_00.nii.gz"
+    for name in ("P1", "P2"):
+        (tmp_path / "scans" / name).mkdir(parents=True)
+        for word in ("t1", "t2"):
+            shutil.copy(image, tmp_path / "scans" / name / f"{word}.nii.gz")
+    write_series(tmp_path / "scans" / "P1" / "dicom", np.arange(12 * 12 * 8, dtype=np.int16).reshape(12, 12, 8))
+    written = predict(run, [tmp_path / "scans"], tmp_path / "out", device="cpu")
+    assert [path.name for path in written] == ["P1.nii.gz", "P2.nii.gz"]
+
+
 def test_an_archive_of_dicom_is_predicted_by_the_names_that_prepare_gives(trained, tmp_path):
     archive, voxels = tmp_path / "archive", np.arange(12 * 12 * 8, dtype=np.int16).reshape(12, 12, 8)
     write_series(archive / "Ödön, Á" / "study 1" / "CBCT", voxels)
@@ -809,6 +821,8 @@ def test_an_archive_of_dicom_is_predicted_by_the_names_that_prepare_gives(traine
     patients = [archive / "Lang, Kai", archive / "Ödön, Á"]  # each with one series: named by what was given
     written = predict(trained[0], patients, tmp_path / "each", device="cpu")
     assert sorted(path.name for path in written) == ["Lang, Kai.nii.gz", "Ödön, Á.nii.gz"]
+    (one,) = predict(trained[0], [archive / "Lang, Kai"], tmp_path / "one", device="cpu")
+    assert one.name == "study 1.nii.gz"  # its only series of more than one slice
     slice_of = next((archive / "Lang, Kai" / "study 1" / "CBCT").iterdir())
     with pytest.raises(DataError, match=r"a file of a DICOM series; name its folder, .*CBCT$"):
         predict(trained[0], [slice_of], tmp_path / "more", device="cpu")

@@ -23,7 +23,7 @@ from medssl.data.dicom import is_one_slice
 from medssl.data.findings import Facts, Finding, Report
 from medssl.data.grid import aligned
 from medssl.data.inspect import Expected, check_case, check_label, listed
-from medssl.data.io import SUFFIXES, case_id, is_volume
+from medssl.data.io import SUFFIXES, case_id, is_volume, label_id
 from medssl.data.labels import mapped
 from medssl.data.layouts import Layout, declared, labels_beside, read_layout
 from medssl.data.looks import Look, digest, look_at
@@ -183,14 +183,14 @@ def _layout_findings(layout: Layout, source: Path) -> Iterator[Finding]:
         yield Finding(None, source, "warning", odd.code, odd.found, odd.fix)
     for label in layout.labels_without_image:
         fix = "add the image or remove the label; file names must agree up to the suffix"
-        yield Finding(case_id(label), label, "error", "no_image", "a label without an image", fix)
+        yield Finding(label_id(label), label, "error", "no_image", "a label without an image", fix)
     for case, label in layout.absent_labels:
         fix = "add the label, or remove it from dataset.json"
         yield Finding(case, label, "warning", "absent_label", "the listed label is absent; taken as unlabelled", fix)
     for label in layout.unlisted_labels:
         fix = "list it in dataset.json to use it"
         found = "a label that dataset.json does not list is not used"
-        yield Finding(case_id(label), label, "warning", "unlisted_label", found, fix)
+        yield Finding(label_id(label), label, "warning", "unlisted_label", found, fix)
     for path in layout.others:
         fix = "convert it, or move it elsewhere" + ("; of DICOM see `--layout dicom`" if path.is_dir() else "")
         found = "a folder is not read" if path.is_dir() else "not a volume of a known format; not read"

@@ -94,7 +94,7 @@ def first_image(files: Iterable[Path]) -> Path | None:
 
 def is_one_slice(folder: Path) -> bool:
     """Whether a folder has one DICOM image of one slice, as a scout is."""
-    images = [path for path in _visible_files(folder) if _is_image(path)]
+    images = list(islice(filter(_is_image, _visible_files(folder)), 2))
     try:
         return len(images) == 1 and _read_header(images[0]).size[2] == 1
     except DataError:
@@ -208,8 +208,8 @@ def _reader(path: Path, read: Callable[[Any], Any]) -> tuple[Any, Any]:
     except RuntimeError:
         if syntax := _unread_syntax(path):
             raise DataError(
-                f"{path}: its pixels are packed as {syntax}, which is not read; unpack the files with "
-                "`gdcmconv --raw` or `dcmdjpeg`, or convert the folder with dcm2niix"
+                f"{path}: its pixels are packed as {syntax}, which is not read; convert the folder with a tool that "
+                "unpacks them, such as dcm2niix"
             ) from None
         raise DataError(
             f"{path}: not a whole DICOM image ({path.stat().st_size} bytes); copy the file again, or move it elsewhere "
@@ -261,7 +261,8 @@ def _summary(headers: Sequence[_Header]) -> Series:
 
 def _pick(folder: Path, found: dict[str, Series], wanted: str | None) -> str:
     if not found:
-        raise DataError(f"{folder}: no DICOM image in this folder; subfolders are not searched")
+        raise DataError(f"{folder}: no DICOM image in this folder; subfolders are not searched, and segmentations, "
+                        "doses and reports are no images")  # fmt: skip
     thick = [uid for uid, series in found.items() if series.slices > 1]
     if wanted is None and 1 in (len(found), len(thick)):
         return (thick or [*found])[0]
@@ -353,7 +354,9 @@ def _read_frames(folder: Path, headers: Sequence[_Header]) -> Volume:
     if placed is None:
         volume = _as_simpleitk_has_it(folder, path)
         found = f"positions of the {count} frames are not found"
-        if volume.spacing == (1, 1, 1):  # what SimpleITK gives where it finds nothing, or frames out of order
+        between = [numbers_of(text, 2) for text in _elements(raw, 0x0028, 0x0030)]
+        is_unit = bool(between) and all(pair is not None and (pair == 1).all() for pair in between)
+        if volume.spacing == (1, 1, 1) and not is_unit:  # SimpleITK found nothing, or frames out of order
             raise DataError(
                 f"{path}: {found}, nor is their spacing; convert the file with dcm2niix, or export it again"
             )

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from medssl.data.cases import IGNORED, Case, DatasetConfig
+from medssl.data.cases import Case, DatasetConfig
 from medssl.data.findings import Finding
 from medssl.data.grid import off_grid
 from medssl.data.io import as_label, read_image, read_volume
+from medssl.data.labels import NUMBERED, misnamed
 from medssl.data.looks import Counts, count_voxels, few_levels
 from medssl.data.recipe import zero_is_background
 from medssl.data.volume import Oddity, Source, Volume
@@ -109,23 +110,12 @@ def check_label(id: str, source: Source, expected: Expected, findings: list[Find
     label = _read_label(notes, source)
     if label is None:
         return None, Counts({})
-    _check_segments(label, expected, notes)
+    for found in misnamed(label, expected.classes or (), expected.places):
+        notes.error("segment_names", found, NUMBERED)
     counts = count_voxels(label)
     by_class = counts.by_class(expected.places)
     _check_values(label, counts.voxels, by_class, expected, notes)
     return label, by_class
-
-
-def _check_segments(label: Volume, expected: Expected, notes: _Notes) -> None:
-    """Files that name their segments number them as they were drawn, and another file otherwise."""
-    places = {name.lower(): place for place, name in enumerate(expected.classes or ())}
-    names = {**dict(enumerate(expected.classes or ())), IGNORED: "what is ignored"}
-    for value, name in label.segments:
-        place, taken = places.get(name.lower()), expected.places.get(value, -1)
-        if place is not None and place != taken:
-            found = f"the file calls the value {value} {name}; by the settings it is {names.get(taken, 'no class')}"
-            fix = "give segments the same values in every file; 3D Slicer exports labelmaps by a colour table"
-            notes.error("segment_names", found, fix)
 
 
 @dataclass(frozen=True)

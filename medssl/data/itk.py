@@ -61,6 +61,7 @@ def _segmentation(volume: Volume, image: Any) -> Volume:
         return volume
     spacing = np.linalg.norm(np.reshape(numbers[:16], (4, 4))[:3, :3], axis=0)
     whole = [int(last - first) + 1 for first, last in zip(numbers[16::2], numbers[17::2], strict=True)]
+    start = [int(offset - first) for offset, first in zip(start, numbers[16::2], strict=True)]
     pads = [(a, n - a - b) for a, b, n in zip(start, volume.shape, whole, strict=True)]
     if not np.allclose(spacing, volume.spacing, rtol=1e-4) or min(map(min, pads)) < 0:
         return volume

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from medssl.data.volume import Source, Volume
 from medssl.errors import DataError
 from medssl.words import by
 
+NUMBERED = "give segments the same values in every file; 3D Slicer exports labelmaps by a colour table"
+
 
 def read_classes(source: Path | Source, config: DatasetConfig | None) -> Volume:
     """A label file as `as_classes` gives it; with its own values where nobody says what they mean.
@@ -25,7 +27,20 @@ def read_classes(source: Path | Source, config: DatasetConfig | None) -> Volume:
         DataError: as `read_label` and `as_classes`.
     """
     label = read_label(source)
+    if config is not None and (odd := misnamed(label, config.classes, config.places)):
+        raise DataError(f"{label.path}: {'; '.join(odd)}; {NUMBERED}")
     return label if config is None or config.is_plain else as_classes(label, config)
+
+
+def misnamed(label: Volume, classes: Sequence[str], places: Mapping[int, int]) -> list[str]:
+    """Values that the file itself calls by the name of another class: files number segments as they were drawn."""
+    named = {name.lower(): place for place, name in enumerate(classes)}
+    meant = {**dict(enumerate(classes)), IGNORED: "what is ignored"}
+    return [
+        f"the file calls the value {value} {name}; by the settings it is {meant.get(places.get(value, -1), 'no class')}"
+        for value, name in label.segments
+        if named.get(name.lower(), places.get(value)) != places.get(value) and (label.array == value).any()
+    ]
 
 
 def read_prediction(source: Path | Source) -> Volume:

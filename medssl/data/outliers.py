@@ -352,9 +352,10 @@ def _missed_classes(pairs: Pairs, classes: Sequence[str] | None) -> Iterator[Fin
         if not missing or not is_told:
             continue
         assert case.label is not None
-        told = some([f"{value}, {names[value]}" if value in names else str(value) for value in missing])
+        told = some([f"{value} ({names[value]})" if value in names else str(value) for value in missing])
         most = max(len(lacking[value]) for value in missing)
-        found = f"holds no class {told}, which {len(labelled) - most} of {len(labelled)} labels hold"
+        least = "at least " * (len(missing) > 1)
+        found = f"holds no class {told}, which {least}{len(labelled) - most} of {len(labelled)} labels hold"
         fix = "correct where it is truly absent; scores of the class are undefined there"
         if len(missing) > 1:
             found = f"holds {len(values) - len(missing)} of {len(values)} classes; it {found}"

@@ -141,12 +141,14 @@ def _network(runs: Sequence[Trained]) -> dict[str, Any]:
 
 def _recipe(recipe: Recipe, channels: int) -> dict[str, Any]:
     """What the transforms call, each an expression."""
+    rules = recipe.intensities(channels)
+    inside = "@foreground(x)" if any(rule.kind == "zscore" for rule in rules) else "None"
     parts = {
         "foreground": "$lambda x: (lambda found: found if found.any() else ~found)"
         f"(np.any({_by_channel(map(_inside, recipe.thresholds(channels)))}, axis=0))",
         "zscore": "$lambda c, low, high, kept: (np.clip(c, low, high) - kept.mean()) / (kept.std() or 1)",
         "normalised": "$lambda x: (lambda inside: monai.utils.convert_to_dst_type(np.stack("
-        f"{_by_channel(map(_normalised, recipe.intensities(channels)))}), x)[0])(@foreground(x))",
+        f"{_by_channel(map(_normalised, rules))}), x)[0])({inside})",
     }
     if recipe.spacing == (None, None, None):
         return parts

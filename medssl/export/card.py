@@ -72,7 +72,7 @@ def recipe_in_words(data: DatasetConfig) -> list[str]:
     names = [""] if len(set(rules)) == 1 else [f" of {name}" for name in data.channels]
     return [
         "axes as in the file" if recipe.orientation == STORED else f"axes along {recipe.orientation}",
-        *(["what is 0 is background"] if recipe.threshold == "nonzero" else []),
+        *(["what is 0 is background"] if {*recipe.thresholds(len(data.channels))} == {"nonzero"} else []),
         *([f"cropped to the foreground with a margin of {recipe.margin} voxels"] if recipe.crop else []),
         *(_grey(f"grey levels{name}", rule) for name, rule in zip(names, rules, strict=False)),
         f"spacing {spacing} mm"

@@ -120,9 +120,6 @@ class Measures:
         if not self.had & set(METRICS if self.metrics is None else self.metrics):
             asked, rules = ", ".join(self.metrics or ()), ", ".join(self.conventions)
             raise ConfigError(f"metrics: {asked}: the convention {rules} has {', '.join(in_order(self.had))}")
-        if self.units == "voxel" and "brats" in self.conventions:
-            raise ConfigError(f"units: brats is in mm, {BRATS_WORST} of them where a class is missed; leave brats or "
-                              "the unit out")  # fmt: skip
         for where, tolerance in {"tolerance": self.tolerance, **self.tolerances}.items():
             if not 0 <= tolerance < math.inf:
                 raise ConfigError(f"{where}: a tolerance is a distance from 0 up, got {tolerance}")

@@ -490,7 +490,7 @@ class TestFrames:
         folder = save_enhanced(tmp_path / "s", range(7))
         raw = (folder / "frames").read_bytes()
         (folder / "frames").write_bytes(raw.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.9.9\0"))
-        assert "packed as 1.2.840.10008.1.9.9, which is not read; unpack" in refused(folder)
+        assert "packed as 1.2.840.10008.1.9.9, which is not read; convert" in refused(folder)
 
     @pytest.mark.parametrize("explicit", [True, False])
     def test_a_film_is_no_volume(self, tmp_path, explicit):

@@ -199,7 +199,7 @@ class TestLabels:
         label = read_label(case.label)
         write_image(case.label.path, (label.array == 1).astype(np.uint8), label.affine)
         assert made.found() == [("case02", "class_missing")]
-        assert "class 2, right, which 11 of 12 labels hold" in made.told()
+        assert "class 2 (right), which 11 of 12 labels hold" in made.told()
 
     def test_a_label_of_some_classes_among_few_is_told_once(self, tmp_path):
         """As of teeth on one side alone, where four labels have all."""
@@ -217,7 +217,7 @@ class TestLabels:
 
         assert missing([6, 6, 6, 5]) == []
         assert missing([2, 6, 6, 4]) == []
-        said = "holds 2 of 6 classes; it holds no class 3, c, 4, d, 5, e, 6, f, which 3 of 4 labels hold"
+        said = "holds 2 of 6 classes; it holds no class 3 (c), 4 (d), 5 (e), 6 (f), which at least 3 of 4 labels hold"
         assert missing([2, 6, 6, 6]) == [("case00", said)]
 
     def test_a_class_that_several_labels_lack_is_no_surprise(self, made):

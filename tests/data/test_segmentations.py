@@ -95,6 +95,31 @@ def test_values_that_another_file_has_for_other_segments_are_found(source):
     assert not [f for f in check(source, own, workers=0).findings if f.code == "segment_names"]
 
 
+def test_a_reference_whose_segments_have_other_values_is_not_scored(source, tmp_path):
+    (tmp_path / "p").mkdir()
+    sitk.WriteImage(placed(drawn()), str(tmp_path / "p" / "Ada.nii.gz"))
+    path, out = source / "labels" / "Ada.seg.nrrd", tmp_path / "s.csv"
+    write_segmentation(path, drawn(), names=[(2, "molar"), (1, "canine"), (3, "Background")])
+    with pytest.raises(DataError, match=r"the file calls the value 1 canine; by the settings it is molar; the file"):
+        evaluate_folders(tmp_path / "p", source / "labels", out, classes=TEETH.classes, workers=0)
+    write_segmentation(path, drawn(), names=[(1, "molar"), (2, "canine"), (3, "molar")])  # no voxel has the third
+    assert evaluate_folders(tmp_path / "p", source / "labels", out, classes=TEETH.classes, workers=0)
+
+
+@pytest.mark.parametrize("place", ["{}/t1.nrrd {}/t2.nrrd {}/Segmentation.seg.nrrd",
+                                   "images/{}_0000.nrrd images/{}_0001.nrrd labels/{}.seg.nrrd"])  # fmt: skip
+def test_it_is_the_label_of_several_channels(tmp_path, place):
+    two = DatasetConfig(name="jaw", classes=TEETH.classes, channels=("t1", "t2"))
+    for case in ("P1", "P2"):
+        *images, label = (tmp_path / name for name in place.format(*3 * [case]).split())
+        write_segmentation(label, drawn())
+        for image in images:
+            image.parent.mkdir(parents=True, exist_ok=True)
+            sitk.WriteImage(placed(drawn()), str(image))
+    cases = read_layout(tmp_path, two).cases
+    assert [(case.id, len(case.images), case.label is not None) for case in cases] == [("P1", 2, True), ("P2", 2, True)]
+
+
 @pytest.mark.parametrize("change", [{"spacing": (0.25, 0.5, 2.0)}, {"shape": (5, 10, 11)}])
 def test_what_does_not_fit_the_grid_that_it_names_stays_as_it_is(source, change):
     path = source / "labels" / "Ada.seg.nrrd"

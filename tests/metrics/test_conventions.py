@@ -194,7 +194,6 @@ def test_nsd_reaches_as_far_as_a_voxel_whose_side_is_the_tolerance(side):
     [
         {"conventions": ("lax",)}, {"conventions": ()}, {"conventions": ("strict", "strict")}, {"units": "inch"},
         {"tolerance": -1.0}, {"tolerance": math.nan}, {"tolerances": {"organ": math.inf}}, {"metrics": ("f2",)},
-        {"units": "voxel", "conventions": ("strict", "brats")},
     ],
 )  # fmt: skip
 def test_odd_measures_are_refused(wrong):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from medssl.data.cases import Case, DatasetConfig, subjects_of
 from medssl.data.dicom import first_image
-from medssl.data.io import case_id, is_volume
+from medssl.data.io import case_id, is_volume, label_id
 from medssl.data.layouts import acdc, datalist, dicom, folders, la, modalities, msd, nnunet, pairs, ssl4mis
 from medssl.data.layouts.base import CHANNEL, Declared, Reader, subfolder, volumes
 from medssl.data.layouts.base import Layout as Layout
@@ -106,7 +106,7 @@ def labels_beside(source: Path) -> tuple[Path, int]:
     labels = subfolder(source.parent, name.replace("images", "labels"))
     names = {case_id(path) for path in volumes(source)}
     names |= {match[1] for name in names if (match := CHANNEL.fullmatch(name))}
-    return labels, sum(case_id(path) in names for path in volumes(labels))
+    return labels, sum(label_id(path) in names for path in volumes(labels))
 
 
 def find_reader(source: Path, name: str | None = None) -> Reader:

@@ -120,7 +120,7 @@ def refuse_labels_elsewhere(folders: Sequence[Path]) -> None:
     Raises:
         DataError: its labels would pass for images, or for nothing.
     """
-    names = {folder: {case_id(path) for path in volumes(folder)} for folder in folders}
+    names = {folder: {label_id(path) for path in volumes(folder)} for folder in folders}
     for images in folders:
         stems = names[images] | {_stem(path) for path in volumes(images)}
         for labels in folders:
@@ -196,7 +196,7 @@ def are_channels(images: Sequence[Path], labels: Sequence[Path]) -> bool:
         return False
     stems = {_stem(image) for image in images}
     if labels:
-        named = {case_id(label) for label in labels}
+        named = {label_id(label) for label in labels}
         return bool(named & stems) and not named & {case_id(image) for image in images}
     found = {stem: [case_id(image)[-4:] for image in images if _stem(image) == stem] for stem in stems}
     each = {tuple(sorted(numbers)) for numbers in found.values()}

@@ -33,7 +33,7 @@ def read(source: Path) -> Layout:
     searched = list(_searched(source))
     images = {folder: image for folder, image, _ in searched if image is not None}
     top, same = _patients_folder(source, images)
-    scouts = _scouts(list(images), top)
+    scouts = _scouts(list(images), None if len(set(map(_patient_of, images.values()))) == 1 else top)
     for folder in scouts:
         del images[folder]
     folders = [folder.relative_to(top).parts for folder in images]
@@ -50,15 +50,17 @@ def read(source: Path) -> Layout:
     )  # fmt: skip
 
 
-def _scouts(folders: Sequence[Path], top: Path) -> list[Path]:
-    """Those of one slice, where their patient has another."""
+def _scouts(folders: Sequence[Path], top: Path | None) -> list[Path]:
+    """Those of one slice, where their patient has another; `top` holds the patients, None: all are of one."""
     by_patient: dict[str, list[Path]] = {}
     for folder in folders:
         if folder != top:
-            by_patient.setdefault(folder.relative_to(top).parts[0], []).append(folder)
-    several = [own for own in by_patient.values() if len(own) > 1]
-    single = [[folder for folder in own if is_one_slice(folder)] for own in several]
-    return [folder for own, thin in zip(several, single, strict=True) if len(thin) < len(own) for folder in thin]
+            by_patient.setdefault("" if top is None else folder.relative_to(top).parts[0], []).append(folder)
+    found: list[Path] = []
+    for own in by_patient.values():
+        thin = [folder for folder in own if is_one_slice(folder)] if len(own) > 1 else []
+        found += thin if len(thin) < len(own) else []
+    return found
 
 
 def _patients_folder(source: Path, images: Mapping[Path, Path]) -> tuple[Path, dict[str, str]]:

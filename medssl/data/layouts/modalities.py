@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 
 from medssl.data.cases import Case
-from medssl.data.io import case_id
+from medssl.data.io import case_id, label_id
 from medssl.data.layouts import description
 from medssl.data.layouts.base import LABEL, Declared, Layout, Reader, case, others, subfolders, volumes
 from medssl.errors import ConfigError, DataError
@@ -147,6 +147,8 @@ def _folder(path: Path, files: Sequence[Path]) -> _Folder:
     for file in files:
         word = name.sub(r"\1", case_id(file))
         label = LABEL.fullmatch(word)
+        if (own := label_id(file)) != case_id(file):  # Segmentation.seg.nrrd, as Slicer calls it
+            label = LABEL.fullmatch(name.sub(r"\1", own)) or label
         if label is None:
             images.setdefault(word.lower(), []).append(file)
         elif label[1] is None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from medssl.data.io import case_id
+from medssl.data.io import case_id, label_id
 from medssl.data.layouts.base import Layout, Reader, case, others, volumes
 from medssl.data.layouts.description import NAME, declared, read_description
 from medssl.errors import DataError
@@ -34,8 +34,8 @@ def read(source: Path) -> Layout:
     spare = [label for label in volumes(source / "labelsTr") if label not in used]
     return Layout(
         cases=tuple(cases),
-        labels_without_image=tuple(label for label in spare if case_id(label) not in ids),
-        unlisted_labels=tuple(label for label in spare if case_id(label) in ids),
+        labels_without_image=tuple(label for label in spare if label_id(label) not in ids),
+        unlisted_labels=tuple(label for label in spare if label_id(label) in ids),
         absent_labels=tuple(absent),
         others=others((source / "imagesTr", source / "labelsTr")),
     )
