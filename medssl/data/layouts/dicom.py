@@ -31,11 +31,11 @@ def fits(source: Path) -> bool:
 
 def read(source: Path) -> Layout:
     searched = list(_searched(source))
-    images = {folder: image for folder, image, _ in searched if image is not None}
-    top, same = _patients_folder(source, images)
-    scouts = _scouts(list(images), None if len(set(map(_patient_of, images.values()))) == 1 else top)
-    for folder in scouts:
-        del images[folder]
+    owners = {folder: _patient_of(image) for folder, image, _ in searched if image is not None}
+    top, same = _patients_folder(source, owners)
+    is_one = len({*owners.values()}) == 1 and "" not in owners.values()
+    scouts = _scouts(list(owners), None if is_one else top)
+    images = [folder for folder in owners if folder not in scouts]
     folders = [folder.relative_to(top).parts for folder in images]
     patients = Counter(parts[0] for parts in folders if parts)
     ids = [source.name if not parts else parts[0] if patients[parts[0]] == 1 else "_".join(parts) for parts in folders]
@@ -63,25 +63,25 @@ def _scouts(folders: Sequence[Path], top: Path | None) -> list[Path]:
     return found
 
 
-def _patients_folder(source: Path, images: Mapping[Path, Path]) -> tuple[Path, dict[str, str]]:
+def _patients_folder(source: Path, owners: Mapping[Path, str]) -> tuple[Path, dict[str, str]]:
     """The folder whose folders are patients, and which of these are of one by their headers.
 
     Args:
-        images: the folders of series with an image of each.
+        owners: the folders of series, and whose they are by their headers.
 
     Returns:
         It, and of a folder inside that is of an earlier one's patient, such as another study, that one.
     """
-    folders, top = list(images), source
+    folders, top = list(owners), source
     while len(folders) > 1 and len({folder.relative_to(top).parts[:1] for folder in folders}) == 1:
         only = top / folders[0].relative_to(top).parts[0]
-        if only in images:  # slices beside its folders: it is a patient's own
+        if only in owners:  # slices beside its folders: it is a patient's own
             break
         top = only
     first: dict[str, str] = {}
     same: dict[str, str] = {}
-    for folder, image in images.items():
-        if folder != top and (patient := _patient_of(image)):
+    for folder, patient in owners.items():
+        if folder != top and patient:
             inside = folder.relative_to(top).parts[0]
             same.setdefault(inside, first.setdefault(patient, inside))
     return (top, same) if len(first) > 1 else (source, {})
