@@ -23,7 +23,7 @@ from torch import Tensor
 from medssl.config import EACH_ONCE, Settings
 from medssl.data.cases import IGNORED
 from medssl.data.grid import THICK_SLICE_RATIO
-from medssl.parts.grey import bent, smoothed
+from medssl.parts.grey import bent, blurred
 from medssl.parts.schedules import generator
 from medssl.parts.warp import CONTROL_POINTS, places_of, turned, uploaded, warp
 
@@ -271,7 +271,7 @@ def _turned(batch: Tensor, draws: Sequence[Draw]) -> list[Tensor]:
 def _filtered(row: Tensor, draw: Draw, fine: Sequence[bool]) -> Tensor:
     """Blur, low resolution and gamma of one sample, `(M, X, Y, Z)`."""
     if draw.blur is not None:
-        row = smoothed(row[None], [draw.blur if is_fine else 0.0 for is_fine in fine])[0]
+        row = blurred(row, draw.blur, fine)
     if draw.zoom is not None:
         sides = zip(row.shape[1:], fine, strict=True)
         small = [max(1, round(n * draw.zoom)) if is_fine else n for n, is_fine in sides]

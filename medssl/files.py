@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from medssl.errors import ConfigError, DataError
 
@@ -82,8 +82,10 @@ def read_object(path: Path) -> dict[str, Any]:
     return values
 
 
-def separator(header: str) -> str:
-    """What stands between the cells of a CSV file with this first line: a comma, or what some spreadsheets write."""
+def separator(file: TextIO) -> str:
+    """What stands between the cells of a CSV file, by its first line: a comma, or what some spreadsheets write."""
+    header = file.readline()
+    file.seek(0)
     return max(",;\t", key=header.count)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import re
@@ -18,7 +19,7 @@ from medssl.errors import DataError
 from medssl.files import separator
 from medssl.metrics import CONVENTIONS, METRICS
 from medssl.metrics.conventions import TOLERANCE
-from medssl.score_file import TITLE, read_scores
+from medssl.score_file import is_ours, read_scores
 from medssl.scores import Scores, counted
 
 Averages = Literal["cases", "classes"]
@@ -119,7 +120,7 @@ def read_table(path: Path) -> ScoreTable:
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as a table of scores: {error}") from None
-    return _read_ours(path) if text.partition("\n")[0].strip(' #"\t\r,;') == TITLE else _read_csv(path, text)
+    return _read_ours(path) if is_ours(text.partition("\n")[0]) else _read_csv(path, text)
 
 
 def _read_ours(path: Path) -> ScoreTable:
@@ -158,8 +159,9 @@ def _read_nnunet(path: Path) -> ScoreTable:
 def _read_csv(path: Path, text: str) -> ScoreTable:
     lines = ["" if line.startswith("#") else line for line in text.splitlines()]
     start = next((number for number, line in enumerate(lines) if line.strip()), 0)
-    between = separator(lines[start] if lines else "")
-    rows = csv.DictReader(lines[start:], delimiter=between)
+    content = io.StringIO("\n".join(lines[start:]))
+    between = separator(content)
+    rows = csv.DictReader(content, delimiter=between)
     names = [name for name in rows.fieldnames or () if name]
     columns = {_plain(name): name for name in reversed(names)}  # of two units the first, and before both a plain name
     columns |= {_plain(name): name for name in names if not _UNIT.search(name.strip().lower())}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -317,17 +317,17 @@ def _of_images(images: Sequence[Path], channels: Sequence[str]) -> dict[str, tup
     return found
 
 
-def _expand(paths: Iterable[Path]) -> list[tuple[str, Source]]:
+def _expand(paths: Sequence[Path]) -> list[tuple[str, Source]]:
     """The volumes and series that are meant, by name."""
     found: list[tuple[str, Source]] = []
-    paths = list(paths)
     are_folders = len(paths) > 1 and all(path.is_dir() for path in paths)
     for source in (Source.parse(str(path)) for path in paths):
         path = source.path
         if path.is_dir():
-            inside = [(path.absolute().name, source)] if is_series_folder(path) else _inside(path)
-            if len(inside) == 1 and inside[0][1].path.is_dir() and are_folders:  # as of patients, each with one series
-                inside = [(path.absolute().name, inside[0][1])]
+            own = path.absolute().name
+            inside = [(own, source)] if is_series_folder(path) else _inside(path)
+            if are_folders and len(inside) == 1 and inside[0][1].path.is_dir():  # as of patients, each with one series
+                inside = [(own, inside[0][1])]
             found += inside
         elif not path.exists():
             raise DataError(f"{path}: no such file or folder")

@@ -155,9 +155,14 @@ def digits(value: float | None) -> str:
 # ---- read
 
 
+def is_ours(first: str) -> bool:
+    """Whether a file with this first line is such a table, perhaps as a spreadsheet has saved it."""
+    return first.strip(' #"\t\r\n,;') == TITLE
+
+
 def _parse_table(path: Path, lines: list[str]) -> dict[str, Scores]:
     """The scores of each convention, in the order of the file."""
-    if lines and lines[0].strip(' #"\t\r\n,;') == TITLE and lines[0].strip() != f"# {TITLE}":
+    if lines and is_ours(lines[0]) and lines[0].strip() != f"# {TITLE}":
         raise DataError(f"{path}: a spreadsheet has saved this table and changed its lines; take the file that "
                         "medssl evaluate wrote, or evaluate again")  # fmt: skip
     start = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))

@@ -251,9 +251,7 @@ def _groups(pattern: str) -> int:
 def _read_table(path: Path, rule: SubjectRule) -> dict[str, str]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            header = file.readline()
-            file.seek(0)
-            table = csv.DictReader(file, delimiter=separator(header))
+            table = csv.DictReader(file, delimiter=separator(file))
             columns, rows = table.fieldnames or [], list(table)
     except FileNotFoundError:
         raise ConfigError(

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from medssl.data.cases import Case, DatasetConfig
-from medssl.data.dicom import is_one_slice
 from medssl.data.findings import Facts, Finding, Report
 from medssl.data.grid import aligned
 from medssl.data.inspect import Expected, check_case, check_label, listed
@@ -198,9 +197,10 @@ def _layout_findings(layout: Layout, source: Path) -> Iterator[Finding]:
             where = "labels/, if it is a label" if layout.name == "dicom" else "where the layout looks"
             fix = f"move it to {where}, or elsewhere, or list it in a datalist; see also `--layout`"
             found = "a volume where the layout does not look; not read"
-        elif path.is_dir() and is_one_slice(path):
-            fix = "list it in a datalist if it is a case"
-            found = "one slice beside other series of a patient, as a scout is; not read"
+        yield Finding(None, path, "warning", "not_read", found, fix)
+    for path in layout.scouts:
+        fix = "list it in a datalist if it is a case"
+        found = "one slice beside other series of a patient, as a scout is; not read"
         yield Finding(None, path, "warning", "not_read", found, fix)
 
 

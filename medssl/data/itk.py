@@ -34,6 +34,13 @@ def read(path: Path) -> Volume:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
         raise DataError(f"{path}: cannot be read: {str(error).strip().splitlines()[-1]}") from None
+    return _volume(path, image)
+
+
+def _volume(path: Path, image: Any) -> Volume:
+    """An image of SimpleITK, read from a file, as `read` gives it."""
+    import SimpleITK as sitk
+
     if image.GetDimension() != 3:
         raise DataError(f"{path}: a 3D volume is wanted, found {image.GetDimension()} axes")
     array = sitk.GetArrayFromImage(image)  # (Z, Y, X[, M])
@@ -96,7 +103,7 @@ def rewrite(path: Path, out: Path, array: NDArray[Any] | None) -> None:
     new = old if array is None else sitk.GetImageFromArray(np.ascontiguousarray(array.T))
     new.SetSpacing(old.GetSpacing())
     new.SetDirection(old.GetDirection())
-    new.SetOrigin((LPS_TO_RAS @ read(path).affine)[:3, 3] if array is not None else old.GetOrigin())
+    new.SetOrigin((LPS_TO_RAS @ _volume(path, old).affine)[:3, 3] if array is not None else old.GetOrigin())
     sitk.WriteImage(new, str(out), useCompression=True)
 
 

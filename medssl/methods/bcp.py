@@ -71,7 +71,8 @@ class BCP(Method):
             return self.pretrain_step(labelled, box, partly=batch.known is not None)
 
         said = self.pair.taught(batch.unlabelled)
-        pseudo = self.cleaned(batch.unlabelled, said)
+        named = likeliest(said)
+        pseudo = self.cleaned(batch.unlabelled, named, said.shape[1])
         i, j = labelled[: len(labelled) // 2], labelled[len(labelled) // 2 :]
         p, q = pseudo[: len(pseudo) // 2], pseudo[len(pseudo) // 2 :]
         inward = paste(inside=p, outside=j, box=box)
@@ -80,7 +81,7 @@ class BCP(Method):
         logits_in, logits_out = logits.split([len(inward), len(outward)])
         stats = gauges(batch.label, pseudo.target, logits.shape[1], known=batch.known)
         if self.config.largest_component:
-            stats["removed"] = removed(likeliest(said), pseudo.target)
+            stats["removed"] = removed(named, pseudo.target)
         stats["gap"] = (gap(logits_in, inward.target, box) + gap(logits_out, outward.target, ~box)) / 2
         return StepResult(
             losses={"in": self.mixed_loss(logits_in, inward, box), "out": self.mixed_loss(logits_out, outward, box)},
@@ -104,13 +105,12 @@ class BCP(Method):
 
     def pseudo_label(self, image: Tensor) -> Sample:
         """The teacher's classes on unpasted patches, cleaned, each voxel trusted `alpha`."""
-        return self.cleaned(image, self.pair.taught(image))
+        said = self.pair.taught(image)
+        return self.cleaned(image, likeliest(said), said.shape[1])
 
-    def cleaned(self, image: Tensor, logits: Tensor) -> Sample:
-        """The classes that these logits name, or the largest component of each."""
-        target = likeliest(logits)
-        if self.config.largest_component:
-            target = largest_component(target, logits.shape[1])
+    def cleaned(self, image: Tensor, named: Tensor, classes: int) -> Sample:
+        """What a teacher named, `(B, X, Y, Z)`, or the largest component of each of the classes."""
+        target = largest_component(named, classes) if self.config.largest_component else named
         return Sample.of(image, target, trust=self.config.alpha)
 
     def mixed_loss(self, logits: Tensor, mixed: Sample, box: Tensor) -> Tensor:

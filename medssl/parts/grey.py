@@ -32,6 +32,11 @@ def smoothed(image: Tensor, widths: Sequence[float], reach: float = 3.0) -> Tens
     return image
 
 
+def blurred(volume: Tensor, width: float, fine: Sequence[bool]) -> Tensor:
+    """A volume `(M, X, Y, Z)`, `smoothed` by as many voxels along the axes that are `fine`, and not along others."""
+    return smoothed(volume[None], [width if is_fine else 0.0 for is_fine in fine])[0]
+
+
 def extended(image: Tensor, axis: int, reach: int) -> Tensor:
     """`(B, M, X, Y, Z)` with its outermost voxels repeated `reach` times at both ends of an axis."""
     pads = [0] * 6

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from medssl.parts.grey import bent, smoothed
+from medssl.parts.grey import bent, blurred
 from medssl.parts.schedules import generator
 
 SHADED, BLURRED, BENT = 0.8, 0.5, 0.5
@@ -41,8 +41,7 @@ def _shaded(volume: Tensor, seed: int, fine: Sequence[bool]) -> Tensor:
         mean, deviation = volume.mean((1, 2, 3), keepdim=True), volume.std((1, 2, 3), keepdim=True)
         volume = mean + (0.5 + reach[1]) * (volume - mean) + (reach[2] - 0.5) * deviation
     if chance[2] < BLURRED:
-        width = 0.1 + 1.9 * reach[3]
-        volume = smoothed(volume[None], [width if is_fine else 0.0 for is_fine in fine])[0]
+        volume = blurred(volume, 0.1 + 1.9 * reach[3], fine)
     return volume.clone()
 
 

@@ -40,6 +40,8 @@ class Layout:
     """Case ids and label files that `dataset.json` lists and that do not exist; likewise."""
     others: tuple[Path, ...] = ()
     """Files and folders among the images and labels that are not volumes of a known format, and volumes elsewhere."""
+    scouts: tuple[Path, ...] = ()
+    """Folders of DICOM with one slice, left out beside other series of their patient."""
     names_patients: bool = False
     """Whether it says itself whose each case is; the rule of a configuration is then not asked."""
     name: str = ""

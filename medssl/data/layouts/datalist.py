@@ -102,9 +102,7 @@ def _written(source: Source, path: Path) -> str:
 def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            header = file.readline()
-            file.seek(0)
-            table = csv.reader(file, delimiter=separator(header), skipinitialspace=True)
+            table = csv.reader(file, delimiter=separator(file), skipinitialspace=True)
             columns = [name.strip() for name in next(table, [])]
             rows = [(table.line_num, [cell.strip() for cell in row]) for row in table]
     except (OSError, UnicodeDecodeError, csv.Error) as error:

@@ -45,8 +45,8 @@ def read(source: Path) -> Layout:
     )
     cases = tuple(replace(c, subject=subjects.get(c.id, c.id)) for c in layout.cases)
     return replace(
-        layout, cases=cases,
-        others=(*(path for _, _, files in searched for path in files if is_volume(path)), *scouts),
+        layout, cases=cases, scouts=tuple(scouts),
+        others=tuple(path for _, _, files in searched for path in files if is_volume(path)),
     )  # fmt: skip
 
 
