@@ -26,7 +26,7 @@ from medssl.metrics import CONVENTIONS, METRICS, Status, masks
 from medssl.metrics.masks import Overlap
 from medssl.metrics.surfaces import Distances, Mask, between, surface
 from medssl.metrics.table import status_of
-from medssl.words import by
+from medssl.words import by, listed
 
 NAMED = 3
 """Examples of each reason."""
@@ -72,18 +72,14 @@ def explain(a: Path, b: Path) -> list[str]:
     one, other = read_table(Path(a)), read_table(Path(b))
     for place, table, beside in ((a, one, other), (b, other, one)):
         if not table.has_classes and len(beside.classes) > 1:
-            raise DataError(
-                f"{place}: no column `class` says of what its numbers are; beside it are {_few(beside.classes)}"
-            )
+            of = listed(beside.classes, NAMED)
+            raise DataError(f"{place}: no column `class` says of what its numbers are; beside it are {of}")
     one.adopt_names(other)
     other.adopt_names(one)
     shared = sorted(one.cells.keys() & other.cells.keys())
     metrics = [name for name in METRICS if name in one.metrics and name in other.metrics]
     if not shared or not metrics:
-        raise DataError(
-            f"{a} and {b} share no number: A has cases {_few(one.cases)} and classes {_few(one.classes)} with "
-            f"{', '.join(one.metrics)}, B {_few(other.cases)} and {_few(other.classes)} with {', '.join(other.metrics)}"
-        )
+        raise DataError(f"{a} and {b} share no number: A has {_contents(one)}, B {_contents(other)}")
     lines = [f"A  {a}: {one.says}", f"B  {b}: {other.says}", *_coverage(one, other)]
     files, different = _compare_files(one, other, sorted({case for case, _ in shared}))
     lines += files
@@ -105,10 +101,10 @@ def _coverage(one: ScoreTable, other: ScoreTable) -> Iterator[str]:
     for (here, table), (there, against) in [(("A", one), ("B", other)), (("B", other), ("A", one))]:
         alone = [case for case in table.cases if case not in against.cases]
         if alone:
-            yield f"other cases: {_few(alone)} in {here} only, and in its means, not in {there}'s"
+            yield f"other cases: {listed(alone, NAMED)} in {here} only, and in its means, not in {there}'s"
         unmatched = sorted({name for _, name in table.cells} - {name for _, name in against.cells})
         if unmatched:
-            yield f"other classes: {_few(unmatched)} in {here} only"
+            yield f"other classes: {listed(unmatched, NAMED)} in {here} only"
 
 
 def _compare_files(one: ScoreTable, other: ScoreTable, cases: Sequence[str]) -> tuple[list[str], set[str]]:
@@ -314,5 +310,6 @@ def _say(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.6g}"
 
 
-def _few(names: Sequence[str]) -> str:
-    return f"{len(names)} ({', '.join(names[:NAMED])}{', ...' if len(names) > NAMED else ''})"
+def _contents(table: ScoreTable) -> str:
+    cases, classes = listed(table.cases, NAMED), listed(table.classes, NAMED)
+    return f"cases {cases} and classes {classes} with {', '.join(table.metrics)}"

@@ -29,6 +29,7 @@ from medssl.palette import CLASS_COLOURS, grey_window
 from medssl.progress import progress_bar
 from medssl.scores import Scores, summarise
 from medssl.watchman import Watchman
+from medssl.words import duration
 
 PLAIN_SECONDS = 10.0
 """Off a terminal, the least time between two progress lines."""
@@ -199,7 +200,7 @@ class RunLog:
             return
         self._printed = now
         left = (now - self._started) / max(1, iteration - self._first) * (self._total - iteration)
-        print(f"step {iteration}/{self._total}  {losses}{dice}  {_clock(left)} left", file=sys.stderr, flush=True)
+        print(f"step {iteration}/{self._total}  {losses}{dice}  {duration(left)} left", file=sys.stderr, flush=True)
 
 
 class NoLog(RunLog):
@@ -280,9 +281,3 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
     if whole and "step" not in (table.fieldnames or []):
         raise DataError(f"{path}: expected a column `step`, as `medssl train` writes it")
     return [{k: v for k, v in row.items() if v and k} for row in table]
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 from medssl.errors import OutOfMemoryError
+from medssl.words import duration
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -133,7 +134,7 @@ def track(title: str, total: int, *, done: int = 0) -> Iterator[Advance]:
         finished += share == 1
         if now - printed > 10 and reached < total:
             printed = now
-            left = _duration((now - begun) / (reached - done) * (total - reached))
+            left = duration((now - begun) / (reached - done) * (total - reached))
             print(f"{title}: {finished} of {total} ({_named(note, share)}), {left} left", file=sys.stderr, flush=True)
 
     yield say
@@ -143,11 +144,6 @@ def track(title: str, total: int, *, done: int = 0) -> Iterator[Advance]:
 
 def _named(note: str, share: float) -> str:
     return note if share == 1 else f"{note}, {share:.0%}"
-
-
-def _duration(seconds: float) -> str:
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds:.0f} s"
 
 
 @contextmanager

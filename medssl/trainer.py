@@ -20,10 +20,11 @@ from medssl.config import Settings
 from medssl.data.cases import IGNORED
 from medssl.data.likeness import Likeness
 from medssl.data.patches import Patches, PatchStream, ending_readers
-from medssl.device import Precision, Readback, autocast, choose_precision
+from medssl.device import Precision, autocast, choose_precision
 from medssl.distributed import StopVote, here, is_first, wait_for_all
 from medssl.ema import ema_update, lag
 from medssl.errors import ConfigError, DivergedError, Interrupted
+from medssl.finite import PATIENCE, Watch
 from medssl.logs import RunLog
 from medssl.machine import available_cpus
 from medssl.methods.base import Method, StepResult
@@ -34,8 +35,6 @@ from medssl.parts.schedules import generator, mix, poly
 from medssl.progress import stop_requested
 from medssl.words import some
 
-PATIENCE = 5
-"""Steps in a row with a non-finite loss before the run is stopped."""
 SAVE_SECONDS = 15 * 60
 """How much of a run a power cut may cost, unless `train.save_every` says otherwise."""
 STOPPING = "stopping after this step, or its validation, and saving; Ctrl-C once more ends at once and saves nothing"
@@ -391,53 +390,6 @@ class Trainer:
 def _first_fault(error: RuntimeError) -> str:
     """The first of the faults that torch lists under a title."""
     return [*str(error).splitlines(), ""][1].strip()
-
-
-class Watch:
-    """Counts on the device how many steps in a row were not finite, so that no step waits for the answer."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.in_a_row = torch.zeros((), device=device)
-        self.all, self.steps = torch.zeros((), device=device), 0
-        self.most = torch.zeros((), device=device)
-        self.step = torch.zeros((), device=device)
-        self.names: tuple[str, ...] = ()
-        self.losses = torch.zeros(0, device=device)
-        self._last_look: Readback | None = None
-
-    def note(self, step: int, losses: dict[str, Tensor], norms: Sequence[Tensor]) -> Tensor:
-        """1 where a loss or a gradient's norm is not finite in any process, else 0: a scalar on the device."""
-        values = torch.stack([loss.detach().float() for loss in losses.values()])
-        if tuple(losses) != self.names:
-            self.names, self.losses = tuple(losses), torch.zeros_like(values)
-        judged = sum(norms, values.sum())
-        bad = (processes.total((~judged.isfinite()).float()) > 0).float()
-        self.in_a_row = (self.in_a_row + 1) * bad
-        self.all += bad
-        self.steps += 1
-        self.most = torch.maximum(self.most, self.in_a_row)
-        self.step = torch.where(bad > 0, step, self.step)
-        self.losses = torch.where(bad > 0, values, self.losses)
-        return bad
-
-    def skipped(self) -> Tensor:
-        """The share of the steps since this was last asked that were not finite: a scalar on the device."""
-        share = self.all / max(1, self.steps)
-        self.all, self.steps = torch.zeros_like(self.all), 0
-        return share
-
-    def found(self, *, wait: bool = False) -> tuple[int, dict[str, float]] | None:
-        """Number and losses of the last bad step, where there were PATIENCE of them in a row.
-
-        Args:
-            wait: for the state of now; otherwise, on a GPU, the answer is that of the call before.
-        """
-        now = Readback(torch.cat([self.most[None], self.step[None], self.losses]))
-        look, self._last_look = (now if wait or not self.most.is_cuda else self._last_look), now
-        if look is None:
-            return None
-        most, step, *losses = look.tolist()
-        return (int(step), dict(zip(self.names, losses, strict=False))) if most >= PATIENCE else None
 
 
 def fitted(method: Method, config: TrainConfig, device: torch.device) -> Method:

@@ -16,6 +16,11 @@ def some(names: Sequence[str], most: int = FEW) -> str:
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def listed(names: Sequence[str], most: int = FEW) -> str:
+    """How many names, and the first few of them."""
+    return f"{len(names)} ({some(names, most)})"
+
+
 def how_many(number: int, noun: str) -> str:
     """Such as 1 file, 2 files."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
@@ -37,6 +42,12 @@ def plain(number: float) -> str:
 def gib(size: float) -> str:
     """Bytes in words."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def duration(seconds: float) -> str:
+    """Hours and minutes, or seconds where there are few."""
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds:.0f} s"
 
 
 def p_value(p: float | None) -> str:

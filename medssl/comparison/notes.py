@@ -11,6 +11,7 @@ from medssl.comparison.runs import Run, digest
 from medssl.config import flatten
 from medssl.data.splits import PARTS
 from medssl.scores import Scores, counted
+from medssl.words import listed
 
 _SEED_AND_PLACE = {"train.seed", "train.workers", "data.root", "data.splits"}
 _STEPS = {"train.iterations", "train.validate_every"}
@@ -26,8 +27,8 @@ def notes(rows: Sequence[Row], references: Sequence[str] = (BASELINE,)) -> list[
         found += [note for baseline in baselines if baseline for note in _notes_of_pair(row, baseline)]
     unknown = {case for row in rows for run in row.scored for case in run.case_dice if case not in run.patients}
     if unknown:
-        found.append(f"The patients of {_few(sorted(unknown))} scored cases are not recorded: each counts as a patient "
-                     "of its own, and intervals are too narrow where a patient has several.")  # fmt: skip
+        found.append(f"The patients of {listed(sorted(unknown))} scored cases are not recorded: each counts as a "
+                     "patient of its own, and intervals are too narrow where a patient has several.")  # fmt: skip
     found += _notes_of_files([run for row in rows for run in row.runs])
     found += _notes_of_scoring([run for row in rows for run in row.scored])
     sets = {frozenset(run.case_dice) for row in rows for run in row.scored}
@@ -49,8 +50,8 @@ def _notes_of_files(runs: Sequence[Run]) -> list[str]:
     changed = {case for (case, _), versions in content.items() if len(versions) > 1}
     if not changed:
         return []
-    return [f"The runs learned from different files of {_few(sorted(changed))} cases: images or labels were changed, "
-            "and prepared again, between them."]  # fmt: skip
+    return [f"The runs learned from different files of {listed(sorted(changed))} cases: images or labels were "
+            "changed, and prepared again, between them."]  # fmt: skip
 
 
 def _notes_of_scoring(runs: Sequence[Run]) -> list[str]:
@@ -66,7 +67,7 @@ def _notes_of_scoring(runs: Sequence[Run]) -> list[str]:
         told = "; ".join(f"{', '.join(names)} in {run}" for names, run in counting.items())
         found.append(f"The runs were scored on different classes or regions: {told}; their means do not compare.")
     if other := sorted({case for (case, _), each in sizes.items() if len(each) > 1}):
-        found.append(f"The references of {_few(other)} cases differ from run to run, in the voxels of a class.")
+        found.append(f"The references of {listed(other)} cases differ from run to run, in the voxels of a class.")
     return found
 
 
@@ -83,10 +84,10 @@ def _notes_of_run(run: Run) -> list[str]:
     for part in PARTS[:3]:
         inside = sorted(scored & set(run.splits[part]))
         if inside:
-            found.append(f"{name}: scored on cases of the {part} part of its split: {_few(inside)}.")
+            found.append(f"{name}: scored on cases of the {part} part of its split: {listed(inside)}.")
     left = sorted(set(run.splits["test"]) - scored)
     if left:
-        found.append(f"{name}: test cases that were not scored: {_few(left)}, of {len(run.splits['test'])}.")
+        found.append(f"{name}: test cases that were not scored: {listed(left)}, of {len(run.splits['test'])}.")
     return found
 
 
@@ -178,7 +179,3 @@ def differing_facts(runs: Iterable[Run]) -> list[str]:
         if any(value != values[0] for value in values):
             differing.append(key)
     return differing
-
-
-def _few(names: Sequence[str]) -> str:
-    return f"{len(names)} ({', '.join(names[:5])}{' ...' if len(names) > 5 else ''})"
