@@ -3,8 +3,8 @@
     python benchmarks/intervals.py benchmarks/results/hippocampus-time-9-cases.csv --against combined
 
 Reads cases.csv, as `medssl bench` writes it. Prints a row per method and labelled count: Dice by patient with its 95 %
-interval, the spread of its runs, and what each row named with `--against` has more, over the seeds that both have;
-verdicts are corrected for all rows of a labelled count.
+interval, the spread of its runs, and what each row named with `--against` has more, over the seeds and
+cases that both have; verdicts are corrected for all rows of a labelled count.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from medssl.comparison.runs import gathered
@@ -31,6 +31,10 @@ from medssl.statistics import (
 
 Row = tuple[str, str]
 """A method and its labelled count."""
+Case = tuple[str, str]
+"""A patient and one of its cases."""
+Cases = Mapping[Replicate, Mapping[Case, float | None]]
+"""Each training's Dice of the cases that it was scored on; None where no class has one."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -43,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if name not in {method for method, _ in rows}:
             parser.error(f"--against {name}: no such row; there are {', '.join(dict.fromkeys(m for m, _ in rows))}")
     heads = ["row", "labelled", "seeds", "Dice %", "95 % interval", "sd of runs"]
-    lines = {row: [*row, str(len(values)), *of_one(values)] for row, values in rows.items()}
+    lines = {row: [*row, str(len(cases)), *of_one(by_patient(cases, numbered(cases)))]
+             for row, cases in rows.items()}  # fmt: skip
     for name in arguments.against:
         heads += [f"{name} against it", "95 % interval", "verdict"]
         told = against(name, rows)
@@ -55,15 +60,39 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"| {' | '.join(cells)} |")
 
 
-def read_cases(paths: Sequence[Path]) -> dict[Row, Values]:
-    """Each row's Dice, by training and patient: the mean over a patient's cases."""
-    found: dict[Row, dict[Replicate, list[tuple[str, float]]]] = defaultdict(lambda: defaultdict(list))
+def read_cases(paths: Sequence[Path]) -> dict[Row, Cases]:
+    """Each row's cases by training.
+
+    Raises:
+        SystemExit: two tables have other numbers for one case of a training.
+    """
+    found: dict[Row, dict[Replicate, dict[Case, float | None]]] = defaultdict(lambda: defaultdict(dict))
     for path in paths:
         with path.open(encoding="utf-8", newline="") as file:
             for line in csv.DictReader(file):
-                cases = found[line["method"], line["labelled"]][Replicate(line["draw"], int(line["seed"]))]
-                cases += [(line["patient"], float(line["dice"]))] if line["dice"] else []
-    return {row: {key: gathered(cases) for key, cases in trainings.items()} for row, trainings in found.items()}
+                training = found[line["method"], line["labelled"]][Replicate(line["draw"], int(line["seed"]))]
+                case, dice = (line["patient"], line["case"]), float(line["dice"]) if line["dice"] else None
+                if training.setdefault(case, dice) != dice:
+                    run = f"{line['method']}, seed {line['seed']}"
+                    raise SystemExit(
+                        f"{path}: {run}, case {line['case']}: Dice {dice}, and {training[case]} in a table before it; "
+                        "these are two runs of one name"
+                    )
+    return dict(found)
+
+
+def numbered(*rows: Cases) -> set[Case]:
+    """The cases that each row has, for which all trainings that were scored on them have a Dice."""
+    shared = set.intersection(*({case for cases in row.values() for case in cases} for row in rows))
+    return shared - {case for row in rows for cases in row.values() for case, dice in cases.items() if dice is None}
+
+
+def by_patient(row: Cases, counts: Collection[Case]) -> Values:
+    """The mean over each patient's cases among those that count."""
+    return {
+        key: gathered((case[0], dice) for case, dice in cases.items() if case in counts and dice is not None)
+        for key, cases in row.items()
+    }
 
 
 def of_one(values: Values) -> list[str]:
@@ -73,7 +102,7 @@ def of_one(values: Values) -> list[str]:
     return [f"{POINTS.factor * about.mean:.1f}", ends(interval), sd]
 
 
-def against(name: str, rows: Mapping[Row, Values]) -> dict[Row, Comparison]:
+def against(name: str, rows: Mapping[Row, Cases]) -> dict[Row, Comparison]:
     """What a method has more than each other row of as many labels, over the trainings that both have, if any."""
     found: dict[Row, Comparison] = {}
     for labelled in dict.fromkeys(labelled for _, labelled in rows):
@@ -81,7 +110,9 @@ def against(name: str, rows: Mapping[Row, Values]) -> dict[Row, Comparison]:
         ours = rows.get((name, labelled), {})
         for row, theirs in rows.items():
             if row[1] == labelled and row[0] != name and (shared := sorted(ours.keys() & theirs.keys())):
-                family[row] = paired({one: ours[one] for one in shared}, {one: theirs[one] for one in shared})
+                pair: list[Cases] = [{one: cases[one] for one in shared} for cases in (ours, theirs)]
+                if counts := numbered(*pair):
+                    family[row] = paired(*(by_patient(cases, counts) for cases in pair))
         found |= zip(family, corrected(list(family.values())), strict=True)
     return found
 

@@ -41,6 +41,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from medssl.words import p_value
+
 RESAMPLES = 10_000
 LEVEL = 0.95
 """Of all intervals."""
@@ -122,6 +124,9 @@ class Comparison:
     """`p` corrected for all comparisons that were made with it; None while it stands alone."""
     p_interval_holm: float | None = None
     """The same of `p_interval`."""
+    lean: int = 0
+    """The sign of Wilcoxon's statistic: 1 where ranks of patients speak for the first method, -1 for the second. It can
+    be other than that of the mean, where a few patients differ by much and most by little the other way."""
 
     @property
     def p_corrected(self) -> float | None:
@@ -213,6 +218,7 @@ def paired(ours: Values, theirs: Values, *, resamples: int = RESAMPLES) -> Compa
         effect=mean / sd if sd > 10**-_DIGITS else None,
         p=_wilcoxon(differences),
         p_interval=_p_of_interval(mean, one - other, freedom) if len(patients) > 1 else None,
+        lean=int(np.sign(_signed_ranks(differences).sum())),
     )
 
 
@@ -236,8 +242,10 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
 def verdict(comparison: Comparison, scale: Scale = POINTS) -> str:
     """What a comparison amounts to, in plain words.
 
-    `better` and `worse` need three things: `FEWEST_PATIENTS`, an interval without 0, and a p-value below 0.05: that of
-    Wilcoxon's test, and of one of several comparisons both corrected ones. All else is inside the noise.
+    `better` and `worse` need `FEWEST_PATIENTS`, an interval without 0, and a p-value below 0.05: that of Wilcoxon's
+    test, and of one of several comparisons both corrected ones. With one training of either it is said of these
+    networks alone, and where the ranks of patients lean the other way, of the average alone. All else is inside the
+    noise.
     """
     interval, p, of_all = comparison.difference, comparison.p, ""
     if comparison.p_corrected is not None:
@@ -246,15 +254,19 @@ def verdict(comparison: Comparison, scale: Scale = POINTS) -> str:
     if interval.low is None or interval.high is None:
         return f"one patient: {mean}, no interval"
     name, ends = f"{100 * LEVEL:g} % interval", (interval.low, interval.high)
-    if p is not None and p < ALPHA and interval.excludes_zero:
-        word = "better" if (interval.mean > 0) == scale.higher_is_better else "worse"
-        low, high = (_told(end, scale) for end in sorted(map(abs, ends)))
+    word = "better" if (interval.mean > 0) == scale.higher_is_better else "worse"
+    between = " to ".join(_end(end, scale, interval) for end in ends)
+    differs, against_it = p is not None and p < ALPHA and interval.excludes_zero, comparison.lean * interval.mean < 0
+    if differs and not against_it and interval.trainings > 1:
+        low, high = (_end(end, scale, interval) for end in sorted(map(abs, ends)))
         text = f"{word} by {_told(abs(interval.mean), scale)} {scale.unit} ({name} {low} to {high})"
+    elif differs:
+        start = f"{word} on average, but not for most patients" if against_it else f"these networks are {word}"
+        text = f"{start}: {mean}, {name} {between}"
     else:
-        start = "too few patients to tell" if p is None else "inside the noise"
-        text = f"{start}: {mean}, {name} {_told(ends[0], scale)} to {_told(ends[1], scale)}"
+        text = f"{'too few patients to tell' if p is None else 'inside the noise'}: {mean}, {name} {between}"
         if p is not None and interval.excludes_zero:
-            text += f", but p = {p:.2f}{of_all}"
+            text += f", but p = {p_value(p)}{of_all}"
     return "; ".join([text, *_doubts(interval)])
 
 
@@ -400,26 +412,38 @@ def _ends(mean: float, resampled: Array, freedom: float, tails: Array) -> tuple[
 def _wilcoxon(differences: Array) -> float | None:
     if len(differences) < FEWEST_PATIENTS:
         return None
-    changed = np.round(differences, _DIGITS)  # what differs by less is a tie that rounding broke
-    changed = changed[changed != 0]
-    if not len(changed):
+    signed = _signed_ranks(differences)
+    if not len(signed):
         return 1.0
-    if len(changed) > _EXACT:
-        return float(stats.wilcoxon(changed, method="approx").pvalue)
-    ranks = np.rint(2 * stats.rankdata(np.abs(changed))).astype(int)  # doubled, so that shared ranks are whole
+    if len(signed) > _EXACT:
+        return float(stats.wilcoxon(signed, method="approx").pvalue)
+    ranks = np.rint(2 * np.abs(signed)).astype(int)  # doubled, so that shared ranks are whole
     chance = np.zeros(ranks.sum() + 1)  # of each sum of positive ranks, when every sign is a toss
     chance[0] = 1
     for one in ranks:
         chance = (chance + np.roll(chance, one)) / 2  # the upper end is still empty, so nothing comes round
-    found = ranks[changed > 0].sum()
+    found = ranks[signed > 0].sum()
     return float(min(1.0, 2 * chance[: found + 1].sum(), 2 * chance[found:].sum()))
+
+
+def _signed_ranks(differences: Array) -> Array:
+    """Wilcoxon's ranks of the patients that differ, each with the sign of its difference."""
+    changed = np.round(differences, _DIGITS)  # what differs by less is a tie that rounding broke
+    changed = changed[changed != 0]
+    ranks: Array = np.sign(changed) * stats.rankdata(np.abs(changed))
+    return ranks
 
 
 # ---- words
 
 
 def _told(value: float, scale: Scale, form: str = ".1f") -> str:
-    return format(round(value * scale.factor, 1) + 0.0, form)  # adding 0 turns -0.0 into 0.0
+    return format(round(value * scale.factor, int(form[-2])) + 0.0, form)  # adding 0 turns -0.0 into 0.0
+
+
+def _end(value: float, scale: Scale, interval: Interval) -> str:
+    """One end; to more digits where a whole interval beside 0 would seem to touch it."""
+    return _told(value, scale, ".2f" if interval.excludes_zero and abs(value) * scale.factor < 0.05 else ".1f")
 
 
 def _doubts(interval: Interval) -> list[str]:

@@ -51,5 +51,7 @@ def duration(seconds: float) -> str:
 
 
 def p_value(p: float | None) -> str:
-    """A p-value to three decimals; empty where there is none."""
-    return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+    """A p-value to three decimals, to more where they would not tell its side of 0.05; empty where there is none."""
+    if p is None:
+        return ""
+    return "< 0.001" if p < 0.001 else f"{p:.4f}" if f"{p:.3f}" == "0.050" and p != 0.05 else f"{p:.3f}"

@@ -209,6 +209,46 @@ def test_who_misses_what_is_hard_is_no_nearer_for_it(write):
     ]
 
 
+def test_what_some_runs_have_no_dice_of_counts_for_none_and_inventions_are_told(write):
+    """A third of the patients lacks the structure: no Dice where it is left out, 0 where it is invented."""
+    healthy = CASES[:6]
+
+    def rescore(run, invented=()):
+        empty = {
+            case: ClassScore(case, "heart", 1, "invented", 5, 0, {"dice": 0.0, "iou": 0.0})
+            if case in invented
+            else ClassScore(case, "heart", 1, "absent", 0, 0, {})
+            for case in healthy
+        }
+        scores = [empty.get(case, _score(case, 0.8 + HARD[case])) for case in CASES]
+        files = dict.fromkeys(CASES, (run / "p", Source(run / "r")))
+        write_scores(run / "scores.csv", Scores(scores, measures=STRICT, files=files))
+        return run
+
+    runs = [rescore(write("supervised", seed), healthy[seed : seed + 1]) for seed in (1, 2, 3)]
+    runs += [rescore(write("bcp", seed), healthy) for seed in (1, 2, 3)]
+    rows = rows_of(*runs)
+    alike = np.mean([HARD[case] + 0.8 for case in CASES[6:]])
+    assert rows[0].interval().mean == pytest.approx(alike)
+    assert rows[0].describe().sd_of_trainings == pytest.approx(0)
+    assert rows[1].interval().mean == pytest.approx(alike * 5 / 8)  # which every run of it has, at 0
+    _, gain = gains(rows)
+    assert (gain.points, gain.comparison.difference.patients) == (pytest.approx(0), 5)
+    told = notes(rows)
+    assert any("invents a class 6.0 times a run, supervised, 1 labelled 1.0 times" in note for note in told)
+    assert not any("scored on the same cases" in note for note in told)
+
+
+def test_the_reference_is_the_nearest_row_whatever_the_order_of_runs(write):
+    runs = [write("supervised", seed, settings={"train": {"iterations": steps, "seed": seed}})
+            for seed, steps in ((1, 30), (2, 60), (3, 900))]  # fmt: skip
+    runs.append(write("bcp", settings={"train": {"iterations": 90, "seed": 1}}))
+    for order in (runs, runs[::-1]):
+        rows = rows_of(*order)
+        found = dict(zip((row.key.method for row in rows), gains(rows), strict=True))
+        assert found["bcp"].baseline.key.steps == 60
+
+
 def test_distances_of_runs_that_share_the_cases_among_them_are_compared(write):
     halves = [(1, CASES[:8]), (2, CASES[8:])]
     rows = rows_of(*(write(name, seed, level, cases=half)
@@ -285,7 +325,7 @@ def test_the_table_has_the_numbers_of_rows_and_gains(write):
     assert said["against supervised"] == "+5.0"
     assert said["p, Holm, against supervised"] == "0.016"  # 2 / 2^8, twice
     assert said["verdict against supervised"].startswith(
-        "better by 5.0 points (95 % interval 5.0 to 5.0); only 8 patients; one seed"
+        "these networks are better: +5.0 points, 95 % interval 5.0 to 5.0; only 8 patients; one seed"
     )
     assert supervised[heads.index("verdict against supervised")] == supervised[heads.index("against supervised")] == ""
 

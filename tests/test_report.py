@@ -175,7 +175,7 @@ def test_dice_is_the_mean_over_patients_with_both_spreads_named(page):
     assert page.column("methods", "sd of runs") == ["17.7", "17.7", "–"]  # of 0.625 0.375 and 0.875 0.625
     assert page.column("metrics", "IoU")[0] == "35.2 ± 18.8|n 4"  # of 3/5 1/3 1/3 1/7
     assert page.column("methods", "Steps") == ["30|0.1 min"] * 3  # of a quarter of a second each
-    assert page.column("methods", "Seeds") == ["2|2 cases", "2|2 cases", "0 of 1|0 cases"]
+    assert page.column("methods", "Runs") == ["2|2 cases", "2|2 cases", "0 of 1|0 cases"]
 
 
 def test_distances_are_in_mm_beside_their_n_and_counts(page):

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -276,6 +277,22 @@ def test_places_of_a_close_race_are_shared():
 # ---- words
 
 
+def test_a_mean_that_few_patients_make_is_told_from_what_most_show():
+    """Nine of sixty fail with one method alone; the other is a little worse for all the rest."""
+    rng = np.random.default_rng(0)
+    theirs = rng.normal(0.8, 0.02, (3, 60))
+    ours = theirs - 0.01 + rng.normal(0, 0.002, (3, 60))
+    theirs[:, :9] = 0.2
+    ours[:, :9] = 0.7
+    found = paired(measured(ours), measured(theirs))
+    assert (found.difference.mean > 0.05, found.difference.excludes_zero, found.lean) == (True, True, -1)
+    assert found.p < 0.05
+    assert verdict(found).startswith("better on average, but not for most patients: +")
+    back = paired(measured(theirs), measured(ours))
+    assert back.lean == 1
+    assert verdict(back).startswith("worse on average, but not for most patients: -")
+
+
 def outcome(mean, low, high, p=0.001, p_holm=None, p_interval_holm=None, patients=20, trainings=3):
     return Comparison(Interval(mean, low, high, patients, trainings), 1.0, p, 0.01, p_holm, p_interval_holm)
 
@@ -288,17 +305,24 @@ def outcome(mean, low, high, p=0.001, p_holm=None, p_interval_holm=None, patient
         (outcome(0.004, -0.006, 0.013, p=0.4), "inside the noise: +0.4 points, 95 % interval -0.6 to 1.3"),
         (outcome(-0.0001, -0.006, 0.013, p=0.4), "inside the noise: +0.0 points, 95 % interval -0.6 to 1.3"),
         (outcome(0.018, 0.009, 0.027, p=0.07),
-         "inside the noise: +1.8 points, 95 % interval 0.9 to 2.7, but p = 0.07"),
+         "inside the noise: +1.8 points, 95 % interval 0.9 to 2.7, but p = 0.070"),
         (outcome(0.018, 0.009, 0.027, p=0.03, p_holm=0.09),
-         "inside the noise: +1.8 points, 95 % interval 0.9 to 2.7, but p = 0.09 for all comparisons together"),
+         "inside the noise: +1.8 points, 95 % interval 0.9 to 2.7, but p = 0.090 for all comparisons together"),
         (outcome(0.018, 0.009, 0.027, p_holm=0.03, p_interval_holm=0.08),
-         "inside the noise: +1.8 points, 95 % interval 0.9 to 2.7, but p = 0.08 for all comparisons together"),
+         "inside the noise: +1.8 points, 95 % interval 0.9 to 2.7, but p = 0.080 for all comparisons together"),
         (outcome(0.018, 0.009, 0.027, p_holm=0.03, p_interval_holm=0.04),
          "better by 1.8 points (95 % interval 0.9 to 2.7)"),
         (outcome(0.018, 0.009, 0.027, p=None, patients=4),
          "too few patients to tell: +1.8 points, 95 % interval 0.9 to 2.7; only 4 patients"),
         (outcome(0.018, 0.009, 0.027, trainings=1),
-         "better by 1.8 points (95 % interval 0.9 to 2.7); one seed: the spread of training is not in it"),
+         "these networks are better: +1.8 points, 95 % interval 0.9 to 2.7; one seed: the spread of training is not in "
+         "it"),
+        (replace(outcome(0.07, 0.024, 0.121), lean=-1),
+         "better on average, but not for most patients: +7.0 points, 95 % interval 2.4 to 12.1"),
+        (replace(outcome(-0.018, -0.027, -0.009), lean=-1), "worse by 1.8 points (95 % interval 0.9 to 2.7)"),
+        (outcome(0.010, 0.0002, 0.020), "better by 1.0 points (95 % interval 0.02 to 2.0)"),
+        (outcome(0.018, 0.009, 0.027, p=0.0502),
+         "inside the noise: +1.8 points, 95 % interval 0.9 to 2.7, but p = 0.0502"),
     ],
 )  # fmt: skip
 def test_the_verdict_in_words(comparison, words):

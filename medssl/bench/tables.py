@@ -63,7 +63,7 @@ def _of_cases(cell: Cell, run: Run) -> list[list[str]]:
     columns = [case_values(run, metric) for metric in CASE_COLUMNS[-3:]]
     return [
         [*facts, run.patients.get(case, case), case, *(digits(column.get(case)) for column in columns)]
-        for case in sorted({case for column in columns for case in column})
+        for case in sorted({score.case for score in run.scores or ()})
     ]
 
 

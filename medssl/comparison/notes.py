@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from medssl.comparison.rows import BASELINE, Row, reference_row, shared_cases
+from medssl.comparison.rows import BASELINE, Row, numbered, reference_row, shared_structures
 from medssl.comparison.runs import Run, digest
 from medssl.config import flatten
 from medssl.data.splits import PARTS
@@ -31,7 +31,7 @@ def notes(rows: Sequence[Row], references: Sequence[str] = (BASELINE,)) -> list[
                      "patient of its own, and intervals are too narrow where a patient has several.")  # fmt: skip
     found += _notes_of_files([run for row in rows for run in row.runs])
     found += _notes_of_scoring([run for row in rows for run in row.scored])
-    sets = {frozenset(run.case_dice) for row in rows for run in row.scored}
+    sets = {frozenset(score.case for score in run.scores or ()) for row in rows for run in row.scored}
     if len(sets) > 1:
         found.append("The runs were not all scored on the same cases: means of different cases do not compare.")
     asked = [run.scores.measures for row in rows for run in row.scored if run.scores]
@@ -132,7 +132,7 @@ def _notes_of_row(row: Row) -> list[str]:
 
 
 def _notes_of_pair(row: Row, baseline: Row) -> list[str]:
-    found, other, shared = [], baseline.key, len(shared_cases([row, baseline], "dice"))
+    found, other, shared = [], baseline.key, len({case for case, _ in shared_structures([row, baseline], "dice")})
     if not shared:
         return []
     name = other.method
@@ -149,17 +149,28 @@ def _notes_of_pair(row: Row, baseline: Row) -> list[str]:
                  if (key.startswith(("train.", "network.")) and key not in told) or key in asked]  # fmt: skip
     if differing:
         found.append(f"{row.name}: differs from {baseline.name} in {', '.join(differing)} too.")
-    missed = [sum(run.summary.overall.missed for run in each.scored if run.summary) for each in (row, baseline)]
-    if missed[0] * len(baseline.scored) != missed[1] * len(row.scored):
-        found.append(
-            f"{row.name}: misses a class {missed[0] / len(row.scored):.1f} times a run, {baseline.name} "
-            f"{missed[1] / len(baseline.scored):.1f} times. What is missed has no distance: Dice tells of it."
-        )
+    found += _notes_of_counts(row, baseline)
     if len({frozenset(run.replicate.draw for run in each.scored) for each in (row, baseline)}) > 1:
         found.append(f"{row.name}: compared with a {name} row of other draws of labelled cases.")
-    if shared < max(len(row.case_dice), len(baseline.case_dice)):
+    if shared < max(len({case for case, _ in numbered(each.scored, "dice")}) for each in (row, baseline)):
         found.append(f"{row.name}: the difference to {name} rests on the cases that both rows have ({shared}).")
     return found
+
+
+def _notes_of_counts(row: Row, baseline: Row) -> Iterable[str]:
+    """Where one of two rows misses or invents classes more often, of which some number does not tell."""
+    for fault, verb, told in (
+        ("missed", "misses", "What is missed has no distance: Dice tells of it."),
+        ("invented", "invents", "Dice is compared where no run of either lacks one, so not in most cases without "
+                                "that class: these counts tell of it, and a convention that gives 1 for rightly empty "
+                                "does."),
+    ):  # fmt: skip
+        ours, theirs = (
+            sum(getattr(run.summary.overall, fault) for run in each.scored if run.summary) / len(each.scored)
+            for each in (row, baseline)
+        )
+        if ours != theirs:
+            yield f"{row.name}: {verb} a class {ours:.1f} times a run, {baseline.name} {theirs:.1f} times. {told}"
 
 
 def facts(run: Run) -> dict[str, Any]:

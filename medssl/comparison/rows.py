@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
-from medssl.comparison.runs import Key, Run, Structure, case_values, gathered, structure_values
+from medssl.comparison.runs import Key, Run, Structure, case_values, gathered
 from medssl.metrics import CONVENTIONS, METRICS, Convention, Units
 from medssl.palette import STYLES, method_colours
 from medssl.scores import Scores, Summary, counted, summarise
@@ -123,8 +123,10 @@ class Row:
         """Each run's patients with the mean over their cases, of each case's mean over classes.
 
         Args:
-            structures: the cases and classes that count; None: all.
+            structures: the cases and classes that count; None: those for which all of its runs have a number.
         """
+        if structures is None:
+            structures = numbered(self.scored, metric)
         return {
             replicate: gathered(
                 (run.patients.get(case, case), value)
@@ -136,9 +138,14 @@ class Row:
         }
 
     def interval(self, metric: str = "dice") -> Interval | None:
-        """Mean over patients with its 95 % bootstrap interval; None without a value."""
+        """Mean over patients with its 95 % bootstrap interval, shares held between 0 and 1; None without a value."""
         values = self.values(metric)
-        return bootstrap_mean(values) if any(values.values()) else None
+        if not any(values.values()):
+            return None
+        found = bootstrap_mean(values)
+        if found.low is None or found.high is None or not METRICS[metric].higher_is_better:
+            return found
+        return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
 
     def describe(self, metric: str = "dice") -> Description | None:
         """The distribution over patients; None without a value."""
@@ -247,32 +254,34 @@ def reference_row(row: Row, rows: Sequence[Row], metric: str, method: str) -> Ro
     """The row of a method that another is compared with: as many labels, and otherwise the most alike."""
     if row.key.method == method:
         return None
-    others = [r for r in rows if r.key.method == method and r.key.labelled == row.key.labelled and _cases(r, metric)]
-    return max(others, key=lambda r: sum(map(lambda a, b: a == b, r.key, row.key)), default=None)
+    ours = row.key
+
+    def nearness(other: Row) -> tuple[bool, bool, int, int, str]:
+        theirs = other.key
+        return (theirs.augment == ours.augment, theirs.network == ours.network, -abs(theirs.steps - ours.steps),
+                theirs.steps, other.name)  # fmt: skip
+
+    others = [r for r in rows if r.key.method == method and r.key.labelled == ours.labelled]
+    return max((other for other in others if any(other.values(metric).values())), key=nearness, default=None)
 
 
 def shared_structures(rows: Sequence[Row], metric: str) -> set[Structure]:
-    """What rows are compared on: all classes of the cases that each row has.
+    """What rows are compared on: the classes, in cases that each row has, for which all their runs have a number."""
+    cases = [{score.case for run in row.scored for score in run.scores or ()} for row in rows]
+    shared = set.intersection(*cases) if cases else set()
+    return {one for one in numbered([run for row in rows for run in row.scored], metric) if one[0] in shared}
 
-    A class that was missed has no distance. So for distances it is what no run that was scored on a case missed there;
-    else who misses what is hard would seem to be nearer.
+
+def numbered(runs: Sequence[Run], metric: str) -> set[Structure]:
+    """The classes of cases for which all runs that were scored on a case have a finite number.
+
+    A class that is in neither volume has no Dice, and 0 where it was invented; one that was missed has no distance. If
+    each run counted what it has, its mean would be over other structures than the next one's.
     """
-    cases, runs = shared_cases(rows, metric), [run for row in rows for run in row.scored]
-    found = {one for run in runs for one in structure_values(run, metric) if one[0] in cases}
-    if METRICS[metric].higher_is_better:
-        return found
     scores = [score for run in runs for score in counted(run.scores or Scores())]
-    return found - {(s.case, s.class_name) for s in scores if not _is_finite(s.value(metric))}
+    without = {(s.case, s.class_name) for s in scores if not _is_finite(s.value(metric))}
+    return {(s.case, s.class_name) for s in scores} - without
 
 
 def _is_finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
-
-
-def shared_cases(rows: Sequence[Row], metric: str) -> set[str]:
-    """Cases for which every row has a value, in any of its runs."""
-    return set.intersection(*(_cases(row, metric) for row in rows)) if rows else set()
-
-
-def _cases(row: Row, metric: str) -> set[str]:
-    return {case for run in row.scored for case, _ in structure_values(run, metric)}

@@ -64,7 +64,7 @@ def _cells_of_gain(gain: Gain | None, scale: Scale) -> list[str]:
 
 
 def _number(value: float | None, scale: Scale, form: str = ".1f") -> str:
-    return "" if value is None else format(scale.factor * value, form)
+    return "" if value is None else format(round(scale.factor * value, 1) + 0.0, form)  # no -0.0
 
 
 def _between(interval: Interval, scale: Scale) -> str:

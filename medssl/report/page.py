@@ -37,7 +37,6 @@ from medssl.report.gallery import Wall
 from medssl.report.tables import (
     Table,
     conditions_of,
-    mean_interval,
     percent,
     runs_table,
     settings_table,
@@ -235,8 +234,8 @@ def _labels(rows: Sequence[Row]) -> list[Figure]:
 def _ranks(rows: Sequence[Row]) -> list[Figure]:
     colours = {row.name: row.colour for row in rows}
     words = (
-        "Ranks with {} labelled; bars that overlap are not told apart. Beside them, in what share of resamples "
-        "each row comes first (the darkest), second and so on."
+        "Ranks with {} labelled; bars that overlap are not told apart, and others may be by luck of seeds. Beside "
+        "them, in what share of resamples each row comes first (the darkest), second and so on."
     )
     ranked = [(labelled, ranking) for labelled, ranking in rank_rows(rows).items() if len(ranking.names) > 2]
     return [Figure(rank_plot(ranking, colours), words.format(labelled)) for labelled, ranking in ranked]
@@ -247,7 +246,7 @@ def _has_all_labels(row: Row) -> bool:
 
 
 def _point(row: Row) -> Point:
-    interval = mean_interval(row)
+    interval = row.interval()
     assert interval is not None
     ends = [None if end is None else 100 * end for end in (interval.low, interval.high)]
     runs = [100 * statistics.fmean(patients.values()) for patients in row.values().values() if patients]

@@ -76,4 +76,5 @@ def _plain(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    return re.sub("|".join(map(re.escape, _LATEX)), lambda found: _LATEX[found[0]], _line(text))
+    told = re.sub("|".join(map(re.escape, _LATEX)), lambda found: _LATEX[found[0]], _line(text))
+    return "{}" + told if told.startswith(("[", "*")) else told  # else the line above takes it

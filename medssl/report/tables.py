@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal, NamedTuple
 
@@ -29,7 +29,7 @@ from medssl.metrics import METRICS
 from medssl.published import PublishedRow
 from medssl.scores import ClassSummary, Scores, Spread, counted
 from medssl.statistics import Interval, verdict
-from medssl.words import p_value, some
+from medssl.words import how_many, p_value, some
 
 NOTHING = "–"
 """Stands for a number that is undefined."""
@@ -95,7 +95,7 @@ def _dice_table(rows: Sequence[Row], against: Mapping[str, Sequence[Gain | None]
         Column("sd of runs", "points"),
         *(Column(f"Against {reference}", "points") for reference in against),
         Column("Steps", "minutes of a run"),
-        Column("Seeds", "cases"),
+        Column("Runs", "cases"),
     ]
     lines = [
         [
@@ -103,14 +103,16 @@ def _dice_table(rows: Sequence[Row], against: Mapping[str, Sequence[Gain | None]
             *_dice_cells(row),
             *(_gain_cell(found[i]) for found in against.values()),
             Cell(f"{row.key.steps:,}", f"{row.minutes:,.1f} min", order=row.key.steps),
-            _seeds(row),
+            _runs(row),
         ]
         for i, row in enumerate(rows)
     ]
     words = (
-        f"Dice of {_counting(rows)}, {conditions(rows)}. The runs of a row differ by their seed only, unless a note "
-        "says otherwise. A patient has the mean over cases and runs; sd of runs is of their means over patients. "
-        "Intervals take patients and trainings anew (bootstrap). Minutes are of steps, without validations."
+        f"Dice of {_counting(rows)}, {conditions(rows)}. The runs of a row differ by their seed, and by their draw of "
+        "labelled cases where there are several, unless a note says otherwise. A patient has the mean over cases and "
+        "runs, of what all runs of the row have a Dice for; sd of runs is of their means over patients. Intervals take "
+        "patients and trainings anew (bootstrap); one of a single run knows nothing of the spread of training. Minutes "
+        "are of steps, without validations."
     )
     return Table("methods", words, columns, [("", lines)])
 
@@ -200,7 +202,8 @@ def _ranks_table(rows: Sequence[Row]) -> Table:
         groups.append((f"{labelled} labelled: {', '.join(told)}", lines))
     words = (
         "Ranks in Dice of the rows with as many labels, the mean over patients; 1 is best. Mean ranks closer together "
-        "than the critical difference (Nemenyi) cannot be told apart."
+        "than the critical difference (Nemenyi) cannot be told apart. They take the trained networks as they are, so "
+        "that luck of seeds can set them apart; shares of first places count it in, and so do verdicts."
     )
     return Table("ranks", words, [_METHOD, Column("Mean rank"), Column("First, %", "of resamples")], groups)
 
@@ -274,14 +277,6 @@ def conditions(rows: Sequence[Row]) -> str:
 def conditions_of(row: Row) -> str:
     """What besides method and labels defines a row."""
     return f"{row.key.augment}, {row.key.steps:,} steps, {row.key.network}"
-
-
-def mean_interval(row: Row) -> Interval | None:
-    """Mean Dice of a row over patients; ends that two seeds push below 0 or above 1 are held there."""
-    interval = row.interval()
-    if interval is None or interval.low is None or interval.high is None:
-        return interval
-    return replace(interval, low=max(0.0, interval.low), high=min(1.0, interval.high))
 
 
 def shown_metrics(rows: Sequence[Row]) -> list[str]:
@@ -367,7 +362,7 @@ def _dice_cells(row: Row) -> list[Cell]:
     sd = about.sd_of_trainings
     return [
         _spread_cell("dice", Spread(about.mean, about.sd, about.patients)),
-        _interval_cell(mean_interval(row)),
+        _interval_cell(row.interval()),
         Cell() if sd is None else Cell(f"{100 * sd:.1f}", order=sd),
     ]
 
@@ -381,9 +376,12 @@ def _gain_cell(gain: Gain | None) -> Cell:
     return Cell(_signed(gain.points), order=gain.points) if gain else Cell()
 
 
-def _seeds(row: Row) -> Cell:
+def _runs(row: Row) -> Cell:
     scored, planned = len(row.scored), len(row.runs)
-    return Cell(f"{scored}" if scored == planned else f"{scored} of {planned}", f"{row.cases} cases", order=scored)
+    draws, seeds = ({getattr(run.replicate, part) for run in row.scored} for part in ("draw", "seed"))
+    told = f"{len(draws)} draws, {how_many(len(seeds), 'seed')}, " if len(draws) > 1 else ""
+    number = f"{scored}" if scored == planned else f"{scored} of {planned}"
+    return Cell(number, f"{told}{row.cases} cases", order=scored)
 
 
 def _run_line(row: Row, run: Run) -> list[Cell]:
