@@ -47,8 +47,6 @@ GRID_TOLERANCE = 0.01
 
 Far below what could change a score, and far above what rounding to float32 does to a header.
 """
-SHEAR_TOLERANCE = 0.01
-"""Largest cosine between two axes that still counts as perpendicular, about half a degree."""
 MOST_CLASSES = 256
 """More label values than this, with no class names given, and the files are taken for images."""
 
@@ -348,14 +346,13 @@ def _faults_of_grids(prediction: Volume, reference: Volume, is_prepared: bool) -
         return [f"prediction and reference lie on different grids: their shapes differ{grids}"]
     shift = shift_of(reference, prediction) if is_prepared else None
     apart = corners_apart(reference.shape, prediction.affine, reference.affine)
-    tolerance = GRID_TOLERANCE * min(reference.spacing)
+    rounded = np.spacing(np.float32(np.abs(reference.affine[:3, 3]).max()))  # NIfTI holds places as float32
+    tolerance = GRID_TOLERANCE * min(reference.spacing) + float(rounded)
     if apart > tolerance and (shift is None or shift > GRID_ERROR):
         return [
             f"prediction and reference lie on different grids: corners are up to {apart:.4g} mm apart, "
             f"{tolerance:.2g} mm is tolerated{grids}"
         ]
-    if reference.shear > SHEAR_TOLERANCE:
-        return [f"the axes of the grid are not perpendicular, so its distances are not defined{grids}"]
     return []
 
 

@@ -8,10 +8,11 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from rich.console import Console
 
 from medssl.data.cases import DatasetConfig
-from medssl.data.io import write_image
+from medssl.data.io import read_label, write_image, write_label
 from medssl.errors import ConfigError, DataError
 from medssl.evaluate import evaluate_folders, print_summary
 from medssl.explain import explain
@@ -293,13 +294,28 @@ def test_a_label_that_was_prepared_a_little_off_its_image_is_scored_by_the_prepa
         evaluate_folders(tmp_path / "p", tmp_path / "raw" / "labels", tmp_path / "other.csv", workers=0)
 
 
-def test_sheared_axes_are_refused(tmp_path):
+def test_distances_on_leaning_axes_are_those_of_the_world(tmp_path):
+    """As under a tilted gantry: two voxels, a plane apart, lie a step of the lean apart as well."""
     affine = AFFINE.copy()
     affine[1, 2] = 0.5
-    for folder in ("p", "r"):
-        save(tmp_path / folder / "a.nii.gz", label_map(liver=[(1, 1, 1)]), affine)
-    with pytest.raises(DataError, match="not perpendicular"):
-        evaluate_folders(tmp_path / "p", tmp_path / "r", tmp_path / "scores.csv")
+    save(tmp_path / "p" / "a.nii.gz", label_map(liver=[(1, 1, 1)]), affine)
+    save(tmp_path / "r" / "a.nii.gz", label_map(liver=[(1, 1, 2)]), affine)
+    (score,) = evaluate_folders(tmp_path / "p", tmp_path / "r", tmp_path / "scores.csv", classes=CLASSES[:2])
+    assert score.value("hd95") == pytest.approx(np.linalg.norm(affine[:3, 2]))
+    assert np.linalg.norm(affine[:3, 2]) > abs(affine[2, 2])
+
+
+def test_a_place_that_nifti_rounds_is_the_place_that_it_rounds(tmp_path):
+    """A reference that holds float64, such as MetaImage does, and a prediction on its very grid."""
+    image = sitk.GetImageFromArray(label_map(liver=[(1, 1, 1)]).T)
+    image.SetSpacing((0.3, 0.3, 0.3))
+    image.SetOrigin((1e6 / 3, 1e6 / 3, 1e6 / 3))
+    (tmp_path / "r").mkdir()
+    sitk.WriteImage(image, str(tmp_path / "r" / "a.mha"))
+    reference = read_label(tmp_path / "r" / "a.mha")
+    write_label(tmp_path / "p" / "a.nii.gz", reference.array, reference)
+    (score,) = evaluate_folders(tmp_path / "p", tmp_path / "r", tmp_path / "scores.csv", classes=CLASSES[:2])
+    assert score.dice == 1
 
 
 # ---- classes

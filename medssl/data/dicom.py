@@ -161,6 +161,8 @@ class _Header:
     """Millimetres from slice to slice as the header has it: where there is but one slice, nothing says better."""
     spaced: bool
     """Whether the header tells how far pixels lie apart."""
+    rescaled: bool
+    """Whether the header tells what to make of stored numbers."""
     slice: Slice | None
     """None when the header does not say where it lies."""
 
@@ -245,6 +247,7 @@ def _read_header(path: Path) -> _Header:
         components=reader.GetNumberOfComponents(),
         depth=spacing[2] if depth is None or depth[0] <= 0 else float(depth[0]),
         spaced=bool(between) or spacing[:2] != (1, 1),
+        rescaled=bool(text("0028|1052") or text("0028|1053")),
         slice=placed_slice(path.name, size[:2], text("0020|0032"), text("0020|0037"), plane, said),
     )
 
@@ -291,6 +294,10 @@ def _read(folder: Path, headers: Sequence[_Header]) -> Volume:
     if unspaced:
         found = f"no PixelSpacing in {some(unspaced)}: pixels are taken as 1 x 1 mm"
         oddities = (*oddities, Oddity("no_spacing", found, "export the series again with its geometry"))
+    stored = [header.path.name for header in headers if not header.rescaled]
+    if 0 < len(stored) < len(headers):
+        found = f"{some(stored)} have no RescaleSlope and RescaleIntercept, the other slices have: read as they say"
+        oddities = (*oddities, Oddity("rescale", found, "export the series again; grey levels jump there"))
     return Volume(_read_slices([headers[i].path for i in order]), affine, None, folder, oddities=oddities)
 
 

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from medssl.config import dump
 from medssl.data.cases import IGNORED, DatasetConfig
 from medssl.data.findings import Report
-from medssl.data.inspect import SHEAR, STRAIGHTENED
+from medssl.data.inspect import STRAIGHTENED
 from medssl.data.io import as_label, is_volume, read_volume, rewrite
 from medssl.data.labels import as_classes
 from medssl.data.nifti import FORM_TOLERANCE, MILLIMETRES, SPACING_TOLERANCE
-from medssl.data.volume import Affine, Volume, corners_apart, spacing_of
+from medssl.data.volume import SHEAR, Affine, Volume, corners_apart, spacing_of
 from medssl.errors import ConfigError, DataError
 from medssl.files import refuse_existing, whole_folder
 from medssl.progress import mapper, tracked
@@ -235,12 +235,15 @@ def _mend_header(header: Any, volume: Volume, odd: dict[str, str]) -> Iterator[C
         yield "suffix", odd["suffix"], "packed as its name says"
     if "header_size" in odd:
         yield "header_size", odd["header_size"], f"the true size, {int(header['sizeof_hdr'])} bytes"
+    true = _behind_unit_sform(header) if odd.keys() & {"unit_sform", "spacing_disagrees"} else None
     unit = int(header["xyzt_units"]) & 7
     if unit in MILLIMETRES:
         _scale(header, MILLIMETRES[unit])
+        if true is not None:
+            true[:3] *= MILLIMETRES[unit]
         yield "unit", "metres" if unit == 1 else "micrometres", "millimetres"
     affine = volume.affine
-    if odd.keys() & {"unit_sform", "spacing_disagrees"} and (true := _behind_unit_sform(header)) is not None:
+    if true is not None:
         before = by(spacing_of(header.get_sform()))
         header.set_sform(true, int(header["sform_code"]))
         yield "sform", f"spacing {before} mm", f"spacing {by(spacing_of(true))} mm, {_origin(header)}"

@@ -15,7 +15,7 @@ from medssl.data.io import as_label, read_image, read_volume
 from medssl.data.labels import NUMBERED, misnamed
 from medssl.data.looks import Counts, count_voxels, few_levels
 from medssl.data.recipe import zero_is_background
-from medssl.data.volume import Oddity, Source, Volume
+from medssl.data.volume import SHEAR, Oddity, Source, Volume
 from medssl.errors import DataError
 from medssl.words import by, how_many, plain
 
@@ -23,8 +23,6 @@ SPACINGS = (0.01, 20.0)
 """Millimetres; a finer or coarser voxel is more likely a wrong unit than a scan."""
 FAR_ORIGIN = 10_000.0
 """Millimetres from the world's origin; no scanner is so long, and float32 coordinates get coarse."""
-SHEAR = 1e-3
-"""Cosine between two voxel axes; more is no rounding, and ITK's geometry cannot hold it."""
 STRAIGHTENED = 0.02
 """Cosine up to which `fix` straightens axes: more is no small slip, and voxels would move."""
 LISTED = 10

@@ -25,7 +25,7 @@ from medssl.data.hdf5 import SUFFIXES as H5_SUFFIXES
 from medssl.data.hdf5 import Axes, read_h5
 from medssl.data.volume import Affine, Source, Volume, check_affine
 from medssl.errors import DataError
-from medssl.words import plain
+from medssl.words import by, plain
 
 SUFFIXES = (*nifti.SUFFIXES, *itk.SUFFIXES)
 
@@ -159,7 +159,15 @@ def write_label(path: Path, array: NDArray[Any], like: Volume) -> None:
 
     Codes, units and both forms of a NIfTI header are kept; the scaling is reset. The file appears
     whole or not at all.
+
+    Raises:
+        ValueError: the shape is not that of `like`, or a value no whole number from 0 to 65535.
     """
+    if array.shape != like.shape:
+        raise ValueError(f"{path}: an array of {by(array.shape)} voxels where `like` has {by(like.shape)}")
+    low, high = array.min(initial=0), array.max(initial=0)
+    if low < 0 or high > np.iinfo(np.uint16).max or (array.dtype.kind == "f" and (array != np.rint(array)).any()):
+        raise ValueError(f"{path}: a label map holds whole numbers from 0 to 65535, found {low:g} to {high:g}")
     dtype = np.uint8 if array.max(initial=0) < 256 else np.uint16
     nifti.write(Path(path), array.astype(dtype), like.affine, like.header)
 

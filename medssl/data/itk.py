@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.data.volume import LPS_TO_RAS, Affine, Volume, check_type
+from medssl.data.volume import LPS_TO_RAS, Affine, Oddity, Volume, check_type
 from medssl.errors import DataError
 
 SUFFIXES = (".nrrd", ".mha", ".mhd")
 SEGMENTATION = ".seg.nrrd"
 """What 3D Slicer's segmentations end in; their header tells the segments, and where a cut one lies in the scan."""
+LENGTHS = {"mm": 1.0, "millimeter": 1.0, "millimeters": 1.0, "um": 1e-3, "\u00b5m": 1e-3, "\u03bcm": 1e-3,
+           "micron": 1e-3, "microns": 1e-3, "micrometer": 1e-3, "micrometers": 1e-3, "m": 1e3, "cm": 10.0}  # fmt: skip
+"""Millimetres in what NRRD calls its unit."""
 VOXEL_FILES = (".raw", ".zraw")
 """Voxels that a `.mhd` header beside them names."""
 
@@ -33,7 +36,8 @@ def read(path: Path) -> Volume:
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
-        raise DataError(f"{path}: cannot be read: {str(error).strip().splitlines()[-1]}") from None
+        told = [line for line in str(error).strip().splitlines() if not line.startswith("Reason:")]  # of the system
+        raise DataError(f"{path}: cannot be read, so it is damaged or cut short: {told[-1].strip()}") from None
     return _volume(path, image)
 
 
@@ -41,12 +45,17 @@ def _volume(path: Path, image: Any) -> Volume:
     """An image of SimpleITK, read from a file, as `read` gives it."""
     import SimpleITK as sitk
 
+    while image.GetDimension() > 3 and image.GetSize()[-1] == 1:
+        image = image[(slice(None),) * (image.GetDimension() - 1) + (0,)]
     if image.GetDimension() != 3:
         raise DataError(f"{path}: a 3D volume is wanted, found {image.GetDimension()} axes")
     array = sitk.GetArrayFromImage(image)  # (Z, Y, X[, M])
     check_type(path, array.dtype)
     array = np.moveaxis(array, (0, 1, 2), (2, 1, 0))
-    volume = Volume(array, affine_of(image), None, path)
+    volume = Volume(array, _scaled(affine_of(image), unit := _unit_of(path)), None, path)
+    if unit != 1:
+        odd = f"lengths are in {'metres' if unit > 1 else 'micrometres'}; they are read as millimetres"
+        volume = replace(volume, oddities=(Oddity("unit", odd, "write the file in millimetres; ITK ignores the unit"),))
     return _segmentation(volume, image) if path.name.lower().endswith(SEGMENTATION) else volume
 
 
@@ -84,15 +93,38 @@ def read_grid(path: Path) -> tuple[tuple[int, ...], Affine]:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
-    return (*reader.GetSize(), reader.GetNumberOfComponents()), affine_of(reader)
+    return (*reader.GetSize(), reader.GetNumberOfComponents()), _scaled(affine_of(reader), _unit_of(path))
 
 
 def affine_of(image: Any) -> Affine:
     """Of an image of SimpleITK, or of a reader that has read its header."""
+    axes = image.GetDimension()
     affine = np.eye(4)
-    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.array(image.GetSpacing())
-    affine[:3, 3] = image.GetOrigin()
+    affine[:3, :3] = np.reshape(image.GetDirection(), (axes, axes))[:3, :3] * np.array(image.GetSpacing()[:3])
+    affine[:3, 3] = image.GetOrigin()[:3]
     return LPS_TO_RAS @ affine
+
+
+def _unit_of(path: Path) -> float:
+    """Millimetres in the unit of a file; NRRD names one for each axis of space, which ITK does not look at.
+
+    Raises:
+        DataError: they differ, or are no lengths that are known.
+    """
+    if not path.name.lower().endswith(".nrrd"):
+        return 1.0
+    with path.open("rb") as file:
+        head = file.read(2**16).replace(b"\r\n", b"\n").split(b"\n\n")[0].decode("utf-8", "replace")
+    said = re.search(r"^space units:\s*(.*)$", head, re.MULTILINE | re.IGNORECASE)
+    names = {name.lower() for name in re.findall(r'"([^"]*)"', said[1]) if name} if said else set()
+    units = {LENGTHS.get(name) for name in names}
+    if len(units) > 1 or None in units:
+        raise DataError(f"{path}: `space units` in its header are {', '.join(sorted(names))}; lengths in mm are wanted")
+    return next((unit for unit in units if unit), 1.0)
+
+
+def _scaled(affine: Affine, unit: float) -> Affine:
+    return np.diag([unit, unit, unit, 1.0]) @ affine if unit != 1 else affine
 
 
 def rewrite(path: Path, out: Path, array: NDArray[Any] | None) -> None:
@@ -100,10 +132,11 @@ def rewrite(path: Path, out: Path, array: NDArray[Any] | None) -> None:
     import SimpleITK as sitk
 
     old = sitk.ReadImage(str(path))
-    new = old if array is None else sitk.GetImageFromArray(np.ascontiguousarray(array.T))
-    new.SetSpacing(old.GetSpacing())
+    new, unit = old if array is None else sitk.GetImageFromArray(np.ascontiguousarray(array.T)), _unit_of(path)
+    origin = (LPS_TO_RAS @ _volume(path, old).affine)[:3, 3] if array is not None else unit * np.array(old.GetOrigin())
+    new.SetSpacing([unit * side for side in old.GetSpacing()])  # no unit is written, which means millimetres
     new.SetDirection(old.GetDirection())
-    new.SetOrigin((LPS_TO_RAS @ _volume(path, old).affine)[:3, 3] if array is not None else old.GetOrigin())
+    new.SetOrigin([float(place) for place in origin])
     sitk.WriteImage(new, str(out), useCompression=True)
 
 

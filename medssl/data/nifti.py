@@ -175,6 +175,12 @@ def _check_header(path: Path, header: nib.Nifti1Header, size: int) -> None:
     except KeyError:
         raise DataError(f"{path}: unknown voxel type, datatype code {int(header['datatype'])}") from None
     check_type(path, dtype)
+    begin, first = header["vox_offset"], header.template_dtype.itemsize
+    if not begin >= first:
+        raise DataError(
+            f"{path}: the header says that voxels begin at byte {float(begin):g}, within itself; {first} or more is "
+            "wanted. Write the file again from its source"
+        )
     promised, held = math.prod(shape) * dtype.itemsize, max(0, size - int(header["vox_offset"]))
     if promised > held:
         raise DataError(f"{path}: the header promises {by(shape)} voxels ({promised} bytes), the file has {held} bytes")

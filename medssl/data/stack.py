@@ -72,7 +72,10 @@ def placed_slice(
     directions = directions.reshape(2, 3)
     if np.abs(directions @ directions.T - np.eye(2)).max() > 10 * SAME:
         return None
-    return Slice(name, size, spacing[::-1], directions, place, said or {})
+    along = directions[0] / np.linalg.norm(directions[0])  # texts of a few digits are no lengths, and no right angle
+    across = directions[1] - directions[1] @ along * along
+    across /= np.linalg.norm(across)
+    return Slice(name, size, spacing[::-1], np.stack([along, across]), place, said or {})
 
 
 def stack(place: Path, slices: Sequence[Slice], depth: float) -> tuple[list[int], Affine, tuple[Oddity, ...]]:

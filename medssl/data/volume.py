@@ -17,6 +17,8 @@ Affine = NDArray[np.float64]
 """`(4, 4)`, voxel index to RAS millimetres."""
 LPS_TO_RAS = np.diag([-1.0, -1, 1, 1])
 """From the world of DICOM and ITK to that of NIfTI."""
+SHEAR = 1e-3
+"""Cosine between two voxel axes; more is no rounding, and ITK's geometry cannot hold it."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,11 @@ class Volume:
     def spacing(self) -> tuple[float, float, float]:
         """Millimetres between neighbouring voxels along each axis."""
         return spacing_of(self.affine)
+
+    @property
+    def steps(self) -> NDArray[np.float64]:
+        """`spacing`, where the axes are perpendicular; else the `(3, 3)` matrix from voxels to millimetres."""
+        return np.array(self.spacing) if self.shear <= SHEAR else self.affine[:3, :3]
 
     @property
     def orientation(self) -> str:

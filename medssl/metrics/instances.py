@@ -6,6 +6,7 @@ overlap by more than half of their union, which no instance can do with two othe
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,7 +60,8 @@ def match(prediction: Mask, reference: Mask) -> Instances:
 def components(mask: Mask) -> tuple[NDArray[np.integer], int]:
     """Voxels numbered by instance from 1, 0 outside; and the number of instances."""
     if cc3d is not None:
-        labels, count = cc3d.connected_components(mask, connectivity=26, return_N=True)
-    else:
-        labels, count = ndimage.label(mask, np.ones((3, 3, 3)))
+        with suppress(RuntimeError):  # raised for a small box full of single voxels
+            labels, count = cc3d.connected_components(mask, connectivity=26, return_N=True)
+            return labels, int(count)
+    labels, count = ndimage.label(mask, np.ones((3, 3, 3)))
     return labels, int(count)

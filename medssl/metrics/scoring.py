@@ -40,8 +40,8 @@ def score_case(
 ) -> dict[str, list[ClassScore]]:
     """Score classes of a case, named by label value, and unions of them, under each convention of the measures.
 
-    The volumes lie on one grid; the reference gives the spacing. Beside the volumes, memory holds a plane, and
-    the boxes and surfaces of as many classes as there are threads.
+    The volumes lie on one grid; the reference gives the spacing, and how axes lean. Beside the volumes, memory holds a
+    plane, and the boxes and surfaces of as many classes as there are threads.
 
     Args:
         regions: label values by name; regions come after the classes, with the labels that follow theirs.
@@ -53,11 +53,12 @@ def score_case(
     structures = [_Structure(name, label, (label,)) for label, name in classes.items()]
     for number, (name, values) in enumerate((regions or {}).items(), max(classes, default=0) + 1):
         structures.append(_Structure(name, number, tuple(values), is_region=True))
+    steps = reference.steps
     found = survey(prediction.array, reference.array, [one.values for one in structures])
 
     def score(structure: _Structure, overlap: Overlap, box: Box) -> dict[str, ClassScore]:
         pair = structure.mask(prediction.array[box]), structure.mask(reference.array[box])
-        return _score(case, structure, overlap, pair, reference.spacing, measures)
+        return _score(case, structure, overlap, pair, steps, measures)
 
     # The time goes to the trees and to NumPy's loops, and both let other threads run.
     with ThreadPoolExecutor(threads) as pool:
@@ -127,13 +128,13 @@ def _score(
     what: _Structure,
     overlap: Overlap,
     pair: tuple[Mask, Mask],
-    spacing: tuple[float, ...],
+    steps: NDArray[np.float64],
     measures: Measures,
 ) -> dict[str, ClassScore]:
     """One class or region under every convention."""
     status = status_of(overlap.prediction > 0, overlap.reference > 0)
     columns = measures.columns
-    shared = {} if status == "absent" else _overlaps(overlap, pair, what.name, math.prod(spacing), measures)
+    shared = {} if status == "absent" else _overlaps(overlap, pair, what.name, _volume(steps), measures)
     by_units: dict[Units, dict[str, float | None]] = {}
     if status in ("missed", "invented"):
         shared |= {"nsd": 0.0, "boundary_iou": 0.0}
@@ -141,7 +142,7 @@ def _score(
         ours, theirs = map(surface, pair)
         shared["boundary_iou"] = Overlap.of(ours, theirs).iou
         for units in {measures.units_of(convention) for convention in measures.conventions}:
-            distances = between(ours, theirs, spacing if units == "mm" else (1.0,) * len(spacing))
+            distances = between(ours, theirs, steps if units == "mm" else (1.0,) * len(steps))
             by_units[units] = _distances(distances, measures.tolerance_of(what.name))
     return {
         convention: ClassScore(
@@ -151,6 +152,11 @@ def _score(
         )
         for convention in measures.conventions
     }  # fmt: skip
+
+
+def _volume(steps: NDArray[np.float64]) -> float:
+    """Of a voxel, in mm3."""
+    return math.prod(steps.tolist()) if steps.ndim == 1 else abs(float(np.linalg.det(steps)))
 
 
 def _overlaps(

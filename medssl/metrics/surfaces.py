@@ -1,7 +1,7 @@
 """Surfaces of masks, and the distances between them that all distance metrics share.
 
 The surface of a mask is made of its voxels with a face neighbour outside the mask; beyond the border of
-the array all is outside. Distances run between voxel centres, along axes taken to be perpendicular.
+the array all is outside. Distances run between voxel centres, in a straight line also where the axes lean.
 """
 
 from __future__ import annotations
@@ -30,26 +30,33 @@ def surface(mask: Mask) -> Mask:
     return mask & ~inside
 
 
-def between(ours: Mask, theirs: Mask, spacing: Sequence[float]) -> Distances:
+def between(ours: Mask, theirs: Mask, spacing: Sequence[float] | NDArray[np.float64]) -> Distances:
     """Both directed sets of distances between two surfaces that each have a voxel.
 
     Each is exact, in the unit of `spacing`, and in the order of the voxels in memory (C). A tree over the surface
     voxels takes memory for them alone, however large the box around them is.
+
+    Args:
+        spacing: of each axis; or a matrix whose columns are the steps along the axes, which need not be perpendicular.
     """
     one, other = np.argwhere(ours), np.argwhere(theirs)
-    sides = np.asarray(spacing, np.float64)
-    return _directed(one, theirs[ours], other, sides), _directed(other, ours[theirs], one, sides)
+    steps = np.asarray(spacing, np.float64)
+    return _directed(one, theirs[ours], other, steps), _directed(other, ours[theirs], one, steps)
+
+
+def _placed(indices: NDArray[np.intp], steps: NDArray[np.float64]) -> NDArray[np.float64]:
+    return indices * steps if steps.ndim == 1 else indices @ steps.T
 
 
 def _directed(
-    points: NDArray[np.intp], shared: Mask, targets: NDArray[np.intp], sides: NDArray[np.float64]
+    points: NDArray[np.intp], shared: Mask, targets: NDArray[np.intp], steps: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """`shared` marks points that are targets too, and need no search."""
     distances = np.zeros(len(points))
     apart = points[~shared]
     if len(apart):
-        _, nearest = cKDTree(targets * sides, leafsize=_LEAF).query(apart * sides)
+        _, nearest = cKDTree(_placed(targets, steps), leafsize=_LEAF).query(_placed(apart, steps))
         # From whole steps, so that a distance does not depend on where in the volume it lies.
-        steps = (apart - targets[nearest]) * sides
-        distances[~shared] = np.sqrt((steps * steps).sum(axis=1))
+        ways = _placed(apart - targets[nearest], steps)
+        distances[~shared] = np.sqrt((ways * ways).sum(axis=1))
     return distances

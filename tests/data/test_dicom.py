@@ -1,5 +1,6 @@
 import csv
 import itertools
+import re
 import struct
 
 import numpy as np
@@ -138,6 +139,40 @@ class TestGeometry:
         assert "12 degrees" in odd.found
         assert "dcm2niix" in odd.fix
         assert volume.shear == pytest.approx(np.sin(np.radians(12)), abs=1e-6)
+
+    @pytest.mark.parametrize("said", ["0.71\\0.71\\0\\0\\0\\-1", "0.87\\0.5\\0\\0\\0\\-1", "1\\0.003\\0\\0\\1\\0"])
+    def test_rounded_directions_are_no_lengths(self, tmp_path, said):
+        (tmp_path / "s").mkdir()
+        first, second = np.reshape([float(x) for x in said.split("\\")], (2, 3))
+        normal = np.cross(first, second) / np.linalg.norm(np.cross(first, second))
+        for k in range(SHAPE[2]):
+            path = save_slice(tmp_path / "s" / f"{k}.dcm", ramp()[..., k], ORIGIN + k * SPACING[2] * normal, OBLIQUE)
+            # SimpleITK would not write it
+            raw, place = path.read_bytes(), re.compile(rb"(\x20\x00\x37\x00.{4})([-0-9.\\]+ ?)", re.DOTALL)
+            raw, count = place.subn(lambda found: found[1] + said.encode().ljust(len(found[2])), raw)
+            assert count == 1
+            path.write_bytes(raw)
+        volume = read_series(tmp_path / "s")
+        assert volume.spacing == pytest.approx(tuple(SPACING), rel=1e-6)
+        assert volume.shear < 1e-6
+        along = np.diag([-1, -1, 1]) @ volume.affine[:3, 0] / SPACING[0]
+        assert along == pytest.approx(first / np.linalg.norm(first), abs=1e-6)
+
+    def test_slices_without_a_slope_that_others_have_are_told_of(self, tmp_path):
+        array = np.full(SHAPE, 7, np.int16)
+        folder = save_series(tmp_path / "s", array, t0028_1052="-1000", t0028_1053="1")
+        plain = read_series(folder)
+        assert plain.oddities == ()
+        tag = re.compile(rb"\x28\x00([\x52\x53])\x10(.\x00\x00\x00)")
+        raw = (folder / "002.dcm").read_bytes()
+        raw, count = tag.subn(lambda found: b"\x28\x00" + found[1] + b"\x11" + found[2], raw)
+        assert count == 2
+        (folder / "002.dcm").write_bytes(raw)
+        volume = read_series(folder)
+        (odd,) = volume.oddities
+        assert (odd.code, "002.dcm" in odd.found) == ("rescale", True)
+        assert np.array_equal(np.delete(volume.array, 2, 2), np.delete(plain.array, 2, 2))
+        assert (volume.array[..., 2] != plain.array[..., 2]).all()
 
     def test_rounded_positions_are_no_fault_and_larger_shifts_are(self, tmp_path):
         folder = save_series(tmp_path / "s")

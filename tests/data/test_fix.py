@@ -144,6 +144,23 @@ class TestHeaders:
         assert new.affine == pytest.approx(expected, abs=1e-5)
         assert np.array_equal(new.array, array_of(0))
 
+    def test_a_unit_sform_of_another_unit_gives_way_to_the_same_place(self, raw):
+        scaled = AFFINE.copy()
+        scaled[:3] *= 1000
+
+        def blank(header):
+            header.set_qform(scaled, 1)
+            header.set_sform(np.eye(4), 1)
+            header["pixdim"][1:4] = np.sqrt((scaled[:3, :3] ** 2).sum(0))
+            header["xyzt_units"] = 3 | 8
+
+        for folder, array in (("images", array_of(0)), ("labels", label_of(0))):
+            save(raw / folder / "a.nii.gz", array, change=blank)
+        assert read_image(raw / "images" / "a.nii.gz").affine == pytest.approx(AFFINE, abs=1e-5)
+        out, codes = mend(raw, "images/a.nii.gz", "labels/a.nii.gz", fixes=["unit", "sform"] * 2)
+        assert codes == set()
+        assert read_image(out / "images" / "a.nii.gz").affine == pytest.approx(AFFINE, abs=1e-5)
+
     def test_a_spacing_that_is_no_placeholder_is_left_to_its_owner(self, raw):
         save(raw / "images" / "a.nii.gz", array_of(0), change=lambda header: header["pixdim"].__setitem__(3, 5))
         assert "spacing_disagrees" in mend(raw, fixes=[])[1]

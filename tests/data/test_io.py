@@ -12,6 +12,7 @@ from medssl.data.io import (
     read_image,
     read_label,
     read_volume,
+    rewrite,
     write_image,
     write_label,
 )
@@ -87,6 +88,32 @@ class TestReading:
         np.testing.assert_allclose(read_image(path).affine[:3], OBLIQUE[:3] * factor, rtol=1e-6)
         assert codes(path) == ["unit"]
 
+    @pytest.mark.parametrize("unit", ["mm", "um", "\u00b5m", "microns"])
+    def test_the_unit_of_nrrd_is_heard(self, tmp_path, unit):
+        image = sitk.GetImageFromArray(ramp().T)
+        image.SetSpacing((15.0, 16.0, 17.0))
+        image.SetOrigin((1.0, 2.0, 3.0))
+        path = tmp_path / "a.nrrd"
+        sitk.WriteImage(image, str(path))
+        plain = read_image(path)
+        head, voxels = path.read_bytes().split(b"\n\n", 1)
+        path.write_bytes(head + f'\nspace units: "{unit}" "{unit}" "{unit}"\n\n'.encode() + voxels)
+        factor = 1 if unit == "mm" else 1e-3
+        np.testing.assert_allclose(read_image(path).affine[:3], factor * plain.affine[:3])
+        np.testing.assert_allclose(read_grid(Source(path))[1], read_image(path).affine)
+        assert codes(path) == ([] if unit == "mm" else ["unit"])
+        rewrite(path, tmp_path / "b.nrrd", None, ramp())
+        np.testing.assert_allclose(read_image(tmp_path / "b.nrrd").affine, read_image(path).affine)
+        path.write_bytes(path.read_bytes().replace(f'"{unit}" "{unit}" "'.encode(), f'"{unit}" "inch" "'.encode()))
+        with pytest.raises(DataError, match="space units"):
+            read_image(path)
+
+    @pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
+    def test_a_fourth_axis_of_one_is_none(self, tmp_path, suffix):
+        sitk.WriteImage(sitk.GetImageFromArray(ramp().T[None], isVector=False), str(tmp_path / f"a{suffix}"))
+        np.testing.assert_array_equal(read_image(tmp_path / f"a{suffix}").array, ramp())
+        assert read_grid(Source(tmp_path / f"a{suffix}"))[1] == pytest.approx(np.diag([-1, -1, 1, 1]))
+
     def test_names_keep_their_dots_and_hidden_files_stay_out(self, tmp_path):
         for name in ("b.v1.2.nii.gz", "a.NII", "._a.nii.gz", "a.txt"):
             (tmp_path / name).touch()
@@ -102,6 +129,7 @@ class TestGridFromTheHeader:
         image.header["sform_code"] = 0
         image.header.set_xyzt_units(unit)
         image.header["pixdim"][1] = pixdim
+        image.header["vox_offset"] = 352
         path = tmp_path / "a.nii.gz"
         path.write_bytes(gzip.compress(image.header.binaryblock + bytes(4) + bytes(5 * 6 * 7)))
         volume = read_volume(path)
@@ -125,6 +153,28 @@ class TestRefusal:
             read_image(path)
         assert str(error.value).startswith(f"{path}: ")
         return str(error.value)
+
+    def test_voxels_that_begin_inside_the_header(self, tmp_path):
+        write_image(tmp_path / "a.nii", ramp(), np.eye(4))
+        raw = bytearray((tmp_path / "a.nii").read_bytes())
+        raw[108:112] = bytes(4)
+        (tmp_path / "a.nii").write_bytes(raw)
+        assert "voxels begin at byte 0, within itself" in self.refused(tmp_path / "a.nii")
+
+    def test_a_metaimage_that_is_cut_short_is_called_so(self, tmp_path):
+        path = tmp_path / "a.mha"
+        sitk.WriteImage(sitk.GetImageFromArray(ramp().T), str(path))
+        path.write_bytes(path.read_bytes()[:-100])
+        said = self.refused(path)
+        assert "damaged or cut short" in said
+        assert "No such file" not in said
+
+    def test_a_label_map_of_another_shape_or_of_fractions_is_not_written(self, tmp_path):
+        like = read_image(save(tmp_path / "a.nii.gz", ramp()))
+        for array in (np.zeros((5, 6, 8), np.uint8), np.full(like.shape, 0.5), np.full(like.shape, 70_000)):
+            with pytest.raises(ValueError, match=r"b\.nii\.gz: "):
+                write_label(tmp_path / "b.nii.gz", array, like)
+        assert not (tmp_path / "b.nii.gz").exists()
 
     def test_missing_file_folder_and_unknown_format(self, tmp_path):
         assert "no such file" in self.refused(tmp_path / "a.nii.gz")

@@ -54,6 +54,13 @@ def test_a_corner_joins():
     assert components(mask)[1] == 2
 
 
+def test_two_specks_with_a_voxel_between_them_are_two():
+    assert components(np.array([True, False, True]).reshape(3, 1, 1))[1] == 2
+    sparse = np.zeros((5, 3, 7), bool)
+    sparse[::2, ::2, ::2] = True
+    assert components(sparse)[1] == 3 * 2 * 4
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_cc3d_finds_the_components_of_scipy(seed):
     pytest.importorskip("cc3d", reason="the extra `instances` is not installed")
