@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, TextIO, cast
 
 
 def main() -> None:
@@ -13,6 +15,7 @@ def main() -> None:
     SIGTERM is as Ctrl-C, which a command may answer by saving.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    heard, sys.stderr = sys.stderr, cast(TextIO, _Told(sys.stderr))
     try:
         from medssl.cli import main as run_command
 
@@ -30,6 +33,27 @@ def main() -> None:
         if sys.argv[1:2] == ["doctor"]:  # with its defaults: options may be what cannot be read
             print_findings(diagnose(Path()))
         sys.exit(4)
+    finally:
+        sys.stderr = heard
+
+
+class _Told:
+    """A stream whose reader may be gone, as `tee` after Ctrl-C or a lost connection: that ends no work."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, RuntimeError):  # the latter where a signal comes while a line is written
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, RuntimeError):
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 if __name__ == "__main__":

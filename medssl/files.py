@@ -23,10 +23,15 @@ except ImportError:  # Windows
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary place beside `path` that takes its name when the block ends well, and is removed otherwise."""
-    partial = path.with_name(f".partial-{uuid.uuid4().hex}-{path.name}")
+    partial = path.with_name(f".partial-{uuid.uuid4().hex}-{path.name[-16:]}")  # no longer than names may be
     try:
         yield partial
         partial.replace(path)
+    except OSError as error:
+        if error.filename is None or error.errno is None:  # as of a full disk
+            number = error.errno or errno.ENOSPC
+            raise OSError(number, os.strerror(number), str(path)) from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -103,6 +108,8 @@ def refuse_unwritable(path: Path) -> None:
     folder = path.parent if there == path and not path.is_dir() else there
     if not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    if hasattr(os, "statvfs") and os.statvfs(folder).f_flag & os.ST_RDONLY:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(folder))
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
@@ -134,13 +141,24 @@ def alone_in(folder: Path) -> Iterator[bool]:
             os.close(handle)
 
 
-def _lock(folder: Path) -> int | None:
+@contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Wait until no other process of this machine changes what several of them share in a folder."""
+    handle = _lock(folder, wait=True)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _lock(folder: Path, *, wait: bool = False) -> int | None:
     """What holds the lock until it is closed; None where folders cannot be locked."""
     if fcntl is None:
         return None
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         os.close(handle)
         raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import sys
 import time
@@ -280,4 +281,5 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
     table = csv.DictReader(whole.splitlines())
     if whole and "step" not in (table.fieldnames or []):
         raise DataError(f"{path}: expected a column `step`, as `medssl train` writes it")
-    return [{k: v for k, v in row.items() if v and k} for row in table]
+    rows = [{k: v for k, v in row.items() if v and k} for row in table]
+    return list(itertools.takewhile(lambda row: row.get("step", "").isdecimal(), rows))  # a power cut may leave zeros

@@ -5,15 +5,17 @@ A model folder, which `medssl export` makes of runs, stands wherever a run does.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from medssl.config import merge, parse
 from medssl.data.cases import LARGEST_VALUE, DatasetConfig
@@ -26,7 +28,7 @@ from medssl.data.layouts import dicom, modalities
 from medssl.data.layouts.base import CHANNEL, is_named_as_labels
 from medssl.data.looks import look_at
 from medssl.data.prepared import read_prepared, refuse_moved
-from medssl.data.record import NAME, Record, read_record, write_record
+from medssl.data.record import NAME, Record, add_image, differing, read_record
 from medssl.data.splits import PARTS, read_split
 from medssl.data.volume import Oddity, Source, Volume
 from medssl.device import choose_device
@@ -104,8 +106,13 @@ def predict(
             raise ConfigError(f"{other}: its part {part} has other cases than that of {run}; average runs of one split")
     targets = {id: out / f"{id}.nii.gz" for id in sources}
     named = {id: tuple(str(file.absolute()) for file in files) for id, files in sources.items()}
+    _refuse_inputs(targets, sources)
     predicted = _earlier_images(place, record, overwrite)
     missing = list(sources) if overwrite else _missing(targets, named, predicted)
+    changed = [id for id in sources if id not in missing and _is_newer(sources[id], targets[id])]
+    if changed:
+        print(f"medssl: predicted anew, for their images have changed since: {some(changed)}", file=sys.stderr)
+        missing = [id for id in sources if id in {*missing, *changed}]
     if not missing:
         print(f"medssl: all {len(sources)} predictions are there; --overwrite predicts anew", file=sys.stderr)
         return list(targets.values())
@@ -135,9 +142,8 @@ def predict(
             if not classes.any():
                 blank.append(id)
             _remove(out, id)  # recorded before it is written: nothing else may have its name
-            predicted[id] = named[id]
             out.mkdir(parents=True, exist_ok=True)
-            write_record(place, record.model_copy(update={"images": predicted}))
+            add_image(place, record, id, named[id])
             if uncertainty:
                 write_shares(out / UNCERTAINTY / f"{id}.nii.gz", unsure, like=image)
             if probabilities:
@@ -192,7 +198,16 @@ def load_predictor(
         found += others
     predictor, *beside = [one.predictor(torch.device(device)) for one in found]
     predictor.others += beside
-    return predictor, record
+    return predictor, record.model_copy(update={"weights": _digest([net for one in found for net in one.networks])})
+
+
+def _digest(networks: Sequence[nn.Module]) -> str:
+    """A short name for weights."""
+    digest = hashlib.blake2b(digest_size=8)
+    for net in networks:
+        for tensor in net.state_dict().values():
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _record(run: Path, trained: Sequence[Trained], also: Sequence[Path | str]) -> Record:
@@ -242,11 +257,26 @@ def _missing(
     strange = [id for id in existing if predicted.get(id) != named[id]]
     if strange:
         told = ", ".join(predicted.get(strange[0], ("nothing that predictions.json tells of",)))
+        advice = "choose another folder or --overwrite" if predicted else "it may be yours; choose another folder"
         raise ConfigError(
-            f"{targets[strange[0]]}: exists and was made from {told} ({len(strange)} such files); "
-            "choose another folder or --overwrite"
+            f"{targets[strange[0]]}: exists and was made from {told} ({len(strange)} such files); {advice}"
         )
     return [id for id in targets if id not in existing]
+
+
+def _refuse_inputs(targets: Mapping[str, Path], sources: Mapping[str, Sequence[Source]]) -> None:
+    """Raise a ConfigError where a label map would take the place of an image."""
+    images = {source.path.resolve() for files in sources.values() for source in files}
+    if lost := [path for path in targets.values() if path.resolve() in images]:
+        raise ConfigError(
+            f"{lost[0]}: is an image to predict, and its label map would replace it; choose another folder"
+        )
+
+
+def _is_newer(files: Sequence[Source], target: Path) -> bool:
+    """Whether an image was written after its label map."""
+    paths = [inner for file in files for inner in (file.path.iterdir() if file.path.is_dir() else [file.path])]
+    return max((path.stat().st_mtime for path in paths if path.exists()), default=0.0) > target.stat().st_mtime
 
 
 def _remove(out: Path, id: str) -> None:
@@ -296,13 +326,16 @@ def _earlier_images(place: Path, record: Record, overwrite: bool) -> dict[str, t
         earlier = read_record(place)
     except DataError:
         earlier = Record(own_values=record.own_values)
-    if earlier.model_copy(update={"images": {}}) == record:
+    keys = differing(earlier, record)
+    if not keys:
         return earlier.images
     if earlier.own_values != record.own_values:
         raise ConfigError(f"{place}: tells of label maps in other values, see --own-values; choose another folder")
     if overwrite:
         return {}
-    raise ConfigError(f"{place}: tells of predictions made in another way; choose another folder or --overwrite")
+    raise ConfigError(
+        f"{place}: tells of predictions made in another way ({', '.join(keys)}); choose another folder or --overwrite"
+    )
 
 
 def _of_images(images: Sequence[Path], channels: Sequence[str]) -> dict[str, tuple[Source, ...]]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeVar
 
 from medssl.errors import OutOfMemoryError
@@ -155,8 +155,9 @@ def stop_requested(words: str = "") -> Iterator[threading.Event]:
         if stop.is_set() and signum == signal.SIGINT:
             raise KeyboardInterrupt
         stop.set()
-        if words:
-            print(words, file=sys.stderr, flush=True)
+        with suppress(OSError, RuntimeError):  # whoever listens may be gone, or it came while another line is written
+            if words:
+                print(words, file=sys.stderr, flush=True)
 
     previous = {}
     try:

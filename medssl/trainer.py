@@ -196,8 +196,8 @@ class Trainer:
                     self.save("last.pt")
                     wait_for_all()
                     raise Interrupted(f"stopped at step {self.iteration}, saved in {self.run}; go on with --resume")
-        self.check(lambda step: _cases(labelled, unlabelled, config, step), wait=True)
-        self.save("last.pt")
+            self.check(lambda step: _cases(labelled, unlabelled, config, step), wait=True)
+            self.save("last.pt")
 
     def wants_saving(self, saved: float) -> bool:
         """Whether to save between validations.

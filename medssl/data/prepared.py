@@ -12,8 +12,10 @@ A case's folder appears whole or not at all, and `cases/` changes only when noth
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -43,6 +45,8 @@ LEVELS = 2**16
 """Grey levels that a channel is stored in, evenly spaced over its range."""
 LEVELS_IN_MIDDLE = 2**10
 """An image keeps float32 if the middle 98 % of a channel spans fewer: a voxel far from all others takes the rest."""
+ANEW = "remove the folder that it lies in, and `medssl prepare` makes that case anew"
+"""What to do about a file of the store that is damaged."""
 CENTRES = 10_000
 """Voxels of a class that a case remembers as centres of patches."""
 
@@ -79,9 +83,10 @@ class PreparedCase:
         levels = None if self.levels is None else np.array(self.levels, np.float32)
         return StoredImage(_map(self.folder / "image.npy"), levels)
 
-    def open_label(self) -> Any:
+    def open_label(self) -> StoredLabel:
         """The label as an array that decompresses what is sliced, `(x, y, z)`."""
-        return open_packed(self.folder / "label.b2nd")
+        path = self.folder / "label.b2nd"
+        return StoredLabel(path, open_packed(path))
 
     def centres(self) -> dict[int, NDArray[np.uint16]]:
         """Voxels of each foreground class that the label holds, `(n, 3)` each, thinned out where there are many."""
@@ -117,6 +122,26 @@ class StoredImage:
         first = key[0] if isinstance(key, tuple) else key
         taken = levels[slice(None) if first is Ellipsis else first]
         return taken if taken.ndim == 1 else taken.T.reshape(2, -1, *[1] * (axes - 1))
+
+
+@dataclass(frozen=True)
+class StoredLabel:
+    """A label on disk, of which only what is sliced is read."""
+
+    path: Path
+    packed: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(x, y, z)`."""
+        return tuple(self.packed.shape)
+
+    def __getitem__(self, key: Any) -> NDArray[np.uint8]:
+        try:
+            found: NDArray[np.uint8] = self.packed[key]
+        except RuntimeError as error:
+            raise DataError(f"{self.path}: is damaged inside ({error}); {ANEW}") from None
+        return found
 
 
 @dataclass(frozen=True)
@@ -176,8 +201,14 @@ def read_prepared(root: Path) -> PreparedDataset:
 
 
 def is_begun(root: Path) -> bool:
-    """Whether a folder holds prepared cases, or such as wait for the others."""
-    return any((Path(root) / name).is_dir() for name in (CASES, UNFINISHED))
+    """Whether a folder holds prepared cases, or such as wait for the others, and not somebody's own `cases/`."""
+    places = [place for name in (CASES, UNFINISHED) if (place := Path(root) / name).is_dir()]
+    if (Path(root) / "dataset.json").exists():
+        values = _read_json(Path(root) / "dataset.json")
+        return bool(places) and (values is None or {"format", "cases"} <= values.keys())
+    waiting = {path.name for path in (Path(root) / UNFINISHED).glob("*/")}
+    inside = [path for place in places for path in place.iterdir() if not path.name.startswith(".")]
+    return bool(places) and all((path / "case.json").is_file() or path.name in waiting for path in inside)
 
 
 def write_dataset(root: Path, config: DatasetConfig, cases: Sequence[Case], source: Path | None = None) -> None:
@@ -204,10 +235,11 @@ def write_case(root: Path, case: Case, prepared: Prepared, sources: Sources, loo
     more = {"sources": sources.to_json(), "grid": prepared.grid.to_json(), "levels": levels, "look": asdict(look),
             "image_content": _named(sources.of_images(case))}  # fmt: skip
     with whole_folder(root / UNFINISHED / case.id) as folder:
-        np.save(folder / "image.npy", image)  # plain, for its low bits are noise: docs/performance.md
+        _save(folder / "image.npy", image)  # plain, for its low bits are noise: docs/performance.md
         if prepared.label is not None:
             write_packed(folder / "label.b2nd", prepared.label)
-            np.save(folder / "centres.npy", _centres(prepared.label))
+            _save(folder / "centres.npy", _centres(prepared.label))
+        more["bytes"] = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         write_json(folder / "case.json", said_of(case) | more)
 
 
@@ -260,13 +292,13 @@ def stored_sources(root: Path, case: Case) -> Sources | None:
 def holds(root: Path, case: Case, sources: Sources) -> bool:
     """Whether a case is stored as these sources make it."""
     stored = stored_sources(root, case)
-    return stored is not None and stored.makes_the_same(sources)
+    return stored is not None and stored.makes_the_same(sources) and _is_whole(root, case)
 
 
 def is_current(root: Path, case: Case, settings: str) -> bool:
     """Whether the stored case needs no look at its files: they, the settings and what is said of it are as before."""
     stored = stored_sources(root, case)
-    if stored is None or (stored.settings, stored.stamps) != (settings, stamps_of(case)):
+    if stored is None or (stored.settings, stored.stamps) != (settings, stamps_of(case)) or not _is_whole(root, case):
         return False
     return said_of(case).items() <= _stored(root, case).items()
 
@@ -339,6 +371,13 @@ def _stored(root: Path, case: Case) -> dict[str, Any]:
     return next((values for values in map(_read_json, _places(root, case)) if values is not None), {})
 
 
+def _is_whole(root: Path, case: Case) -> bool:
+    """Whether the files of a stored case are there, and as long as they were written; a power cut may shorten them."""
+    place = next(place for place in _places(root, case) if _read_json(place) is not None)
+    sizes = (_read_json(place) or {}).get("bytes", {})
+    return all((file := place.with_name(name)).is_file() and file.stat().st_size == n for name, n in sizes.items())
+
+
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         return read_object(path)
@@ -402,6 +441,15 @@ def _encode(image: NDArray[np.float32]) -> tuple[NDArray[Any], list[tuple[float,
     return numbers, levels
 
 
+def _save(path: Path, array: NDArray[Any]) -> None:
+    try:
+        np.save(path, array)
+    except OSError as error:
+        if error.errno is None:  # NumPy tells of a full disk by how much it wrote
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+        raise
+
+
 def write_packed(path: Path, array: NDArray[Any]) -> None:
     """Write an array that is read in part, compressed."""
     blocks = tuple(min(BLOCK, n) for n in array.shape)
@@ -416,7 +464,7 @@ def _map(path: Path) -> NDArray[Any]:
     try:
         mapped: NDArray[Any] = np.load(path, mmap_mode="r")
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be opened: {error}") from None
+        raise DataError(f"{path}: cannot be opened ({error}); {ANEW}") from None
     return mapped
 
 
@@ -430,4 +478,4 @@ def open_packed(path: Path) -> Any:
     try:
         return blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1), **mapped)
     except (OSError, RuntimeError) as error:
-        raise DataError(f"{path}: cannot be opened: {error}") from None
+        raise DataError(f"{path}: cannot be opened ({error}); {ANEW}") from None

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from medssl.config import read_model
 from medssl.data.cases import LARGEST_VALUE
-from medssl.files import write_json
+from medssl.errors import DataError
+from medssl.files import in_turn, write_json
 
 NAME = "predictions.json"
 
@@ -25,6 +26,8 @@ class Record(BaseModel):
     method: str | None = None
     checkpoint: str | None = None
     iteration: int | None = None
+    weights: str | None = None
+    """A digest of the networks, so that others in the same place are told from them; None in a record of before."""
     network: str | None = None
     classes: tuple[str, ...] = ()
     """The name of each place; label maps hold these places, or else `own_values`."""
@@ -62,3 +65,20 @@ def read_record(path: Path) -> Record:
 def write_record(path: Path, record: Record) -> None:
     """Write predictions.json whole or not at all."""
     write_json(path, record.to_plain())
+
+
+def differing(earlier: Record, record: Record) -> list[str]:
+    """In what one differs from another, images aside; what an earlier version did not note is as it is now."""
+    keys = [key for key in Record.model_fields if key != "images" and getattr(earlier, key) != getattr(record, key)]
+    return [key for key in keys if key != "weights" or earlier.weights is not None]
+
+
+def add_image(path: Path, record: Record, id: str, files: tuple[str, ...]) -> None:
+    """Note one case more in predictions.json, beside those that other processes noted meanwhile."""
+    with in_turn(path.parent):
+        try:
+            earlier = read_record(path)
+        except DataError:
+            earlier = record
+        known = {} if differing(earlier, record) else earlier.images
+        write_record(path, record.model_copy(update={"images": {**known, id: files}}))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medssl.errors import ConfigError
-from medssl.export.bundle import FOLDERS, write_bundle
+from medssl.export.bundle import FOLDERS, METADATA, write_bundle
 from medssl.export.card import README, write_card
 from medssl.files import refuse_existing, whole_folder
 from medssl.trained import MODEL, WEIGHTS, Trained, is_model_folder, load_trained, refuse_unlike, save_model
@@ -65,9 +65,12 @@ def _refuse_place(out: Path, overwrite: bool) -> None:
     refuse_existing(out, overwrite)
     if out.is_file():
         raise ConfigError(f"{out}: is a file; name a folder")
-    foreign = sorted({path.name for path in out.iterdir()} - {MODEL, WEIGHTS, README, *FOLDERS}) if out.exists() else []
-    if foreign:
+    inside = {path.name for path in out.iterdir()} if out.exists() else set()
+    if foreign := sorted(inside - {MODEL, WEIGHTS, README, *FOLDERS}):
         raise ConfigError(f"{out}: holds {foreign[0]}, so it is no exported folder to replace; choose another place")
+    if inside and not (is_model_folder(out) or (out / METADATA).is_file()):
+        raise ConfigError(f"{out}: holds neither {MODEL} nor {METADATA}, so it is no exported folder to replace; "
+                          "choose another place")  # fmt: skip
 
 
 def _of_run(run: Path, checkpoint: str, window: dict[str, Any] | None) -> Trained:

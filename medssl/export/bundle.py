@@ -26,6 +26,8 @@ from medssl.trained import Trained
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 FOLDERS = ("configs", "docs", "models")
+METADATA = "configs/metadata.json"
+"""What every bundle has."""
 AXES = [["L", "R"], ["P", "A"], ["I", "S"]]
 """What MONAI's orientations mean, as ours do; its default is about to change."""
 
@@ -39,7 +41,7 @@ def write_bundle(folder: Path, runs: Sequence[Trained]) -> None:
     refuse_inexpressible(runs)
     for name in FOLDERS:
         (folder / name).mkdir()
-    write_json(folder / "configs" / "metadata.json", metadata(runs))
+    write_json(folder / METADATA, metadata(runs))
     write_json(folder / "configs" / "inference.json", inference(runs))
     nets = nn.ModuleList(bare(net) for one in runs for net in one.networks)
     torch.save(nets.state_dict(), folder / "models" / "model.pt")

@@ -52,6 +52,9 @@ def write_report(
     out = Path(out)
     page = out / "report.html"
     refuse_existing(page, overwrite)
+    for other in (out / name for name in ("tables.md", "tables.tex", "viewer")):
+        if not page.exists() and not (other.is_dir() and not any(other.iterdir())):
+            refuse_existing(other, overwrite)
     rows = make_rows(load_runs([Path(path) for path in runs]))
     methods = dict.fromkeys(row.key.method for row in rows)
     unknown = [name for name in references if name not in methods and name != BASELINE]

@@ -113,12 +113,16 @@ def _cached() -> Path:
 # ---- what the page loads
 
 
+OURS = ("niivue.js", "case-*.js", "prediction-*.js")
+"""Names of what a viewer is made of."""
+
+
 def write_viewer(folder: Path, library: Path | None, walls: Sequence[Wall]) -> list[Scene]:
     """Write NiiVue and the volumes of all pictures into `folder`; what an earlier report left there is removed.
 
     Without a library, or without a picture, nothing is written and the list is empty.
     """
-    for old in folder.glob("*.js"):
+    for old in (path for name in OURS for path in folder.glob(name)):
         old.unlink()
     drawn = [(i, j) for i, wall in enumerate(walls) for j, picture in enumerate(wall.pictures) if picture.slices]
     if library is None or not drawn:
