@@ -15,6 +15,8 @@ over that patient's cases, in whatever unit the metric has.
   so that three seeds count as three. Of simulated intervals for 8 to 100 patients 91 to 96 % held the true mean where
   patients or three seeds vary most, 88 % with 8 patients of a skew distribution or two seeds that vary more than
   patients, and over 99 % where chance of a patient in a training outweighs both. tests/test_statistics.py repeats some.
+  Where patients may fail altogether, with a Dice near 0, a sample without such a one knows of none: with 5 to 20 % who
+  do, 73 to 88 % of 500 intervals held the mean for 8 or 10 patients, 84 to 95 % for 20, and 89 to 96 % for 40.
 - Wilcoxon, Friedman and Nemenyi take patients' means over trainings as they are: they ask whether these trained
   networks differ, not whether the methods do. Of two methods that are alike but for lucky seeds (three each, a spread
   of 0.3 of that of patients) such a p fell below 0.05 in 40 % of 1500 simulations, and the verdict, which wants the

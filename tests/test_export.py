@@ -245,6 +245,11 @@ def test_nothing_is_replaced_unasked_and_nothing_half_made_stays(make_run, tmp_p
         export(run, model, overwrite=True)
     with pytest.raises(ConfigError, match=r"run_\d+: holds .*, so it is no exported folder"):
         export(run, run, overwrite=True)
+    (tmp_path / "project" / "models").mkdir(parents=True)
+    (tmp_path / "project" / "README.md").write_text("mine")
+    with pytest.raises(ConfigError, match=r"project: holds neither model\.yaml nor .*, so it is no exported folder"):
+        export(run, tmp_path / "project", overwrite=True)
+    shutil.rmtree(tmp_path / "project")
     broken = shutil.copytree(run, tmp_path / "broken")
     (broken / "splits.json").write_text("{}")
     with pytest.raises(DataError, match=r"splits\.json: not as medssl writes it"):

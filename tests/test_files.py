@@ -1,5 +1,6 @@
 """Files and folders are there whole or not at all."""
 
+import errno
 import json
 import re
 import sys
@@ -7,7 +8,7 @@ import sys
 import pytest
 
 from medssl.errors import ConfigError, DataError
-from medssl.files import alone_in, read_object, refuse_existing, whole_folder
+from medssl.files import alone_in, read_object, refuse_existing, whole_file, whole_folder
 
 
 def write(path, files):
@@ -27,6 +28,22 @@ def test_a_folder_replaces_an_earlier_one_only_when_it_is_whole(tmp_path):
     with pytest.raises(FileNotFoundError):
         write(tmp_path / "a", {"half": "third", "nowhere/rest": "third"})
     assert content(tmp_path) == {"a/file": "second"}
+
+
+def test_a_disk_that_is_full_is_told_with_the_file(tmp_path):
+    for error in (OSError(errno.ENOSPC, "full"), OSError("10 requested and 5 written")):
+        with pytest.raises(OSError, match="No space left") as told, whole_file(tmp_path / "a"):
+            raise error
+        assert (told.value.filename, told.value.errno) == (str(tmp_path / "a"), errno.ENOSPC)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_may_be_as_long_as_names_are(tmp_path):
+    path = tmp_path / f"{'x' * 240}.nii.gz"
+    with whole_file(path) as partial:
+        partial.write_text("whole")
+        assert partial.name.endswith(".nii.gz")
+    assert path.read_text() == "whole"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="folders are not locked there")

@@ -141,6 +141,16 @@ def test_steps_after_the_checkpoint_are_forgotten(config, tmp_path):
     assert [point.step for point in events(run).Scalars("val/dice")] == [2, 4, 6]
 
 
+def test_what_a_power_cut_left_in_the_table_is_dropped(config, tmp_path):
+    run = train(config(), tmp_path / "run", until=3, quiet=True)
+    whole = read_metrics(run / "metrics.csv")
+    with (run / "metrics.csv").open("ab") as file:
+        file.write(bytes(40) + b"\n")
+    assert read_metrics(run / "metrics.csv") == whole
+    train(config(), run, resume=True, quiet=True)
+    assert sorted({row["step"] for row in read_metrics(run / "metrics.csv")}) == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_start_that_saved_nothing_leaves_no_settings_behind(config, tmp_path):
     RunLog(tmp_path, quiet=True, settings={"train.lr": 0.5}).close()
     RunLog(tmp_path, quiet=True, settings={"train.lr": 0.25}).close(finished=True)

@@ -1,8 +1,10 @@
 """Inference: class maps come back on the image's own grid, with its header; nothing is overwritten unasked."""
 
 import json
+import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -989,6 +991,62 @@ def test_what_was_interrupted_goes_on_and_other_files_of_the_same_name_are_refus
         predict(run, [other, images[1]], out, device="cpu")
     assert len(predict(run, images, out, device="cpu")) == 3
     assert set(json.loads((out / "predictions.json").read_text())["images"]) == {"ball_00", "ball_01", "ball_02"}
+
+
+def test_label_maps_never_take_the_place_of_images(trained, tmp_path):
+    run, raw = trained
+    images = shutil.copytree(raw / "images", tmp_path / "images")
+    before = {path.name: path.read_bytes() for path in images.iterdir()}
+    for named in ([images], [images / "ball_00.nii.gz"]):
+        for overwrite in (False, True):
+            with pytest.raises(ConfigError, match="is an image to predict, and its label map would replace it"):
+                predict(run, named, images, device="cpu", overwrite=overwrite)
+    assert {path.name: path.read_bytes() for path in images.iterdir()} == before
+
+
+def test_other_weights_in_the_same_place_are_another_making(trained, tmp_path):
+    run, raw = shutil.copytree(trained[0], tmp_path / "run"), trained[1]
+    image, out = raw / "images" / "ball_00.nii.gz", tmp_path / "out"
+    predict(run, [image], out, device="cpu", checkpoint="last")
+    values = load_checkpoint(run / "last.pt")
+    name = next(name for name in values["method"] if name.endswith("weight"))
+    values["method"][name] = values["method"][name] + 0.25
+    save_checkpoint(run / "last.pt", values)
+    with pytest.raises(ConfigError, match=r"predictions made in another way \(weights\)"):
+        predict(run, [image], out, device="cpu", checkpoint="last")
+    record = json.loads((out / "predictions.json").read_text())
+    assert record.pop("weights")
+    (out / "predictions.json").write_text(json.dumps(record))  # as an earlier version has it
+    assert predict(run, [image], out, device="cpu", checkpoint="last")
+
+
+def test_an_image_that_changed_since_is_predicted_anew(trained, tmp_path, capsys):
+    run, raw = trained
+    images = [Path(shutil.copy(raw / "images" / f"ball_0{n}.nii.gz", tmp_path)) for n in range(2)]
+    first, second = predict(run, images, tmp_path / "out", device="cpu")
+    kept = second.read_bytes()
+    shutil.copyfile(raw / "images" / "ball_05.nii.gz", images[0])
+    os.utime(images[0], (time.time() + 5, time.time() + 5))
+    predict(run, images, tmp_path / "out", device="cpu")
+    assert "predicted anew, for their images have changed since: ball_00" in capsys.readouterr().err
+    (fresh,) = predict(run, [raw / "images" / "ball_05.nii.gz"], tmp_path / "fresh", device="cpu")
+    assert np.array_equal(read_label(first).array, read_label(fresh).array)
+    assert second.read_bytes() == kept
+
+
+def test_two_that_share_a_folder_note_the_cases_of_both(trained, tmp_path, monkeypatch):
+    """As where the images are divided over GPUs: the second begins and ends while the first is at work."""
+    (run, raw), out = trained, tmp_path / "out"
+    segment = Predictor.segment
+
+    def beside(self, image):
+        monkeypatch.setattr(Predictor, "segment", segment)
+        predict(run, [raw / "images" / "ball_01.nii.gz"], out, device="cpu")
+        return segment(self, image)
+
+    monkeypatch.setattr(Predictor, "segment", beside)
+    predict(run, [raw / "images" / "ball_00.nii.gz"], out, device="cpu")
+    assert set(json.loads((out / "predictions.json").read_text())["images"]) == {"ball_00", "ball_01"}
 
 
 def test_where_nothing_can_be_predicted_no_folder_is_left(trained, scans, tmp_path):

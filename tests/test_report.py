@@ -472,6 +472,20 @@ def test_an_existing_report_is_kept_unless_told_otherwise(factory):
     assert sorted(path.name for path in page.parent.iterdir()) == ["report.html", "tables.md", "tables.tex"]
 
 
+def test_files_that_are_no_report_are_not_replaced_or_removed_unasked(factory):
+    run, site = factory.run("run", "bcp", 1), factory.root / "site"
+    (site / "viewer").mkdir(parents=True)
+    (site / "viewer" / "app.js").write_text("mine")
+    with pytest.raises(ConfigError, match="viewer: exists"):
+        write_report([run], site)
+    (site / "tables.md").write_text("mine")
+    with pytest.raises(ConfigError, match=r"tables\.md: exists"):
+        write_report([run], site)
+    assert sorted(path.name for path in site.iterdir()) == ["tables.md", "viewer"]
+    write_report([run], site, overwrite=True)
+    assert (site / "viewer" / "app.js").read_text() == "mine"
+
+
 def test_every_path_that_is_no_run_is_listed_with_what_it_lacks(factory):
     broken = factory.run("broken", "bcp", 1)
     (broken / "env.json").unlink()

@@ -50,7 +50,7 @@ from medssl.train import (
     open_data,
     train,
 )
-from medssl.trainer import choose_workers
+from medssl.trainer import Trainer, choose_workers
 
 
 def plain_settings(balls, splits, method="supervised", **train_settings):
@@ -278,6 +278,36 @@ def test_a_signal_saves_and_exits_130_and_resume_goes_on(balls, splits, tmp_path
     assert load_checkpoint(run / "last.pt")["iteration"] == stopped + 2
 
 
+def test_ctrl_c_saves_though_whoever_read_the_messages_is_gone(balls, splits, tmp_path):
+    """As with `medssl train ... 2>&1 | tee log`, where Ctrl-C ends tee as well."""
+    settings = plain_settings(balls, splits, iterations=100_000, validate_every=100_000, log_every=1)
+    dump(settings, tmp_path / "config.yaml")
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "medssl", "train", str(tmp_path / "config.yaml"), "--out", str(run)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (run / "metrics.csv").exists():
+        time.sleep(0.1)
+    process.stderr.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert load_checkpoint(run / "last.pt")["iteration"] > 0
+
+
+def test_a_signal_during_the_last_save_costs_nothing(config, tmp_path, monkeypatch):
+    save = Trainer.save
+
+    def disturbed(self, name):
+        if self.iteration == self.config.iterations and name == "last.pt":
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)
+        save(self, name)
+
+    monkeypatch.setattr(Trainer, "save", disturbed)
+    run = train(config(iterations=4), tmp_path / "run", quiet=True)
+    assert load_checkpoint(run / "last.pt")["iteration"] == 4
+
+
 def test_a_reader_that_is_killed_ends_the_run_with_advice_and_leaves_nobody_behind(config, tmp_path, monkeypatch):
     """As the system does where memory runs out; the other readers do not heed SIGTERM."""
     monkeypatch.setattr(patches, "MEMORY_LIMIT", 0)
@@ -370,7 +400,7 @@ def test_a_bad_step_leaves_the_statistics_of_batch_norm_alone(config, tmp_path):
 def test_resting_students_do_not_move(tmp_path):
     from medssl.methods.base import Method, StepResult
     from medssl.parts.sample import TrainBatch
-    from medssl.trainer import TrainConfig, Trainer
+    from medssl.trainer import TrainConfig
 
     class Alternating(Method):
         def __init__(self):

@@ -112,6 +112,51 @@ def test_a_folder_of_something_else_is_left_alone(balls, tmp_path):
         prepare(balls[0], tmp_path / "thesis.txt", CONFIG, workers=0)
 
 
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("described", [False, True])
+def test_a_folder_of_cases_that_are_not_ours_is_left_alone(balls, tmp_path, described):
+    """A folder `cases` is a common name; here it holds the scans themselves."""
+    for name in ("ball_00", "ball_01"):
+        (tmp_path / "study" / "cases" / name).mkdir(parents=True)
+        shutil.copy(balls[0] / "images" / f"{name}.nii.gz", tmp_path / "study" / "cases" / name / "image.nii.gz")
+    (tmp_path / "study" / "cases" / "ball_00" / "notes.txt").write_text("mine")
+    if described:
+        (tmp_path / "study" / "dataset.json").write_text('{"name": "mine"}')
+    before = contents(tmp_path)
+    for source in (balls[0], tmp_path / "study" / "cases"):
+        with pytest.raises(ConfigError, match="not empty and not a prepared folder"):
+            prepare(source, tmp_path / "study", CONFIG, workers=0, overwrite=True)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["image.npy", "label.b2nd", "centres.npy"])
+def test_a_case_whose_arrays_were_cut_short_is_made_again(balls, tmp_path, name):
+    dataset = prepare(balls[0], tmp_path / "out", CONFIG, workers=0)
+    folder = next(case.folder for case in dataset.cases.values() if case.labelled)
+    whole = contents(folder)
+    (folder / name).write_bytes(whole[name][: len(whole[name]) // 2])
+    prepare(balls[0], tmp_path / "out", CONFIG, workers=0)
+    assert (folder / name).read_bytes() == whole[name]
+    (folder / name).unlink()
+    prepare(balls[0], tmp_path / "out", CONFIG, workers=0)
+    assert contents(folder).keys() == whole.keys()
+
+
+def test_a_label_that_is_damaged_inside_is_named_with_what_to_do(balls, tmp_path):
+    dataset = prepare(balls[0], tmp_path / "out", CONFIG, workers=0)
+    case = next(case for case in dataset.cases.values() if case.labelled)
+    file = case.folder / "label.b2nd"
+    raw = bytearray(file.read_bytes())
+    middle = len(raw) // 2
+    raw[middle - 60 : middle + 60] = bytes(120)
+    file.write_bytes(raw)
+    with pytest.raises(DataError, match=rf"{re.escape(str(file))}: (is damaged|cannot be opened).*prepare"):
+        case.open_label()[...]
+
+
 @pytest.mark.parametrize("change", [{"layout": "acdc"}, {"layout": "nothing"}])
 def test_a_dataset_that_cannot_be_read_leaves_no_folder(balls, tmp_path, change):
     with pytest.raises((ConfigError, DataError), match="layout"):
