@@ -15,7 +15,7 @@ from medssl.errors import ConfigError
 from medssl.files import refuse_existing
 from medssl.published import published_rows
 from medssl.report.gallery import WORST, draw_gallery
-from medssl.report.page import render, write_page
+from medssl.report.page import render, write_pages
 from medssl.report.papers import as_latex, as_markdown
 from medssl.report.tables import result_tables
 from medssl.report.viewer import fetch_niivue, find_niivue, write_viewer
@@ -52,9 +52,9 @@ def write_report(
     out = Path(out)
     page = out / "report.html"
     refuse_existing(page, overwrite)
-    for other in (out / name for name in ("tables.md", "tables.tex", "viewer")):
-        if not page.exists() and not (other.is_dir() and not any(other.iterdir())):
-            refuse_existing(other, overwrite)
+    tables_md, tables_tex = out / "tables.md", out / "tables.tex"
+    for path in () if page.exists() else (tables_md, tables_tex):
+        refuse_existing(path, overwrite)
     rows = make_rows(load_runs([Path(path) for path in runs]))
     methods = dict.fromkeys(row.key.method for row in rows)
     unknown = [name for name in references if name not in methods and name != BASELINE]
@@ -66,8 +66,6 @@ def write_report(
     scenes = write_viewer(out / "viewer", library, gallery)
     published = published_rows(str(rows[0].runs[0].settings["data.name"]))
     tables = result_tables(rows, published, references)
-    write_page(out / "tables.md", as_markdown(title, tables))
-    write_page(out / "tables.tex", as_latex(title, tables))
-    write_page(page, render(rows, title, references=references, tables=tables, gallery=gallery, scenes=scenes,
-                            workers=workers))  # fmt: skip
+    shown = render(rows, title, references=references, tables=tables, gallery=gallery, scenes=scenes, workers=workers)
+    write_pages({page: shown, tables_md: as_markdown(title, tables), tables_tex: as_latex(title, tables)})
     return page

@@ -13,7 +13,7 @@ from medssl.data.looks import PERCENTILES
 from medssl.data.outliers import AXES
 from medssl.palette import class_colour
 from medssl.plots import histograms, level_plot
-from medssl.report.page import Figure, fill, write_page
+from medssl.report.page import Figure, fill, write_pages
 from medssl.report.tables import Cell, Column, Table
 from medssl.words import by
 
@@ -66,7 +66,7 @@ def write_dataset_page(report: Report, path: Path) -> None:
         unseen=max(0, len(cards) - MOST_CASES),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_page(path, page)
+    write_pages({path: page})
 
 
 def _cards(report: Report) -> list[Card]:

@@ -6,7 +6,8 @@ import base64
 import hashlib
 import json
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -133,11 +134,12 @@ def fill(template: str, scripts: Sequence[str], **values: Any) -> str:
     )
 
 
-def write_page(path: Path, text: str) -> None:
-    """Write a page, or the tables beside it, whole or not at all."""
-    with whole_file(path) as partial:
-        # A file name that is not UTF-8 has no place in a page; question marks stand for such bytes.
-        partial.write_text(text, encoding="utf-8", errors="replace")
+def write_pages(texts: Mapping[Path, str]) -> None:
+    """Write a page, and the tables beside it, all or none."""
+    with ExitStack() as stack:
+        for path, text in texts.items():
+            # A file name that is not UTF-8 has no place in a page; question marks stand for such bytes.
+            stack.enter_context(whole_file(path)).write_text(text, encoding="utf-8", errors="replace")
 
 
 # ---- words
