@@ -97,6 +97,8 @@ def by_patient(row: Cases, counts: Collection[Case]) -> Values:
 
 def of_one(values: Values) -> list[str]:
     """Mean, interval and spread of runs, in percent."""
+    if not any(values.values()):
+        return ["", "", ""]
     about, interval = describe(values), bootstrap_mean(values)
     sd = "" if about.sd_of_trainings is None else f"{POINTS.factor * about.sd_of_trainings:.1f}"
     return [f"{POINTS.factor * about.mean:.1f}", ends(interval), sd]

@@ -15,7 +15,9 @@ def main() -> None:
     SIGTERM is as Ctrl-C, which a command may answer by saving.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    heard, sys.stderr = sys.stderr, cast(TextIO, _Told(sys.stderr))
+    heard = sys.stderr
+    if heard is not None:  # as it is where nobody listens from the start
+        sys.stderr = cast(TextIO, _Unbroken(heard))
     try:
         from medssl.cli import main as run_command
 
@@ -37,7 +39,7 @@ def main() -> None:
         sys.stderr = heard
 
 
-class _Told:
+class _Unbroken:
     """A stream whose reader may be gone, as `tee` after Ctrl-C or a lost connection: that ends no work."""
 
     def __init__(self, stream: TextIO) -> None:

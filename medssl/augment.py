@@ -275,7 +275,7 @@ def _filtered(row: Tensor, draw: Draw, fine: Sequence[bool]) -> Tensor:
     if draw.zoom is not None:
         sides = zip(row.shape[1:], fine, strict=True)
         small = [max(1, round(n * draw.zoom)) if is_fine else n for n, is_fine in sides]
-        low = F.interpolate(row[None], size=small, mode="nearest")
+        low = F.interpolate(row[None], size=small, mode="trilinear", align_corners=False)  # "nearest" would shift it
         row = F.interpolate(low, size=row.shape[1:], mode="trilinear", align_corners=False)[0]
     if draw.gamma is not None:
         row = bent(row, draw.gamma)

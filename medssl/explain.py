@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medssl.data.cases import DatasetConfig
 from medssl.data.grid import aligned
@@ -24,6 +25,7 @@ from medssl.errors import DataError
 from medssl.foreign import ScoreTable, read_table
 from medssl.metrics import CONVENTIONS, METRICS, Status, masks
 from medssl.metrics.masks import Overlap
+from medssl.metrics.scoring import voxel_volume
 from medssl.metrics.surfaces import Distances, Mask, between, surface
 from medssl.metrics.table import status_of
 from medssl.words import by, listed
@@ -189,7 +191,7 @@ def _rules(each: Difference, value: float | None, table: ScoreTable, against: Sc
         return [said]
     slack = table.slack(each.metric)
     tolerances = [table.tolerance_of(each.class_name), against.tolerance_of(each.class_name), *_TOLERANCES]
-    readings = _readings(each.metric, pair, reference.spacing, status, tolerances)
+    readings = _readings(each.metric, pair, reference.steps, status, tolerances)
     found = [rule for rule, number in readings if number is not None and _same(number, value, slack)]
     stated = _stated(table, each)
     return [stated] if stated in found else found
@@ -220,7 +222,7 @@ def _rule_of_empty(status: Status, metric: str, value: float | None) -> str | No
 
 
 def _readings(
-    metric: str, pair: tuple[Mask, Mask], spacing: tuple[float, ...], status: Status, tolerances: Sequence[float]
+    metric: str, pair: tuple[Mask, Mask], steps: NDArray[np.float64], status: Status, tolerances: Sequence[float]
 ) -> Iterator[tuple[str, float | None]]:
     """Every number that the metric's name is given to, with its rule, likely ones first."""
     overlap = Overlap.of(*pair)
@@ -228,8 +230,8 @@ def _readings(
         if status != "scored":
             return
         ours, theirs = map(surface, pair)
-        for unit, sides in _grids(spacing):
-            distances = between(ours, theirs, sides)
+        for unit, grid in _grids(steps):
+            distances = between(ours, theirs, grid)
             if metric == "nsd":
                 for tolerance in tolerances:
                     yield f"the share within {tolerance:g}, {unit}", masks.nsd(distances, tolerance)
@@ -239,7 +241,7 @@ def _readings(
     if metric == "boundary_iou":
         yield "the IoU of the two surfaces", Overlap.of(*map(surface, pair)).iou
     if metric == "volume_difference":
-        yield "|P| - |R| in ml", (overlap.prediction - overlap.reference) * math.prod(spacing) / 1000
+        yield "|P| - |R| in ml", (overlap.prediction - overlap.reference) * voxel_volume(steps) / 1000
     if metric == "relative_volume":
         yield "|P| - |R| over |R|, in percent", overlap.relative_volume
     overlaps = {"dice": overlap.dice, "iou": overlap.iou, "precision": overlap.precision, "recall": overlap.recall}
@@ -259,9 +261,11 @@ def _readings(
             yield f"the mean over slices across axis {axis}, empty ones counting 1", float(np.mean(full))
 
 
-def _grids(spacing: tuple[float, ...]) -> list[tuple[str, tuple[float, ...]]]:
-    turned = [("in mm with the axes of the spacing reversed", spacing[::-1])] if spacing != spacing[::-1] else []
-    return [("in mm", spacing), ("in voxels", (1.0,) * len(spacing)), *turned]
+def _grids(steps: NDArray[np.float64]) -> list[tuple[str, NDArray[np.float64]]]:
+    sides = steps if steps.ndim == 1 else np.linalg.norm(steps, axis=0)
+    straight = [] if steps.ndim == 1 else [("in mm with the axes taken as perpendicular", sides)]
+    turned = [("in mm with the axes of the spacing reversed", sides[::-1])] if (sides != sides[::-1]).any() else []
+    return [("in mm", steps), ("in voxels", np.ones(len(sides))), *straight, *turned]
 
 
 # ---- averages

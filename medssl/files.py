@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,9 +29,8 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield partial
         partial.replace(path)
     except OSError as error:
-        if error.filename is None or error.errno is None:  # as of a full disk
-            number = error.errno or errno.ENOSPC
-            raise OSError(number, os.strerror(number), str(path)) from error
+        if error.errno is not None and error.filename is None:  # as of a full disk
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
     finally:
         partial.unlink(missing_ok=True)
@@ -142,9 +142,15 @@ def alone_in(folder: Path) -> Iterator[bool]:
 
 
 @contextmanager
-def in_turn(folder: Path) -> Iterator[None]:
-    """Wait until no other process of this machine changes what several of them share in a folder."""
-    handle = _lock(folder, wait=True)
+def in_turn(folder: Path, seconds: float = 2) -> Iterator[None]:
+    """Wait, but not for long, until no other process of this machine changes what several of them share in a folder."""
+    handle, until = None, time.monotonic() + seconds
+    while handle is None and time.monotonic() < until:
+        try:
+            handle = _lock(folder)
+            break  # locked, or where folders cannot be
+        except ConfigError:
+            time.sleep(0.02)
     try:
         yield
     finally:
@@ -152,13 +158,13 @@ def in_turn(folder: Path) -> Iterator[None]:
             os.close(handle)
 
 
-def _lock(folder: Path, *, wait: bool = False) -> int | None:
+def _lock(folder: Path) -> int | None:
     """What holds the lock until it is closed; None where folders cannot be locked."""
     if fcntl is None:
         return None
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
         raise ConfigError(

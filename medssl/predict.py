@@ -27,7 +27,7 @@ from medssl.data.io import case_id, is_volume, list_volumes, read_image, stacked
 from medssl.data.layouts import dicom, modalities
 from medssl.data.layouts.base import CHANNEL, is_named_as_labels
 from medssl.data.looks import look_at
-from medssl.data.prepared import read_prepared, refuse_moved
+from medssl.data.prepared import files_behind, read_prepared, refuse_moved, stamp
 from medssl.data.record import NAME, Record, add_image, differing, read_record
 from medssl.data.splits import PARTS, read_split
 from medssl.data.volume import Oddity, Source, Volume
@@ -65,7 +65,8 @@ def predict(
     """Write a class map `<case>.nii.gz` per image, and predictions.json that says how they were made.
 
     A folder that was begun in the same way is gone on with: cases that it has and that predictions.json tells of stay,
-    and where these are all, that is said and nothing is written.
+    and where these are all, that is said and nothing is written. By other weights, in the place of those of before, and
+    of images that were written again since, it is another making.
     Images that cannot be read, or are too large, are passed over, and told of when all others are there. Where nothing
     but background is predicted, that is said.
 
@@ -107,12 +108,9 @@ def predict(
     targets = {id: out / f"{id}.nii.gz" for id in sources}
     named = {id: tuple(str(file.absolute()) for file in files) for id, files in sources.items()}
     _refuse_inputs(targets, sources)
-    predicted = _earlier_images(place, record, overwrite)
-    missing = list(sources) if overwrite else _missing(targets, named, predicted)
-    changed = [id for id in sources if id not in missing and _is_newer(sources[id], targets[id])]
-    if changed:
-        print(f"medssl: predicted anew, for their images have changed since: {some(changed)}", file=sys.stderr)
-        missing = [id for id in sources if id in {*missing, *changed}]
+    earlier = _earlier(place, record, overwrite)
+    stamps = {id: _stamps(files) for id, files in sources.items()}
+    missing = list(sources) if overwrite else _missing(targets, named, stamps, earlier)
     if not missing:
         print(f"medssl: all {len(sources)} predictions are there; --overwrite predicts anew", file=sys.stderr)
         return list(targets.values())
@@ -143,7 +141,7 @@ def predict(
                 blank.append(id)
             _remove(out, id)  # recorded before it is written: nothing else may have its name
             out.mkdir(parents=True, exist_ok=True)
-            add_image(place, record, id, named[id])
+            add_image(place, record, id, named[id], stamps[id])
             if uncertainty:
                 write_shares(out / UNCERTAINTY / f"{id}.nii.gz", unsure, like=image)
             if probabilities:
@@ -246,20 +244,26 @@ def _own_values(record: Record) -> tuple[int, ...]:
 
 
 def _missing(
-    targets: dict[str, Path], named: dict[str, tuple[str, ...]], predicted: dict[str, tuple[str, ...]]
+    targets: Mapping[str, Path],
+    named: Mapping[str, tuple[str, ...]],
+    stamps: Mapping[str, tuple[tuple[int, int], ...]],
+    earlier: Record,
 ) -> list[str]:
     """The cases to predict, where an earlier call predicted others.
 
     Raises:
-        ConfigError: a file is no prediction of its case.
+        ConfigError: a file is no prediction of its case, or its images have changed since.
     """
     existing = [id for id, path in targets.items() if path.exists()]
-    strange = [id for id in existing if predicted.get(id) != named[id]]
-    if strange:
-        told = ", ".join(predicted.get(strange[0], ("nothing that predictions.json tells of",)))
-        advice = "choose another folder or --overwrite" if predicted else "it may be yours; choose another folder"
+    if strange := [id for id in existing if earlier.images.get(id) != named[id]]:
+        made = earlier.images.get(strange[0])
+        told = f"was made from {', '.join(made)}" if made else f"{NAME} does not tell of it, so it may be yours"
+        advice = "choose another folder or --overwrite" if earlier.images else "choose another folder"
+        raise ConfigError(f"{targets[strange[0]]}: exists, and {told} ({len(strange)} such files); {advice}")
+    if changed := [id for id in existing if earlier.stamps.get(id, stamps[id]) != stamps[id]]:
         raise ConfigError(
-            f"{targets[strange[0]]}: exists and was made from {told} ({len(strange)} such files); {advice}"
+            f"{targets[changed[0]]}: the image of this case was written again since ({len(changed)} such cases: "
+            f"{some(changed)}); choose another folder or --overwrite"
         )
     return [id for id in targets if id not in existing]
 
@@ -273,10 +277,9 @@ def _refuse_inputs(targets: Mapping[str, Path], sources: Mapping[str, Sequence[S
         )
 
 
-def _is_newer(files: Sequence[Source], target: Path) -> bool:
-    """Whether an image was written after its label map."""
-    paths = [inner for file in files for inner in (file.path.iterdir() if file.path.is_dir() else [file.path])]
-    return max((path.stat().st_mtime for path in paths if path.exists()), default=0.0) > target.stat().st_mtime
+def _stamps(files: Sequence[Source]) -> tuple[tuple[int, int], ...]:
+    """What changes where the files of an image are written again."""
+    return tuple(stamp(path)[1:3] for path in files_behind(file.path for file in files))
 
 
 def _remove(out: Path, id: str) -> None:
@@ -318,21 +321,23 @@ def _warn(doubts: Sequence[tuple[Source, Oddity]]) -> None:
         print(f"medssl: {file}: {odd.found}{count}; {odd.fix}", file=sys.stderr)
 
 
-def _earlier_images(place: Path, record: Record, overwrite: bool) -> dict[str, tuple[str, ...]]:
-    """The images that were predicted into this folder before, in the same way."""
+def _earlier(place: Path, record: Record, overwrite: bool) -> Record:
+    """What was predicted into this folder before, in the same way; no cases where nothing was."""
     if not place.exists():
-        return {}
+        return record
     try:
         earlier = read_record(place)
     except DataError:
-        earlier = Record(own_values=record.own_values)
+        if overwrite:
+            return record
+        raise
     keys = differing(earlier, record)
     if not keys:
-        return earlier.images
+        return earlier
     if earlier.own_values != record.own_values:
         raise ConfigError(f"{place}: tells of label maps in other values, see --own-values; choose another folder")
     if overwrite:
-        return {}
+        return record
     raise ConfigError(
         f"{place}: tells of predictions made in another way ({', '.join(keys)}); choose another folder or --overwrite"
     )

@@ -198,6 +198,8 @@ class Trainer:
                     raise Interrupted(f"stopped at step {self.iteration}, saved in {self.run}; go on with --resume")
             self.check(lambda step: _cases(labelled, unlabelled, config, step), wait=True)
             self.save("last.pt")
+            if vote(stop.is_set()):
+                raise Interrupted(f"stopped after the last step, {self.iteration}, saved in {self.run}")
 
     def wants_saving(self, saved: float) -> bool:
         """Whether to save between validations.

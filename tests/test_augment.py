@@ -405,6 +405,16 @@ def test_low_resolution_keeps_an_even_image_and_flattens_a_checked_one():
     assert augment.shade(checks, [draw]).std() < 0.5 * checks.std()
 
 
+@pytest.mark.parametrize("zoom", [0.5, 0.55, 0.6, 0.67, 0.75, 0.8, 0.9, 0.95])
+@pytest.mark.parametrize("n", [47, 48])
+def test_low_resolution_leaves_things_in_their_place(zoom, n):
+    places = torch.stack(torch.meshgrid(*3 * [torch.arange(float(n))], indexing="ij"))
+    middle = torch.tensor([22.0, 23.3, 24.5]).view(3, 1, 1, 1)
+    blob = torch.exp(-((places - middle) ** 2).sum(0) / 50)[None, None]
+    out = make("strong", (n, n, n)).shade(blob, [Draw(zoom=zoom)])[0, 0]
+    torch.testing.assert_close((places * out).sum((1, 2, 3)) / out.sum(), middle.flatten(), atol=0.03, rtol=0)
+
+
 def test_gamma_keeps_the_range_and_the_order_of_each_channel():
     torch.manual_seed(0)
     image = torch.randn(2, 2, 5, 6, 7) * torch.tensor([1.0, 30.0]).view(1, 2, 1, 1, 1)

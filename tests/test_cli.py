@@ -425,3 +425,9 @@ def test_a_user_who_is_a_number_without_a_name_can_train_and_report():
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="closes a descriptor by its number")
+def test_a_command_that_nobody_listens_to_has_its_exit_code(tmp_path):
+    command = f'"{sys.executable}" -m medssl train "{tmp_path}/none.yaml" --out "{tmp_path}/x" 2>&-'
+    assert subprocess.run(command, shell=True, env=ENVIRONMENT, timeout=120).returncode == 2

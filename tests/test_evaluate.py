@@ -303,6 +303,10 @@ def test_distances_on_leaning_axes_are_those_of_the_world(tmp_path):
     (score,) = evaluate_folders(tmp_path / "p", tmp_path / "r", tmp_path / "scores.csv", classes=CLASSES[:2])
     assert score.value("hd95") == pytest.approx(np.linalg.norm(affine[:3, 2]))
     assert np.linalg.norm(affine[:3, 2]) > abs(affine[2, 2])
+    evaluate_folders(tmp_path / "p", tmp_path / "r", tmp_path / "voxels.csv", classes=CLASSES[:2], units="voxel")
+    said = "\n".join(explain(tmp_path / "scores.csv", tmp_path / "voxels.csv"))
+    assert "in mm" in said
+    assert "unexplained" not in said
 
 
 def test_a_place_that_nifti_rounds_is_the_place_that_it_rounds(tmp_path):

@@ -287,10 +287,10 @@ def test_a_mean_that_few_patients_make_is_told_from_what_most_show():
     found = paired(measured(ours), measured(theirs))
     assert (found.difference.mean > 0.05, found.difference.excludes_zero, found.lean) == (True, True, -1)
     assert found.p < 0.05
-    assert verdict(found).startswith("better on average, but not for most patients: +")
+    assert verdict(found).startswith("better on average, though the ranks of patients lean the other way: +")
     back = paired(measured(theirs), measured(ours))
     assert back.lean == 1
-    assert verdict(back).startswith("worse on average, but not for most patients: -")
+    assert verdict(back).startswith("worse on average, though the ranks of patients lean the other way: -")
 
 
 def outcome(mean, low, high, p=0.001, p_holm=None, p_interval_holm=None, patients=20, trainings=3):
@@ -318,7 +318,7 @@ def outcome(mean, low, high, p=0.001, p_holm=None, p_interval_holm=None, patient
          "these networks are better: +1.8 points, 95 % interval 0.9 to 2.7; one seed: the spread of training is not in "
          "it"),
         (replace(outcome(0.07, 0.024, 0.121), lean=-1),
-         "better on average, but not for most patients: +7.0 points, 95 % interval 2.4 to 12.1"),
+         "better on average, though the ranks of patients lean the other way: +7.0 points, 95 % interval 2.4 to 12.1"),
         (replace(outcome(-0.018, -0.027, -0.009), lean=-1), "worse by 1.8 points (95 % interval 0.9 to 2.7)"),
         (outcome(0.010, 0.0002, 0.020), "better by 1.0 points (95 % interval 0.02 to 2.0)"),
         (outcome(0.018, 0.009, 0.027, p=0.0502),

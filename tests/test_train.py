@@ -32,7 +32,7 @@ from medssl.data.io import read_image, read_label, write_image, write_label
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import write_split
 from medssl.device import prepare_device
-from medssl.errors import ConfigError, DataError, DivergedError, OutOfMemoryError
+from medssl.errors import ConfigError, DataError, DivergedError, Interrupted, OutOfMemoryError
 from medssl.files import alone_in
 from medssl.logs import read_metrics
 from medssl.machine import available_cpus
@@ -294,7 +294,7 @@ def test_ctrl_c_saves_though_whoever_read_the_messages_is_gone(balls, splits, tm
     assert load_checkpoint(run / "last.pt")["iteration"] > 0
 
 
-def test_a_signal_during_the_last_save_costs_nothing(config, tmp_path, monkeypatch):
+def test_a_signal_during_the_last_save_costs_nothing_and_begins_no_baseline(config, tmp_path, monkeypatch):
     save = Trainer.save
 
     def disturbed(self, name):
@@ -304,8 +304,14 @@ def test_a_signal_during_the_last_save_costs_nothing(config, tmp_path, monkeypat
         save(self, name)
 
     monkeypatch.setattr(Trainer, "save", disturbed)
-    run = train(config(iterations=4), tmp_path / "run", quiet=True)
+    run = tmp_path / "run"
+    with pytest.raises(Interrupted, match="stopped after the last step, 4, saved"):
+        train(config("bcp", iterations=4), run, with_baseline=True, quiet=True)
     assert load_checkpoint(run / "last.pt")["iteration"] == 4
+    assert not (tmp_path / "run-baseline" / "metrics.csv").exists()
+    monkeypatch.setattr(Trainer, "save", save)
+    train(config("bcp", iterations=4), run, with_baseline=True, resume=True, quiet=True)
+    assert load_checkpoint(tmp_path / "run-baseline" / "last.pt")["iteration"] == 4
 
 
 def test_a_reader_that_is_killed_ends_the_run_with_advice_and_leaves_nobody_behind(config, tmp_path, monkeypatch):

@@ -159,12 +159,13 @@ def _notes_of_pair(row: Row, baseline: Row) -> list[str]:
 
 def _notes_of_counts(row: Row, baseline: Row) -> Iterable[str]:
     """Where one of two rows misses or invents classes more often, of which some number does not tell."""
-    for fault, verb, told in (
-        ("missed", "misses", "What is missed has no distance: Dice tells of it."),
-        ("invented", "invents", "Dice is compared where no run of either lacks one, so not in most cases without "
-                                "that class: these counts tell of it, and a convention that gives 1 for rightly empty "
-                                "does."),
-    ):  # fmt: skip
+    scores = [score for each in (row, baseline) for run in each.scored for score in run.scores or ()]
+    faults = [("missed", "misses", "What is missed has no distance: Dice tells of it.")]
+    if any(score.status == "absent" and score.dice is None for score in scores):
+        told = ("A case without the class has no Dice unless it is invented there, so such cases are left out of the "
+                "comparison, and these counts are all that tells of inventions.")  # fmt: skip
+        faults.append(("invented", "invents", told))
+    for fault, verb, told in faults:
         ours, theirs = (
             sum(getattr(run.summary.overall, fault) for run in each.scored if run.summary) / len(each.scored)
             for each in (row, baseline)

@@ -16,9 +16,10 @@ from medssl.errors import DataError
 SUFFIXES = (".nrrd", ".mha", ".mhd")
 SEGMENTATION = ".seg.nrrd"
 """What 3D Slicer's segmentations end in; their header tells the segments, and where a cut one lies in the scan."""
-LENGTHS = {"mm": 1.0, "millimeter": 1.0, "millimeters": 1.0, "um": 1e-3, "\u00b5m": 1e-3, "\u03bcm": 1e-3,
-           "micron": 1e-3, "microns": 1e-3, "micrometer": 1e-3, "micrometers": 1e-3, "m": 1e3, "cm": 10.0}  # fmt: skip
-"""Millimetres in what NRRD calls its unit."""
+LENGTHS = {"um": 1e-3, "\u00b5m": 1e-3, "\u03bcm": 1e-3, "micron": 1e-3, "microns": 1e-3, "micrometer": 1e-3,
+           "micrometers": 1e-3, "cm": 10.0, "centimeter": 10.0, "centimeters": 10.0, "m": 1e3, "meter": 1e3,
+           "meters": 1e3}  # fmt: skip
+"""Millimetres in what NRRD may call a unit."""
 VOXEL_FILES = (".raw", ".zraw")
 """Voxels that a `.mhd` header beside them names."""
 
@@ -36,17 +37,15 @@ def read(path: Path) -> Volume:
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
-        told = [line for line in str(error).strip().splitlines() if not line.startswith("Reason:")]  # of the system
-        raise DataError(f"{path}: cannot be read, so it is damaged or cut short: {told[-1].strip()}") from None
-    return _volume(path, image)
+        told = [line.strip() for line in str(error).splitlines() if not line.startswith("Reason:")]  # of the system
+        raise DataError(f"{path}: cannot be read; it may be damaged or cut short ({' '.join(told[-1:])})") from None
+    return _volume(path, _of_three_axes(image))
 
 
 def _volume(path: Path, image: Any) -> Volume:
     """An image of SimpleITK, read from a file, as `read` gives it."""
     import SimpleITK as sitk
 
-    while image.GetDimension() > 3 and image.GetSize()[-1] == 1:
-        image = image[(slice(None),) * (image.GetDimension() - 1) + (0,)]
     if image.GetDimension() != 3:
         raise DataError(f"{path}: a 3D volume is wanted, found {image.GetDimension()} axes")
     array = sitk.GetArrayFromImage(image)  # (Z, Y, X[, M])
@@ -54,9 +53,16 @@ def _volume(path: Path, image: Any) -> Volume:
     array = np.moveaxis(array, (0, 1, 2), (2, 1, 0))
     volume = Volume(array, _scaled(affine_of(image), unit := _unit_of(path)), None, path)
     if unit != 1:
-        odd = f"lengths are in {'metres' if unit > 1 else 'micrometres'}; they are read as millimetres"
+        odd = f"lengths are in units of {unit:g} mm, and converted to millimetres"
         volume = replace(volume, oddities=(Oddity("unit", odd, "write the file in millimetres; ITK ignores the unit"),))
     return _segmentation(volume, image) if path.name.lower().endswith(SEGMENTATION) else volume
+
+
+def _of_three_axes(image: Any) -> Any:
+    """Without axes of length 1 after the third."""
+    while image.GetDimension() > 3 and image.GetSize()[-1] == 1:
+        image = image[(*[slice(None)] * (image.GetDimension() - 1), 0)]
+    return image
 
 
 def _segmentation(volume: Volume, image: Any) -> Volume:
@@ -93,7 +99,10 @@ def read_grid(path: Path) -> tuple[tuple[int, ...], Affine]:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
-    return (*reader.GetSize(), reader.GetNumberOfComponents()), _scaled(affine_of(reader), _unit_of(path))
+    size = [*reader.GetSize()]
+    while len(size) > 3 and size[-1] == 1:
+        size.pop()
+    return (*size, reader.GetNumberOfComponents()), _scaled(affine_of(reader), _unit_of(path))
 
 
 def affine_of(image: Any) -> Affine:
@@ -106,21 +115,24 @@ def affine_of(image: Any) -> Affine:
 
 
 def _unit_of(path: Path) -> float:
-    """Millimetres in the unit of a file; NRRD names one for each axis of space, which ITK does not look at.
+    """Millimetres in the unit of a file; NRRD may name one for each axis of space, which ITK does not look at.
 
     Raises:
-        DataError: they differ, or are no lengths that are known.
+        DataError: the axes have different ones.
     """
     if not path.name.lower().endswith(".nrrd"):
         return 1.0
     with path.open("rb") as file:
-        head = file.read(2**16).replace(b"\r\n", b"\n").split(b"\n\n")[0].decode("utf-8", "replace")
-    said = re.search(r"^space units:\s*(.*)$", head, re.MULTILINE | re.IGNORECASE)
-    names = {name.lower() for name in re.findall(r'"([^"]*)"', said[1]) if name} if said else set()
-    units = {LENGTHS.get(name) for name in names}
-    if len(units) > 1 or None in units:
-        raise DataError(f"{path}: `space units` in its header are {', '.join(sorted(names))}; lengths in mm are wanted")
-    return next((unit for unit in units if unit), 1.0)
+        for line in file:
+            key, _, said = line.decode("utf-8", "replace").strip().partition(":")
+            if not key:
+                break
+            if key.lower() == "space units":
+                names = [name.strip().lower() for name in re.findall(r'"([^"]*)"', said)[:3]]
+                if len(units := {LENGTHS.get(name, 1.0) for name in names}) > 1:
+                    raise DataError(f"{path}: one unit of length is wanted, `space units` are {', '.join(names)}")
+                return min(units, default=1.0)  # what is no length, such as "pixel", is taken as mm
+    return 1.0
 
 
 def _scaled(affine: Affine, unit: float) -> Affine:
@@ -131,7 +143,7 @@ def rewrite(path: Path, out: Path, array: NDArray[Any] | None) -> None:
     """Write a file again, with other voxels of the same shape if given."""
     import SimpleITK as sitk
 
-    old = sitk.ReadImage(str(path))
+    old = _of_three_axes(sitk.ReadImage(str(path)))
     new, unit = old if array is None else sitk.GetImageFromArray(np.ascontiguousarray(array.T)), _unit_of(path)
     origin = (LPS_TO_RAS @ _volume(path, old).affine)[:3, 3] if array is not None else unit * np.array(old.GetOrigin())
     new.SetSpacing([unit * side for side in old.GetSpacing()])  # no unit is written, which means millimetres

@@ -38,6 +38,8 @@ from medssl.errors import DataError
 from medssl.files import read_object, whole_folder, write_json
 
 FORMAT = 4
+STORED = {"image.npy", "label.b2nd", "centres.npy", "case.json"}
+"""What the folder of a case holds."""
 CASES, UNFINISHED = "cases", "unfinished"
 BLOCK = 24
 """Side of the cubes of a label that are compressed one by one; a patch reads only those it touches."""
@@ -136,6 +138,9 @@ class StoredLabel:
         """`(x, y, z)`."""
         return tuple(self.packed.shape)
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self[...], dtype)
+
     def __getitem__(self, key: Any) -> NDArray[np.uint8]:
         try:
             found: NDArray[np.uint8] = self.packed[key]
@@ -203,12 +208,10 @@ def read_prepared(root: Path) -> PreparedDataset:
 def is_begun(root: Path) -> bool:
     """Whether a folder holds prepared cases, or such as wait for the others, and not somebody's own `cases/`."""
     places = [place for name in (CASES, UNFINISHED) if (place := Path(root) / name).is_dir()]
-    if (Path(root) / "dataset.json").exists():
-        values = _read_json(Path(root) / "dataset.json")
-        return bool(places) and (values is None or {"format", "cases"} <= values.keys())
-    waiting = {path.name for path in (Path(root) / UNFINISHED).glob("*/")}
-    inside = [path for place in places for path in place.iterdir() if not path.name.startswith(".")]
-    return bool(places) and all((path / "case.json").is_file() or path.name in waiting for path in inside)
+    if values := _read_json(Path(root) / "dataset.json"):
+        return bool(places) and {"format", "cases"} <= values.keys()
+    inside = [path for place in places for folder in place.glob("*/") for path in folder.iterdir()]
+    return bool(places) and all(path.name in STORED or path.parent.name.startswith((".", "@")) for path in inside)
 
 
 def write_dataset(root: Path, config: DatasetConfig, cases: Sequence[Case], source: Path | None = None) -> None:
@@ -328,12 +331,16 @@ def settings_digest(config: DatasetConfig) -> str:
 
 def stamps_of(case: Case) -> tuple[tuple[str, int, int, int], ...]:
     """What changes with the files of a case, without reading them; a missing file has zeros."""
-    return tuple(_stamp(path.resolve()) for path in _files(case))
+    return tuple(stamp(path.resolve()) for path in _files(case))
 
 
 def _files(case: Case) -> Iterable[Path]:
-    """All files that hold a case: those in a DICOM folder too, and the voxels beside a `.mhd` header."""
-    for path in case.files:
+    return files_behind(case.files)
+
+
+def files_behind(paths: Iterable[Path]) -> Iterable[Path]:
+    """All files that hold volumes: those in a DICOM folder too, and the voxels beside a `.mhd` header."""
+    for path in paths:
         if path.is_dir():
             yield from sorted(file for file in path.iterdir() if file.is_file())
             continue
@@ -342,7 +349,8 @@ def _files(case: Case) -> Iterable[Path]:
             yield from (beside for s in VOXEL_FILES if (beside := path.with_suffix(s)).exists())
 
 
-def _stamp(path: Path) -> tuple[str, int, int, int]:
+def stamp(path: Path) -> tuple[str, int, int, int]:
+    """Path, size, and times of the last change of content and of anything; zeros where there is no file."""
     try:
         stat = path.stat()
     except OSError:
@@ -373,8 +381,8 @@ def _stored(root: Path, case: Case) -> dict[str, Any]:
 
 def _is_whole(root: Path, case: Case) -> bool:
     """Whether the files of a stored case are there, and as long as they were written; a power cut may shorten them."""
-    place = next(place for place in _places(root, case) if _read_json(place) is not None)
-    sizes = (_read_json(place) or {}).get("bytes", {})
+    place, values = next((place, values) for place in _places(root, case) if (values := _read_json(place)) is not None)
+    sizes = values.get("bytes", {})
     return all((file := place.with_name(name)).is_file() and file.stat().st_size == n for name, n in sizes.items())
 
 

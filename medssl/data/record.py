@@ -47,6 +47,8 @@ class Record(BaseModel):
     """The value of each place in the label maps, where they hold no places."""
     images: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = {}
     """The files that each case was predicted from."""
+    stamps: dict[str, tuple[tuple[int, int], ...]] = {}
+    """Size of each of these files, and when it was last changed, in nanoseconds; none in a record of before."""
 
     def to_plain(self) -> dict[str, Any]:
         """What is known, as plain values."""
@@ -68,17 +70,18 @@ def write_record(path: Path, record: Record) -> None:
 
 
 def differing(earlier: Record, record: Record) -> list[str]:
-    """In what one differs from another, images aside; what an earlier version did not note is as it is now."""
-    keys = [key for key in Record.model_fields if key != "images" and getattr(earlier, key) != getattr(record, key)]
-    return [key for key in keys if key != "weights" or earlier.weights is not None]
+    """In what one differs from another, cases aside; what an earlier version did not note is as it is now."""
+    keys = Record.model_fields.keys() - {"images", "stamps"} - (set() if earlier.weights else {"weights"})
+    return sorted(key for key in keys if getattr(earlier, key) != getattr(record, key))
 
 
-def add_image(path: Path, record: Record, id: str, files: tuple[str, ...]) -> None:
-    """Note one case more in predictions.json, beside those that other processes noted meanwhile."""
+def add_image(path: Path, record: Record, id: str, files: tuple[str, ...], stamps: tuple[tuple[int, int], ...]) -> None:
+    """Note one case more in predictions.json, beside those that other processes of this machine noted meanwhile."""
     with in_turn(path.parent):
         try:
             earlier = read_record(path)
         except DataError:
             earlier = record
-        known = {} if differing(earlier, record) else earlier.images
-        write_record(path, record.model_copy(update={"images": {**known, id: files}}))
+        known = record if differing(earlier, record) else earlier
+        more = {"images": {**known.images, id: files}, "stamps": {**known.stamps, id: stamps}}
+        write_record(path, record.model_copy(update=more))

@@ -134,7 +134,7 @@ def _score(
     """One class or region under every convention."""
     status = status_of(overlap.prediction > 0, overlap.reference > 0)
     columns = measures.columns
-    shared = {} if status == "absent" else _overlaps(overlap, pair, what.name, _volume(steps), measures)
+    shared = {} if status == "absent" else _overlaps(overlap, pair, what.name, voxel_volume(steps), measures)
     by_units: dict[Units, dict[str, float | None]] = {}
     if status in ("missed", "invented"):
         shared |= {"nsd": 0.0, "boundary_iou": 0.0}
@@ -154,7 +154,7 @@ def _score(
     }  # fmt: skip
 
 
-def _volume(steps: NDArray[np.float64]) -> float:
+def voxel_volume(steps: NDArray[np.float64]) -> float:
     """Of a voxel, in mm3."""
     return math.prod(steps.tolist()) if steps.ndim == 1 else abs(float(np.linalg.det(steps)))
 

@@ -51,6 +51,14 @@ def test_a_case_that_a_training_has_no_dice_for_counts_for_none(tmp_path):
     assert plain.stdout.splitlines()[2] == told.stdout.splitlines()[2]
 
 
+def test_a_row_in_which_no_case_counts_has_no_numbers(tmp_path):
+    table = write(
+        tmp_path / "cases.csv", [["bcp", 4, 0, 0, "a", "a", 0.0, "", ""], ["bcp", 4, 0, 1, "a", "a", "", "", ""]]
+    )
+    _, (row,) = printed(table)
+    assert (row["seeds"], row["Dice %"]) == ("2", "")
+
+
 def test_equal_runs_in_two_tables_are_one_and_others_are_refused(tmp_path):
     rows = [["bcp", 4, 0, 0, p, p, v, "", ""] for p, v in (("a", 0.5), ("b", 0.7))]
     one, same = write(tmp_path / "one.csv", rows), write(tmp_path / "same.csv", rows)

@@ -104,15 +104,27 @@ class TestReading:
         assert codes(path) == ([] if unit == "mm" else ["unit"])
         rewrite(path, tmp_path / "b.nrrd", None, ramp())
         np.testing.assert_allclose(read_image(tmp_path / "b.nrrd").affine, read_image(path).affine)
-        path.write_bytes(path.read_bytes().replace(f'"{unit}" "{unit}" "'.encode(), f'"{unit}" "inch" "'.encode()))
+        path.write_bytes(path.read_bytes().replace(f'"{unit}" "{unit}" "'.encode(), f'"{unit}" "m" "'.encode()))
         with pytest.raises(DataError, match="space units"):
             read_image(path)
 
     @pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
     def test_a_fourth_axis_of_one_is_none(self, tmp_path, suffix):
-        sitk.WriteImage(sitk.GetImageFromArray(ramp().T[None], isVector=False), str(tmp_path / f"a{suffix}"))
-        np.testing.assert_array_equal(read_image(tmp_path / f"a{suffix}").array, ramp())
-        assert read_grid(Source(tmp_path / f"a{suffix}"))[1] == pytest.approx(np.diag([-1, -1, 1, 1]))
+        path = tmp_path / f"a{suffix}"
+        sitk.WriteImage(sitk.GetImageFromArray(ramp().T[None], isVector=False), str(path))
+        np.testing.assert_array_equal(read_image(path).array, ramp())
+        shape, affine = read_grid(Source(path))
+        assert (shape[:3], affine) == (SHAPE, pytest.approx(np.diag([-1, -1, 1, 1])))
+        rewrite(path, tmp_path / f"b{suffix}", None, 2 * ramp())
+        np.testing.assert_array_equal(read_image(tmp_path / f"b{suffix}").array, 2 * ramp())
+
+    def test_a_unit_that_is_no_length_is_not_heard(self, tmp_path):
+        path = tmp_path / "a.nrrd"
+        sitk.WriteImage(sitk.GetImageFromArray(ramp().T), str(path))
+        head, voxels = path.read_bytes().split(b"\n\n", 1)
+        path.write_bytes(head + b'\nspace units: "pixel" "pixel" "pixel"\n\n' + voxels)
+        assert codes(path) == []
+        assert read_image(path).spacing == (1, 1, 1)
 
     def test_names_keep_their_dots_and_hidden_files_stay_out(self, tmp_path):
         for name in ("b.v1.2.nii.gz", "a.NII", "._a.nii.gz", "a.txt"):

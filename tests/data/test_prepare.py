@@ -132,6 +132,16 @@ def test_a_folder_of_cases_that_are_not_ours_is_left_alone(balls, tmp_path, desc
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize(("place", "text"), [("unfinished/paper/draft.txt", "{}"), ("cases/p1/ct.nii.gz", "[1]")])
+def test_folders_of_our_names_with_other_files_are_left_alone(balls, tmp_path, place, text):
+    (tmp_path / place).parent.mkdir(parents=True)
+    (tmp_path / place).write_text("mine")
+    (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(ConfigError, match="not empty and not a prepared folder"):
+        prepare(balls[0], tmp_path, CONFIG, workers=0, overwrite=True)
+    assert (tmp_path / place).read_text() == "mine"
+
+
 @pytest.mark.parametrize("name", ["image.npy", "label.b2nd", "centres.npy"])
 def test_a_case_whose_arrays_were_cut_short_is_made_again(balls, tmp_path, name):
     dataset = prepare(balls[0], tmp_path / "out", CONFIG, workers=0)
