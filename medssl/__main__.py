@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -12,9 +13,15 @@ from typing import Any, TextIO, cast
 def main() -> None:
     """Run a command. A package that does not load ends in one line and exit code 4; the doctor goes on without it.
 
-    SIGTERM is as Ctrl-C, which a command may answer by saving.
+    SIGTERM and SIGHUP are as Ctrl-C, which a command may answer by saving.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    hangup = getattr(signal, "SIGHUP", None)  # where a terminal or a connection is lost
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:  # as under nohup
+        signal.signal(hangup, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what the terminal cannot show ends no work
     heard = sys.stderr
     if heard is not None:  # as it is where nobody listens from the start
         sys.stderr = cast(TextIO, _Unbroken(heard))

@@ -609,7 +609,7 @@ def main() -> None:
         sys.exit(5)
 
 
-_ELSEWHERE = "choose another place, or make this one writable"
+_ELSEWHERE = "choose another place, or give yourself the right to read and write here"
 _FULL = "free some space, or choose another place; what was finished before is kept"
 _BROKEN = "look at the disk or the file server, or choose another place; what was finished before is kept"
 _IN_THE_WAY = "a file is where a folder is wanted; choose another place"
@@ -625,6 +625,8 @@ _PLACES = {
     errno.ENOTDIR: _IN_THE_WAY,
     errno.EEXIST: _IN_THE_WAY,
     errno.ENAMETOOLONG: "the name is longer than the file system takes; shorten it",
+    errno.EBUSY: "it is in use, perhaps as a mount point; name a folder inside it",
+    errno.ELOOP: "its links lead in a circle; choose another place",
     errno.EISDIR: "a folder is where a file is wanted; choose another name",
 }
 """What to do where the place of a file is at fault, by the system's number."""

@@ -165,7 +165,10 @@ def execute(job: Job, *, gpu: str | None = None, stop: threading.Event | None = 
             code = _wait(process, stop)
         if code:
             is_asked = stop is not None and stop.is_set() and code == -signal.SIGTERM  # before Python could answer it
-            return Interrupted.exit_code if is_asked else code
+            if is_asked or code > 0:
+                return Interrupted.exit_code if is_asked else code
+            _note(job, f"ended by signal {-code}" + (", most often for want of memory" if code == -9 else ""))
+            return OutOfMemoryError.exit_code if code == -9 else 1
     return 0
 
 

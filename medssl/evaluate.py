@@ -226,6 +226,10 @@ def _match(predictions: Path, references: Path, prepared: PreparedDataset | None
         refuse_moved(references, list(theirs.values()))
     else:
         theirs = {case: Source(path) for case, path in _volumes(references).items()}
+    same = [case for case in ours.keys() & theirs.keys() if ours[case].resolve() == theirs[case].path.resolve()]
+    if same:
+        raise DataError(f"{ours[min(same)]}: is the prediction and the reference at once ({len(same)} such files); "
+                        "name the predictions first, then the references")  # fmt: skip
     if predictions.is_file() and references.is_file():
         return [_Pair(case, path, Source(references)) for case, path in ours.items()], []
     orphans = [f"  {case}  {ours[case]}" for case in sorted(ours.keys() - theirs.keys())]

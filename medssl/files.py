@@ -24,6 +24,7 @@ except ImportError:  # Windows
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary place beside `path` that takes its name when the block ends well, and is removed otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".partial-{uuid.uuid4().hex}-{path.name[-16:]}")  # no longer than names may be
     try:
         yield partial
@@ -96,13 +97,17 @@ def separator(file: TextIO) -> str:
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
     """Raise a ConfigError where something would be replaced that was not to be, an OSError as `refuse_unwritable`."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ConfigError(f"{path}: is a device or a pipe, and no place for a file; choose another name")
     if path.exists() and not overwrite:
         raise ConfigError(f"{path}: exists; choose another name, or replace it with --overwrite")
     refuse_unwritable(path)
 
 
 def refuse_unwritable(path: Path) -> None:
-    """Raise the OSError that writing `path` would end in, before the work for it has begun."""
+    """Raise the OSError that writing `path` would end in, before the work for it has begun; a ConfigError for a link to
+    what is not there."""
+    _refuse_lost_link(path)
     path = path.resolve()
     there = next(place for place in (path, *path.parents) if place.exists())
     folder = path.parent if there == path and not path.is_dir() else there
@@ -112,6 +117,12 @@ def refuse_unwritable(path: Path) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(folder))
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+
+def _refuse_lost_link(path: Path) -> None:
+    for place in (path, *path.parents):
+        if place.is_symlink() and not place.exists():
+            raise ConfigError(f"{place}: is a link to what is not there; choose another place, or remove the link")
 
 
 @contextmanager
@@ -125,6 +136,7 @@ def alone_in(folder: Path) -> Iterator[bool]:
     Raises:
         ConfigError: another process is in it, or it is a file.
     """
+    _refuse_lost_link(folder)
     new = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -120,7 +120,10 @@ def read_table(path: Path) -> ScoreTable:
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as a table of scores: {error}") from None
-    return _read_ours(path) if is_ours(text.partition("\n")[0]) else _read_csv(path, text)
+    try:
+        return _read_ours(path) if is_ours(text.partition("\n")[0]) else _read_csv(path, text)
+    except csv.Error as error:
+        raise DataError(f"{path}: cannot be read as a table of scores: {error}; is a quote left open?") from None
 
 
 def _read_ours(path: Path) -> ScoreTable:

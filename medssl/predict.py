@@ -122,6 +122,7 @@ def predict(
         for id in missing:
             predictor.looked = partial(_tell, advance, id)
             try:
+                _refuse_unprintable(named[id])
                 _tell_if_large(id, sources[id], predictor)
                 image, odd = _read(sources[id])
                 doubts += odd
@@ -301,6 +302,14 @@ def _read(files: Sequence[Source]) -> tuple[Volume, list[tuple[Source, Oddity]]]
     doubts += [(file, odd) for file, other in zip(files[1:], volumes[1:], strict=True)
                if (odd := off_grid(first, other, "other channel"))]  # fmt: skip
     return image, doubts
+
+
+def _refuse_unprintable(files: Sequence[str]) -> None:
+    for file in files:
+        try:
+            file.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{file}: its name is not UTF-8; rename the file") from None
 
 
 def _tell_if_large(id: str, files: Sequence[Source], predictor: Predictor) -> None:

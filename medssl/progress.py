@@ -148,7 +148,7 @@ def _named(note: str, share: float) -> str:
 
 @contextmanager
 def stop_requested(words: str = "") -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets, saying `words`; a second Ctrl-C interrupts at once."""
+    """An event that the first Ctrl-C, SIGTERM or SIGHUP sets, saying `words`; a second Ctrl-C interrupts at once."""
     stop = threading.Event()
 
     def ask(signum: int, frame: Any) -> None:
@@ -161,7 +161,9 @@ def stop_requested(words: str = "") -> Iterator[threading.Event]:
 
     previous = {}
     try:
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        hangup = getattr(signal, "SIGHUP", None)
+        heard = [] if hangup is None or signal.getsignal(hangup) == signal.SIG_IGN else [hangup]  # as under nohup
+        for signum in (signal.SIGINT, signal.SIGTERM, *heard):
             previous[signum] = signal.signal(signum, ask)
     except ValueError:
         pass  # not in the main thread: whoever runs us there handles signals

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -195,6 +196,10 @@ def _parse_table(path: Path, lines: list[str]) -> dict[str, Scores]:
         seen.add((convention, score.case, score.label))
         tables[convention].append(score)
         files[score.case] = (Path(row["prediction"]), Source.parse(row["reference"]))
+    said = next((int(found[1]) for line in lines[:start] if (found := re.fullmatch(r"# cases: (\d+)\s*", line))), None)
+    if said is not None and said != len(files):
+        raise DataError(f"{path}: says that it has {said} cases, and has {len(files)}; it was cut short or changed: "
+                        "evaluate again")  # fmt: skip
     return tables
 
 

@@ -26,7 +26,7 @@ from medssl.data.splits import PARTS, Split, content_of, load_split, read_split,
 from medssl.device import choose_device, prepare_device
 from medssl.distributed import gathered, here, is_first, joined, launch, launched, restarts
 from medssl.environment import environment, speaks
-from medssl.errors import ConfigError, DataError, OutOfMemoryError
+from medssl.errors import ConfigError, DataError, InputError, OutOfMemoryError
 from medssl.files import alone_in, read_object, refuse_unwritable, write_json
 from medssl.logs import NoLog, RunLog
 from medssl.machine import available_memory
@@ -140,6 +140,18 @@ def _refuse_used(out: Path, resume: bool) -> None:
     refuse_unwritable(out / "config.yaml")
     if not resume and out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out}: not empty; go on with --resume, or choose another folder")
+    if resume and out.exists() and not (out / "last.pt").exists():
+        there = [path.name for path in sorted(out.iterdir()) if not path.name.startswith(".")]
+        if there and not _is_begun(out):
+            raise ConfigError(f"{out}: holds no run to go on from, and {there[0]}; choose another folder")
+
+
+def _is_begun(out: Path) -> bool:
+    """Whether a folder without a checkpoint holds a run that was cut before it saved one."""
+    try:
+        return {"data", "method", "train"} <= merge([out / "config.yaml"]).keys()
+    except InputError:
+        return False
 
 
 def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, until: int | None, quiet: bool) -> None:

@@ -24,13 +24,14 @@ from medssl.bench.tables import print_comparison
 from medssl.bench.times import time_rows
 from medssl.checkpoint import load_checkpoint
 from medssl.config import bundled, dump, parse
-from medssl.data.io import read_image, read_label
+from medssl.data.io import read_image, read_label, write_label
 from medssl.data.prepared import read_prepared
 from medssl.data.splits import read_split, write_split
 from medssl.engines import Job, execute
 from medssl.errors import ConfigError, DataError, DeviceError, DivergedError, RunsFailed
 from medssl.logs import read_metrics
 from medssl.predict import load_predictor
+from medssl.prepare import prepare
 from medssl.score_file import read_scores
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="stops runs by signals")
@@ -377,6 +378,52 @@ def test_cases_that_changed_since_runs_were_made_are_named(make, balls, tmp_path
     with pytest.raises(ConfigError, match="1 cases have changed: ball_00;"):
         bench(config, out, device="cpu")
     assert stamps(out) == before
+
+
+def test_prepared_cases_that_changed_between_two_calls_are_named(make, balls, tmp_path):
+    raw, prepared = shutil.copytree(balls[0], tmp_path / "raw"), tmp_path / "prepared"
+    data = read_prepared(balls[1]).config
+    prepare(raw, prepared, data, workers=0)
+    config = make(methods={}, all_labels=[], settings={"data": {"root": prepared}})
+    bench(config, tmp_path / "out", device="cpu")
+    (used, *_) = read_split(next((tmp_path / "out" / "splits").iterdir()), read_prepared(prepared)).labelled
+    label = raw / "labels" / f"{used}.nii.gz"
+    write_label(label, read_label(label).array[::-1], read_label(label))
+    prepare(raw, prepared, data, workers=0)
+    with pytest.raises(ConfigError, match=rf"{prepared}: not what the runs in .* learned from, .* changed: {used};"):
+        bench(config, tmp_path / "out", device="cpu")
+
+
+@pytest.mark.parametrize("name", ["bench.yaml", "runs.csv", "cases.csv", "report/report.html"])
+def test_what_no_bench_wrote_is_not_replaced(make, tmp_path, name):
+    (tmp_path / "out" / name).parent.mkdir(parents=True)
+    (tmp_path / "out" / name).write_text("mine")
+    with pytest.raises(ConfigError, match="exists, and is of no bench"):
+        bench(make(methods={}), tmp_path / "out", device="cpu")
+    assert [path.read_text() for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["mine"]
+
+
+def test_a_damaged_run_is_told_before_others_are_trained(make, tmp_path):
+    config = make(methods={}, all_labels=[])
+    bench(config, tmp_path / "out", device="cpu")
+    (run,) = (tmp_path / "out" / "runs").iterdir()
+    (run / "metrics.csv").unlink()
+    with pytest.raises(DataError, match=r"not a run folder: metrics\.csv missing"):
+        bench(config.model_copy(update={"seeds": (0, 1)}), tmp_path / "out", device="cpu")
+    assert [path.name for path in (tmp_path / "out" / "runs").iterdir()] == [run.name]
+
+
+def test_a_run_that_was_killed_has_an_exit_code_of_ours(tmp_path, monkeypatch):
+    for signum, code in ((signal.SIGKILL, 5), (signal.SIGSEGV, 1)):
+        (tmp_path / "medssl.sh").write_text(f"kill -{int(signum)} $$")
+        monkeypatch.setattr(subprocess, "Popen", _as_script(tmp_path / "medssl.sh"))
+        assert execute(Job("one", (("train",),), tmp_path / "log.txt", 1)) == code
+        monkeypatch.undo()
+    assert "ended by signal 9, most often for want of memory" in (tmp_path / "log.txt").read_text()
+
+
+def _as_script(script, Popen=subprocess.Popen):
+    return lambda words, **options: Popen(["/bin/sh", str(script)], **options)
 
 
 @pytest.mark.parametrize(

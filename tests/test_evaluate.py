@@ -309,6 +309,22 @@ def test_distances_on_leaning_axes_are_those_of_the_world(tmp_path):
     assert "unexplained" not in said
 
 
+def test_one_folder_is_not_both_sides(folders, tmp_path):
+    predictions, _ = folders
+    for named in (predictions, predictions / "a.nii.gz"):
+        with pytest.raises(DataError, match="is the prediction and the reference at once"):
+            evaluate_folders(named, named, tmp_path / "scores.csv")
+    assert not (tmp_path / "scores.csv").exists()
+
+
+def test_a_table_that_was_cut_at_the_end_of_a_line_is_not_read(folders, tmp_path):
+    evaluate_folders(*folders, tmp_path / "scores.csv", classes=CLASSES)
+    lines = (tmp_path / "scores.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "scores.csv").write_text("".join(lines[:-3]))
+    with pytest.raises(DataError, match=r"scores\.csv: says that it has 2 cases, and has 1"):
+        read_scores(tmp_path / "scores.csv")
+
+
 def test_a_place_that_nifti_rounds_is_the_place_that_it_rounds(tmp_path):
     """A reference that holds float64, such as MetaImage does, and a prediction on its very grid."""
     image = sitk.GetImageFromArray(label_map(liver=[(1, 1, 1)]).T)

@@ -345,6 +345,7 @@ RECIPES = {
         "intensity": {"kind": "clip", "window": [0.0, 160.0]},
     },
     "foreground is what is not 0": {"spacing": [1.0, 1.0, 1.5], "threshold": "nonzero", "margin": 0},
+    "a crop through the ball": {"crop": True, "threshold": 150.0, "margin": 0},
     "as stored": {"crop": False},
 }  # fmt: skip
 

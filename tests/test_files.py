@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 import sys
 
@@ -64,6 +65,19 @@ def test_a_new_folder_in_which_nothing_came_about_goes_and_an_old_one_stays(tmp_
         with pytest.raises(DataError), alone_in(tmp_path / name):
             raise DataError("nothing to do")
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes and links are other things there")
+def test_pipes_and_links_to_nowhere_are_no_places(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "lost").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name, said in (("pipe", "a device or a pipe"), ("lost", "a link to what"), ("loop/in", "a link to what")):
+        with pytest.raises(ConfigError, match=said):
+            refuse_existing(tmp_path / name, overwrite=True)
+    with pytest.raises(ConfigError, match="a link to what"), alone_in(tmp_path / "lost"):
+        pass
+    assert (tmp_path / "pipe").is_fifo()
 
 
 @pytest.mark.parametrize("path", ["new", "deep/er/new", "file", "folder", "folder/new"])

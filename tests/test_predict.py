@@ -1,8 +1,10 @@
 """Inference: class maps come back on the image's own grid, with its header; nothing is overwritten unasked."""
 
 import json
+import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -1000,6 +1002,18 @@ def test_label_maps_never_take_the_place_of_images(trained, tmp_path):
             with pytest.raises(ConfigError, match="is an image to predict, and its label map would replace it"):
                 predict(run, named, images, device="cpu", overwrite=overwrite)
     assert {path.name: path.read_bytes() for path in images.iterdir()} == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are text elsewhere")
+def test_a_name_that_is_not_utf8_stops_no_other_case(trained, tmp_path):
+    run, raw = trained
+    (tmp_path / "images").mkdir()
+    odd = os.fsdecode(os.fsencode(tmp_path / "images") + b"/b\xe9b\xe9.nii.gz")
+    for name in (odd, tmp_path / "images" / "fine.nii.gz"):
+        shutil.copyfile(raw / "images" / "ball_00.nii.gz", name)
+    with pytest.raises(DataError, match=r"1 of 2 cases cannot be predicted(.|\n)*not UTF-8; rename"):
+        predict(run, [tmp_path / "images"], tmp_path / "out", device="cpu")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["fine.nii.gz", "predictions.json"]
 
 
 def test_other_weights_in_the_same_place_are_another_making(trained, tmp_path):

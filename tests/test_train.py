@@ -252,7 +252,7 @@ def test_sigterm_before_the_first_step_is_no_failure(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("signum", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 1)])
+@pytest.mark.parametrize(("signum", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 1), (signal.SIGHUP, 0)])
 def test_a_signal_saves_and_exits_130_and_resume_goes_on(balls, splits, tmp_path, signum, workers):
     """Sent to the whole process group, as a terminal does with Ctrl-C."""
     settings = plain_settings(balls, splits, iterations=100_000, validate_every=100_000, workers=workers)
@@ -276,6 +276,15 @@ def test_a_signal_saves_and_exits_130_and_resume_goes_on(balls, splits, tmp_path
     assert stopped >= 3
     train(parse(RunConfig, settings), run, resume=True, until=stopped + 2, quiet=True)
     assert load_checkpoint(run / "last.pt")["iteration"] == stopped + 2
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "events/mine.txt", "metrics.csv"])
+def test_resuming_in_a_folder_without_a_run_touches_nothing(config, tmp_path, name):
+    (tmp_path / "mine" / name).parent.mkdir(parents=True)
+    (tmp_path / "mine" / name).write_text("mine: 1\n")
+    with pytest.raises(ConfigError, match="mine: holds no run to go on from, and "):
+        train(config(), tmp_path / "mine", resume=True, quiet=True)
+    assert [path.read_text() for path in (tmp_path / "mine").rglob("*") if path.is_file()] == ["mine: 1\n"]
 
 
 def test_ctrl_c_saves_though_whoever_read_the_messages_is_gone(balls, splits, tmp_path):

@@ -24,9 +24,18 @@ from pathlib import Path
 
 from medssl.bench.jobs import make_job, slots_of, threads_of
 from medssl.bench.matrix import Bench, BenchConfig, Cell
-from medssl.bench.setup import finished, prepared_dataset, write_configs, write_splits, write_untrained
+from medssl.bench.setup import (
+    finished,
+    prepared_dataset,
+    refuse_changed,
+    refuse_foreign,
+    write_configs,
+    write_splits,
+    write_untrained,
+)
 from medssl.bench.tables import outcome, print_comparison, write_comparison, write_table
 from medssl.bench.times import timed
+from medssl.comparison import load_runs
 from medssl.engines import Engine, Job, run_locally, run_on_ray
 from medssl.errors import Interrupted, RunsFailed
 from medssl.files import alone_in
@@ -54,9 +63,13 @@ def bench(config: BenchConfig, out: Path, *, engine: Engine = "local", device: s
 
 def _finish(matrix: Bench, engine: Engine, device: str) -> Path:
     config, out = matrix.config, matrix.out
+    refuse_foreign(out)
     dataset = prepared_dataset(matrix)
+    refuse_changed(matrix, dataset)
     write_splits(matrix, dataset)
     write_configs(matrix)
+    if finished(matrix):
+        load_runs(finished(matrix))  # what is damaged is told before more is trained
     slots = slots_of(matrix, device)
     if matrix.untimed():
         matrix = timed(matrix, slots, engine, device)

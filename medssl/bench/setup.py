@@ -12,7 +12,7 @@ from medssl.data.draw import Wish, make_split
 from medssl.data.lists import read_published_split
 from medssl.data.prepared import PreparedDataset, read_prepared
 from medssl.data.record import NAME, read_record
-from medssl.data.splits import PARTS, Part, Split, read_split, write_split
+from medssl.data.splits import PARTS, Part, Split, content_of, load_split, read_split, write_split
 from medssl.errors import ConfigError
 from medssl.files import whole_file
 from medssl.logs import read_metrics, training_seconds
@@ -49,6 +49,29 @@ def write_splits(matrix: Bench, dataset: PreparedDataset) -> None:
         there = read_split(path, dataset)
         if other := [part for part in PARTS if set(getattr(there, part)) != set(getattr(wanted, part))]:
             raise ConfigError(f"{path}: has other {' and '.join(other)} cases than are asked for; choose another --out")
+
+
+def refuse_changed(matrix: Bench, dataset: PreparedDataset) -> None:
+    """Raise a ConfigError where runs learned from other files of a case than the prepared dataset was made from."""
+    changed: set[str] = set()
+    for path in (matrix.run(cell) / "splits.json" for cell in matrix.cells):
+        if path.exists():
+            held = load_split(path)
+            if held.sha256 == dataset.sha256:
+                now = content_of(dataset, held)
+                changed |= {id for id, content in held.content.items() if now.get(id, content) != content}
+    if changed:
+        raise ConfigError(
+            f"{dataset.root}: not what the runs in {matrix.out} learned from, for {len(changed)} cases have changed: "
+            f"{some(sorted(changed))}; choose another --out, or remove these runs"
+        )
+
+
+def refuse_foreign(out: Path) -> None:
+    """Raise a ConfigError where a first bench in a folder would replace what somebody else wrote there."""
+    names = ("bench.yaml", "runs.csv", "cases.csv", "comparison.csv", "curves.csv", "report")
+    if not (out / "configs").is_dir() and (there := [out / name for name in names if (out / name).exists()]):
+        raise ConfigError(f"{there[0]}: exists, and is of no bench; choose another --out")
 
 
 def _held_out(config: BenchConfig, dataset: PreparedDataset) -> dict[Part, tuple[str, ...]]:

@@ -96,7 +96,10 @@ def inference(runs: Sequence[Trained]) -> dict[str, Any]:
         "dataset": {"_target_": "Dataset", "data": "@files", "transform": "@preprocessing"},
         "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0},
         "inferer": _inferer(runs[0]),
-        "postprocessing": {"_target_": "Compose", "transforms": _postprocessing(len(config.data.classes))},
+        "postprocessing": {
+            "_target_": "Compose",
+            "transforms": _postprocessing(len(config.data.classes), is_cropped=config.data.recipe.crop),
+        },
         "evaluator": {
             "_target_": "SupervisedEvaluator",
             "device": "@device",
@@ -209,6 +212,12 @@ def _preprocessing(recipe: Recipe) -> list[dict[str, Any]]:
             "func": "$lambda x: monai.utils.convert_to_dst_type(@foreground(x)[None], x)[0]",
         },
     ]
+    cut: list[dict[str, Any]] = [
+        {"_target_": "CropForegroundd", "keys": "image", "source_key": "foreground", "margin": recipe.margin,
+         "allow_smaller": True},
+        {"_target_": "CopyItemsd", "keys": "image", "names": "inside"},
+        {"_target_": "Lambdad", "keys": "inside", "func": "$lambda x: x[:1] * 0 + 1"},
+    ]  # fmt: skip
     return [
         {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True},
         {"_target_": "CopyItemsd", "keys": "image", "names": "own"},
@@ -216,18 +225,23 @@ def _preprocessing(recipe: Recipe) -> list[dict[str, Any]]:
           if recipe.orientation != STORED else []),
         *(crop if recipe.crop else []),
         {"_target_": "Lambdad", "keys": "image", "func": "@normalised"},
-        *([{"_target_": "CropForegroundd", "keys": "image", "source_key": "foreground", "margin": recipe.margin,
-            "allow_smaller": True}] if recipe.crop else []),
+        *(cut if recipe.crop else []),
         *([{"_target_": "Lambdad", "keys": "image", "func": "@on_spacing"}]
           if recipe.spacing != (None, None, None) else []),
     ]  # fmt: skip
 
 
-def _postprocessing(classes: int) -> list[dict[str, Any]]:
-    """Probabilities on the image's own grid, where all are 0 outside the crop, and the first of the largest."""
+def _postprocessing(classes: int, *, is_cropped: bool) -> list[str | dict[str, Any]]:
+    """The first of the largest probabilities on the image's own grid, and background outside the crop."""
+    to_own = {"_target_": "ResampleToMatchd", "key_dst": "own", "padding_mode": "zeros"}
+    crop: list[str | dict[str, Any]] = [
+        {**to_own, "keys": "inside", "mode": "nearest"},
+        "$lambda case: {**case, 'pred': case['pred'] * (case['inside'] > 0)}",
+    ]
     return [
-        {"_target_": "ResampleToMatchd", "keys": "pred", "key_dst": "own", "mode": "bilinear", "padding_mode": "zeros"},
+        {**to_own, "keys": "pred", "mode": "bilinear"},
         {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
+        *(crop if is_cropped else []),
         {
             "_target_": "SaveImaged",
             "keys": "pred",

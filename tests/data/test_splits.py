@@ -127,6 +127,18 @@ def test_split_file_survives_and_faults_are_all_listed(tmp_path):
         assert words in str(failure.value)
 
 
+def test_who_is_left_out_may_not_train_and_must_be_there(tmp_path):
+    dataset = make_dataset(tmp_path)
+    split = make_split(dataset, Wish(labelled=2, val=2, test=3))
+    write_split(tmp_path / "splits.json", split)
+    broken = json.loads((tmp_path / "splits.json").read_text()) | {"left_out": [split.labelled[0], "ghost"]}
+    (tmp_path / "splits.json").write_text(json.dumps(broken))
+    with pytest.raises(DataError) as failure:
+        read_split(tmp_path / "splits.json", dataset)
+    for words in ("unknown case ghost, left out", f"case {split.labelled[0]} is left out, and labelled"):
+        assert words in str(failure.value)
+
+
 def test_a_split_knows_the_patient_of_every_case_that_it_lists(tmp_path):
     dataset = make_dataset(tmp_path)
     split = make_split(dataset, Wish(labelled=2, val=2, test=3))
