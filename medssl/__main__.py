@@ -20,7 +20,7 @@ def main() -> None:
     if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:  # as under nohup
         signal.signal(hangup, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
+        if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")  # what the terminal cannot show ends no work
     heard = sys.stderr
     if heard is not None:  # as it is where nobody listens from the start

@@ -83,8 +83,11 @@ def _close(signum: int, frame: Any) -> None:
 
 
 def _on_sigterm(handler: Any) -> None:
+    hangup = getattr(signal, "SIGHUP", None)  # which torchrun hands on as well
+    heard = [] if hangup is None or signal.getsignal(hangup) == signal.SIG_IGN else [hangup]
     with suppress(ValueError):  # not in the main thread: whoever runs us there handles signals
-        signal.signal(signal.SIGTERM, handler)
+        for signum in (signal.SIGTERM, *heard):
+            signal.signal(signum, handler)
 
 
 def _leave() -> None:

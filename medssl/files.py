@@ -24,7 +24,7 @@ except ImportError:  # Windows
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary place beside `path` that takes its name when the block ends well, and is removed otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = path.resolve()  # what a link leads to is written, and the link stays
     partial = path.with_name(f".partial-{uuid.uuid4().hex}-{path.name[-16:]}")  # no longer than names may be
     try:
         yield partial

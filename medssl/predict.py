@@ -280,7 +280,8 @@ def _refuse_inputs(targets: Mapping[str, Path], sources: Mapping[str, Sequence[S
 
 def _stamps(files: Sequence[Source]) -> tuple[tuple[int, int], ...]:
     """What changes where the files of an image are written again."""
-    return tuple(stamp(path)[1:3] for path in files_behind(file.path for file in files))
+    paths = [path for path in files_behind(file.path for file in files) if not path.name.startswith(".")]
+    return tuple(stamp(path)[1:3] for path in paths)
 
 
 def _remove(out: Path, id: str) -> None:

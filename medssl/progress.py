@@ -82,7 +82,8 @@ def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 def _begin_worker() -> None:
     """A terminal sends Ctrl-C to every process, and the parent decides what becomes of it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for signum in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
+        signal.signal(signum, signal.SIG_IGN)
     die_with_parent()
 
 

@@ -26,7 +26,7 @@ from medssl.data.splits import PARTS, Split, content_of, load_split, read_split,
 from medssl.device import choose_device, prepare_device
 from medssl.distributed import gathered, here, is_first, joined, launch, launched, restarts
 from medssl.environment import environment, speaks
-from medssl.errors import ConfigError, DataError, InputError, OutOfMemoryError
+from medssl.errors import ConfigError, DataError, InputError, Interrupted, OutOfMemoryError
 from medssl.files import alone_in, read_object, refuse_unwritable, write_json
 from medssl.logs import NoLog, RunLog
 from medssl.machine import available_memory
@@ -141,17 +141,30 @@ def _refuse_used(out: Path, resume: bool) -> None:
     if not resume and out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out}: not empty; go on with --resume, or choose another folder")
     if resume and out.exists() and not (out / "last.pt").exists():
-        there = [path.name for path in sorted(out.iterdir()) if not path.name.startswith(".")]
+        names = ("config.yaml", "splits.json", "env.json", "metrics.csv", "best.pt", "events")
+        there = [name for name in names if _holds_something(out / name)]
         if there and not _is_begun(out):
-            raise ConfigError(f"{out}: holds no run to go on from, and {there[0]}; choose another folder")
+            raise ConfigError(f"{out}: holds no run to go on from, and a {there[0]} that it would replace; choose "
+                              "another folder")  # fmt: skip
+
+
+def _holds_something(path: Path) -> bool:
+    """Whether a file is not empty, or a folder holds more than TensorBoard's files."""
+    if path.is_dir():
+        return any(not inner.name.startswith("events.out") for inner in path.iterdir())
+    return path.exists() and path.stat().st_size > 0
 
 
 def _is_begun(out: Path) -> bool:
-    """Whether a folder without a checkpoint holds a run that was cut before it saved one."""
-    try:
-        return {"data", "method", "train"} <= merge([out / "config.yaml"]).keys()
-    except InputError:
-        return False
+    """Whether a folder without a checkpoint holds a run that was cut before it saved one; a power cut may have emptied
+    its files."""
+    with suppress(InputError):
+        if {"data", "method", "train"} <= merge([out / "config.yaml"]).keys():
+            return True
+    with suppress(InputError):
+        load_split(out / "splits.json")
+        return True
+    return False
 
 
 def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, until: int | None, quiet: bool) -> None:
@@ -189,6 +202,9 @@ def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, 
         validate = functools.partial(validate_cases, trainer, config, data, log)
         trainer.fit(labelled, unlabelled, validate, log, until)
         finished = trainer.iteration >= config.train.iterations
+    except Interrupted:  # perhaps as the last weights were saved
+        finished = trainer.iteration >= config.train.iterations
+        raise
     finally:
         log.close(finished)
 

@@ -38,6 +38,16 @@ def test_a_disk_that_is_full_is_told_with_the_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links want a right of their own there")
+def test_a_link_is_written_through(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "table").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "there" / "table")
+    with whole_file(tmp_path / "link") as partial:
+        partial.write_text("new")
+    assert ((tmp_path / "link").is_symlink(), (tmp_path / "there" / "table").read_text()) == (True, "new")
+
+
 def test_a_name_may_be_as_long_as_names_are(tmp_path):
     path = tmp_path / f"{'x' * 240}.nii.gz"
     with whole_file(path) as partial:

@@ -476,6 +476,10 @@ def test_files_that_are_no_report_are_not_replaced_or_removed_unasked(factory):
     run, site = factory.run("run", "bcp", 1), factory.root / "site"
     (site / "viewer").mkdir(parents=True)
     (site / "viewer" / "app.js").write_text("mine")
+    (site / "viewer" / "case-0.js").write_text("mine")
+    with pytest.raises(ConfigError, match=r"case-0\.js: exists"):
+        write_report([run], site)
+    (site / "viewer" / "case-0.js").unlink()
     (site / "tables.md").write_text("mine")
     with pytest.raises(ConfigError, match=r"tables\.md: exists"):
         write_report([run], site)

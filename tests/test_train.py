@@ -252,7 +252,7 @@ def test_sigterm_before_the_first_step_is_no_failure(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("signum", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 1), (signal.SIGHUP, 0)])
+@pytest.mark.parametrize(("signum", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 1), (signal.SIGHUP, 1)])
 def test_a_signal_saves_and_exits_130_and_resume_goes_on(balls, splits, tmp_path, signum, workers):
     """Sent to the whole process group, as a terminal does with Ctrl-C."""
     settings = plain_settings(balls, splits, iterations=100_000, validate_every=100_000, workers=workers)
@@ -278,11 +278,20 @@ def test_a_signal_saves_and_exits_130_and_resume_goes_on(balls, splits, tmp_path
     assert load_checkpoint(run / "last.pt")["iteration"] == stopped + 2
 
 
+@pytest.mark.parametrize("names", [["slurm-1.out"], ["config.yaml", "env.json", "slurm-1.out"]])
+def test_a_log_or_files_that_a_power_cut_emptied_do_not_keep_a_run_from_beginning(config, tmp_path, names):
+    (tmp_path / "run").mkdir()
+    for name in names:
+        (tmp_path / "run" / name).write_text("waiting" if name.endswith("out") else "")
+    assert (train(config(iterations=2), tmp_path / "run", resume=True, quiet=True) / "last.pt").exists()
+    assert (tmp_path / "run" / "slurm-1.out").read_text() == "waiting"
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "events/mine.txt", "metrics.csv"])
 def test_resuming_in_a_folder_without_a_run_touches_nothing(config, tmp_path, name):
     (tmp_path / "mine" / name).parent.mkdir(parents=True)
     (tmp_path / "mine" / name).write_text("mine: 1\n")
-    with pytest.raises(ConfigError, match="mine: holds no run to go on from, and "):
+    with pytest.raises(ConfigError, match="mine: holds no run to go on from, and a "):
         train(config(), tmp_path / "mine", resume=True, quiet=True)
     assert [path.read_text() for path in (tmp_path / "mine").rglob("*") if path.is_file()] == ["mine: 1\n"]
 

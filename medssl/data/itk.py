@@ -128,7 +128,7 @@ def _unit_of(path: Path) -> float:
             if not key:
                 break
             if key.lower() == "space units":
-                names = [name.strip().lower() for name in re.findall(r'"([^"]*)"', said)[:3]]
+                names = [name.strip().lower() for name in re.findall(r'"([^"]+)"', said)[:3]]
                 if len(units := {LENGTHS.get(name, 1.0) for name in names}) > 1:
                     raise DataError(f"{path}: one unit of length is wanted, `space units` are {', '.join(names)}")
                 return min(units, default=1.0)  # what is no length, such as "pixel", is taken as mm

@@ -293,7 +293,7 @@ def _read_ahead(
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
     """A terminal sends Ctrl-C to every process; a worker that died of it would keep the trainer from saving."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         signal.signal(signum, signal.SIG_IGN)
 
 

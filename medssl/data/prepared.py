@@ -208,10 +208,15 @@ def read_prepared(root: Path) -> PreparedDataset:
 def is_begun(root: Path) -> bool:
     """Whether a folder holds prepared cases, or such as wait for the others, and not somebody's own `cases/`."""
     places = [place for name in (CASES, UNFINISHED) if (place := Path(root) / name).is_dir()]
-    if values := _read_json(Path(root) / "dataset.json"):
+    if (values := _read_json(Path(root) / "dataset.json")) is not None:
         return bool(places) and {"format", "cases"} <= values.keys()
-    inside = [path for place in places for folder in place.glob("*/") for path in folder.iterdir()]
-    return bool(places) and all(path.name in STORED or path.parent.name.startswith((".", "@")) for path in inside)
+    inside = [path for place in places for path in place.iterdir() if not path.name.startswith((".", "@"))]
+    return bool(places) and all(_is_of_a_case(path) for path in inside)
+
+
+def _is_of_a_case(path: Path) -> bool:
+    """Whether a path is the folder of a case; one that is being replaced may be empty."""
+    return path.is_dir() and {inner.name for inner in path.iterdir()} <= STORED
 
 
 def write_dataset(root: Path, config: DatasetConfig, cases: Sequence[Case], source: Path | None = None) -> None:

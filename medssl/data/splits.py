@@ -136,7 +136,8 @@ def check_split(split: Split, dataset: PreparedDataset, where: str) -> None:
                for id, subject in split.patients.items()
                if id in dataset.cases and subject != dataset.cases[id].subject]  # fmt: skip
     faults += [f"unknown case {id}, left out" for id in split.left_out if id not in dataset.cases]
-    faults += [f"case {id} is left out, and {part}" for id, part in known if id in set(split.left_out)]
+    left_out = set(split.left_out)
+    faults += [f"case {id} is left out, and {part}" for id, part in known if id in left_out]
     if not split.labelled:
         faults.append("no labelled case; ask for some with --labelled, or name them in a list")
     if faults:

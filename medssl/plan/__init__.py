@@ -64,6 +64,9 @@ def plan(
             refuse_existing(path, overwrite)
     facts = take_fingerprint(source, dataset, workers=workers)
     made = make_plan(facts, dataset, vram=vram, method=method, source=source, out=out)
+    for path in (out, fingerprint):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
     if fingerprint is not None:
         write_json(fingerprint, facts.to_json())
     with whole_file(out) as partial:

@@ -18,7 +18,7 @@ from medssl.report.gallery import WORST, draw_gallery
 from medssl.report.page import render, write_pages
 from medssl.report.papers import as_latex, as_markdown
 from medssl.report.tables import result_tables
-from medssl.report.viewer import fetch_niivue, find_niivue, write_viewer
+from medssl.report.viewer import OURS, fetch_niivue, find_niivue, write_viewer
 
 
 def write_report(
@@ -53,7 +53,8 @@ def write_report(
     page = out / "report.html"
     refuse_existing(page, overwrite)
     tables_md, tables_tex = out / "tables.md", out / "tables.tex"
-    for path in () if page.exists() else (tables_md, tables_tex):
+    viewer_of_others = [path for name in OURS for path in (out / "viewer").glob(name)]
+    for path in () if page.exists() else (tables_md, tables_tex, *viewer_of_others):
         refuse_existing(path, overwrite)
     rows = make_rows(load_runs([Path(path) for path in runs]))
     methods = dict.fromkeys(row.key.method for row in rows)

@@ -132,7 +132,9 @@ def test_a_folder_of_cases_that_are_not_ours_is_left_alone(balls, tmp_path, desc
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize(("place", "text"), [("unfinished/paper/draft.txt", "{}"), ("cases/p1/ct.nii.gz", "[1]")])
+@pytest.mark.parametrize(
+    ("place", "text"), [("unfinished/paper/draft.txt", "{}"), ("cases/p1/ct.nii.gz", "[1]"), ("cases/a.nii.gz", "[1]")]
+)
 def test_folders_of_our_names_with_other_files_are_left_alone(balls, tmp_path, place, text):
     (tmp_path / place).parent.mkdir(parents=True)
     (tmp_path / place).write_text("mine")
