@@ -223,7 +223,7 @@ def test_values_that_stand_for_no_class_are_named(folders, tmp_path):
     with pytest.raises(DataError, match="holds 9, which stands for no class"):
         evaluated(folders, tmp_path / "s.csv", data=other)
     with pytest.raises(DataError, match="prediction holds label 3, 7, 9, 200; the classes are 0 to 2"):
-        evaluated((folders[1], folders[1]), tmp_path / "s.csv")
+        evaluated((shutil.copytree(folders[1], tmp_path / "copy"), folders[1]), tmp_path / "s.csv")
     own = np.array([0, 3, 7], np.uint8)[drawn()[1]]
     write_image(tmp_path / "own" / "a.nii.gz", own, np.diag([1.0, 2.0, 3.0, 1.0]))
     with pytest.raises(DataError, match=r'(?s)prediction holds label 3, 7;.*put \{"own_values": \[0, 3, 7\]\} into'):
