@@ -9,16 +9,16 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO, cast
 
+from medssl.signals import hangups
+
 
 def main() -> None:
     """Run a command. A package that does not load ends in one line and exit code 4; the doctor goes on without it.
 
     SIGTERM and SIGHUP are as Ctrl-C, which a command may answer by saving.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    hangup = getattr(signal, "SIGHUP", None)  # where a terminal or a connection is lost
-    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:  # as under nohup
-        signal.signal(hangup, signal.default_int_handler)
+    for signum in (signal.SIGTERM, *hangups()):
+        signal.signal(signum, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")  # what the terminal cannot show ends no work

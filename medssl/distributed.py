@@ -20,6 +20,7 @@ import torch.distributed as dist
 from medssl.device import choose_device
 from medssl.errors import DeviceError, Interrupted
 from medssl.parts import processes
+from medssl.signals import hangups
 
 PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others, at most; the slowest share of a validation must fit."""
@@ -83,10 +84,8 @@ def _close(signum: int, frame: Any) -> None:
 
 
 def _on_sigterm(handler: Any) -> None:
-    hangup = getattr(signal, "SIGHUP", None)  # which torchrun hands on as well
-    heard = [] if hangup is None or signal.getsignal(hangup) == signal.SIG_IGN else [hangup]
     with suppress(ValueError):  # not in the main thread: whoever runs us there handles signals
-        for signum in (signal.SIGTERM, *heard):
+        for signum in (signal.SIGTERM, *hangups()):  # torchrun hands both on
             signal.signal(signum, handler)
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeVar
 
 from medssl.errors import OutOfMemoryError
+from medssl.signals import ALL, hangups
 from medssl.words import duration
 
 T = TypeVar("T")
@@ -82,9 +83,15 @@ def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 def _begin_worker() -> None:
     """A terminal sends Ctrl-C to every process, and the parent decides what becomes of it."""
-    for signum in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
+    for signum in (signal.SIGINT, *hangups()):
         signal.signal(signum, signal.SIG_IGN)
     die_with_parent()
+
+
+def ignore_signals() -> None:
+    """Leave to the parent what a terminal or a launcher sends to every process."""
+    for signum in ALL:
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def die_with_parent() -> None:
@@ -162,9 +169,7 @@ def stop_requested(words: str = "") -> Iterator[threading.Event]:
 
     previous = {}
     try:
-        hangup = getattr(signal, "SIGHUP", None)
-        heard = [] if hangup is None or signal.getsignal(hangup) == signal.SIG_IGN else [hangup]  # as under nohup
-        for signum in (signal.SIGINT, signal.SIGTERM, *heard):
+        for signum in (signal.SIGINT, signal.SIGTERM, *hangups()):
             previous[signum] = signal.signal(signum, ask)
     except ValueError:
         pass  # not in the main thread: whoever runs us there handles signals

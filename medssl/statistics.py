@@ -252,7 +252,7 @@ def verdict(comparison: Comparison, scale: Scale = POINTS) -> str:
     interval, p, of_all = comparison.difference, comparison.p, ""
     if comparison.p_corrected is not None:
         p, of_all = comparison.p_corrected, " for all comparisons together"
-    mean = f"{_told(interval.mean, scale, '+')} {scale.unit}"
+    mean = f"{told(interval.mean, scale, '+')} {scale.unit}"
     if interval.low is None or interval.high is None:
         return f"one patient: {mean}, no interval"
     name, ends = f"{100 * LEVEL:g} % interval", (interval.low, interval.high)
@@ -261,7 +261,7 @@ def verdict(comparison: Comparison, scale: Scale = POINTS) -> str:
     differs, against_it = p is not None and p < ALPHA and interval.excludes_zero, comparison.lean * interval.mean < 0
     if differs and not against_it and interval.trainings > 1:
         low, high = (_end(end, scale, interval) for end in sorted(map(abs, ends)))
-        text = f"{word} by {_told(abs(interval.mean), scale)} {scale.unit} ({name} {low} to {high})"
+        text = f"{word} by {told(abs(interval.mean), scale)} {scale.unit} ({name} {low} to {high})"
     elif differs:
         start = (
             f"{word} on average, though the ranks of patients lean the other way"
@@ -443,13 +443,14 @@ def _signed_ranks(differences: Array) -> Array:
 # ---- words
 
 
-def _told(value: float, scale: Scale, sign: str = "", digits: int = 1) -> str:
+def told(value: float, scale: Scale, sign: str = "", digits: int = 1) -> str:
+    """A number as a scale has it."""
     return f"{round(value * scale.factor, digits) + 0.0:{sign}.{digits}f}"  # adding 0 turns -0.0 into 0.0
 
 
 def _end(value: float, scale: Scale, interval: Interval) -> str:
     """One end; to more digits where a whole interval beside 0 would seem to touch it."""
-    return _told(value, scale, digits=2 if interval.excludes_zero and abs(value) * scale.factor < 0.05 else 1)
+    return told(value, scale, digits=2 if interval.excludes_zero and abs(value) * scale.factor < 0.05 else 1)
 
 
 def _doubts(interval: Interval) -> list[str]:

@@ -22,7 +22,7 @@ from medssl.config import bundled, dump, flatten, merge
 from medssl.data.cases import IGNORED
 from medssl.data.patches import PatchStream, TrainingData, ending_readers
 from medssl.data.prepared import PreparedDataset, read_prepared
-from medssl.data.splits import PARTS, Split, content_of, load_split, read_split, write_split
+from medssl.data.splits import PARTS, Split, changed_content, content_of, load_split, read_split, write_split
 from medssl.device import choose_device, prepare_device
 from medssl.distributed import gathered, here, is_first, joined, launch, launched, restarts
 from medssl.environment import environment, speaks
@@ -437,7 +437,7 @@ def _check_same(config: RunConfig, split: Split, out: Path) -> None:
     told = {"patients": split.patients, "counted": split.counted}  # or not, by an old file; sha256 has the patients
     if held.model_copy(update={**told, "content": split.content}) != split:
         raise ConfigError(f"{out}: was started with another split (its splits.json); resume with that one")
-    if changed := [id for id, content in held.content.items() if split.content.get(id, content) != content]:
+    if changed := changed_content(held.content, split.content):
         raise ConfigError(
             f"{out}: was started with other files of {how_many(len(changed), 'case')}, which are prepared again since: "
             f"{some(changed)}. Begin a new run, if need be with --set train.start_from={out}, or prepare what it was "

@@ -68,8 +68,8 @@ def _finish(matrix: Bench, engine: Engine, device: str) -> Path:
     refuse_changed(matrix, dataset)
     write_splits(matrix, dataset)
     write_configs(matrix)
-    if finished(matrix):
-        load_runs(finished(matrix))  # what is damaged is told before more is trained
+    if done := finished(matrix):
+        load_runs(done)  # what is damaged is told before more is trained
     slots = slots_of(matrix, device)
     if matrix.untimed():
         matrix = timed(matrix, slots, engine, device)

@@ -12,7 +12,7 @@ from medssl.data.draw import Wish, make_split
 from medssl.data.lists import read_published_split
 from medssl.data.prepared import PreparedDataset, read_prepared
 from medssl.data.record import NAME, read_record
-from medssl.data.splits import PARTS, Part, Split, content_of, load_split, read_split, write_split
+from medssl.data.splits import PARTS, Part, Split, changed_content, content_of, load_split, read_split, write_split
 from medssl.errors import ConfigError
 from medssl.files import whole_file
 from medssl.logs import read_metrics, training_seconds
@@ -58,8 +58,7 @@ def refuse_changed(matrix: Bench, dataset: PreparedDataset) -> None:
         if path.exists():
             held = load_split(path)
             if held.sha256 == dataset.sha256:
-                now = content_of(dataset, held)
-                changed |= {id for id, content in held.content.items() if now.get(id, content) != content}
+                changed.update(changed_content(held.content, content_of(dataset, held)))
     if changed:
         raise ConfigError(
             f"{dataset.root}: not what the runs in {matrix.out} learned from, for {len(changed)} cases have changed: "

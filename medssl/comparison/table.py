@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from medssl.comparison.rows import BASELINE, Gain, Row, gains, scale_of, units_of
-from medssl.statistics import POINTS, Interval, Scale, verdict
+from medssl.statistics import POINTS, Interval, Scale, told, verdict
 from medssl.words import p_value
 
 _AGAINST = ("95 % interval", "effect", "p", "p, Holm,", "p of the interval, Holm,", "verdict")
@@ -53,7 +53,7 @@ def _cells_of_gain(gain: Gain | None, scale: Scale) -> list[str]:
         return [""] * (1 + len(_AGAINST))
     found = gain.comparison
     return [
-        _number(found.difference.mean, scale, "+.1f"),
+        told(found.difference.mean, scale, "+"),
         _between(found.difference, scale),
         "" if found.effect is None else f"{found.effect:.2f}",
         p_value(found.p),
@@ -63,8 +63,8 @@ def _cells_of_gain(gain: Gain | None, scale: Scale) -> list[str]:
     ]
 
 
-def _number(value: float | None, scale: Scale, form: str = ".1f") -> str:
-    return "" if value is None else format(round(scale.factor * value, 1) + 0.0, form)  # no -0.0
+def _number(value: float | None, scale: Scale) -> str:
+    return "" if value is None else told(value, scale)
 
 
 def _between(interval: Interval, scale: Scale) -> str:

@@ -31,6 +31,7 @@ from medssl.data.prepared import PreparedCase, PreparedDataset
 from medssl.data.splits import Split
 from medssl.errors import DataError, OutOfMemoryError
 from medssl.machine import available_memory
+from medssl.progress import ignore_signals
 
 MEMORY_LIMIT = 4 * 2**30
 """Bytes of prepared volumes that a stream keeps in memory; larger sets are read from disk patch by patch."""
@@ -293,8 +294,7 @@ def _read_ahead(
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
     """A terminal sends Ctrl-C to every process; a worker that died of it would keep the trainer from saving."""
-    for signum in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        signal.signal(signum, signal.SIG_IGN)
+    ignore_signals()
 
 
 def _cut(array: Any, start: Sequence[int], patch: Sequence[int], *, channels: bool) -> NDArray[Any]:

@@ -267,7 +267,7 @@ class Sources:
         """Read a case's files; stamps come first, so that a change meanwhile is seen next time."""
         stamps = stamps_of(case)
         parts = tuple(source.part for source in case.sources)
-        return cls(settings_digest(config), (*(_digest(path) for path in _files(case)), *parts), stamps)
+        return cls(settings_digest(config), (*(_digest(path) for path in files_behind(case.files)), *parts), stamps)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Sources:
@@ -282,7 +282,7 @@ class Sources:
     def of_images(self, case: Case) -> tuple[str, ...]:
         """What of `content` tells of the images of the case."""
         files, parts = self.content[: len(self.stamps)], self.content[len(self.stamps) :]
-        return (*files[: sum(1 for _ in _files(replace(case, label=None)))], *parts[: len(case.images)])
+        return (*files[: sum(1 for _ in files_behind(replace(case, label=None).files))], *parts[: len(case.images)])
 
     def makes_the_same(self, other: Sources) -> bool:
         """Whether both give equal arrays, wherever the files lie."""
@@ -291,30 +291,36 @@ class Sources:
 
 def stored_sources(root: Path, case: Case) -> Sources | None:
     """What the stored case was made from, an unfinished one before a finished one; None where there is neither."""
+    return _sources_in(_stored(root, case)[1])
+
+
+def _sources_in(values: dict[str, Any]) -> Sources | None:
     try:
-        return Sources.from_json(_stored(root, case)["sources"])
+        return Sources.from_json(values["sources"])
     except (KeyError, TypeError, ValueError):
         return None
 
 
 def holds(root: Path, case: Case, sources: Sources) -> bool:
     """Whether a case is stored as these sources make it."""
-    stored = stored_sources(root, case)
-    return stored is not None and stored.makes_the_same(sources) and _is_whole(root, case)
+    place, values = _stored(root, case)
+    stored = _sources_in(values)
+    return stored is not None and stored.makes_the_same(sources) and _is_whole(place, values)
 
 
 def is_current(root: Path, case: Case, settings: str) -> bool:
     """Whether the stored case needs no look at its files: they, the settings and what is said of it are as before."""
-    stored = stored_sources(root, case)
-    if stored is None or (stored.settings, stored.stamps) != (settings, stamps_of(case)) or not _is_whole(root, case):
+    place, values = _stored(root, case)
+    stored = _sources_in(values)
+    if stored is None or (stored.settings, stored.stamps) != (settings, stamps_of(case)):
         return False
-    return said_of(case).items() <= _stored(root, case).items()
+    return _is_whole(place, values) and said_of(case).items() <= values.items()
 
 
 def refresh(root: Path, case: Case, sources: Sources) -> None:
     """Note where the files of a stored case lie now, and whose they are; the arrays stay."""
-    place = next(place for place in _places(root, case) if _read_json(place) is not None)
-    write_json(place, _stored(root, case) | said_of(case) | {"sources": sources.to_json()})
+    place, values = _stored(root, case)
+    write_json(place, values | said_of(case) | {"sources": sources.to_json()})
 
 
 def said_of(case: Case) -> dict[str, Any]:
@@ -336,11 +342,7 @@ def settings_digest(config: DatasetConfig) -> str:
 
 def stamps_of(case: Case) -> tuple[tuple[str, int, int, int], ...]:
     """What changes with the files of a case, without reading them; a missing file has zeros."""
-    return tuple(stamp(path.resolve()) for path in _files(case))
-
-
-def _files(case: Case) -> Iterable[Path]:
-    return files_behind(case.files)
+    return tuple(stamp(path.resolve()) for path in files_behind(case.files))
 
 
 def files_behind(paths: Iterable[Path]) -> Iterable[Path]:
@@ -375,18 +377,17 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _places(root: Path, case: Case) -> Iterable[Path]:
-    return (root / name / case.id / "case.json" for name in (UNFINISHED, CASES))
+def _stored(root: Path, case: Case) -> tuple[Path, dict[str, Any]]:
+    """The case.json of an unfinished case, or else of a finished one, and what it holds; that is nothing where there is
+    neither."""
+    waiting, place = (root / name / case.id / "case.json" for name in (UNFINISHED, CASES))
+    if (values := _read_json(waiting)) is not None:
+        return waiting, values
+    return place, _read_json(place) or {}
 
 
-def _stored(root: Path, case: Case) -> dict[str, Any]:
-    """What case.json holds of an unfinished case, or else of a finished one."""
-    return next((values for values in map(_read_json, _places(root, case)) if values is not None), {})
-
-
-def _is_whole(root: Path, case: Case) -> bool:
-    """Whether the files of a stored case are there, and as long as they were written; a power cut may shorten them."""
-    place, values = next((place, values) for place in _places(root, case) if (values := _read_json(place)) is not None)
+def _is_whole(place: Path, values: dict[str, Any]) -> bool:
+    """Whether the files beside a case.json are there, and as long as it says; a power cut may shorten them."""
     sizes = values.get("bytes", {})
     return all((file := place.with_name(name)).is_file() and file.stat().st_size == n for name, n in sizes.items())
 

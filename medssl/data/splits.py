@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -159,6 +159,11 @@ def content_of(dataset: PreparedDataset, split: Split) -> dict[str, str]:
     whole = {id: dataset.cases[id].content for id in (*split.labelled, *split.val)}
     images = {id: dataset.cases[id].image_content for id in split.unlabelled}
     return whole | {id: content for id, content in images.items() if content}
+
+
+def changed_content(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """The cases of which two times have a digest, and not the same."""
+    return [id for id, content in before.items() if now.get(id, content) != content]
 
 
 def patients_of(dataset: PreparedDataset, ids: Collection[str]) -> dict[str, str]:
