@@ -176,6 +176,10 @@ def test_slices_that_files_have_along_several_axes_too_are_turned_as_ever():
     assert not facts.has_mixed_slices
     made = make_plan(facts, HEART, vram=0, method=METHODS["supervised"])
     assert made.to_plain()["data"]["recipe"]["orientation"] == "RAS"
+    assert "slices are thick head-foot in 2 cases, left-right in 1 case: one spacing loses" in made.hints[0]
+    assert not make_plan(
+        facts_of(*[((40, 40, 40), spacings[0])] * 3), HEART, vram=0, method=METHODS["supervised"]
+    ).hints
 
 
 def test_what_is_named_like_ct_and_has_no_air_is_pointed_at():

@@ -110,9 +110,13 @@ class Fingerprint:
     @property
     def has_mixed_slices(self) -> bool:
         """Whether slices are thick across another axis of the body in several cases, and across one of the files."""
-        ours, theirs = (Counter(axis for one in images if (axis := slice_axis(one.spacing)) is not None)
-                        for images in (self.images, self.as_stored().images))  # fmt: skip
-        return len(ours) > 1 and ours.most_common(2)[1][1] > 1 and len(theirs) == 1
+        thick = self.thick_axes.most_common(2)
+        return len(thick) > 1 and thick[1][1] > 1 and len(self.as_stored().thick_axes) == 1
+
+    @property
+    def thick_axes(self) -> Counter[int]:
+        """In how many cases slices are thick across each axis."""
+        return Counter(axis for one in self.images if (axis := slice_axis(one.spacing)) is not None)
 
     def as_stored(self) -> Fingerprint:
         """On the axes of the files."""

@@ -21,6 +21,7 @@ from medssl.data.fingerprint import Fingerprint, take_fingerprint
 from medssl.data.inspect import listed
 from medssl.data.io import read_label
 from medssl.data.layouts import declared, read_layout
+from medssl.data.outliers import AXES
 from medssl.errors import ConfigError
 from medssl.files import refuse_existing, whole_file, write_json
 from medssl.methods.base import MethodConfig
@@ -29,6 +30,7 @@ from medssl.plan.fitting import Fitting, over
 from medssl.plan.sections import augment_section, data_section, network_section, plan_spacing, train_section
 from medssl.plan.shapes import shapes
 from medssl.run import RunConfig
+from medssl.words import how_many
 
 SCATTERED = 0.7
 """A class is in pieces when less than this of it lies in the largest."""
@@ -192,5 +194,10 @@ def _hints(facts: Fingerprint, method: MethodConfig) -> list[str]:
     if scattered and getattr(method, "largest_component", False):
         told = ", ".join(f"{one.name} {one.largest:.0%}" for one in scattered)
         hints.append(f"--set method.largest_component=false: the largest piece of a class is but a part of it ({told})")
+    if len(thick := facts.thick_axes.most_common()) > 1:
+        told = ", ".join(f"{AXES[axis]} in {how_many(count, 'case')}" for axis, count in thick)
+        hints.append(
+            f"slices are thick {told}: one spacing loses slices, or detail, of some; make a dataset of each kind"
+        )
     hints += [f"{one.name}: no label that was read holds it" for one in facts.classes[1:] if not one.cases]
     return hints
