@@ -1,5 +1,6 @@
 """Training: exact resume, interruption, divergence, refusals, and no look at what is forbidden."""
 
+import copy
 import csv
 import json
 import multiprocessing
@@ -38,9 +39,9 @@ from medssl.logs import read_metrics
 from medssl.machine import available_cpus
 from medssl.methods import METHODS
 from medssl.methods.base import Method
-from medssl.parts.sample import Progress
+from medssl.parts.sample import Progress, Sample
 from medssl.prepare import prepare
-from medssl.run import RunConfig, build_method, predictor_of
+from medssl.run import RunConfig, build_method, make_predictor, predictor_of
 from medssl.train import (
     baseline_folder,
     baseline_of,
@@ -550,6 +551,14 @@ class TestStartFrom:
         train(settings, parts, resume=True, quiet=True)
         assert all(torch.equal(value, weights(parts)[name]) for name, value in weights(straight).items())
 
+    def test_steps_of_all_runs_before_are_counted_and_a_resume_keeps_them(self, config, tmp_path):
+        first = train(config(iterations=3), tmp_path / "first", quiet=True)
+        second = train(config(iterations=2, start_from=str(first)), tmp_path / "second", quiet=True)
+        settings = config(iterations=4, start_from=str(second))
+        third = train(settings, tmp_path / "third", until=1, quiet=True)
+        train(settings, third, resume=True, quiet=True)
+        assert [load_checkpoint(run / "last.pt")["steps_before"] for run in (first, second, third)] == [0, 3, 5]
+
     @pytest.mark.parametrize("changed", [{"method": {"name": "bcp"}}, {"network": {"channels": [4, 12]}}])
     def test_other_networks_are_refused(self, balls, splits, config, tmp_path, changed):
         first = train(config(iterations=1), tmp_path / "first", quiet=True)
@@ -694,10 +703,127 @@ def test_patches_are_augmented_on_their_way(config):
     assert torch.equal(next(make_trainer_of(plain)[1]).image[0], labelled[0][0])
 
 
-def test_foreground_share_reaches_the_labelled_stream_only(config):
-    settings = config("mean_teacher", foreground=0.5)
+@pytest.mark.parametrize("preset", ["weak", "strong"])
+def test_weak_views_keep_grey_levels_and_lie_on_the_strong_ones(config, preset):
+    """The weak view of a flip has the patch's own numbers, moved; the strong one is its place with other numbers."""
+    settings = config("mean_teacher", unlabelled_batch=8)
+    settings = settings.model_copy(update={"augment": AugmentConfig(preset=preset)})
+    unlabelled = make_streams(settings, open_data(settings))[1]
+    raw, batch = unlabelled.batch(range(8))[0], next(make_trainer_of(settings)[1])
+    moved = changed = 0
+    for patch, weak, strong in zip(raw, batch.weak_view(), batch.unlabelled, strict=True):
+        if preset == "weak":
+            assert torch.equal(weak.flatten().sort().values, patch.flatten().sort().values)
+        assert weak.min() >= patch.min() - 1e-4  # trilinear at most
+        assert weak.max() <= patch.max() + 1e-4
+        moved += not torch.equal(weak, patch)
+        changed += not torch.equal(strong, weak)
+        assert torch.corrcoef(torch.stack([weak.flatten(), strong.flatten()]))[0, 1] > 0.5
+    assert moved >= 4
+    assert changed >= 4
+
+
+def test_an_unlabelled_patch_is_augmented_by_its_own_number(config):
+    """Not as the labelled one beside it, and not as it was seen before; strong views are seeded in the same way."""
+    settings = config("mean_teacher")
+    trainer, batches = make_trainer_of(settings)
+    labelled, unlabelled = make_streams(settings, open_data(settings))
+    assert labelled.seed != unlabelled.seed
+    first, second = next(batches), next(batches)
+    raw = unlabelled.batch(range(2))[0]
+    theirs, others = (trainer.augment.views(raw, trainer.draws(s, range(2)))[0] for s in (unlabelled, labelled))
+    assert torch.equal(first.unlabelled, theirs)
+    assert not torch.equal(first.unlabelled, others)
+    assert len({*first.seeds, *second.seeds}) == 4
+    other = next(make_trainer_of(config("mean_teacher", seed=7))[1])
+    assert not {*other.seeds} & {*first.seeds, *second.seeds}
+
+
+def test_chance_within_a_step_hangs_on_the_seed_and_the_step_alone(config, monkeypatch, tmp_path):
+    """Boxes and dropout: other ones in each step and for each seed, and the same ones again after a resume."""
+
+    class Watched(METHODS["mean_teacher"]):
+        def step(self, batch, progress, rng):
+            drawn.append((torch.rand(1, generator=rng).item(), torch.rand(1).item()))
+            return super().step(batch, progress, rng)
+
+    monkeypatch.setitem(METHODS, "mean_teacher", Watched)
+
+    def chances(name, until=None, **settings):
+        drawn.clear()
+        settings = config("mean_teacher", iterations=4, **settings)
+        train(settings, tmp_path / name, until=until, resume=name == "parts", quiet=True)
+        return [*drawn]
+
+    drawn = []
+    straight = chances("straight")
+    assert len({number for pair in straight for number in pair}) == 8
+    train(config("mean_teacher", iterations=4), tmp_path / "parts", until=2, quiet=True)
+    assert chances("parts") == straight[2:]
+    other = chances("other", seed=7)
+    assert not {number for pair in other for number in pair} & {number for pair in straight for number in pair}
+
+
+def test_teachers_follow_as_is_due_in_the_step_that_was_made(config, monkeypatch, tmp_path):
+    made, followed = [], []
+
+    class Watched(METHODS["mean_teacher"]):
+        def step(self, batch, progress, rng):
+            made.append(progress)
+            return super().step(batch, progress, rng)
+
+        def followers(self, progress):
+            followed.append(progress)
+            return super().followers(progress)
+
+    monkeypatch.setitem(METHODS, "mean_teacher", Watched)
+    train(config("mean_teacher", iterations=4, log_every=40), tmp_path / "run", quiet=True)
+    assert [progress.iteration for progress in made] == [0, 1, 2, 3]
+    assert [each for n, each in enumerate(followed) if each not in followed[:n]] == made
+
+
+def test_the_best_score_so_far_outlives_an_interruption(config, tmp_path):
+    settings = config(iterations=4)
+    run = train(settings, tmp_path / "run", until=2, quiet=True)
+    trainer = make_trainer(settings, run, torch.device("cpu"))
+    trainer.best = 0.75
+    trainer.save("last.pt")
+    again = make_trainer(settings, run, torch.device("cpu"))
+    again.load(run / "last.pt")
+    assert again.best == 0.75
+
+
+def test_each_student_is_clipped_by_itself(config):
+    trainer, batches = make_trainer_of(config("cps", max_grad_norm=1e-3))
+    trainer.train_step(next(batches))
+    for student in trainer.method.students():
+        norm = torch.stack([p.grad.norm() for p in student.parameters() if p.grad is not None]).norm()
+        assert norm.item() == pytest.approx(1e-3, rel=1e-2)
+
+
+@pytest.mark.parametrize("network", ["student", "teacher"])
+def test_validation_scores_the_network_that_is_asked_for_without_its_dropout(config, tmp_path, network):
+    settings = config("mean_teacher")
+    settings = settings.model_copy(update={"window": settings.window.model_copy(update={"network": network})})
+    trainer, _ = make_trainer_of(settings)
+    trainer.method.students()[0].train()
+    with torch.no_grad():
+        for parameter in trainer.method.students()[0].parameters():
+            parameter.add_(0.1)
+    predictor = make_predictor(trainer.method, settings, trainer.device)
+    image = np.random.default_rng(0).standard_normal((1, 12, 12, 8), np.float32)
+    told = predictor.probabilities(image)
+    np.testing.assert_array_equal(predictor.probabilities(image), told)
+    net = copy.deepcopy({"student": trainer.method.students, "teacher": trainer.method.teachers}[network]()[0])
+    expected = net.eval()(torch.from_numpy(image)[None]).softmax(1)[0].detach()
+    np.testing.assert_allclose(told, expected, atol=2e-3)
+
+
+def test_foreground_share_and_class_weights_reach_the_labelled_stream_only(config):
+    settings = config("mean_teacher", foreground=0.5, class_weights=[3.0, 1.0])
     labelled, unlabelled = make_streams(settings, open_data(settings))
     assert (labelled.foreground, unlabelled.foreground) == (0.5, 0.0)
+    assert labelled.class_weights == (3.0, 1.0)
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, 1.0, 1.0], [0.0, 0.0]])
@@ -1118,6 +1244,31 @@ def test_canaries_score_what_patches_are_told_not_what_a_volume_is_predicted_as(
     ]
     assert max(pieces[0]) == 1
     assert max(pieces[1]) > 1
+
+
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"supervised"}))
+def test_to_score_canaries_disturbs_no_training_and_draws_no_dropout(config, tmp_path, method):
+    settings = config(method)
+    trainer = make_trainer(settings, tmp_path, torch.device("cpu"))
+    trainer.method.train()
+    before, modes = copy.deepcopy(trainer.method.state_dict()), [net.training for net in trainer.method.modules()]
+    told = PseudoLabels(trainer, settings, settings.data.classes)
+    patch = np.random.default_rng(0).standard_normal((1, 12, 12, 8), np.float32)
+    np.testing.assert_array_equal(told.probabilities(patch), told.probabilities(patch))
+    torch.testing.assert_close(trainer.method.state_dict(), before, rtol=0, atol=0)
+    assert [net.training for net in trainer.method.modules()] == modes
+
+
+def test_canaries_are_scored_by_what_they_are_told_and_drawn_by_the_seed(config, tmp_path, monkeypatch):
+    class Blind(METHODS["mean_teacher"]):
+        def pseudo_label(self, image):
+            return Sample.of(image, torch.zeros_like(image[:, 0], dtype=torch.long))
+
+    monkeypatch.setitem(METHODS, "mean_teacher", Blind)
+    run = train(config("mean_teacher", iterations=4, validate_every=4, canaries=1), tmp_path / "run", quiet=True)
+    assert [row["canary/dice"] for row in read_metrics(run / "metrics.csv") if "canary/dice" in row] == [0.0]
+    drawn = [config("mean_teacher", canaries=1, seed=seed) for seed in range(10)]
+    assert len({canary_cases(settings, open_data(settings))[0] for settings in drawn}) == 2
 
 
 def test_no_scan_of_a_canarys_patient_trains_with_or_without_its_label(tmp_path):

@@ -32,10 +32,27 @@ def test_a_sample_is_a_function_of_seed_and_number(data):
     assert any(not torch.equal(one[n][0], other[n][0]) for n in range(5))
 
 
-def test_every_case_comes_once_per_round(data):
+def test_the_place_of_a_patch_hangs_on_seed_and_number_and_may_be_any(data):
+    (id,) = data.split.labelled[:1]
+    whole = np.asarray(data.image(id)[...])[0]
+    patch = tuple(n - 1 for n in whole.shape)
+
+    cuts = {p: tuple(slice(a, a + n) for a, n in zip(p, patch, strict=True)) for p in np.ndindex(2, 2, 2)}
+
+    def place(sample):
+        return next(p for p, cut in cuts.items() if np.array_equal(sample[0][0], whole[cut]))
+
+    one, other = (PatchStream(data, [id], patch, seed=(seed, 0), labels=False) for seed in (7, 8))
+    places = [[place(s[n]) for n in range(80)] for s in (one, other)]
+    assert [set(each) == set(np.ndindex(2, 2, 2)) for each in places] == [True, True]
+    assert places[0] != places[1]
+
+
+def test_every_case_comes_once_per_round_in_an_order_of_its_own(data):
     s = stream(data, labels=False)
-    for round in range(3):
-        assert sorted(s.case_of(round * len(s.ids) + k) for k in range(len(s.ids))) == sorted(s.ids)
+    rounds = [[s.case_of(round * len(s.ids) + k) for k in range(len(s.ids))] for round in range(8)]
+    assert all(sorted(each) == sorted(s.ids) for each in rounds)
+    assert len({tuple(each) for each in rounds}) > 1
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
@@ -110,8 +127,12 @@ def test_a_patch_larger_than_the_volume_is_padded_with_zeros(data):
     image, label = PatchStream(data, data.split.labelled, (32, 9, 30), seed=(0,), labels=True)[0]
     assert image.shape == (1, 32, 9, 30)
     assert (image[:, :6] == 0).all()
-    assert (label[:6] == 0).all()
-    assert (image[:, 6:26, :, 8:22] != 0).any()
+    assert (image[:, 26:] == 0).all()
+    assert (label[[*range(6), *range(26, 32)]] == 0).all()
+    inside = label[6:26, :, 8:22].numpy()
+    whole = [np.asarray(data.label(id)[...]) for id in data.split.labelled]
+    assert inside.any()
+    assert any(np.array_equal(inside, one[:, y : y + 9]) for one in whole for y in range(one.shape[1] - 8))
 
 
 def test_foreground_share_centres_patches_on_labels(data):

@@ -19,6 +19,23 @@ from medssl.errors import ConfigError, DataError
 ORIENTATIONS = ["RAS", "LPS", "LAS", "PIR", "SLA", "IAR", "ALS", "RSP"]
 
 
+def test_images_are_cubic_within_slices_and_linear_across_thick_ones():
+    """A parabola is cubic splines' own, and lines fall short of it; a step across slices has no overshoot."""
+    places = np.arange(24, dtype=np.float32)
+    parabola = np.broadcast_to(((places - 11.5) ** 2)[:, None, None], (24, 24, 12))
+    step = np.broadcast_to(np.float32(np.arange(12) > 5), (24, 24, 12))
+    recipe = Recipe(spacing=(0.7, 0.7, 4.0), crop=False, intensity=Intensity(kind="clip", window=(0, 1)))
+    grid = recipe.apply(Volume(parabola, np.diag([1.0, 1.0, 6.0, 1.0]))).grid
+    fine, across = (grid.resample_image(np.ascontiguousarray(array)) for array in (parabola, step))
+    at = 0.7 * (np.arange(grid.prepared[0]) - (grid.prepared[0] - 1) / 2)
+    inside = np.abs(at) < 7
+    expected = np.broadcast_to((at**2)[:, None, None], fine.shape)
+    np.testing.assert_allclose(fine[inside], expected[inside], atol=0.02)
+    assert across.min() > -1e-6
+    assert across.max() < 1 + 1e-6
+    assert ((across > 0.1) & (across < 0.9)).any()
+
+
 def oriented_affine(codes, spacing=(1.0, 1.0, 1.0), tilt=0.0):
     """An affine whose axes grow along `codes`, then rotated by `tilt` degrees about two world axes."""
     affine = np.eye(4)

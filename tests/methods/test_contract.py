@@ -269,6 +269,23 @@ def test_gauges_of_all_methods_have_the_same_names(name):
     assert 0 <= stats.get("removed", 0) <= 1
 
 
+@pytest.mark.parametrize(
+    ("cleaning", "settings", "seen"), [("bcp", {}, "unlabelled"), ("combined", {"axes": [[0, 1, 2]]}, "weak")]
+)
+def test_what_cleaning_removes_is_a_share_of_what_was_named(cleaning, settings, seen):
+    batch, methods = make_batch(1, 3, (5, 6, 7)), []
+    for largest in (True, False):
+        methods.append(build(cleaning, 1, 3, largest_component=largest, **settings))
+        torch.manual_seed(3)
+        for teacher in methods[-1].teachers():
+            for p in teacher.parameters():
+                p.data.add_(torch.randn_like(p))
+    kept, named = (method.pseudo_label(getattr(batch, seen)).target for method in methods)
+    assert (kept > 0).sum() < (named > 0).sum()
+    stats = methods[0].step(batch, STAGES[-1], generator(0)).stats
+    assert stats["removed"].item() == pytest.approx((kept != named).sum().item() / (named > 0).sum().item())
+
+
 def test_works_with_the_real_network_and_thick_slices(name):
     network = NetworkConfig(channels=(4, 8, 8), strides=((2, 2, 1), (2, 2, 2)), kernels=((3, 3, 1), 3, 3), dropout=0.1)
     config = parse_method({"name": name})
@@ -294,19 +311,29 @@ def test_published_settings_make_a_step(path, network):
 
 TELLS = {
     "mean_teacher": lambda method: method.pair.teacher,
+    "bcp": lambda method: method.pair.teacher,
     "uamt": lambda method: method.pair.teacher,
     "cps": lambda method: method.second,
     "fixmatch": lambda method: method.student,
     "cfc_mt": lambda method: method.teacher,
     "rail": lambda method: method.group(0).pair.teacher,
     "sss": lambda method: method.student,
+    "umct": lambda method: method.nets[1],
+    "combined": lambda method: method.group(1).teachers[0],
 }
-"""Who labels unlabelled patches, for methods where one network does and nothing is cleaned."""
+"""Who labels unlabelled patches, the first network's where there are several, if one network does and nothing is
+cleaned."""
+ALONE = {
+    "bcp": {"largest_component": False},
+    "umct": {"views": [[0, 1, 2], [1, 2, 0]], "uncertainty": "entropy", "flat_levels": 0},
+    "combined": {"largest_component": False, "own": 0},
+}
+"""Settings by which it is so."""
 
 
 @pytest.mark.parametrize("name", TELLS)
 def test_canaries_are_told_what_the_network_says_that_labels_in_a_step(name):
-    method, image = build(name, 1, 3).eval(), make_batch(1, 3, (5, 6, 7)).unlabelled
+    method, image = build(name, 1, 3, **ALONE.get(name, {})).eval(), make_batch(1, 3, (5, 6, 7)).unlabelled
     with torch.no_grad():
         for p in method.parameters():
             p.add_(0.5 * torch.randn_like(p))

@@ -81,6 +81,15 @@ def test_cutmix_moves_image_target_and_trust_together():
     assert torch.equal(build(cutmix=0.0).strong(weak, (0, 1, 2, 3), generator(0)).target, weak.target)
 
 
+def test_patches_are_exchanged_as_often_as_the_settings_say():
+    patches = Sample.of(torch.rand(2, 1, *SHAPE), torch.arange(2).view(2, 1, 1, 1).expand(2, *SHAPE))
+    method = build(cutmix=0.25)
+    times = sum(
+        not torch.equal(method.strong(patches, (0, 1), generator(n)).target, patches.target) for n in range(200)
+    )
+    assert 30 < times < 70
+
+
 def test_boxes_hold_half_of_a_patch_on_average_as_beta_has_it():
     """Beta(4, 4) has a standard deviation of a sixth; a side that is cut to whole voxels takes a little."""
     method, shape = build(cutmix=1.0), (24, 25, 26)

@@ -118,6 +118,16 @@ def test_the_best_student_is_the_one_of_the_lowest_dice_loss_on_labelled_patches
     assert build().best(2, logits_of(wrong, half, wrong, wrong), label).tolist() == [1]
 
 
+def test_what_nobody_annotated_has_no_say_in_who_is_the_best_student():
+    label = batch().label
+    wrong = (label + 1) % 3
+    known = (torch.arange(7) < 3).expand(label.shape)
+    right_there, right_elsewhere = torch.where(known, label, wrong), torch.where(known, wrong, label)
+    logits = logits_of(right_elsewhere, wrong, right_there, wrong)
+    assert build().best(2, logits, label).tolist() == [0]
+    assert build().best(2, logits, label, known).tolist() == [2]
+
+
 def test_the_best_student_is_that_of_many_batches_and_keeps_its_place_in_both_turns():
     """The third student, who learns in odd turns, is the best until the first has been better for long enough."""
     method, label = build(best_over=4, best_margin=0.01), batch().label

@@ -240,6 +240,14 @@ def test_slices_across_another_axis_are_those_of_turned_patches(axis):
     here, there = step(seeing(), data), step(seeing(prompts={"axis": axis}), turned)
     torch.testing.assert_close(here.losses["stand_in"], there.losses["stand_in"])
     torch.testing.assert_close(here.stats["prompted"], there.stats["prompted"])
+    method, other = taught(seeing()), seeing(prompts={"axis": axis})
+    other.load_state_dict(method.state_dict())
+    probs = 0.9 * method.student(data.unlabelled).detach().softmax(1) + 0.1 / 3
+    axes = [0, 1, *(2 + n for n in order)]
+    voted, stats = method.heard(method.backbone, data, probs)
+    assert stats["heard"] > 0
+    again, _ = other.heard(other.backbone, turned, probs.permute(axes))
+    torch.testing.assert_close(again, voted.permute(axes))
 
 
 def test_patches_without_foreground_teach_the_stand_in_nothing_and_stop_nobody():
