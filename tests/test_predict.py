@@ -278,7 +278,7 @@ def test_a_large_scan_takes_as_many_slabs_as_documented(monkeypatch, gib, pieces
     assert len(predictor.cut((600, 600, 450))[1]) == pieces
 
 
-def test_constant_blending_is_the_plain_mean_of_windows():
+def test_constant_blending_is_the_plain_mean_of_windows_and_gaussian_trusts_their_middles():
     calls = iter(range(10))
 
     class Counting(nn.Module):
@@ -295,6 +295,11 @@ def test_constant_blending_is_the_plain_mean_of_windows():
     predictor.window = WindowConfig(stride=(2, 4, 4), blend="constant", batch=1)
     probs = predictor.probabilities(np.zeros((1, 10, 4, 4), np.float32))
     np.testing.assert_allclose(probs[0, :, 0, 0], [1, 1, *[0.5] * 6, 0, 0], atol=1e-6)
+    calls = iter(range(10))
+    predictor.window = WindowConfig(stride=(2, 4, 4), batch=1)
+    probs = predictor.probabilities(np.zeros((1, 10, 4, 4), np.float32))[0, :, 2, 2]
+    assert (np.diff(probs[2:8]) < -0.01).all()  # a window counts more, the nearer its middle is
+    np.testing.assert_allclose(probs[4:6].mean(), 0.5, atol=1e-3)
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR"])

@@ -677,6 +677,15 @@ def test_students_train_with_dropout_and_teachers_without(config):
     assert not any(net.training for net in trainer.method.teachers())
 
 
+def test_every_network_that_learns_has_the_optimiser_of_the_settings(config):
+    for name, wanted in (("sgd", {"momentum": 0.9, "nesterov": True}), ("adamw", {})):
+        trainer, _ = make_trainer_of(config("cps", optimizer=name, weight_decay=0.03))
+        groups = trainer.optimizer.param_groups
+        assert len(groups) == 2
+        for group in groups:
+            assert wanted | {"weight_decay": 0.03, "lr": 0.01} == {k: group[k] for k in (*wanted, "weight_decay", "lr")}
+
+
 def test_gradients_are_clipped(config):
     trainer, batches = make_trainer_of(config(max_grad_norm=1e-3))
     trainer.train_step(next(batches))

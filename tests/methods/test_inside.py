@@ -32,6 +32,13 @@ def test_dropout_is_live_in_evaluation_mode_and_belongs_to_each_volume(name, uni
     assert not torch.allclose(noisy[1:], with_dropout(net, both[1:], (3,)))
 
 
+def test_layers_and_volumes_drop_apart():
+    net = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.5))
+    out = with_dropout(net.eval(), torch.ones(2, 1, 20, 20, 20), (1, 2))
+    assert 0.22 < (out > 0).float().mean() < 0.28  # as chances of their own multiply
+    assert 0.22 < ((out[0] > 0) & (out[1] > 0)).float().mean() * 4 < 0.28
+
+
 @pytest.mark.parametrize(("name", "units"), NETWORKS)
 def test_the_decoder_misses_channels_and_the_encoder_does_not(name, units):
     net, both = network(name, residual_units=units).eval(), image()

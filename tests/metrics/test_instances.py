@@ -26,6 +26,9 @@ def test_a_tooth_in_place_a_moved_one_a_missed_one_and_an_invented_one():
 def test_half_of_the_union_is_not_enough():
     found = match(teeth(2), teeth(0))  # IoU 2 / 6
     assert (found.dice, found.f1, found.mean_dice) == ((), 0, 0)
+    half = teeth(0)
+    half[:, :, 2:] = False  # IoU 2 / 4
+    assert match(half, teeth(0)).dice == ()
 
 
 def test_two_teeth_that_grew_together_are_one_and_match_at_most_one():

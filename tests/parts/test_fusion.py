@@ -65,6 +65,14 @@ def test_one_view_alone_has_all_the_weight():
         torch.testing.assert_close(fused, probs[1 - index])
 
 
+def test_one_that_is_left_out_bounds_nobody():
+    """It is far less sure than the two that count, which the bound would make alike if it did."""
+    probs, uncertainty = views()
+    uncertainty[0], uncertainty[1], uncertainty[2] = 1e6, 0.5, 0.1
+    two, _ = fuse(probs[1:], uncertainty[1:])
+    torch.testing.assert_close(fuse(probs, uncertainty, share=[0, 1, 1])[0], two)
+
+
 def test_an_uncertainty_for_each_sample_is_one_for_all_of_its_voxels():
     probs, uncertainty = views()
     one = uncertainty.mean((2, 3, 4), keepdim=True)
