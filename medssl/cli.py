@@ -18,6 +18,7 @@ import typer.core
 from medssl import __version__
 from medssl.errors import ConfigError, DeviceError, InputError
 from medssl.files import refuse_existing
+from medssl.words import visible
 
 EXPLAIN, IMPORT, EXPORT = "evaluate explain", "split import", "split export"
 
@@ -586,7 +587,7 @@ def main() -> None:
     try:
         app()
     except InputError as error:
-        print(f"medssl: {error}", file=sys.stderr)
+        print(f"medssl: {visible(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except SystemExit as error:
         if error.code == 130:

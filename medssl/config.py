@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -147,7 +148,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         values = load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from None
     if values is None:
         return {}
@@ -167,13 +168,22 @@ def _describe(model: type[BaseModel], fault: Mapping[str, Any], where: str) -> s
         near = difflib.get_close_matches(own, list(_keys(model)), n=1)
         return f"{title}unknown key" + (f"; did you mean {prefix}{near[0]}?" if near else "")
     if fault["type"] == "missing" and isinstance(fault["loc"][-1], int):  # a list that is too short
-        return f"{key.rpartition('.')[0]}: value {fault['loc'][-1] + 1} is missing, got {list(fault['input'])}"
+        return f"{key.rpartition('.')[0]}: value {fault['loc'][-1] + 1} is missing, got {_short(list(fault['input']))}"
     if fault["type"] == "missing":
         top = key.partition(".")[0]
         files = f"; a file such as configs/{top}/NAME.yaml has it" if top in ("data", "method") else ""
         return f"{title}required, and not given{files}"
     said = "expected a list" if fault["type"] == "tuple_type" else fault["msg"].removeprefix("Value error, ")
-    return f"{title}{said}" + (f", got {fault['input']!r}" if not isinstance(fault["input"], Mapping) else "")
+    return f"{title}{said}" + (f", got {_short(fault['input'])}" if not isinstance(fault["input"], Mapping) else "")
+
+
+_FEW = reprlib.Repr()
+_FEW.maxlevel = 2
+
+
+def _short(value: Any) -> str:
+    """A value for a message; the little text of nested aliases may stand for gigabytes."""
+    return repr(value) if isinstance(value, str | int | float) else _FEW.repr(value)
 
 
 def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -28,6 +28,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".partial-{uuid.uuid4().hex}-{path.name[-16:]}")  # no longer than names may be
     try:
         yield partial
+        if path.exists():
+            shutil.copymode(path, partial)  # what was closed to others stays so
         partial.replace(path)
     except OSError as error:
         if error.errno is not None and error.filename is None:  # as of a full disk
@@ -47,6 +49,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         yield partial
         if path.exists():
+            shutil.copymode(path, partial)
             path.rename(replaced)
         partial.rename(path)
         shutil.rmtree(replaced, ignore_errors=True)
@@ -68,7 +71,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON: {error}") from None
 
 
@@ -86,6 +89,11 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise DataError(f"{path}: expected an object with named entries, found {_KINDS[type(values)]}")
     return values
+
+
+def refuse_unreadable(error: OSError) -> None:
+    """What `os.walk` is to do about a folder that may not be read, and would pass over: `onerror`."""
+    raise error
 
 
 def separator(file: TextIO) -> str:

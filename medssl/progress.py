@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 from medssl.errors import OutOfMemoryError
 from medssl.signals import ALL, hangups
-from medssl.words import duration
+from medssl.words import duration, visible
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -151,6 +151,7 @@ def track(title: str, total: int, *, done: int = 0) -> Iterator[Advance]:
 
 
 def _named(note: str, share: float) -> str:
+    note = visible(note)
     return note if share == 1 else f"{note}, {share:.0%}"
 
 

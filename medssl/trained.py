@@ -162,27 +162,35 @@ def _load_model(folder: Path, checkpoint: str, window: Mapping[str, Any]) -> lis
     try:
         values = load_yaml(path.read_text(encoding="utf-8"))
         about = list(values["runs"]) if values["format"] == FORMAT else []
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: not as `medssl export` writes it ({type(error).__name__}: {error})") from None
     if not about:
         raise DataError(f"{path}: expected format {FORMAT}, found {values['format']!r}; this is medssl {__version__}")
-    weights = load_checkpoint(folder / WEIGHTS)["runs"]
-    found = []
-    for one, states in zip(about, weights, strict=True):
-        held = one["settings"]["window"]["network"]
-        if (wanted := window.get("network", held)) != held:
-            raise ConfigError(f"{folder}: holds the networks of --network {held} alone, not those of {wanted}; "
-                              "export the run with it")  # fmt: skip
-        if checkpoint == "last" and one["checkpoint"] != "last.pt":
-            raise ConfigError(f"{folder}: was made of {one['checkpoint']}, so there is no --checkpoint last; "
-                              "export the run with it")  # fmt: skip
-        config = _with_window(one["settings"], window)
-        networks = chosen_networks(build_method(config), config.window.network)
-        for net, state in zip(networks, states, strict=True):
-            net.load_state_dict(state)
-        found.append(Trained(config, networks, checkpoint=one["checkpoint"], iteration=one["iteration"],
-                             likeness=_likeness_of(one)))  # fmt: skip
-    return found
+    try:
+        weights = load_checkpoint(folder / WEIGHTS)["runs"]
+        return [_exported(folder, *each, checkpoint, window) for each in zip(about, weights, strict=True)]
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{folder}: {MODEL} and {WEIGHTS} do not fit each other, or are not of `medssl export` "
+                        f"({type(error).__name__}: {error})") from None  # fmt: skip
+
+
+def _exported(
+    folder: Path, about: Mapping[str, Any], states: Sequence[Any], checkpoint: str, window: Mapping[str, Any]
+) -> Trained:
+    """One run of a model folder: what is told of it, and its networks' weights."""
+    held = about["settings"]["window"]["network"]
+    if (wanted := window.get("network", held)) != held:
+        raise ConfigError(f"{folder}: holds the networks of --network {held} alone, not those of {wanted}; "
+                          "export the run with it")  # fmt: skip
+    if checkpoint == "last" and about["checkpoint"] != "last.pt":
+        raise ConfigError(f"{folder}: was made of {about['checkpoint']}, so there is no --checkpoint last; "
+                          "export the run with it")  # fmt: skip
+    config = _with_window(about["settings"], window)
+    networks = chosen_networks(build_method(config), config.window.network)
+    for net, state in zip(networks, states, strict=True):
+        net.load_state_dict(state)
+    return Trained(config, networks, checkpoint=about["checkpoint"], iteration=about["iteration"],
+                   likeness=_likeness_of(about))  # fmt: skip
 
 
 def _likeness_of(values: Mapping[str, Any]) -> Likeness | None:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 FEW = 5
 """Names that a message spells out."""
+
+
+def visible(text: str) -> str:
+    """A text for a terminal, on which characters that would steer it are spelled out; lines and tabs stay."""
+    return _STEERING.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def some(names: Sequence[str], most: int = FEW) -> str:

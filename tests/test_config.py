@@ -154,6 +154,18 @@ def test_a_fault_names_its_whole_place_and_not_all_that_stands_there(change, sai
     assert str(failure.value).partition("\n")[2] == said
 
 
+def test_a_few_lines_that_stand_for_gigabytes_make_a_short_message(tmp_path):
+    lines = ["a0: &a0 [lol, lol, lol]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9))]
+    values = load_yaml("\n".join(lines))
+    for change in ({"name": values["a8"]}, {"name": "x", "classes": values["a8"]}):
+        with pytest.raises(ConfigError) as failure:
+            parse(DatasetConfig, change, where="data")
+        assert len(str(failure.value)) < 10_000
+    (tmp_path / "deep.yaml").write_text("[" * 5000)
+    with pytest.raises(ConfigError, match=r"deep\.yaml: cannot be read as YAML"):
+        merge([tmp_path / "deep.yaml"])
+
+
 @pytest.mark.parametrize("section", ["data", "method"])
 def test_a_section_that_no_file_brings_is_named_with_the_files_that_do(section, tmp_path):
     other = {"data": "method/bcp.yaml", "method": "data/acdc.yaml"}[section]

@@ -265,6 +265,11 @@ def test_a_damaged_model_folder_is_named(make_run, tmp_path):
     (tmp_path / "model" / "model.yaml").write_text(json.dumps({**plain, "format": 2}))
     with pytest.raises(DataError, match=r"model\.yaml: expected format 1, found 2"):
         load_predictor(tmp_path / "model", CPU)
+    first = plain["runs"][0]
+    for runs in ([first, first], [{key: first[key] for key in first if key != "settings"}]):
+        (tmp_path / "model" / "model.yaml").write_text(json.dumps({**plain, "runs": runs}))
+        with pytest.raises(DataError, match=r"model: model\.yaml and weights\.pt do not fit each other"):
+            load_predictor(tmp_path / "model", CPU)
     (tmp_path / "model" / "model.yaml").write_text("- nothing")
     with pytest.raises(DataError, match=r"model\.yaml: not as `medssl export` writes it"):
         load_predictor(tmp_path / "model", CPU)
@@ -433,6 +438,8 @@ def test_a_bundle_says_what_it_holds_and_no_names(make_run, balls, tmp_path):
         ("bcp", "window", {"mirror": True}, r"window\.mirror"),
         ("bcp", "window", {"largest_component": ["core"]}, r"window\.largest_component"),
         ("bcp", "data", {"recipe": {"resize": [16, 16]}}, r"data\.recipe\.resize"),
+        ("bcp", "data", {"name": "$print(1)"}, r"the name '\$print\(1\)'"),
+        ("bcp", "data", {"classes": ["background", "@image", "core"]}, "the name '@image'"),
     ],
 )
 def test_what_a_bundle_cannot_express_is_refused(make_run, tmp_path, method, section, values, fault):

@@ -31,6 +31,26 @@ def test_a_folder_replaces_an_earlier_one_only_when_it_is_whole(tmp_path):
     assert content(tmp_path) == {"a/file": "second"}
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other permissions")
+def test_what_was_closed_to_others_stays_so_when_it_is_replaced(tmp_path):
+    for place, mode in ((tmp_path / "a", 0o700), (tmp_path / "b", 0o600)):
+        for text in ("first", "second"):
+            if place.name == "a":
+                write(place, {"file": text})
+            else:
+                with whole_file(place) as partial:
+                    partial.write_text(text)
+            place.chmod(mode) if text == "first" else None
+        assert place.stat().st_mode & 0o777 == mode
+    assert content(tmp_path) == {"a/file": "second", "b": "second"}
+
+
+def test_json_that_is_nested_too_deep_is_named(tmp_path):
+    (tmp_path / "a.json").write_text("[" * 200_000)
+    with pytest.raises(DataError, match=r"a\.json: cannot be read as JSON"):
+        read_object(tmp_path / "a.json")
+
+
 def test_a_disk_that_is_full_is_told_with_the_file(tmp_path):
     with pytest.raises(OSError, match="No space left") as told, whole_file(tmp_path / "a"):
         raise OSError(errno.ENOSPC, "full")

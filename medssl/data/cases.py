@@ -61,6 +61,11 @@ class Case:
         return tuple(source.path for source in self.sources)
 
 
+def can_name_files(id: str) -> bool:
+    """Whether files and folders of this name lie where they are put, and can be seen there."""
+    return id.isprintable() and not id.startswith(".") and not {"/", "\\"} & set(id)
+
+
 class SubjectRule(Settings):
     """Where a case's patient is written: in its id, or in a table. Without a rule each case is its own."""
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from medssl.data.cases import Case, DatasetConfig
+from medssl.data.cases import Case, DatasetConfig, can_name_files
 from medssl.data.findings import Facts, Finding, Report
 from medssl.data.grid import aligned
 from medssl.data.inspect import Expected, check_case, check_label, listed
@@ -31,6 +31,8 @@ from medssl.data.volume import Source, Volume
 from medssl.errors import DataError
 from medssl.progress import mapper, tracked
 
+FORMULA = ("=", "+", "-", "@")
+"""What a cell of a spreadsheet begins with that is worked out, not shown."""
 NOT_ON_WINDOWS = re.compile(r'[<>:"|?*]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
 """What an id cannot hold, end with or be there."""
 
@@ -210,12 +212,15 @@ def _odd_ids(cases: Iterable[Case]) -> Iterator[Finding]:
     for case in cases:
         by_id.setdefault(case.id, []).append(case)
     for id, same in by_id.items():
-        if id.startswith(".") or not id.isprintable() or {"/", "\\"} & set(id):
+        if not can_name_files(id):
             fix = "give it an id without slashes that does not begin with a dot"
             yield Finding(id, same[0].images[0].path, "error", "bad_id", f"{id!r} cannot name files", fix)
         elif NOT_ON_WINDOWS.search(id):
             fix = "give it another id if the data may ever lie there"
             yield Finding(id, same[0].images[0].path, "warning", "odd_id", f"{id!r} cannot name files on Windows", fix)
+        elif id.startswith(FORMULA):
+            fix = "give it another id; in tables of scores a spreadsheet would work it out"
+            yield Finding(id, same[0].images[0].path, "warning", "odd_id", f"{id!r} begins as a formula does", fix)
         if len(same) > 1:
             files = dict.fromkeys(path for case in same for path in case.files)
             found = f"{len(same)} cases have this id: {', '.join(path.name for path in files)}"

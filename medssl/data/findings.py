@@ -16,7 +16,7 @@ import numpy as np
 from medssl.data.cases import Case
 from medssl.data.looks import Look
 from medssl.errors import DataError
-from medssl.words import by
+from medssl.words import by, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -150,17 +150,17 @@ class Report:
             groups.setdefault((finding.severity, finding.code, finding.fix), []).append(finding)
         for (severity, code, fix), findings in sorted(groups.items(), key=lambda group: group[0][0]):
             style = "bold red" if severity == "error" else "yellow"
-            title = Text.assemble((f"{severity} {code}", style), f" ({len(findings)}): {fix}")
+            title = Text.assemble((f"{severity} {code}", style), visible(f" ({len(findings)}): {fix}"))
             console.print(title, soft_wrap=True)
             width = max(len(finding.case or "") for finding in findings)
             shown = findings if severity == "error" else findings[:PRINTED]
             for finding in shown:
                 line = f"  {finding.case or '':{width}}  " + "; ".join(_lines(finding))
-                console.print(Text(self.relative(line)), soft_wrap=True)
+                console.print(Text(visible(self.relative(line))), soft_wrap=True)
             if len(findings) > len(shown):
                 console.print(f"  ... and {len(findings) - len(shown)} more; --json and --html have them all")
         for line in self._summary_lines():
-            console.print(Text(line), soft_wrap=True)
+            console.print(Text(visible(line)), soft_wrap=True)
 
     def relative(self, text: str) -> str:
         """A text with its paths inside the source starting there."""

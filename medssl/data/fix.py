@@ -28,7 +28,7 @@ from medssl.data.labels import as_classes
 from medssl.data.nifti import FORM_TOLERANCE, MILLIMETRES, SPACING_TOLERANCE
 from medssl.data.volume import SHEAR, Affine, Volume, corners_apart, spacing_of
 from medssl.errors import ConfigError, DataError
-from medssl.files import refuse_existing, whole_folder
+from medssl.files import refuse_existing, refuse_unreadable, whole_folder
 from medssl.progress import mapper, tracked
 from medssl.words import by
 
@@ -152,9 +152,12 @@ def fix_places(dataset: Path | None, out: Path, overwrite: bool) -> tuple[Path, 
 def _copy(source: Path, out: Path) -> None:
     """All files, without their permissions: a source that is read-only makes no copy that is."""
     try:
-        for folder, inside, names in os.walk(source, followlinks=True):
-            here, to = Path(folder).resolve(), out / Path(folder).relative_to(source)
-            inside[:] = [name for name in inside if (here / name).resolve() not in (here, *here.parents)]  # no circle
+        seen = {source.resolve()}
+        for folder, inside, names in os.walk(source, followlinks=True, onerror=refuse_unreadable):
+            to = out / Path(folder).relative_to(source)
+            real = {name: (Path(folder) / name).resolve() for name in inside}
+            inside[:] = [name for name in inside if real[name] not in seen]  # each once, so that links make no circle
+            seen |= set(real.values())
             to.mkdir(exist_ok=True)
             for name in names:
                 if (Path(folder) / name).is_file():  # no dangling link

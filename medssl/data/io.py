@@ -74,6 +74,8 @@ def read_volume(source: Path | Source) -> Volume:
         volume = _read(source)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except MemoryError:
+        raise DataError(f"{path}: its voxels are more than memory holds") from None
     check_affine(path, volume.affine)
     shape = (*volume.shape, *(n for n in volume.array.shape[3:] if n > 1))
     return replace(volume, array=volume.array.reshape(shape), path=path)
@@ -268,6 +270,8 @@ def _as_image(volume: Volume) -> Volume:
 def _check_file(path: Path) -> None:
     if not path.exists():
         raise DataError(f"{path}: no such file")
+    if not path.is_file():
+        raise DataError(f"{path}: a folder, device or pipe, where a file is wanted")
     if not is_volume(path):
         raise DataError(f"{path}: not a format that can be read; known are {', '.join(SUFFIXES)}")
     with path.open("rb") as file:

@@ -103,7 +103,8 @@ def write(
 ) -> None:
     """Write voxels under a header, or under a new one with an affine; the file appears whole or not at all.
 
-    Of a header that is given, codes, units and both forms stay, and the affine is not looked at.
+    Of a header that is given, codes, units, both forms and its description stay, and the affine is not looked at.
+    Extensions, and what databases wrote into it, do not.
     """
     if header is None:
         image = nib.Nifti1Image(array, affine, dtype=array.dtype)
@@ -113,6 +114,9 @@ def write(
         header.set_data_dtype(array.dtype)
         header.set_intent("none")
         header["cal_min"] = header["cal_max"] = 0
+        for field in {"db_name", "aux_file"}.intersection(header.keys()):
+            header[field] = b""  # where some scanners and databases name the patient
+        header.extensions.clear()  # such as a whole DICOM header
         image_class = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
         # No affine is passed: nibabel then keeps both forms of the header, codes included.
         image = image_class(array, None, header)

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medssl.config import Settings, read_model
-from medssl.data.cases import IGNORED, Case, DatasetConfig
+from medssl.data.cases import IGNORED, Case, DatasetConfig, can_name_files
 from medssl.data.grid import Grid
 from medssl.data.itk import VOXEL_FILES
 from medssl.data.looks import Look
@@ -201,6 +201,8 @@ def read_prepared(root: Path) -> PreparedDataset:
     if values["format"] != FORMAT:
         raise DataError(f"{path}: format {values['format']}, this version reads {FORMAT}; prepare again")
     stored = read_model(_Description, path)
+    if odd := [id for id in stored.cases if not can_name_files(id)]:
+        raise DataError(f"{path}: {odd[0]!r} cannot name a folder, so `medssl prepare` did not write this")
     cases = {id: _read_case(Path(root) / CASES / id) for id in stored.cases}
     return PreparedDataset(Path(root), stored.data, cases, stored.source)
 
@@ -491,5 +493,5 @@ def open_packed(path: Path) -> Any:
     mapped = {} if sys.platform == "win32" else {"mmap_mode": "r"}  # faster, most of all on network drives
     try:
         return blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1), **mapped)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:  # ValueError: of what would run code
         raise DataError(f"{path}: cannot be opened ({error}); {ANEW}") from None

@@ -30,6 +30,8 @@ METADATA = "configs/metadata.json"
 """What every bundle has."""
 AXES = [["L", "R"], ["P", "A"], ["I", "S"]]
 """What MONAI's orientations mean, as ours do; its default is about to change."""
+CODE = ("$", "@", "%")
+"""What a text of a bundle begins with that MONAI runs, or looks up."""
 
 
 def write_bundle(folder: Path, runs: Sequence[Trained]) -> None:
@@ -66,6 +68,10 @@ def refuse_inexpressible(runs: Sequence[Trained]) -> None:
         faults.append("method: networks that it did not get from medssl")
     if any(isinstance(view, Band) for one in runs for net in one.networks for view in _views(net)):
         faults.append("method: networks that see a frequency band")
+    names = [
+        name for one in runs for name in (one.config.data.name, *one.config.data.classes, *one.config.data.channels)
+    ]
+    faults += [f"the name {name!r}: MONAI would run or look up what begins so" for name in names if name[:1] in CODE]
     if faults:
         listed = "\n  ".join(dict.fromkeys(faults))
         raise ConfigError(

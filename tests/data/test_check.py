@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import os
 from pathlib import Path
 
 import nibabel as nib
@@ -13,6 +14,7 @@ from medssl.data.cases import Case, DatasetConfig
 from medssl.data.check import check, check_cases
 from medssl.data.findings import Finding, require_usable
 from medssl.data.io import read_label, write_image
+from medssl.data.layouts.base import volumes_below
 from medssl.data.recipe import Intensity, Recipe
 from medssl.data.volume import Source
 from medssl.errors import DataError
@@ -310,6 +312,28 @@ class TestDataset:
         (tmp_path / "list.csv").write_text(f"id,image\n{id},images/case.nii.gz\n")
         (finding,) = check(tmp_path / "list.csv", DATASET, workers=1).findings
         expect(finding, "warning", "odd_id", repr(id), "Windows")
+
+    @pytest.mark.parametrize("id", ["=1+1", "@SUM(A1)", "-2+3"])
+    def test_an_id_that_a_spreadsheet_would_work_out_is_a_warning(self, tmp_path, id):
+        Pair(tmp_path)
+        (tmp_path / "list.csv").write_text(f"id,image\n{id},images/case.nii.gz\n")
+        (finding,) = check(tmp_path / "list.csv", DATASET, workers=1).findings
+        expect(finding, "warning", "odd_id", repr(id), "formula")
+
+    def test_names_steer_no_terminal(self, tmp_path):
+        Pair(tmp_path)
+        (tmp_path / "list.csv").write_text("id,image\na\x1b[2Jb,images/case.nii.gz\n")
+        console = Console(file=io.StringIO(), force_terminal=True, width=200)
+        check(tmp_path / "list.csv", DATASET, workers=1).print(console)
+        assert "\\x1b[2Jb" in console.file.getvalue()
+        assert "\x1b[2J" not in console.file.getvalue()
+
+    @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="who is root may read all")
+    def test_a_folder_that_may_not_be_read_is_no_empty_one(self, tmp_path):
+        Pair(tmp_path / "raw" / "one")
+        (tmp_path / "raw" / "two").mkdir(mode=0)
+        with pytest.raises(PermissionError):
+            volumes_below(tmp_path / "raw")
 
     @pytest.mark.parametrize("other", ["SCAN-\u00e91", "scan-e\u03011"])
     def test_ids_that_are_one_name_elsewhere_are_a_warning(self, tmp_path, other):

@@ -104,6 +104,18 @@ def test_a_link_back_is_not_followed(raw):
     assert [path.name for path in (out / "notes").iterdir()] == ["deep"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links want a right of their own there")
+def test_folders_that_link_to_each_other_are_copied_once(raw):
+    for name in "abc":
+        (raw / "more" / name).mkdir(parents=True)
+        (raw / "more" / name / f"{name}.txt").write_text(name)
+    for name in "abc":
+        for other in "abc".replace(name, ""):
+            (raw / "more" / name / other).symlink_to(raw / "more" / other)
+    out = apply_fixes(check(raw, DATASET, workers=0), raw.parent / "fixed", DATASET, workers=0).folder
+    assert sorted(path.name for path in (out / "more").rglob("*.txt")) == ["a.txt", "b.txt", "c.txt"]
+
+
 class TestHeaders:
     def test_slightly_skewed_axes_become_straight_about_the_middle(self, raw):
         skewed = AFFINE.copy()

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from medssl.data.hdf5 import has_label, read_h5
+from medssl.data.io import read_volume
+from medssl.data.volume import Source
 from medssl.errors import ConfigError, DataError, DeviceError
 
 SHAPE = (5, 6, 7)
@@ -28,6 +30,15 @@ def save(tmp_path):
 
 def codes(volume):
     return [odd.code for odd in volume.oddities]
+
+
+def test_a_file_that_promises_more_than_memory_holds_is_named(save):
+    h5py = pytest.importorskip("h5py")
+    path = save("a.h5", label=ramp())
+    with h5py.File(path, "a") as file:
+        file.create_dataset("image", (100_000,) * 3, np.float32, chunks=(8, 8, 8))
+    with pytest.raises(DataError, match=r"a\.h5: its voxels are more than memory holds"):
+        read_volume(Source(path, "image"))
 
 
 class TestReading:

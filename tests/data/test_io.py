@@ -1,4 +1,5 @@
 import gzip
+import os
 
 import nibabel as nib
 import numpy as np
@@ -369,3 +370,27 @@ class TestWriting:
         with pytest.raises(nib.spatialimages.HeaderDataError):
             write_image(tmp_path / "a.nii.gz", np.zeros(SHAPE, np.float16), OBLIQUE)
         assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_keeps_geometry_and_description_and_nothing_that_names_a_patient(tmp_path):
+    image = nib.Nifti1Image(np.zeros((5, 6, 7), np.int16), np.diag([1.0, 2.0, 3.0, 1.0]))
+    image.header["descrip"], image.header["db_name"], image.header["aux_file"] = b"TE=30", b"MUELLER", b"MRN-99"
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"PatientName=MUELLER"))
+    nib.save(image, tmp_path / "image.nii.gz")
+    like = read_image(tmp_path / "image.nii.gz")
+    write_label(tmp_path / "label.nii.gz", np.ones((5, 6, 7), np.uint8), like=like)
+    written = nib.load(tmp_path / "label.nii.gz")
+    np.testing.assert_array_equal(written.affine, image.affine)
+    assert written.header["descrip"] == b"TE=30"
+    content = gzip.decompress((tmp_path / "label.nii.gz").read_bytes())
+    assert b"MUELLER" not in content
+    assert b"MRN-99" not in content
+    assert b"MUELLER" in gzip.decompress((tmp_path / "image.nii.gz").read_bytes())
+    assert [extension.get_content() for extension in nib.load(tmp_path / "image.nii.gz").header.extensions]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_is_no_volume_and_nobody_waits_for_it(tmp_path):
+    os.mkfifo(tmp_path / "a.nii.gz")
+    with pytest.raises(DataError, match=r"a\.nii\.gz: a folder, device or pipe"):
+        read_volume(tmp_path / "a.nii.gz")

@@ -59,6 +59,10 @@ def test_finished_cases_are_kept_and_missing_ones_made_again(balls, tmp_path):
         ("{}", "not of a prepared folder"),
         ('{"format": 4, "data": 3}', "\n  data: .*got 3\n  cases: required"),
         ('{"format": 4, "data": {"name": "x", "classes": ["a", "b"]}, "cases": 5}', "cases: .*got 5"),
+        (
+            '{"format": 4, "data": {"name": "x", "classes": ["a", "b"]}, "cases": ["../a"]}',
+            "'../a' cannot name a folder",
+        ),
     ],
 )
 def test_a_description_of_another_kind_is_named(balls, tmp_path, text, words):

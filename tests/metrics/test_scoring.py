@@ -36,7 +36,9 @@ def test_a_class_scores_as_its_masks_do(seed):
         assert (score.dice, score.iou) == (dice(*pair), iou(*pair))
         assert (score.hd95, score.asd) == (hd95(*pair, SPACING), asd(*pair, SPACING))
         more = int(pair[0].sum()) - int(pair[1].sum())
-        assert score.value("volume_difference") == pytest.approx(more * np.prod(SPACING) / 1000)  # millilitres; > 0: too much
+        assert score.value("volume_difference") == pytest.approx(
+            more * np.prod(SPACING) / 1000
+        )  # millilitres; > 0: too much
 
 
 @pytest.mark.parametrize("order", ["C", "F"])

@@ -17,6 +17,7 @@ from medssl.data.io import case_id, is_volume, label_id, list_volumes
 from medssl.data.itk import VOXEL_FILES
 from medssl.data.volume import Oddity, Source
 from medssl.errors import DataError
+from medssl.files import refuse_unreadable
 
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 """The name of a file of one channel: its case and its number."""
@@ -137,7 +138,7 @@ def refuse_labels_elsewhere(folders: Sequence[Path]) -> None:
 def volumes_below(folder: Path, without: Collection[Path] = ()) -> tuple[Path, ...]:
     """Volumes any number of folders down, but for hidden folders and those `without`."""
     found: list[Path] = []
-    for inner, inside, _ in os.walk(folder):
+    for inner, inside, _ in os.walk(folder, onerror=refuse_unreadable):
         inside[:] = sorted(name for name in inside if not name.startswith(".") and Path(inner, name) not in without)
         found += volumes(Path(inner))
     return tuple(found)

@@ -21,6 +21,7 @@ from medssl.data.io import is_volume
 from medssl.data.layouts.base import Layout, Reader, paired, subfolder, volumes
 from medssl.data.layouts.description import declared
 from medssl.errors import DataError
+from medssl.files import refuse_unreadable
 
 LABELS = "labels"
 
@@ -103,7 +104,7 @@ def _searched(source: Path) -> Iterator[tuple[Path, Path | None, list[Path]]]:
     """Folders below the source and itself, by name, but for hidden ones and its labels: with a slice of the series
     there, if any, and the files."""
     labels = subfolder(source, LABELS).name
-    for name, inside, files in os.walk(source):
+    for name, inside, files in os.walk(source, onerror=refuse_unreadable):
         folder = Path(name)
         inside[:] = sorted(one for one in inside if not one.startswith(".") and (folder != source or one != labels))
         paths = [folder / file for file in sorted(files) if not file.startswith(".")]
