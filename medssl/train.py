@@ -43,6 +43,8 @@ from medssl.trainer import Trainer
 from medssl.watchman import ROWS, Watchman
 from medssl.words import how_many, some
 
+SLOW = 10
+"""How many times longer than the run a teacher may take to follow before that is told."""
 _MAY_CHANGE = ("name", "data.root", "data.splits", "train.workers", "train.save_every", "train.log_every")
 """Settings that a resumed run may change, as it may the `logging` section: nothing that it computes depends on them."""
 
@@ -185,6 +187,7 @@ def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, 
     _refuse_beyond_memory(config, device)
     if not quiet:
         _tell_of_padding(config, data)
+        _tell_of_resting_teachers(trainer)
     labelled, unlabelled = make_streams(config, data)
     log: RunLog = NoLog()
     if is_first():
@@ -194,8 +197,9 @@ def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, 
         write_split(out / "splits.json", data.split)
         write_json(out / "env.json", {**environment(), "launch": launch(), "processes": processes.count()})
         rows = max(ROWS, config.train.iterations // config.train.log_every // 10)  # a tenth of the run
+        watchman = Watchman(config.data.classes, rows, type(config.method).model_fields)
         log = RunLog(out, resumed_at=trainer.iteration, quiet=quiet, config=config.logging,
-                     settings=_shown(config, data.split), watchman=Watchman(config.data.classes, rows))  # fmt: skip
+                     settings=_shown(config, data.split), watchman=watchman)  # fmt: skip
 
     finished = False
     try:
@@ -263,6 +267,21 @@ def dry_run(config: RunConfig, *, device: str = "auto") -> dict[str, Any]:
             "peak_of_this_process_gib": round(_peak_memory(trainer.device) / 2**30, 2),
         },
     }
+
+
+def _tell_of_resting_teachers(trainer: Trainer) -> None:
+    """Say so where a teacher would never learn, or too slowly for it to matter."""
+    method, steps = trainer.method, trainer.config.iterations
+    looked = {step for share in range(50) for step in (share * steps // 50, share * steps // 50 + 1)}
+    follows = [follow for step in sorted(looked) for follow in method.followers(trainer.progress(step))]
+    followed = {id(follow.teacher) for follow in follows}
+    if any(id(teacher) not in followed for teacher in method.teachers()):
+        print("medssl: a teacher follows no student, so it stays as it is; the method's `followers` names none for it",
+              file=sys.stderr)  # fmt: skip
+    slowest = max((follow.decay for follow in follows), default=0.0)
+    if 1 - slowest < 1 / (SLOW * steps):
+        print(f"medssl: method.ema_decay {slowest:g} lets a teacher take {1 / (1 - slowest):,.0f} steps to follow, and "
+              f"the run has {steps:,}, so it stays nearly as it is; lower it", file=sys.stderr)  # fmt: skip
 
 
 def _tell_of_padding(config: RunConfig, data: TrainingData) -> None:

@@ -257,9 +257,13 @@ class Trainer:
         return result
 
     def lags(self) -> dict[str, Tensor]:
-        """How far each teacher was left behind by the last step; none for one that copies its students."""
-        follows = self.method.followers(self.progress(self.iteration - 1))
-        return {f"lag/{number}": lag(f.teacher, f.students) for number, f in enumerate(follows) if f.decay > 0}
+        """How far the last step left behind each teacher that followed, by its place among all; none in a first stage,
+        whose teachers are copies."""
+        progress = self.progress(self.iteration - 1)
+        if self.method.pretraining(progress):
+            return {}
+        places = {id(teacher): place for place, teacher in enumerate(self.method.teachers())}
+        return {f"lag/{places[id(f.teacher)]}": lag(f.teacher, f.students) for f in self.method.followers(progress)}
 
     @property
     def lr(self) -> float:

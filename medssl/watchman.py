@@ -6,7 +6,7 @@ That is mostly its pseudo-labels, and whether it waits for patches.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 ROWS = 20
 """The least number of rows in a row that show a fault before it is said."""
@@ -29,8 +29,7 @@ WORDS = {
         likely cause: train.lr is too high, numbers overflow in train.precision fp16, or a case holds extreme grey
         levels. Set train.precision=fp32 or lower train.lr, and look at the data with `medssl check`.""",
     "nothing selected": """no unlabelled voxel has counted for a while, so the run learns from labels alone. The likely
-        cause: method.threshold asks for more than the network is sure of. Wait if training has just begun, else lower
-        it, or raise it for uamt, where it bounds doubt.""",
+        cause: {cause}.""",
     "zero": """{names} has been exactly 0 for a while and teaches nothing. The likely cause: its weight is 0, or what it
         compares is the same by construction. Look at the method's weights and noise.""",
     "all selected": """every unlabelled voxel has counted for a while, so nothing is selected. The likely cause: the
@@ -42,9 +41,8 @@ WORDS = {
         behind. The likely cause: method.ema_decay is too near 1 for this number of steps, or train.lr is high.""",
     "parted": """student and teacher, or two answers that a method compares, have differed in nearly as many voxels as
         have foreground for a while. The likely cause: the teacher is worse than its students, as the mean of students
-        that have parted is, or has stayed behind. Look at the Dice of pseudo-labels (train.canaries=2), lower
-        method.ema_decay or train.lr, or give each student a teacher of its own where the method has that (combined:
-        method.teachers=student).""",
+        that have parted is, or has stayed behind. Look at the Dice of pseudo-labels (train.canaries=2), and
+        {remedy}.""",
     "grown": """pseudo-labels of {name} are {pseudo:.2%} of the voxels where labels are {prior:.2%}: the class is
         growing wild. The likely cause: the teacher has learned too little from the labels yet, or confirms its own
         mistakes. Give unlabelled patches less weight, let it rise later, or compare with method supervised.""",
@@ -55,11 +53,10 @@ WORDS = {
         from the labels yet, or unlabelled voxels outvoted them. Compare with method supervised; give unlabelled patches
         less weight, or let it rise later.""",
     "collapsed": """pseudo-labels of {name} are {pseudo:.2%} of the voxels where labels are {prior:.2%}: the class is
-        dying out. The likely cause: it is rare or hard, and a threshold or the largest component leaves it out. Lower
-        method.threshold (raise it for uamt), or set method.largest_component: false if it has several parts; and mind
-        that train.foreground raises its share among labels.""",
+        dying out. The likely cause: {cause}. {remedy} mind that train.foreground raises its share among labels.""",
 }
 """What is said of each fault: what is seen, the likely cause, what to do."""
+LOWER = "lower method.threshold (raise it for uamt, where it bounds doubt)"
 
 Row = Mapping[str, float]
 
@@ -67,17 +64,20 @@ Row = Mapping[str, float]
 class Watchman:
     """Keeps the last rows of a training's values and finds what all of them show.
 
+    Rows in which other teachers followed are kept apart: those of groups that take turns, and of a stage without.
     What it says is a function of the rows, so a resumed run shows it the old rows first and hears nothing twice.
     """
 
-    def __init__(self, classes: Sequence[str], rows: int = ROWS) -> None:
+    def __init__(self, classes: Sequence[str], rows: int = ROWS, settings: Collection[str] = ()) -> None:
         """
         Args:
             classes: names by label value, the background first.
             rows: how many rows in a row must show a fault.
+            settings: names of the method's, for advice.
         """
-        self.classes = tuple(classes)
-        self.wanted, self.rows = rows, deque[Row](maxlen=rows)
+        self.classes, self.settings = tuple(classes), frozenset(settings)
+        self.rows: deque[Row] = deque(maxlen=rows)
+        self.by_teachers: dict[frozenset[str], deque[Row]] = {}
         self.said: set[str] = set()
 
     def look(self, row: Row) -> list[str]:
@@ -88,8 +88,10 @@ class Watchman:
         """
         if not any(name.startswith("loss/") for name in row):
             return []
+        who = frozenset(name for name in row if name.startswith("stat/lag/"))
+        self.rows = self.by_teachers.setdefault(who, deque(maxlen=self.rows.maxlen))
         self.rows.append(row)
-        if len(self.rows) < self.wanted:
+        if len(self.rows) < (self.rows.maxlen or 0):
             return []
         new = {about: words for about, words in self._faults() if about not in self.said}
         self.said |= new.keys()
@@ -103,11 +105,17 @@ class Watchman:
             yield "waiting", WORDS["waiting"]
         if self._always("skipped", lambda share: share > 0):
             yield "skipped", WORDS["skipped"].format(share=self._mean("skipped"))
+        has_threshold = "threshold" in self.settings
         if self._always("stat/selected", lambda share: share == 0):
-            yield "nothing selected", WORDS["nothing selected"]
+            cause = "method.threshold asks for more than the network is sure of. Wait if training has just begun, else "
+            weightless = "the weight of pseudo-labels is 0, such as method.alpha"
+            yield (
+                "nothing selected",
+                WORDS["nothing selected"].format(cause=cause + LOWER if has_threshold else weightless),
+            )
         elif zeros:
             yield "zero", WORDS["zero"].format(names=", ".join(zeros))
-        if self._always("stat/selected", lambda share: share == 1):
+        if has_threshold and self._always("stat/selected", lambda share: share == 1):
             yield "all selected", WORDS["all selected"]
         if any(self._always(name, lambda lag: lag < COPIED) for name in lags):
             yield "copy", WORDS["copy"]
@@ -120,7 +128,10 @@ class Watchman:
         if any(self._always(name, lambda gap: gap < AGREED * foreground) for name in ("stat/gap", "stat/dissent")):
             yield "agreed", WORDS["agreed"]
         if self._always("stat/gap", lambda gap: gap > PARTED * foreground):
-            yield "parted", WORDS["parted"]
+            remedy = ["lower method.ema_decay or train.lr" if "ema_decay" in self.settings else "lower train.lr"]
+            if "teachers" in self.settings:
+                remedy.append("give each student a teacher of its own (method.teachers=student)")
+            yield "parted", WORDS["parted"].format(remedy=", or ".join(remedy))
         if not self._always("stat/selected", lambda share: share == 0):
             yield from self._classes()
 
@@ -131,11 +142,18 @@ class Watchman:
 
     def _classes(self) -> Iterator[tuple[str, str]]:
         """Classes that pseudo-labels have lost, or have far too much of."""
+        cleans = {"threshold": "a threshold", "largest_component": "the largest component"}
+        advice = {"threshold": LOWER, "largest_component": "set method.largest_component=false if it has several parts"}
+        held = [setting for setting in cleans if setting in self.settings]
+        cause = "it is rare or hard"
+        cause += f", and {' or '.join(cleans[one] for one in held)} leaves it out" if held else ", and is taught least"
+        todo = ", or ".join(advice[one] for one in held) or "give unlabelled patches less weight"
+        told = {"cause": cause, "remedy": f"{todo[0].upper()}{todo[1:]}; and"}
         for value, name in enumerate(self.classes):
             if all(f"stat/{kind}/{value}" in row for row in self.rows for kind in ("pseudo", "prior")):
                 pseudo, prior = self._mean(f"stat/pseudo/{value}"), self._mean(f"stat/prior/{value}")
                 if pseudo < COLLAPSED * prior:
-                    yield f"class {value}", WORDS["collapsed"].format(name=name, pseudo=pseudo, prior=prior)
+                    yield f"class {value}", WORDS["collapsed"].format(name=name, pseudo=pseudo, prior=prior, **told)
                 elif value > 0 and pseudo > GROWN * prior > 0:
                     yield f"class {value} grown", WORDS["grown"].format(name=name, pseudo=pseudo, prior=prior)
 

@@ -305,7 +305,7 @@ def test_ctrl_c_saves_though_whoever_read_the_messages_is_gone(balls, splits, tm
     command = [sys.executable, "-m", "medssl", "train", str(tmp_path / "config.yaml"), "--out", str(run)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (run / "metrics.csv").exists():
+    while time.monotonic() < deadline and not ((table := run / "metrics.csv").exists() and table.stat().st_size):
         time.sleep(0.1)
     process.stderr.close()
     process.send_signal(signal.SIGINT)
@@ -1309,6 +1309,8 @@ def test_canaries_leave_somebody_to_learn_from(config, tmp_path):
     [
         ("mean_teacher", {}, {"lr": 1e-12}, "a teacher has had its student's weights"),
         ("bcp", {"pretrain": 0.0, "ema_decay": 0.9999}, {"lr": 0.3}, "far from its student's"),
+        ("bcp", {"pretrain": 0.0, "ema_decay": 0.0}, {}, "a teacher has had its student's weights"),
+        ("bcp", {"pretrain": 0.0, "alpha": 0.0}, {}, "no unlabelled voxel has counted"),
         ("fixmatch", {"threshold": 0.8}, {}, "pseudo-labels of core are 0.00% of the voxels where labels are"),
         ("fixmatch", {"threshold": 0.999999}, {}, "no unlabelled voxel has counted"),
         ("fixmatch", {"threshold": 0.0}, {}, "every unlabelled voxel has counted"),
@@ -1330,6 +1332,26 @@ def test_a_training_that_goes_wrong_says_so_and_a_healthy_one_says_nothing(
     assert all("The likely cause: " in line for line in said)
     if words is not None:
         assert words in board_texts(run)
+
+
+@pytest.mark.parametrize(("decay", "pretrain", "told"), [(0.9999999, 0.0, True), (0.99, 0.0, False), (0.5, 0.9, False)])
+def test_a_teacher_that_will_stand_still_is_told_of(balls, splits, tmp_path, capsys, decay, pretrain, told):
+    plain = plain_settings(balls, splits, "bcp", iterations=20)
+    plain["method"].update(ema_decay=decay, pretrain=pretrain)
+    train(parse(RunConfig, plain), tmp_path / "run", until=1)
+    assert ("lets a teacher take 10,000,000 steps to follow, and the run has 20" in capsys.readouterr().err) == told
+
+
+def test_a_teacher_whom_nobody_teaches_is_told_of(config, tmp_path, monkeypatch, capsys):
+    class Forgotten(METHODS["mean_teacher"]):
+        def followers(self, progress):
+            return []
+
+    train(config("rail", iterations=40), tmp_path / "rail", until=1)
+    assert "follows no student" not in capsys.readouterr().err
+    monkeypatch.setitem(METHODS, "mean_teacher", Forgotten)
+    train(config("mean_teacher", iterations=2), tmp_path / "run")
+    assert "a teacher follows no student" in capsys.readouterr().err
 
 
 def board_of(run):

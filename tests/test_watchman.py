@@ -28,8 +28,8 @@ FAULTS = {
 }
 
 
-def watchman(rows=5):
-    return Watchman(("background", "shell", "core"), rows)
+def watchman(rows=5, settings=("threshold", "largest_component", "ema_decay")):
+    return Watchman(("background", "shell", "core"), rows, settings)
 
 
 def told(guard, row, times):
@@ -73,6 +73,26 @@ def test_validations_between_rows_and_stages_without_gauges_are_passed_over():
         guard.look({"val/dice": 0.5})
         said = guard.look({**HEALTHY, "stat/gap": 0.0})
     assert len(said) == 1
+
+
+def test_a_group_that_goes_wrong_is_noticed_though_another_takes_turns_with_it():
+    """The second group's teacher has lost a class and stands still."""
+    well = {key: value for key, value in HEALTHY.items() if key != "stat/lag/0"}
+    rows = [{**well, "stat/lag/0": 0.01}, {**well, "stat/lag/1": 0.0, "stat/pseudo/2": 0.0}] * 5
+    guard = watchman()
+    said = [words for row in rows for words in guard.look(row)]
+    assert len(said) == 2
+    assert any("a teacher has had its student's weights" in words for words in said)
+    assert any("pseudo-labels of core are 0.00%" in words for words in said)
+
+
+def test_advice_names_settings_that_the_method_has():
+    faulty = {**HEALTHY, "stat/pseudo/2": 0.0}
+    assert "method." not in told(watchman(settings=()), faulty, 5)[0]
+    assert "largest_component" not in told(watchman(settings=("threshold",)), faulty, 5)[0]
+    assert told(watchman(settings=()), {**HEALTHY, "stat/selected": 1.0}, 5) == []
+    assert "method.alpha" in told(watchman(settings=()), {**HEALTHY, "stat/selected": 0.0}, 5)[0]
+    assert "ema_decay" not in told(watchman(settings=()), {**HEALTHY, "stat/gap": 0.09}, 5)[0]
 
 
 def test_two_students_that_have_become_one_network_are_noticed():

@@ -127,6 +127,10 @@ class Method(nn.Module):
         """Who follows whom after this step."""
         return []
 
+    def pretraining(self, progress: Progress) -> bool:
+        """Whether this step belongs to a stage before unlabelled patches count; by default there is none."""
+        return False
+
     def train(self, mode: bool = True) -> Self:
         """Put the students into a mode; teachers stay in evaluation mode whatever happens."""
         super().train(mode)

@@ -79,7 +79,7 @@ class BCP(Method):
         outward = paste(inside=i, outside=q, box=box)
         logits = self.pair.student(torch.cat([inward.image, outward.image]))
         logits_in, logits_out = logits.split([len(inward), len(outward)])
-        stats = gauges(batch.label, pseudo.target, logits.shape[1], known=batch.known)
+        stats = gauges(batch.label, pseudo.target, logits.shape[1], known=batch.known, weight=pseudo.weight)
         if self.config.largest_component:
             stats["removed"] = removed(named, pseudo.target)
         stats["gap"] = (gap(logits_in, inward.target, box) + gap(logits_out, outward.target, ~box)) / 2
@@ -89,7 +89,6 @@ class BCP(Method):
         )
 
     def pretraining(self, progress: Progress) -> bool:
-        """Whether this step still belongs to stage one."""
         return progress.is_within(self.config.pretrain)
 
     def pretrain_step(self, labelled: Sample, box: Tensor, *, partly: bool = False) -> StepResult:

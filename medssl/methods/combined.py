@@ -210,7 +210,6 @@ class Combined(Method):
         return [Shown(view, box() if number else first) for number, view in enumerate(views)]
 
     def pretraining(self, progress: Progress) -> bool:
-        """Whether this step still belongs to stage one."""
         return progress.is_within(self.config.pretrain)
 
     def turn(self, progress: Progress) -> Sequence[int]:

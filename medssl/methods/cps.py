@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from medssl.methods.base import Dice, MakeNet, Method, MethodConfig, StepResult, at_rest
-from medssl.parts.gauges import gauges
+from medssl.parts.gauges import gap, gauges
 from medssl.parts.losses import cross_entropy, dice_ce
 from medssl.parts.pseudo import likeliest
 from medssl.parts.sample import Progress, Sample, TrainBatch
@@ -49,6 +49,7 @@ class CPS(Method):
         labelled_2, unlabelled_2 = batch.through(self.second)
         pseudo_1, pseudo_2 = likeliest(unlabelled_1), likeliest(unlabelled_2)
         weight = self.config.cross_weight * ramp_up(progress, self.config.ramp)
+        stats = gauges(batch.label, torch.cat([pseudo_1, pseudo_2]), unlabelled_1.shape[1], known=batch.known)
         return StepResult(
             losses={
                 "supervised_1": self.supervised(labelled_1, batch),
@@ -56,7 +57,7 @@ class CPS(Method):
                 "cross_1": weight * cross_entropy(unlabelled_1, pseudo_2),
                 "cross_2": weight * cross_entropy(unlabelled_2, pseudo_1),
             },
-            stats=gauges(batch.label, pseudo_2, unlabelled_1.shape[1], known=batch.known, student=unlabelled_1),
+            stats=stats | {"gap": gap(unlabelled_1, pseudo_2)},
         )
 
     def supervised(self, logits: Tensor, batch: TrainBatch) -> Tensor:

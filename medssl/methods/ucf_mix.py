@@ -16,7 +16,7 @@ from torch import Tensor
 from medssl.methods.base import StepResult, at_rest
 from medssl.methods.cfc_mt import CFCMT
 from medssl.parts.frequency import block_mean
-from medssl.parts.gauges import mean_trust
+from medssl.parts.gauges import mean_trust, volumes
 from medssl.parts.losses import dice_ce, trusted
 from medssl.parts.pseudo import entropy, likeliest, probabilities
 from medssl.parts.sample import Progress, Sample, TrainBatch
@@ -56,7 +56,8 @@ class UCFMix(CFCMT):
         for name, student in {"mix_low": self.low, "mix_high": self.high}.items():
             logits = student.net(mixed.image)  # bands already
             losses[name] = weight * dice_ce(logits, mixed.target, mixed.weight, dice=self.config.dice)
-        return StepResult(losses, self.stats(seen, batch) | {"selected": mean_trust(mixed.weight)})
+        told = volumes("pseudo", mixed.target, low.shape[1], mixed.weight)
+        return StepResult(losses, {**self.stats(seen, batch), **told, "selected": mean_trust(mixed.weight)})
 
     def pseudo_label(self, image: Tensor) -> Sample:
         """What students are told of the mix, whose bands are its image."""

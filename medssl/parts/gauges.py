@@ -2,7 +2,7 @@
 
     prior/<class>   share of the annotated voxels that have this class
     pseudo/<class>  share of the pseudo-labelled voxels that have this class; should stay near the prior
-    selected        trust that an unlabelled voxel gets, on average; only where a method trusts some less than others
+    selected        trust that an unlabelled voxel gets, on average; 1 where a method trusts all alike
     gap             share of the unlabelled voxels where student and teacher name different classes
     dissent         the same between two students of a method with several
     removed         share of pseudo-labelled foreground that `largest_component` made background
@@ -37,8 +37,7 @@ def gauges(
         student: the student's logits on the same voxels, `(Bu, C, X, Y, Z)`, where it saw them.
     """
     stats = volumes("prior", label, classes, known) | volumes("pseudo", pseudo, classes, weight)
-    if weight is not None:
-        stats["selected"] = mean_trust(weight)
+    stats["selected"] = mean_trust(torch.ones_like(pseudo) if weight is None else weight)
     if student is not None:
         stats["gap"] = gap(student, pseudo)
     return stats

@@ -70,7 +70,8 @@ def test_the_prior_is_that_of_the_annotated_voxels():
     assert [stats[f"prior/{value}"].item() for value in range(3)] == [0.25, 0.5, 0.25]
 
 
-def test_selected_is_the_mean_weight():
+def test_selected_is_the_mean_weight_and_one_where_all_count():
     target, weight = draw(), torch.rand(2, *SHAPE)
     torch.testing.assert_close(gauges(target, target, 4, weight=weight)["selected"], weight.mean())
-    assert not {"selected", "gap"} & set(gauges(target, target, 4))
+    assert gauges(target, target, 4)["selected"] == 1
+    assert "gap" not in gauges(target, target, 4)
