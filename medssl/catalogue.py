@@ -10,12 +10,13 @@ import inspect
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from medssl.config import bundled, merge, parse
@@ -150,20 +151,29 @@ def describe(name: str) -> str:
     """A method's source, equations and settings, as its module, class and settings tell them.
 
     Args:
-        name: of a method; or of a file of configs/method, whose values then stand for the defaults.
+        name: of a method, or of a file of configs/method, whose values stand for the defaults; a method without a
+            file of its own has these.
 
     Raises:
         ConfigError: no such method.
     """
-    file = None if name in METHODS else bundled(f"method/{name}.yaml")
+    file = bundled(f"method/{name}.yaml")
     given = {"name": name} if file is None else merge([file])["method"]
     if given["name"] not in METHODS:
         raise ConfigError(f"{name!r} is not a method; there are {', '.join(METHODS)}, and what `medssl methods` lists")
     method = METHODS[given["name"]]
     lines = [inspect.getdoc(sys.modules[method.__module__]) or "", "", inspect.getdoc(method) or "", "",
              "Settings:" if file is None else f"Settings, as configs/method/{name}.yaml has them:"]  # fmt: skip
-    for key, field in method.Config.model_fields.items():
-        if key != "name":
-            lines.append(f"  method.{key}: {given.get(key, field.get_default())!r}")
-            lines += [f"      {line}" for line in inspect.cleandoc(field.description or "").splitlines()]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_settings(method.Config, {key: given[key] for key in given if key != "name"}, "method")])
+
+
+def _settings(model: type[BaseModel], given: Mapping[str, Any], where: str) -> Iterator[str]:
+    """Every setting with its value and its sentence, those of nested sections too."""
+    for key, field in model.model_fields.items():
+        value = given.get(key, field.get_default(call_default_factory=True))
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            inner = value.model_dump() if isinstance(value, BaseModel) else value
+            yield from _settings(field.annotation, inner, f"{where}.{key}")
+        elif key != "name":
+            yield f"  {where}.{key}: {value!r}"
+            yield from (f"      {line}" for line in inspect.cleandoc(field.description or "").splitlines())

@@ -68,3 +68,11 @@ def test_every_file_that_is_listed_is_told_of_with_its_values(found):
     assert "as configs/method/unimatch.yaml has them:" in describe("unimatch")
     assert "method.views: 2\n" in describe("unimatch")
     assert "method.views: 1\n" in describe("fixmatch")
+
+
+def test_a_method_is_described_with_the_values_of_its_file_and_all_nested_settings():
+    assert "  method.dice: 'foreground'\n" in describe("rail")
+    text = describe("sss")
+    assert "  method.prompts.every: 2\n" in text
+    assert "Slices from one that gets prompts to the next" in text
+    assert "Prompting(" not in text
