@@ -28,8 +28,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".partial-{uuid.uuid4().hex}-{path.name[-16:]}")  # no longer than names may be
     try:
         yield partial
-        if path.exists():
-            shutil.copymode(path, partial)  # what was closed to others stays so
+        _keep_mode(path, partial)
         partial.replace(path)
     except OSError as error:
         if error.errno is not None and error.filename is None:  # as of a full disk
@@ -48,13 +47,19 @@ def whole_folder(path: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
+        _keep_mode(path, partial)
         if path.exists():
-            shutil.copymode(path, partial)
             path.rename(replaced)
         partial.rename(path)
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _keep_mode(path: Path, partial: Path) -> None:
+    """What was closed to others stays so where it is replaced, if the file system knows of that."""
+    with suppress(OSError):
+        shutil.copymode(path, partial)
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -93,7 +98,8 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def refuse_unreadable(error: OSError) -> None:
     """What `os.walk` is to do about a folder that may not be read, and would pass over: `onerror`."""
-    raise error
+    if Path(error.filename).name != "lost+found":  # of a file system, and nobody's scans
+        raise error
 
 
 def separator(file: TextIO) -> str:

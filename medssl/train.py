@@ -271,6 +271,8 @@ def dry_run(config: RunConfig, *, device: str = "auto") -> dict[str, Any]:
 
 def _tell_of_resting_teachers(trainer: Trainer) -> None:
     """Say so where a teacher would never learn, or too slowly for it to matter."""
+    if not is_first():
+        return
     method, steps = trainer.method, trainer.config.iterations
     looked = {step for share in range(50) for step in (share * steps // 50, share * steps // 50 + 1)}
     follows = [follow for step in sorted(looked) for follow in method.followers(trainer.progress(step))]
@@ -280,8 +282,9 @@ def _tell_of_resting_teachers(trainer: Trainer) -> None:
               file=sys.stderr)  # fmt: skip
     slowest = max((follow.decay for follow in follows), default=0.0)
     if 1 - slowest < 1 / (SLOW * steps):
-        print(f"medssl: method.ema_decay {slowest:g} lets a teacher take {1 / (1 - slowest):,.0f} steps to follow, and "
-              f"the run has {steps:,}, so it stays nearly as it is; lower it", file=sys.stderr)  # fmt: skip
+        needed = 1 / max(1 - slowest, 1e-9)
+        print(f"medssl: method.ema_decay {slowest:g} lets a teacher take {needed:,.0f} steps to follow, and the run "
+              f"has {steps:,}, so it stays nearly as it is; lower it", file=sys.stderr)  # fmt: skip
 
 
 def _tell_of_padding(config: RunConfig, data: TrainingData) -> None:

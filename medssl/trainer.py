@@ -263,7 +263,8 @@ class Trainer:
         if self.method.pretraining(progress):
             return {}
         places = {id(teacher): place for place, teacher in enumerate(self.method.teachers())}
-        return {f"lag/{places[id(f.teacher)]}": lag(f.teacher, f.students) for f in self.method.followers(progress)}
+        follows = [follow for follow in self.method.followers(progress) if id(follow.teacher) in places]
+        return {f"lag/{places[id(follow.teacher)]}": lag(follow.teacher, follow.students) for follow in follows}
 
     @property
     def lr(self) -> float:
