@@ -152,12 +152,11 @@ def fix_places(dataset: Path | None, out: Path, overwrite: bool) -> tuple[Path, 
 def _copy(source: Path, out: Path) -> None:
     """All files, without their permissions: a source that is read-only makes no copy that is."""
     try:
-        seen = {source.resolve()}
         for folder, inside, names in os.walk(source, followlinks=True, onerror=refuse_unreadable):
-            to = out / Path(folder).relative_to(source)
-            real = {name: (Path(folder) / name).resolve() for name in inside}
-            inside[:] = [name for name in inside if real[name] not in seen]  # each once, so that links make no circle
-            seen |= set(real.values())
+            way = Path(folder).relative_to(source)
+            passed = {(source / part).resolve() for part in (way, *way.parents)} | {*source.resolve().parents}
+            inside[:] = [name for name in inside if (Path(folder) / name).resolve() not in passed]  # no circle
+            to = out / way
             to.mkdir(exist_ok=True)
             for name in names:
                 if (Path(folder) / name).is_file():  # no dangling link
