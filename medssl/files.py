@@ -96,12 +96,6 @@ def read_object(path: Path) -> dict[str, Any]:
     return values
 
 
-def refuse_unreadable(error: OSError) -> None:
-    """What `os.walk` is to do about a folder that may not be read, and would pass over: `onerror`."""
-    if Path(error.filename).name != "lost+found":  # of a file system, and nobody's scans
-        raise error
-
-
 def separator(file: TextIO) -> str:
     """What stands between the cells of a CSV file, by its first line: a comma, or what some spreadsheets write."""
     header = file.readline()

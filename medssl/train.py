@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import random
 import sys
 import time
 from collections.abc import Sequence
@@ -274,17 +275,18 @@ def _tell_of_resting_teachers(trainer: Trainer) -> None:
     if not is_first():
         return
     method, steps = trainer.method, trainer.config.iterations
-    looked = {step for share in range(50) for step in (share * steps // 50, share * steps // 50 + 1)}
-    follows = [follow for step in sorted(looked) for follow in method.followers(trainer.progress(step))]
-    followed = {id(follow.teacher) for follow in follows}
-    if any(id(teacher) not in followed for teacher in method.teachers()):
+    places = map(trainer.progress, random.Random(0).sample(range(steps), min(steps, 1000)))  # whatever turns they take
+    follows = [follow for place in places if not method.pretraining(place) for follow in method.followers(place)]
+    least: dict[int, float] = {}
+    for follow in follows:
+        least[id(follow.teacher)] = min(follow.decay, least.get(id(follow.teacher), 1.0))
+    if follows and any(id(teacher) not in least for teacher in method.teachers()):
         print("medssl: a teacher follows no student, so it stays as it is; the method's `followers` names none for it",
               file=sys.stderr)  # fmt: skip
-    slowest = max((follow.decay for follow in follows), default=0.0)
+    slowest = max(least.values(), default=0.0)
     if 1 - slowest < 1 / (SLOW * steps):
-        needed = 1 / max(1 - slowest, 1e-9)
-        print(f"medssl: method.ema_decay {slowest:g} lets a teacher take {needed:,.0f} steps to follow, and the run "
-              f"has {steps:,}, so it stays nearly as it is; lower it", file=sys.stderr)  # fmt: skip
+        print(f"medssl: a teacher keeps {slowest:.9g} of itself in each of {steps:,} steps, so it stays nearly as it "
+              "is; lower that share, as by method.ema_decay", file=sys.stderr)  # fmt: skip
 
 
 def _tell_of_padding(config: RunConfig, data: TrainingData) -> None:

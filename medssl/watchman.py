@@ -107,12 +107,11 @@ class Watchman:
             yield "skipped", WORDS["skipped"].format(share=self._mean("skipped"))
         has_threshold = "threshold" in self.settings
         if self._always("stat/selected", lambda share: share == 0):
-            cause = "method.threshold asks for more than the network is sure of. Wait if training has just begun, else "
-            weightless = "the weight of pseudo-labels is 0, such as method.alpha"
-            yield (
-                "nothing selected",
-                WORDS["nothing selected"].format(cause=cause + LOWER if has_threshold else weightless),
-            )
+            cause = "the weight of pseudo-labels is 0; raise " + ("method.alpha" if "alpha" in self.settings else "it")
+            if has_threshold:
+                cause = "method.threshold asks for more than the network is sure of. Wait if training has just begun, "
+                cause += f"else {LOWER}"
+            yield "nothing selected", WORDS["nothing selected"].format(cause=cause)
         elif zeros:
             yield "zero", WORDS["zero"].format(names=", ".join(zeros))
         if has_threshold and self._always("stat/selected", lambda share: share == 1):

@@ -91,7 +91,8 @@ def test_advice_names_settings_that_the_method_has():
     assert "method." not in told(watchman(settings=()), faulty, 5)[0]
     assert "largest_component" not in told(watchman(settings=("threshold",)), faulty, 5)[0]
     assert told(watchman(settings=()), {**HEALTHY, "stat/selected": 1.0}, 5) == []
-    assert "method.alpha" in told(watchman(settings=()), {**HEALTHY, "stat/selected": 0.0}, 5)[0]
+    for settings, remedy in ((("alpha",), "raise method.alpha."), ((), "raise it.")):
+        assert remedy in told(watchman(settings=settings), {**HEALTHY, "stat/selected": 0.0}, 5)[0]
     assert "ema_decay" not in told(watchman(settings=()), {**HEALTHY, "stat/gap": 0.09}, 5)[0]
 
 

@@ -28,7 +28,7 @@ from medssl.data.labels import as_classes
 from medssl.data.nifti import FORM_TOLERANCE, MILLIMETRES, SPACING_TOLERANCE
 from medssl.data.volume import SHEAR, Affine, Volume, corners_apart, spacing_of
 from medssl.errors import ConfigError, DataError
-from medssl.files import refuse_existing, refuse_unreadable, whole_folder
+from medssl.files import refuse_existing, whole_folder
 from medssl.progress import mapper, tracked
 from medssl.words import by
 
@@ -152,7 +152,7 @@ def fix_places(dataset: Path | None, out: Path, overwrite: bool) -> tuple[Path, 
 def _copy(source: Path, out: Path) -> None:
     """All files, without their permissions: a source that is read-only makes no copy that is."""
     try:
-        for folder, inside, names in os.walk(source, followlinks=True, onerror=refuse_unreadable):
+        for folder, inside, names in os.walk(source, followlinks=True):
             way = Path(folder).relative_to(source)
             passed = {(source / part).resolve() for part in (way, *way.parents)} | {*source.resolve().parents}
             inside[:] = [name for name in inside if (Path(folder) / name).resolve() not in passed]  # no circle

@@ -14,7 +14,6 @@ from medssl.data.cases import Case, DatasetConfig
 from medssl.data.check import check, check_cases
 from medssl.data.findings import Finding, require_usable
 from medssl.data.io import read_label, write_image
-from medssl.data.layouts.base import volumes_below
 from medssl.data.recipe import Intensity, Recipe
 from medssl.data.volume import Source
 from medssl.errors import DataError
@@ -330,10 +329,12 @@ class TestDataset:
 
     @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="who is root may read all")
     def test_a_folder_that_may_not_be_read_is_no_empty_one(self, tmp_path):
-        Pair(tmp_path / "raw" / "one")
-        (tmp_path / "raw" / "two").mkdir(mode=0)
-        with pytest.raises(PermissionError):
-            volumes_below(tmp_path / "raw")
+        Pair(tmp_path)
+        (tmp_path / "lost+found").mkdir(mode=0)
+        assert len(check(tmp_path, DATASET, workers=1).cases) == 1
+        (tmp_path / "images" / "more").mkdir(mode=0)
+        with pytest.raises(DataError, match="more: cannot be searched"):
+            check(tmp_path, DATASET, workers=1)
 
     @pytest.mark.parametrize("other", ["SCAN-\u00e91", "scan-e\u03011"])
     def test_ids_that_are_one_name_elsewhere_are_a_warning(self, tmp_path, other):

@@ -6,6 +6,7 @@ taken; `--layout` or `data.layout` names another.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -15,7 +16,7 @@ from medssl.data.cases import Case, DatasetConfig, subjects_of
 from medssl.data.dicom import first_image
 from medssl.data.io import case_id, is_volume, label_id
 from medssl.data.layouts import acdc, datalist, dicom, folders, la, modalities, msd, nnunet, pairs, ssl4mis
-from medssl.data.layouts.base import CHANNEL, Declared, Reader, subfolder, volumes
+from medssl.data.layouts.base import CHANNEL, Declared, Reader, subfolder, unreadable, volumes
 from medssl.data.layouts.base import Layout as Layout
 from medssl.data.volume import Oddity
 from medssl.errors import ConfigError, DataError
@@ -120,7 +121,15 @@ def find_reader(source: Path, name: str | None = None) -> Reader:
     reader = next((reader for reader in possible if name or reader.fits(source)), None)
     if reader is None:
         raise DataError(_no_layout(source, wanted))
+    if reader is not dicom.READER:  # which looks at all folders by itself
+        _refuse_unreadable(source)
     return reader
+
+
+def _refuse_unreadable(source: Path) -> None:
+    """Raise a DataError for a folder that may not be read, which readers would take for an empty one."""
+    for _, inside, _ in os.walk(source, onerror=unreadable):
+        inside[:] = [name for name in inside if not name.startswith(".")]
 
 
 def _no_layout(source: Path, readers: list[Reader]) -> str:

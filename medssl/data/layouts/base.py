@@ -17,8 +17,9 @@ from medssl.data.io import case_id, is_volume, label_id, list_volumes
 from medssl.data.itk import VOXEL_FILES
 from medssl.data.volume import Oddity, Source
 from medssl.errors import DataError
-from medssl.files import refuse_unreadable
 
+OF_THE_DISK = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
+"""Folders that a file system keeps for itself, and that nobody may read."""
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 """The name of a file of one channel: its case and its number."""
 LABEL = re.compile(r"(?:(.*)[-_. ])?(?:labels?|labelmap|gt|seg|segmentation|mask)", re.IGNORECASE)
@@ -100,10 +101,11 @@ def volumes(folder: Path) -> list[Path]:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Folders inside a folder by name, without hidden ones; none where there is no such folder."""
+    """Folders inside a folder by name, without hidden ones and the disk's; none where there is no such folder."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    seen = (path for path in folder.iterdir() if not path.name.startswith(".") and path.name not in OF_THE_DISK)
+    return sorted(path for path in seen if path.is_dir())
 
 
 def subfolder(folder: Path, name: str) -> Path:
@@ -135,10 +137,19 @@ def refuse_labels_elsewhere(folders: Sequence[Path]) -> None:
                 )
 
 
+def unreadable(error: OSError) -> None:
+    """What `os.walk` is to do about a folder that may not be read, and would pass over: its `onerror`."""
+    if isinstance(error, PermissionError) and Path(error.filename).name not in OF_THE_DISK:
+        raise DataError(
+            f"{error.filename}: cannot be searched ({error.strerror}) and may hold cases; make it readable, or move it "
+            "out of the dataset"
+        )
+
+
 def volumes_below(folder: Path, without: Collection[Path] = ()) -> tuple[Path, ...]:
     """Volumes any number of folders down, but for hidden folders and those `without`."""
     found: list[Path] = []
-    for inner, inside, _ in os.walk(folder, onerror=refuse_unreadable):
+    for inner, inside, _ in os.walk(folder):
         inside[:] = sorted(name for name in inside if not name.startswith(".") and Path(inner, name) not in without)
         found += volumes(Path(inner))
     return tuple(found)

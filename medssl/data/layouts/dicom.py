@@ -18,10 +18,9 @@ from pathlib import Path
 
 from medssl.data.dicom import first_image, is_one_slice, patient_of
 from medssl.data.io import is_volume
-from medssl.data.layouts.base import Layout, Reader, paired, subfolder, volumes
+from medssl.data.layouts.base import Layout, Reader, paired, subfolder, unreadable, volumes
 from medssl.data.layouts.description import declared
 from medssl.errors import DataError
-from medssl.files import refuse_unreadable
 
 LABELS = "labels"
 
@@ -104,7 +103,7 @@ def _searched(source: Path) -> Iterator[tuple[Path, Path | None, list[Path]]]:
     """Folders below the source and itself, by name, but for hidden ones and its labels: with a slice of the series
     there, if any, and the files."""
     labels = subfolder(source, LABELS).name
-    for name, inside, files in os.walk(source, onerror=refuse_unreadable):
+    for name, inside, files in os.walk(source, onerror=unreadable):
         folder = Path(name)
         inside[:] = sorted(one for one in inside if not one.startswith(".") and (folder != source or one != labels))
         paths = [folder / file for file in sorted(files) if not file.startswith(".")]
