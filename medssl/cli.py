@@ -596,7 +596,7 @@ def main() -> None:
     except OSError as error:
         if error.errno not in _PLACES:
             raise
-        place = f"{error.filename}: " if error.filename else ""
+        place = visible(f"{error.filename}: ") if error.filename else ""
         print(f"medssl: {place}{os.strerror(error.errno).lower()}; {_PLACES[error.errno]}", file=sys.stderr)
         sys.exit(4)
     except Exception as error:

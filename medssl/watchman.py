@@ -5,7 +5,7 @@ That is mostly its pseudo-labels, and whether it waits for patches.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 ROWS = 20
@@ -57,6 +57,11 @@ WORDS = {
 }
 """What is said of each fault: what is seen, the likely cause, what to do."""
 LOWER = "lower method.threshold (raise it for uamt, where it bounds doubt)"
+CLEANERS = {
+    "threshold": ("a threshold", LOWER),
+    "largest_component": ("the largest component", "set method.largest_component=false if it has several parts"),
+}
+"""Settings that may leave a class out, what they are called, and what to do about it."""
 
 Row = Mapping[str, float]
 
@@ -76,8 +81,8 @@ class Watchman:
             settings: names of the method's, for advice.
         """
         self.classes, self.settings = tuple(classes), frozenset(settings)
-        self.rows: deque[Row] = deque(maxlen=rows)
-        self.by_teachers: dict[frozenset[str], deque[Row]] = {}
+        self.wanted, self.rows = rows, deque[Row]()
+        self.by_teachers = defaultdict[frozenset[str], deque[Row]](lambda: deque(maxlen=rows))
         self.said: set[str] = set()
 
     def look(self, row: Row) -> list[str]:
@@ -89,9 +94,9 @@ class Watchman:
         if not any(name.startswith("loss/") for name in row):
             return []
         who = frozenset(name for name in row if name.startswith("stat/lag/"))
-        self.rows = self.by_teachers.setdefault(who, deque(maxlen=self.rows.maxlen))
+        self.rows = self.by_teachers[who]
         self.rows.append(row)
-        if len(self.rows) < (self.rows.maxlen or 0):
+        if len(self.rows) < self.wanted:
             return []
         new = {about: words for about, words in self._faults() if about not in self.said}
         self.said |= new.keys()
@@ -141,12 +146,10 @@ class Watchman:
 
     def _classes(self) -> Iterator[tuple[str, str]]:
         """Classes that pseudo-labels have lost, or have far too much of."""
-        cleans = {"threshold": "a threshold", "largest_component": "the largest component"}
-        advice = {"threshold": LOWER, "largest_component": "set method.largest_component=false if it has several parts"}
-        held = [setting for setting in cleans if setting in self.settings]
+        held = [CLEANERS[setting] for setting in CLEANERS if setting in self.settings]
         cause = "it is rare or hard"
-        cause += f", and {' or '.join(cleans[one] for one in held)} leaves it out" if held else ", and is taught least"
-        todo = ", or ".join(advice[one] for one in held) or "give unlabelled patches less weight"
+        cause += f", and {' or '.join(name for name, _ in held)} leaves it out" if held else ", and is taught least"
+        todo = ", or ".join(advice for _, advice in held) or "give unlabelled patches less weight"
         told = {"cause": cause, "remedy": f"{todo[0].upper()}{todo[1:]}; and"}
         for value, name in enumerate(self.classes):
             if all(f"stat/{kind}/{value}" in row for row in self.rows for kind in ("pseudo", "prior")):

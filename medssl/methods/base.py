@@ -128,8 +128,8 @@ class Method(nn.Module):
         return []
 
     def pretraining(self, progress: Progress) -> bool:
-        """Whether this step belongs to a stage before unlabelled patches count; by default there is none."""
-        return False
+        """Whether this step belongs to a stage before unlabelled patches count: a setting `pretrain` is its share."""
+        return progress.is_within(getattr(self.config, "pretrain", 0.0))
 
     def train(self, mode: bool = True) -> Self:
         """Put the students into a mode; teachers stay in evaluation mode whatever happens."""

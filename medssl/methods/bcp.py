@@ -88,9 +88,6 @@ class BCP(Method):
             stats=stats,
         )
 
-    def pretraining(self, progress: Progress) -> bool:
-        return progress.is_within(self.config.pretrain)
-
     def pretrain_step(self, labelled: Sample, box: Tensor, *, partly: bool = False) -> StepResult:
         """Each half of the labelled batch is pasted into the other; `partly`: some voxels are not known."""
         half = len(labelled) // 2

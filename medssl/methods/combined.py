@@ -209,9 +209,6 @@ class Combined(Method):
         views = [self.bands[either if name == "either" else name] for name in names]
         return [Shown(view, box() if number else first) for number, view in enumerate(views)]
 
-    def pretraining(self, progress: Progress) -> bool:
-        return progress.is_within(self.config.pretrain)
-
     def turn(self, progress: Progress) -> Sequence[int]:
         """The numbers of the groups that learn in a step."""
         count = len(self.groups)

@@ -83,9 +83,9 @@ class UMCT(Method):
         targets = self.targets(*self.opinions(batch.unlabelled, batch.seeds))
         labelled, unlabelled = zip(*map(batch.through, self.nets), strict=True)
         told = torch.stack([soft_dice_loss(z, q) for z, q in zip(unlabelled, targets, strict=True)])
-        pseudo, classes = likeliest(targets.flatten(0, 1)), targets.shape[2]
-        stats = gauges(batch.label, pseudo, classes, known=batch.known)
-        stats["gap"] = torch.stack([gap(z, likeliest(q)) for z, q in zip(unlabelled, targets, strict=True)]).mean()
+        pseudo, classes = [likeliest(q) for q in targets], targets.shape[2]
+        stats = gauges(batch.label, torch.cat(pseudo), classes, known=batch.known)
+        stats["gap"] = torch.stack([gap(z, named) for z, named in zip(unlabelled, pseudo, strict=True)]).mean()
         return StepResult(
             losses={
                 "supervised": self.supervised_loss(labelled, batch),
@@ -93,9 +93,6 @@ class UMCT(Method):
             },
             stats=stats | {"dissent": gap(unlabelled[1], likeliest(unlabelled[0]))},
         )
-
-    def pretraining(self, progress: Progress) -> bool:
-        return progress.is_within(self.config.pretrain)
 
     def supervised_loss(self, logits: Sequence[Tensor], batch: TrainBatch) -> Tensor:
         """Dice summed over views, of their logits on the labelled patches."""

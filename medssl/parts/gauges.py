@@ -37,7 +37,8 @@ def gauges(
         student: the student's logits on the same voxels, `(Bu, C, X, Y, Z)`, where it saw them.
     """
     stats = volumes("prior", label, classes, known) | volumes("pseudo", pseudo, classes, weight)
-    stats["selected"] = mean_trust(torch.ones_like(pseudo) if weight is None else weight)
+    every = torch.full((), float(pseudo.numel() > 0), device=pseudo.device)
+    stats["selected"] = every if weight is None else mean_trust(weight)
     if student is not None:
         stats["gap"] = gap(student, pseudo)
     return stats

@@ -50,6 +50,8 @@ def read_layout(source: Path, dataset: DatasetConfig | None = None, layout: str 
     """
     source = Path(source)
     reader = find_reader(source, layout or (dataset.layout if dataset else None))
+    if reader is not dicom.READER:  # which looks at all folders by itself
+        _refuse_unreadable(source)
     if dataset is None or reader.read_channels is None:
         found = reader.read(source)
     else:
@@ -121,8 +123,6 @@ def find_reader(source: Path, name: str | None = None) -> Reader:
     reader = next((reader for reader in possible if name or reader.fits(source)), None)
     if reader is None:
         raise DataError(_no_layout(source, wanted))
-    if reader is not dicom.READER:  # which looks at all folders by itself
-        _refuse_unreadable(source)
     return reader
 
 
