@@ -70,7 +70,8 @@ class RAIL(Method):
         teacher_weight: float = Field(10.0, ge=0)
         """`w_t` once ramped up."""
         best_over: PositiveInt = 50
-        """Steps over which a student's Dice loss is averaged to find the best; 1 is the batch alone, as released."""
+        """Steps, or parts of one where `train.accumulate` is above 1, over which a student's Dice loss is averaged to
+        find the best; 1 is the batch alone, as released."""
         best_margin: float = Field(0.005, ge=0)
         """How much lower than the best's another's must be to take its place."""
         ramp: float = Field(0.375, ge=0, le=1)
@@ -108,13 +109,15 @@ class RAIL(Method):
         supervised = [2 * dice_ce(z, batch.label, batch.known, dice=dice) for z in labelled[:2]]
         guided = [self.config.teacher_weight * rise * consistency(z, target) for z in unlabelled[:2]]
         losses = {"supervised": torch.stack(supervised).sum(), "teacher": torch.stack(guided).sum()}
+        pseudo, classes = likeliest(taught), taught.shape[1]
+        stats = gauges(batch.label, pseudo, classes, known=batch.known, student=unlabelled[0])
+        stats["dissent"] = gap(unlabelled[1], likeliest(unlabelled[0]))
         if turn > 1:
             best = self.best(turn, labelled, batch.label, batch.known)
             losses["disagreement"] = self.disagreement_loss(labelled, batch.label, best, batch.known)
             losses["confidence"] = self.config.confidence_weight * rise * self.confidence_loss(unlabelled, best)
-        pseudo, classes = likeliest(taught), taught.shape[1]
-        stats = gauges(batch.label, pseudo, classes, known=batch.known, student=unlabelled[0])
-        return StepResult(losses, stats | {"dissent": gap(unlabelled[1], likeliest(unlabelled[0]))})
+            stats["contested"] = self.contested(labelled, best, batch.known)
+        return StepResult(losses, stats)
 
     def group(self, turn: int) -> Group:
         """The group that learns in a turn."""
@@ -166,6 +169,13 @@ class RAIL(Method):
                 + self.config.error_weight * cross_entropy(logits, label, wrong)
             )
         return torch.stack(losses).sum()
+
+    @torch.no_grad()
+    def contested(self, labelled: Sequence[Tensor], best: Tensor, known: Tensor | None = None) -> Tensor:
+        """The gauge of that name; arguments as `disagreement_loss`."""
+        named = likeliest(torch.stack([*labelled]).index_select(0, best)[0])
+        weight = None if known is None else known.float()
+        return torch.stack([gap(z, named, weight) for z in labelled[:2]]).mean()
 
     def confidence_loss(self, unlabelled: Sequence[Tensor], best: Tensor) -> Tensor:
         """The third term (CAL), summed over the first two students, for a weight of 1; see `disagreement_loss`."""

@@ -5,6 +5,7 @@
     selected        trust that an unlabelled voxel gets, on average; 1 where a method trusts all alike
     gap             share of the unlabelled voxels where student and teacher name different classes
     dissent         the same between two students of a method with several
+    contested       share of the annotated voxels where a student and the best of all (RAIL) name different classes
     removed         share of pseudo-labelled foreground that `largest_component` made background
 
 All are detached scalars for `StepResult.stats`. Each takes a pass or two over the voxels; nothing waits for the device.

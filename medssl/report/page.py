@@ -55,6 +55,7 @@ _GAUGES = {
     "selected": "trust that an unlabelled voxel gets, on average",
     "gap": "share of the unlabelled voxels where student and teacher name different classes",
     "dissent": "share of the unlabelled voxels where two students name different classes",
+    "contested": "share of the annotated voxels where a student and the best of all name different classes",
     "disputed": "share of the unlabelled voxels where teachers name different classes",
     "removed": "share of the pseudo-labelled foreground outside each class's largest component, made background",
     "lag": "how far a teacher's weights are from those that it follows",

@@ -203,6 +203,23 @@ def test_the_gap_is_between_the_first_student_of_a_group_and_its_teacher_and_dis
     assert stats["dissent"] == stats["pseudo/1"] == 1
 
 
+def test_contested_are_annotated_voxels_where_those_that_learn_differ_from_the_best():
+    method, said, known = build(), torch.zeros(4, 2, *SHAPE, dtype=torch.long), torch.ones(2, *SHAPE, dtype=torch.bool)
+    said[0, :, 0] = said[2, :, 1] = 1  # a fifth of the voxels each
+    known[:, 1] = False
+    for best, everywhere, where_known in ((0, 0.1, 0.125), (1, 0.1, 0.125), (2, 0.3, 0.125)):
+        of = torch.tensor([best])
+        assert method.contested(logits_of(*said), of).item() == pytest.approx(everywhere)
+        assert method.contested(logits_of(*said), of, known).item() == pytest.approx(where_known)
+
+
+def test_contested_is_told_once_students_are_compared():
+    method = build()
+    assert "contested" not in method.step(batch(), Progress(0, 100), generator(0)).stats
+    part_ways(method)
+    assert 0 < method.step(batch(), LATER, generator(0)).stats["contested"] < 1
+
+
 def test_for_two_classes_the_squares_are_those_of_the_foreground_alone():
     method, data = build(2, error_weight=0.0, disagreement_weight=1.0), batch(2)
     torch.manual_seed(2)
