@@ -229,9 +229,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def ours(prediction: Array, reference: Array, labels: range, threads: int) -> dict[int, Numbers]:
-    pair = (Volume(array, np.diag([*SPACING, 1.0])) for array in (prediction, reference))
+    found, truth = (Volume(array, np.diag([*SPACING, 1.0])) for array in (prediction, reference))
     names = {label: str(label) for label in labels}
-    scores = score_case("case", *pair, names, Measures(tolerance=TOLERANCE), threads=threads)["strict"]
+    scores = score_case("case", found, truth, names, Measures(tolerance=TOLERANCE), threads=threads)["strict"]
     return {score.label: dict(score.values) for score in scores}
 
 
@@ -291,8 +291,8 @@ def random_pairs(count: int) -> list[tuple[Array, Array]]:
 
 
 def by_convention(prediction: Array, reference: Array, convention: str) -> dict[str, float | None]:
-    pair = (Volume(mask.astype(np.int32), np.diag([1.0, 1.0, 2.0, 1.0])) for mask in (prediction, reference))
-    (score,) = score_case("case", *pair, {1: "class"}, Measures((convention,), tolerance=TOLERANCE))[convention]
+    found, truth = (Volume(mask.astype(np.int32), np.diag([1.0, 1.0, 2.0, 1.0])) for mask in (prediction, reference))
+    (score,) = score_case("case", found, truth, {1: "class"}, Measures((convention,), tolerance=TOLERANCE))[convention]
     return {name: score.value(name) for name in CONVENTIONS[convention].metrics}
 
 

@@ -146,6 +146,7 @@ def bare(job: Bare) -> None:
     low, high = image.min(), image.max()
     codes = ((image - low) * (65535 / (high - low))).astype(np.uint16)
     np.save(job.out / f"{job.case.id}-image.npy", codes[None])
+    assert job.case.label is not None, "all cases have labels here"
     label = np.asarray(nib.load(job.case.label.path).dataobj)
     label = grid.resample_label(np.ascontiguousarray(turn.apply(label)[box]))
     write_packed(job.out / f"{job.case.id}-label.b2nd", label)

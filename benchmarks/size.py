@@ -48,7 +48,8 @@ def main(argv: list[str] | None = None) -> None:
     for seed in options.seeds:
         for run in options.runs:
             for size in options.sizes:
-                measure(options, size, *run.split(":"), seed)
+                method, preset = run.split(":")
+                measure(options, size, method, preset, seed)
 
 
 def measure(options: argparse.Namespace, size: str, method: str, preset: str, seed: int) -> None:

@@ -30,9 +30,11 @@ import medssl.trainer as trainer_module
 from medssl.config import merge, parse
 from medssl.data.cases import Case
 from medssl.data.draw import Wish, make_split
+from medssl.data.grid import Grid
+from medssl.data.looks import Look
 from medssl.data.patches import AHEAD
 from medssl.data.prepared import Sources, read_prepared, write_case, write_dataset
-from medssl.data.recipe import Grid, Prepared
+from medssl.data.recipe import Prepared
 from medssl.data.splits import write_split
 from medssl.data.volume import Source
 from medssl.device import autocast, choose_device, wait_for
@@ -128,6 +130,7 @@ def make_dataset(folder: Path, shape: str) -> None:
     size = tuple(int(1.25 * side) for side in config.train.patch)
     spacing = tuple(1.0 if s is None else s for s in config.data.recipe.spacing)
     grid = Grid(size, np.eye(4).tolist(), (0, 1, 2), (False,) * 3, (0, 0, 0), size, spacing, size, spacing)  # type: ignore[arg-type]
+    look = Look(size, spacing, (), 0.0, True)  # type: ignore[arg-type]
     ids = [f"case{i}" for i in range(8)]
     cases = [Case(id, id, (Source(Path(id)),), Source(Path(id))) for id in ids]
     for case in cases:
@@ -136,7 +139,7 @@ def make_dataset(folder: Path, shape: str) -> None:
         for value in range(1, len(config.data.classes)):
             start = [int(rng.integers(side // 2)) for side in size]
             label[tuple(slice(s, s + side // 3) for s, side in zip(start, size, strict=True))] = value
-        write_case(folder / "prepared", case, Prepared(image, label, grid), Sources.of(case, config.data))
+        write_case(folder / "prepared", case, Prepared(image, label, grid), Sources.of(case, config.data), look)
     write_dataset(folder / "prepared", config.data, cases)
     write_split(folder / "splits.json", make_split(read_prepared(folder / "prepared"), Wish(labelled=4)))
 

@@ -40,7 +40,7 @@ def run(cases_of: Callable[[Path], Iterable[Case]], description: str | None) -> 
 
 def with_parts(cases: Iterable[Case], folder: Path) -> list[Case]:
     """The cases with the parts that `train.txt`, `val.txt` and `test.txt` of a folder list; others keep theirs."""
-    listed = {}
+    listed: dict[str, str] = {}
     for part in ("train", "val", "test"):
         path = folder / f"{part}.txt"
         if path.is_file():

@@ -93,7 +93,8 @@ class TrainConfig(Settings):
     channels_last: bool = False
     """Lay the networks out with channels last."""
     compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
-    """Compile the networks with `torch.compile` in this mode; `reduce-overhead` uses CUDA graphs."""
+    """Compile the networks with `torch.compile` in this mode; `reduce-overhead` uses CUDA graphs. Should a first step
+    never end, set `TORCHINDUCTOR_COMPILE_THREADS=1` in the environment, which compiles without worker processes."""
     workers: NonNegativeInt | None = None
     """Readers of patches in each process. null: none on the CPU; on a GPU two threads for volumes in memory, and up
     to eight processes for larger sets."""
