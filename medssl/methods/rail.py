@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from medssl.methods.base import Dice, Follow, MakeNet, Method, MethodConfig, Pair, StepResult
 from medssl.parts import processes
-from medssl.parts.gauges import gap, gauges
+from medssl.parts.gauges import gap, gauges, mean_trust
 from medssl.parts.losses import consistency, cross_entropy, dice_ce, dice_loss, flatness
 from medssl.parts.pseudo import likeliest, probabilities, sharpen
 from medssl.parts.sample import Progress, Sample, TrainBatch
@@ -173,9 +173,11 @@ class RAIL(Method):
     @torch.no_grad()
     def contested(self, labelled: Sequence[Tensor], best: Tensor, known: Tensor | None = None) -> Tensor:
         """The gauge of that name; arguments as `disagreement_loss`."""
-        named = likeliest(torch.stack([*labelled]).index_select(0, best)[0])
-        weight = None if known is None else known.float()
-        return torch.stack([gap(z, named, weight) for z in labelled[:2]]).mean()
+        named = torch.stack([likeliest(z) for z in labelled])  # (S, B, X, Y, Z)
+        differs = named[:2] != named.index_select(0, best)
+        if known is None:
+            return mean_trust(differs)
+        return (differs & known).sum() / (2 * known.sum()).clamp_min(1)
 
     def confidence_loss(self, unlabelled: Sequence[Tensor], best: Tensor) -> Tensor:
         """The third term (CAL), summed over the first two students, for a weight of 1; see `disagreement_loss`."""
