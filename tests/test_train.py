@@ -909,9 +909,7 @@ def test_settings_of_speed_and_memory_leave_the_losses_alone(config, settings):
     assert plain[1].keys() == other[1].keys()
 
 
-def test_compiled_networks_give_the_losses_and_weights_of_others(balls, splits, monkeypatch):
-    # torch's compile workers are forked from a process with threads, and one may inherit a lock that nobody opens.
-    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)
+def test_compiled_networks_give_the_losses_and_weights_of_others(balls, splits):
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         pytest.skip("torch.compile needs a C++ compiler")
 
