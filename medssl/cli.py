@@ -43,31 +43,32 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-Workers = Annotated[int, typer.Option("--workers", help="Processes.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
+Workers = Annotated[int, typer.Option("--workers", help="Number of processes.")]
 Raw = Annotated[Path, typer.Argument(help="Dataset folder, or a datalist (CSV, JSON) that names the files.")]
 LayoutName = Annotated[
     str | None,
     typer.Option(
-        "--layout", help="How the files lie, such as nnunet or msd (docs/data.md); by default the first that fits."
+        "--layout", help="Layout of the files, such as nnunet or msd (docs/data.md); by default the first that fits."
     ),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]
 Labelled = Annotated[
-    str, typer.Option("--labelled", help="How many train with their label: 8, 10% of those who train, or all.")
+    str, typer.Option("--labelled", help="How many training patients keep their label: 8, 10%, or all.")
 ]
 RenamedFrames = Annotated[
-    bool, typer.Option("--renamed-frames", help="The lists count frames: frame02 is a patient's second.")
+    bool, typer.Option("--renamed-frames", help="The lists number frames: frame02 is a patient's second frame.")
 ]
-Engine = Annotated[Literal["local", "ray"], typer.Option("--engine", help="local, or ray for a cluster.")]
+Engine = Annotated[Literal["local", "ray"], typer.Option("--engine", help="local, or ray (a cluster).")]
 OtherRuns = Annotated[
-    list[Path] | None, typer.Option("--run", help="Another run, to average class probabilities; repeatable.")
+    list[Path] | None, typer.Option("--run", help="Another run to average class probabilities with; repeatable.")
 ]
 NetworkChoice = Annotated[
-    str | None, typer.Option("--network", help="student, teacher, ensemble, one-student or one-teacher.")
+    str | None,
+    typer.Option("--network", help="Networks to use: student, teacher, ensemble, one-student or one-teacher."),
 ]
-Checkpoint = Annotated[Literal["best", "last"], typer.Option("--checkpoint", help="best or last.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", help="key=value over the files; repeatable.")]
+Checkpoint = Annotated[Literal["best", "last"], typer.Option("--checkpoint", help="Weights to use: best or last.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="key=value, overrides the files; repeatable.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -88,17 +89,21 @@ def _root(
 @app.command()
 def check(
     source: Raw,
-    config: Annotated[Path | None, typer.Option("--config", help="Its configs/data/NAME.yaml.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Configuration of the dataset: configs/data/NAME.yaml.")
+    ] = None,
     layout: LayoutName = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
-    html: Annotated[Path | None, typer.Option("--html", help="Page to write, with pictures of the cases.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Also write this page, with pictures of the cases.")
+    ] = None,
     fix: Annotated[
-        Path | None, typer.Option("--fix", help="Folder for a copy with the safe fixes, which is then checked.")
+        Path | None, typer.Option("--fix", help="Write a copy with the safe fixes to this folder, and check the copy.")
     ] = None,
     workers: Workers = 2,
     overwrite: Overwrite = False,
 ) -> None:
-    """List everything wrong with a dataset, which is never written to. Exit code 3 when a case is unusable."""
+    """List every fault of a dataset. Never writes to it. Exit code 3 if a case is unusable."""
     from medssl.data.check import check as check_dataset
 
     draw: Any = None
@@ -138,26 +143,26 @@ def check(
 @app.command()
 def plan(
     source: Raw,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The YAML file to write.")] = Path("plan.yaml"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="YAML file to write.")] = Path("plan.yaml"),
     config: Annotated[
-        Path | None, typer.Option("--config", help="A file whose names, classes and patients to keep.")
+        Path | None, typer.Option("--config", help="Keep the name, classes and patients of this file.")
     ] = None,
     classes: Annotated[
-        str | None, typer.Option("--classes", help="Names by label value, as in background,tooth.")
+        str | None, typer.Option("--classes", help="Class names in the order of label values: background,tooth.")
     ] = None,
-    name: Annotated[str | None, typer.Option("--name", help="What to call the dataset.")] = None,
-    vram: Annotated[float, typer.Option("--vram", min=0, help="GiB of the GPU to plan for; 0 for a CPU.")] = 8.0,
-    method: Annotated[
-        Path, typer.Option("--method", help="The method file to plan for: its batch, its memory.")
-    ] = Path("configs/method/combined.yaml"),
+    name: Annotated[str | None, typer.Option("--name", help="Name of the dataset.")] = None,
+    vram: Annotated[float, typer.Option("--vram", min=0, help="GPU memory to plan for, in GiB; 0 for a CPU.")] = 8.0,
+    method: Annotated[Path, typer.Option("--method", help="Method file to plan for: sets batch and memory.")] = Path(
+        "configs/method/combined.yaml"
+    ),
     fingerprint: Annotated[
-        Path | None, typer.Option("--fingerprint", help="Also write what was found by case, as JSON.")
+        Path | None, typer.Option("--fingerprint", help="Also write what was found for each case, as JSON.")
     ] = None,
     layout: LayoutName = None,
     workers: Workers = 2,
     overwrite: Overwrite = False,
 ) -> None:
-    """Look at a dataset and write settings that suit it, with a reason for each; edit them, then prepare and train."""
+    """Write settings that suit a dataset, each with its reason. Edit them, then prepare and train."""
     from medssl.config import config_path, merge, section
     from medssl.plan import dataset_of
     from medssl.plan import plan as make
@@ -180,15 +185,17 @@ def prepare(
     sets: Sets = None,
     layout: LayoutName = None,
     workers: Annotated[
-        int | None, typer.Option("--workers", min=0, help="Processes; all cores if memory allows.")
+        int | None,
+        typer.Option("--workers", min=0, help="Number of processes; by default all cores, if memory allows."),
     ] = None,
     engine: Engine = "local",
     address: Annotated[
-        str | None, typer.Option("--address", help="With ray: the cluster, such as auto or HEAD:6379.")
+        str | None,
+        typer.Option("--address", help="With --engine ray: address of the cluster, such as auto or HEAD:6379."),
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Orient, crop, normalise and resample a dataset into a store to train from; resumable."""
+    """Orient, crop, normalise and resample a dataset for training. Repeat the command to resume."""
     from medssl.prepare import prepare as prepare_dataset
 
     sets = [*(sets or []), *([f"data.layout={layout}"] if layout else [])]
@@ -202,41 +209,50 @@ def prepare(
 def split(
     prepared: Annotated[Path, typer.Argument(help="Folder that `medssl prepare` wrote.")],
     labelled: Labelled = "0",
-    val: Annotated[int, typer.Option("--val", min=0, help="How many choose the best weights.")] = 0,
-    test: Annotated[int, typer.Option("--test", min=0, help="How many nobody may train on.")] = 0,
+    val: Annotated[
+        int, typer.Option("--val", min=0, help="Number of validation patients, who choose the best weights.")
+    ] = 0,
+    test: Annotated[int, typer.Option("--test", min=0, help="Number of test patients, whom training never sees.")] = 0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the draw.")] = 0,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="By default splits.json, or splits/ for a series, in the prepared folder."),
     ] = None,
     count: Annotated[
-        Literal["patients", "cases"], typer.Option("--count", help="What the numbers count: patients or cases.")
+        Literal["patients", "cases"], typer.Option("--count", help="Whether numbers count patients or cases.")
     ] = "patients",
     folds: Annotated[
-        int | None, typer.Option("--folds", help="A series in which each patient but the test ones validates once.")
+        int | None,
+        typer.Option(
+            "--folds", help="Write a series of splits in which each patient outside the test set validates once."
+        ),
     ] = None,
     draws: Annotated[
-        int | None, typer.Option("--draws", help="A series with other labelled patients, by --seed and those after it.")
+        int | None,
+        typer.Option(
+            "--draws", help="Write a series with different labelled patients, for --seed and the seeds after it."
+        ),
     ] = None,
     stratify: Annotated[
-        bool, typer.Option("--stratify", help="Spread classes and volumes by looking at labels; reports say so.")
+        bool, typer.Option("--stratify", help="Spread classes and volumes evenly by looking at labels; reports say so.")
     ] = False,
     labelled_list: Annotated[
-        Path | None, typer.Option(help="File of case or patient ids; wins over --labelled.")
+        Path | None, typer.Option(help="File of case or patient ids; overrides --labelled.")
     ] = None,
-    val_list: Annotated[Path | None, typer.Option(help="File of ids; wins over --val.")] = None,
-    test_list: Annotated[Path | None, typer.Option(help="File of ids; wins over --test.")] = None,
-    unlabelled_list: Annotated[Path | None, typer.Option(help="File of ids; otherwise all that are left.")] = None,
+    val_list: Annotated[Path | None, typer.Option(help="File of ids; overrides --val.")] = None,
+    test_list: Annotated[Path | None, typer.Option(help="File of ids; overrides --test.")] = None,
+    unlabelled_list: Annotated[Path | None, typer.Option(help="File of ids; by default all remaining cases.")] = None,
     published: Annotated[
-        Path | None, typer.Option("--published", help="acdc, la, or a file of published lists; files of ids win.")
+        Path | None,
+        typer.Option("--published", help="acdc, la, or a file of published lists; files of ids override it."),
     ] = None,
     renamed_frames: RenamedFrames = False,
     val_is_test: Annotated[
-        bool, typer.Option("--val-is-test", help="Select on the test cases as some papers do; reports say so.")
+        bool, typer.Option("--val-is-test", help="Validate on the test cases, as some papers do; reports say so.")
     ] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Divide the patients of a prepared dataset into labelled, unlabelled, validation and test."""
+    """Divide the patients of a prepared dataset into labelled, unlabelled, validation and test sets."""
     from medssl.data.draw import Wish, parse_amount
     from medssl.data.names import read_id_list
     from medssl.data.splits import PARTS
@@ -255,12 +271,15 @@ def split(
 @app.command(IMPORT)
 def split_import(
     prepared: Annotated[Path, typer.Argument(help="Folder that `medssl prepare` wrote.")],
-    source: Annotated[Path, typer.Argument(help="nnU-Net's splits_final.json, or a folder of train.list and others.")],
-    fold: Annotated[int | None, typer.Option("--fold", help="Which fold of splits_final.json.")] = None,
+    source: Annotated[
+        Path, typer.Argument(help="nnU-Net's splits_final.json, or a folder with train.list and similar files.")
+    ],
+    fold: Annotated[int | None, typer.Option("--fold", help="Fold of splits_final.json to take.")] = None,
     labelled: Labelled = "all",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the draw of --labelled.")] = 0,
     rest_unlabelled: Annotated[
-        bool, typer.Option("--rest-unlabelled", help="What no list names is unlabelled, not left out.")
+        bool,
+        typer.Option("--rest-unlabelled", help="Cases on no list become unlabelled; by default they are left out."),
     ] = False,
     renamed_frames: RenamedFrames = False,
     out: Annotated[
@@ -268,7 +287,7 @@ def split_import(
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Take over the split of nnU-Net or of `*.list` files, by patient."""
+    """Import the split of nnU-Net or of `*.list` files, by patient."""
     from medssl.data.draw import parse_amount
     from medssl.data.lists import import_split
     from medssl.data.prepared import read_prepared
@@ -285,10 +304,12 @@ def split_import(
 
 @app.command(EXPORT)
 def split_export(
-    splits: Annotated[list[Path], typer.Argument(help="splits.json of medssl; several are the folds of nnU-Net.")],
+    splits: Annotated[
+        list[Path], typer.Argument(help="splits.json files of medssl; several become the folds of nnU-Net.")
+    ],
     to: Annotated[
         Literal["nnunet", "lists"],
-        typer.Option("--to", help="nnunet, or lists: one id a line, as SSL4MIS and UA-MT read."),
+        typer.Option("--to", help="nnunet, or lists: files with one id per line, as SSL4MIS and UA-MT read them."),
     ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="splits_final.json, or a folder (lists).")] = None,
     overwrite: Overwrite = False,
@@ -315,17 +336,19 @@ def train(
     configs: Annotated[list[Path], typer.Argument(help="YAML files, merged left to right.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder.")] = Path("run"),
     sets: Sets = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last.pt.")] = False,
-    is_dry: Annotated[bool, typer.Option("--dry-run", help="Resolve, run a batch, write nothing.")] = False,
-    until: Annotated[int | None, typer.Option("--until", min=1, help="Stop, saved, after this step.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from last.pt in the run folder.")] = False,
+    is_dry: Annotated[bool, typer.Option("--dry-run", help="Show the settings, try two steps, write nothing.")] = False,
+    until: Annotated[int | None, typer.Option("--until", min=1, help="Save and stop after this step.")] = None,
     memory: Annotated[
-        float | None, typer.Option("--memory", min=0.1, help="GiB that a step may need; settings are fitted to it.")
+        float | None,
+        typer.Option("--memory", min=0.1, help="Change settings until a step needs no more than this many GiB."),
     ] = None,
     device: Device = "auto",
     with_baseline: Annotated[
-        bool, typer.Option("--with-baseline", help="Then train on the labels alone, equally long, in OUT-baseline.")
+        bool,
+        typer.Option("--with-baseline", help="Then also train on labels alone, for as many steps, in OUT-baseline."),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
 ) -> None:
     """Train a method on a prepared dataset."""
     from medssl.config import config_path
@@ -354,33 +377,38 @@ def train(
 def predict(
     run: Annotated[Path, typer.Argument(help="Folder that `medssl train` or `medssl export` wrote.")],
     images: Annotated[
-        list[Path] | None, typer.Argument(help="Volumes, folders of DICOM or modalities, or folders of them.")
+        list[Path] | None, typer.Argument(help="Volumes, folders of DICOM or modalities, or folders of these.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for <case>.nii.gz.")] = Path("predictions"),
-    part: Annotated[str | None, typer.Option("--part", help="Instead: a part of the run's split, as test.")] = None,
+    part: Annotated[
+        str | None, typer.Option("--part", help="In place of images: a part of the run's split, such as test.")
+    ] = None,
     prepared: Annotated[
-        Path | None, typer.Option("--prepared", help="With --part: where the prepared dataset is now.")
+        Path | None, typer.Option("--prepared", help="With --part: the prepared dataset, if it was moved.")
     ] = None,
     also: OtherRuns = None,
     network: NetworkChoice = None,
     checkpoint: Checkpoint = "best",
     largest_component: Annotated[
-        list[str] | None, typer.Option("--largest-component", help="A class to clean; repeatable.")
+        list[str] | None,
+        typer.Option("--largest-component", help="Keep only the largest component of this class; repeatable."),
     ] = None,
     mirror: Annotated[
-        bool, typer.Option("--mirror", help="Predict mirrored too, as trained, and average: up to 8 times the work.")
+        bool, typer.Option("--mirror", help="Also predict mirrored windows and average: up to 8 times the work.")
     ] = False,
-    uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Also how likely each voxel is wrong.")] = False,
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="Also write how likely each voxel is wrong.")
+    ] = False,
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Also how likely each class is, before --largest-component.")
+        bool, typer.Option("--probabilities", help="Also write class probabilities, before --largest-component.")
     ] = False,
     own_values: Annotated[
-        bool, typer.Option("--own-values", help="Write the data.values of classes, not their places 0, 1, 2 ...")
+        bool, typer.Option("--own-values", help="Write the dataset's own label values (data.values), not 0, 1, 2 ...")
     ] = False,
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
-    """Segment volumes with a trained run, or with the mean of several, each volume on its own grid; repeat to go on."""
+    """Segment volumes on their own grid, with one run or the mean of several. Repeat the command to resume."""
     from medssl.predict import predict as predict_images
 
     if bool(images) == bool(part):
@@ -401,14 +429,14 @@ def predict(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Folder that `medssl train` wrote.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
     also: OtherRuns = None,
     network: NetworkChoice = None,
     checkpoint: Checkpoint = "best",
-    monai: Annotated[bool, typer.Option("--monai", help="A MONAI bundle, which runs without medssl.")] = False,
+    monai: Annotated[bool, typer.Option("--monai", help="Write a MONAI bundle, which runs without medssl.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make a folder to hand on: networks and settings that predict, a model card, and no names of patients or paths."""
+    """Write a folder to hand on: networks, settings and a model card, without patient names or paths."""
     from medssl.export import export as export_run
 
     window = None if network is None else {"network": network}
@@ -421,33 +449,36 @@ def export(
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of predicted label maps, or one file.")],
     references: Annotated[
-        Path, typer.Argument(help="Prepared folder, whose raw labels count; or a folder of label maps, or one file.")
+        Path,
+        typer.Argument(help="Folder of reference label maps, one file, or a prepared folder, whose raw labels count."),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The scores.csv to write.")] = Path("scores.csv"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="scores.csv to write.")] = Path("scores.csv"),
     config: Annotated[
         list[Path] | None,
         typer.Option("--config", help="The references' configs/data/NAME.yaml: classes, values, ignore, regions."),
     ] = None,
     conventions: Annotated[
         list[str] | None,
-        typer.Option("--convention", help="strict, monai, nnunet, ssl4mis or brats; several stand side by side."),
+        typer.Option(
+            "--convention", help="strict, monai, nnunet, ssl4mis or brats; repeatable, for several side by side."
+        ),
     ] = None,
-    units: Annotated[str | None, typer.Option("--units", help="mm or voxel, in place of the convention's own.")] = None,
+    units: Annotated[str | None, typer.Option("--units", help="mm or voxel, instead of the convention's own.")] = None,
     tolerance: Annotated[
         list[str] | None,
-        typer.Option("--tolerance", help="Of NSD: 1.0 for all, canal=0.5 for a class; repeatable."),
+        typer.Option("--tolerance", help="Tolerance of NSD: 1.0 for all classes, canal=0.5 for one; repeatable."),
     ] = None,
     instances: Annotated[
-        list[str] | None, typer.Option("--instances", help="A class whose components to count and pair; repeatable.")
+        list[str] | None, typer.Option("--instances", help="Count and match the components of this class; repeatable.")
     ] = None,
     centreline: Annotated[
-        list[str] | None, typer.Option("--centreline", help="A tubular class that gets a clDice; repeatable.")
+        list[str] | None, typer.Option("--centreline", help="Compute clDice for this tubular class; repeatable.")
     ] = None,
-    metrics: Annotated[list[str] | None, typer.Option("--metric", help="Only this column; repeatable.")] = None,
+    metrics: Annotated[list[str] | None, typer.Option("--metric", help="Compute only this metric; repeatable.")] = None,
     workers: Workers = 2,
     overwrite: Overwrite = False,
 ) -> None:
-    """Score predictions per case and class; `medssl evaluate explain A B` says why two tables differ."""
+    """Score predictions per case and class. `medssl evaluate explain A B` says why two tables differ."""
     from medssl.evaluate import evaluate_folders, print_summary
     from medssl.metrics.conventions import TOLERANCE
 
@@ -464,9 +495,9 @@ def evaluate(
 @app.command(EXPLAIN)
 def evaluate_explain(
     a: Annotated[Path, typer.Argument(help="A scores.csv, another tool's CSV, or nnU-Net's summary.json.")],
-    b: Annotated[Path, typer.Argument(help="The table to compare it with.")],
+    b: Annotated[Path, typer.Argument(help="Table to compare it with.")],
 ) -> None:
-    """Say why two tables of scores differ: by convention, unit, definition, files, cases or averaging."""
+    """Explain why two tables of scores differ: convention, unit, definition, files, cases or averaging."""
     from medssl.explain import explain
 
     print("\n".join(explain(a, b)))
@@ -477,15 +508,15 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders with scores.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for report.html.")] = Path("report"),
     references: Annotated[
-        list[str] | None, typer.Option("--reference", help="Compare the others with this method; repeatable.")
+        list[str] | None, typer.Option("--reference", help="Compare the other methods with this one; repeatable.")
     ] = None,
-    worst: Annotated[int, typer.Option("--worst", min=0, help="Worst cases of each row to draw.")] = 4,
-    viewer: Annotated[bool, typer.Option("--viewer", help="Fetch NiiVue with npm if it is not there.")] = False,
+    worst: Annotated[int, typer.Option("--worst", min=0, help="Number of worst cases to draw for each row.")] = 4,
+    viewer: Annotated[bool, typer.Option("--viewer", help="Fetch NiiVue with npm if it is missing.")] = False,
     niivue: Annotated[Path | None, typer.Option("--niivue", help="niivue.umd.js to use in the viewer.")] = None,
     workers: Workers = 2,
     overwrite: Overwrite = False,
 ) -> None:
-    """Compare runs on one HTML page: tables, plots, curves, overlays, a viewer; tables.tex and tables.md beside it."""
+    """Compare runs on one HTML page with tables, plots, overlays and a viewer. Also writes tables.tex and tables.md."""
     from medssl.report import write_report
 
     page = write_report(runs, out, references=references or ["supervised"], worst=worst, viewer=viewer, niivue=niivue,
@@ -496,10 +527,11 @@ def report(
 @app.command()
 def methods(
     name: Annotated[
-        str | None, typer.Argument(help="A method, or a file of configs/method: its source, equations, settings.")
+        str | None,
+        typer.Argument(help="Show the source, equations and settings of this method, or file of configs/method."),
     ] = None,
 ) -> None:
-    """List the methods: source, networks, and what a step costs."""
+    """List the methods with their source, networks and cost per step."""
     from medssl.catalogue import describe, entries, print_entries
 
     if name is None:
@@ -513,10 +545,12 @@ def settings(
     section: Annotated[
         str | None, typer.Argument(help="A section, method or key: train, bcp, data.recipe, train.lr ...")
     ] = None,
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="All, as docs/settings.md.")] = False,
-    as_schema: Annotated[bool, typer.Option("--json-schema", help="All, for editors that check YAML.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print all settings as in docs/settings.md.")] = False,
+    as_schema: Annotated[
+        bool, typer.Option("--json-schema", help="Print a JSON Schema, for editors that check YAML.")
+    ] = False,
 ) -> None:
-    """List the settings of a run: what each may be, its default, and what it does."""
+    """List the settings of a run: allowed values, default and meaning."""
     from medssl.reference import describe, json_schema, markdown
 
     if as_schema:
@@ -530,14 +564,17 @@ def bench(
     config: Annotated[Path, typer.Argument(help="configs/bench/NAME.yaml.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for runs, table and report.")] = Path("bench"),
     sets: Sets = None,
-    is_plan: Annotated[bool, typer.Option("--plan", help="Show the matrix and its time; write nothing.")] = False,
+    is_plan: Annotated[
+        bool, typer.Option("--plan", help="Show the matrix and how long it takes; write nothing.")
+    ] = False,
     is_timing: Annotated[
-        bool, typer.Option("--times", help="Only time a step of each row, for as_long_as; writes times.csv.")
+        bool,
+        typer.Option("--times", help="Only measure the time of a step of each row, for as_long_as; write times.csv."),
     ] = False,
     engine: Engine = "local",
     device: Device = "auto",
 ) -> None:
-    """Run methods x labelled counts x draws x seeds, and compare them; repeat to go on."""
+    """Run methods x labelled counts x draws x seeds and compare them. Repeat the command to resume."""
     from medssl.bench import bench as run_bench
     from medssl.bench.jobs import slots_of
     from medssl.bench.matrix import Bench, load_bench
@@ -556,11 +593,11 @@ def bench(
 
 @app.command()
 def doctor(
-    folder: Annotated[Path, typer.Argument(help="Where jobs would write; small files are tried there.")] = Path(),
+    folder: Annotated[Path, typer.Argument(help="Folder where jobs will write; tested with small files.")] = Path(),
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
-    """Look whether this machine and installation can do the work, and say what to do. Exit code 4 with a fault."""
+    """Check that this machine and installation can do the work, and say what to do. Exit code 4 on a fault."""
     from medssl.doctor import as_plain, diagnose, print_findings
 
     if as_json:
@@ -576,7 +613,7 @@ def doctor(
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything the demo makes.")] = Path("demo"),
 ) -> None:
-    """Run the whole job on phantoms that the package draws itself: a few minutes on two CPU cores."""
+    """Run the whole job on synthetic scans: a few minutes on two CPU cores."""
     from medssl.demo import demo as run_demo
 
     run_demo(out)
