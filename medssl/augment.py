@@ -34,14 +34,15 @@ _PLANES = [(0, 1), (0, 2), (1, 2)]
 
 
 class AugmentConfig(Settings):
-    """The `augment` section; the same for every method of a comparison."""
+    """The `augment` section; use the same for every method of a comparison."""
 
     preset: Literal["none", "weak", "strong"] = "strong"
-    """`weak`, as the semi-supervised literature has it: flips and quarter turns where the grid allows, slight contrast,
-    brightness and noise. `strong`, as nnU-Net: rotation, scaling, elastic deformation, gamma, blur, low resolution and
-    more noise besides, worth more points than most methods where labels are few."""
+    """`none`: no augmentation. `weak`, as in the semi-supervised literature: flips, quarter turns where sides and
+    spacings are equal, slight changes of contrast and brightness, slight noise. `strong`, as in nnU-Net: also rotation,
+    scaling, elastic deformation, gamma, blur, low resolution and stronger noise. With few labels, `strong` gains more
+    points of Dice than most methods do."""
     flips: Annotated[tuple[Literal[0, 1, 2], ...], EACH_ONCE] = (0, 1, 2)
-    """Axes that may be mirrored; left and right classes then change places, see `data.sides`."""
+    """Axes along which patches may be mirrored (0 is X). Left and right classes are then swapped, see `data.sides`."""
 
 
 @dataclass(frozen=True)

@@ -33,18 +33,21 @@ _END = ".end"  # the end of the name of an event file that holds the end of a se
 
 
 class LoggingConfig(Settings):
-    """The `logging` section: who is told about a run besides metrics.csv and TensorBoard. It may change on resuming."""
+    """The `logging` section: services that a run is logged to, besides metrics.csv and TensorBoard. It may change when
+    a run is resumed."""
 
     mlflow: bool = False
-    """Tell MLflow; needs `medssl[mlflow]`."""
+    """Log to MLflow. Needs `medssl[mlflow]`."""
     mlflow_uri: str | None = None
-    """Its server or store. null: the one that MLFLOW_TRACKING_URI names, or else `mlflow.db` in the run folder."""
+    """Server or store for MLflow. null: the one in the environment variable MLFLOW_TRACKING_URI if it is set, otherwise
+    `mlflow.db` in the run folder."""
     wandb: bool = False
-    """Tell Weights & Biases; needs `medssl[wandb]`."""
+    """Log to Weights & Biases. Needs `medssl[wandb]`."""
     wandb_mode: Literal["offline", "online"] | None = None
-    """`offline` writes to the run folder, for `wandb sync`. null: what WANDB_MODE says, or else `offline`."""
+    """`offline`: write to the run folder, for a later `wandb sync`. `online`: send to the server during the run. null:
+    the environment variable WANDB_MODE if it is set, otherwise `offline`."""
     project: str = "medssl"
-    """The experiment of MLflow and the project of Weights & Biases that runs are put into."""
+    """Name of the MLflow experiment and of the Weights & Biases project for the runs."""
 
 
 class Board(Protocol):

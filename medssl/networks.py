@@ -24,28 +24,31 @@ PerAxis = PositiveInt | tuple[PositiveInt, PositiveInt, PositiveInt]
 
 
 class NetworkConfig(Settings):
-    """The `network` section. A stride or kernel is one number, or one per axis for thick slices."""
+    """The `network` section. A stride or kernel is one number for all axes, or a list of three, one per axis, for thick
+    slices."""
 
     name: Literal["dynunet", "unet"] = "dynunet"
-    """`dynunet`: two convolutions per level, full resolution kept (as nnU-Net). `unet`: MONAI's light U-Net,
-    whose first convolution is strided already: several times faster, a little coarser."""
+    """`dynunet`: two convolutions per level, starting at full resolution, as in nnU-Net. `unet`: MONAI's light U-Net,
+    whose first convolution already downsamples; several times faster, slightly coarser."""
     channels: tuple[PositiveInt, ...] = Field((32, 64, 128, 256, 320), min_length=2)
-    """Feature maps per level, finest first."""
+    """Feature maps at each level, finest level first."""
     strides: tuple[PerAxis, ...] = (2, 2, 2, 2)
-    """Downsampling from each level to the next, one entry fewer than channels."""
+    """Downsampling factor from each level to the next; one entry fewer than `channels`."""
     kernels: tuple[PerAxis, ...] = (3,)
-    """Kernel per level; a single entry serves all."""
+    """Kernel size at each level, odd. A single entry applies to all levels."""
     flat_levels: int = Field(0, ge=0)
-    """Finest levels whose kernels are made one voxel thick along the network's third axis."""
+    """Number of levels, from the finest, whose kernels are one voxel thick along the network's third axis."""
     axes: tuple[int, int, int] = (0, 1, 2)
-    """Which axis of the image (0 is X) the network takes as its first, second and third. Kernels follow the network's
-    axes, strides stay with the image's."""
+    """Image axes (0 is X) that the network takes as its first, second and third axis. Kernels refer to the network's
+    axes, strides to the image's."""
     norm: Literal["instance", "batch", "group"] = "instance"
-    """How features are normalised; several processes can share `batch` on GPUs alone."""
+    """Normalisation layer. With several processes, `batch` works on GPUs only."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Chance that a student's activation is dropped in training; UA-MT and UMCT measure uncertainty by it."""
+    """Probability that an activation of a student is dropped in training. UA-MT and UMCT need it to measure
+    uncertainty."""
     residual_units: int = Field(0, ge=0)
-    """Convolutions per level that a shortcut goes around; 0 for none. `dynunet` takes 0 or 2, in its encoder."""
+    """Convolutions per level that a residual connection spans; 0: no residual connections. `dynunet` allows 0 or 2 and
+    uses them in its encoder only."""
 
     @model_validator(mode="after")
     def _lengths(self) -> NetworkConfig:

@@ -34,25 +34,28 @@ Which = Literal["student", "teacher", "ensemble", "one-student", "one-teacher"]
 
 
 class WindowConfig(Settings):
-    """The `window` section: how a whole volume is segmented."""
+    """The `window` section: sliding-window prediction of whole volumes."""
 
     network: Which = "student"
-    """Whose predictions count: the students', the teachers', the mean of both, or the first of either kind alone."""
+    """Networks that predict. `student`: the mean of all students. `teacher`: the mean of all teachers. `ensemble`: the
+    mean of all students and teachers. `one-student`, `one-teacher`: only the first of its kind."""
     patch: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
-    """Size of the window; null takes the training patch."""
+    """Size of a window in voxels. null: that of the training patch."""
     overlap: float = Field(0.5, ge=0, lt=1)
-    """Share of a window that the next one covers again."""
+    """Overlap of neighbouring windows, as a share of the window."""
     stride: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
-    """Voxels from one window to the next along each axis; null follows `overlap`."""
+    """Distance between neighbouring windows in voxels along each axis. It replaces `overlap`. null: follows from
+    `overlap`."""
     blend: Literal["gaussian", "constant"] = "gaussian"
-    """`gaussian`: where windows meet, the one whose centre is nearer counts more. `constant`: their plain mean."""
+    """How overlapping windows are combined. `gaussian`: voxels near the centre of a window have more weight.
+    `constant`: plain mean."""
     batch: PositiveInt = 4
-    """Windows in one forward pass."""
+    """Windows per forward pass."""
     mirror: bool = False
-    """Predict each window mirrored as well, along every set of the axes that training mirrored (`augment.flips`), and
-    take the mean: two, four or eight times the work. nnU-Net does so by default."""
+    """Also predict each window mirrored along every combination of the axes that training mirrored (`augment.flips`),
+    and average. Two, four or eight times the work. nnU-Net does so by default."""
     largest_component: tuple[str, ...] = ()
-    """Classes of which only the largest component is kept in the output."""
+    """Classes of which only the largest connected component is kept in the output."""
 
 
 class Predictor:

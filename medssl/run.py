@@ -29,23 +29,24 @@ from medssl.trainer import TrainConfig
 
 
 class ProtocolConfig(Settings):
-    """The `protocol` section: which published protocol the other sections follow. It is recorded and told, no more."""
+    """The `protocol` section: the published protocol that the other sections follow. It is recorded and reported, and
+    changes nothing in the run."""
 
     name: str
-    """What reports call it."""
+    """Name of the protocol in reports."""
     sources: tuple[str, ...] = Field(min_length=1)
-    """Where the protocol was read."""
+    """Sources from which the protocol was taken."""
     convention: Literal["ssl4mis"]
-    """The metric convention of its published numbers, see `medssl evaluate`."""
+    """Metric convention of the protocol's published numbers; see `medssl evaluate`."""
     departures: tuple[str, ...] = ()
-    """Where the settings are not the published ones, because medssl has no such setting; a report lists them."""
+    """Differences from the published settings that remain because medssl has no such setting. Reports list them."""
 
 
 class RunConfig(Settings):
     """Everything that decides a run, and by `logging` who is told about it."""
 
     name: str = ""
-    """What reports call the method; empty: `method.name`. It tells variants of one method apart."""
+    """Name of the method in reports; it tells variants of one method apart. Empty: `method.name`."""
     data: DatasetConfig
     method: SerializeAsAny[MethodConfig]
     network: NetworkConfig = NetworkConfig()

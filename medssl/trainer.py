@@ -49,64 +49,73 @@ class TrainConfig(Settings):
     """The `train` section."""
 
     iterations: PositiveInt = 30_000
-    """Optimiser steps. Every schedule is a fraction of this, so halving it keeps their shape."""
+    """Number of optimiser steps. All schedules are fractions of it, so they keep their shape if you change it."""
     patch: tuple[PositiveInt, PositiveInt, PositiveInt] = (96, 96, 96)
-    """Voxels of a training patch on the prepared grid."""
+    """Size of a training patch in voxels of the prepared data."""
     labelled_batch: PositiveInt = 2
-    """Labelled patches in a step, on all devices together; copy-paste pairs them, so it wants an even number."""
+    """Labelled patches per step, over all devices. Methods with copy-paste need an even number, equal to
+    `unlabelled_batch`."""
     unlabelled_batch: NonNegativeInt = 2
-    """Unlabelled patches in a step."""
+    """Unlabelled patches per step, over all devices."""
     foreground: float = Field(0.0, ge=0, le=1)
-    """Share of labelled patches centred on a foreground voxel; 0 is the plain random crop of the literature."""
+    """Share of labelled patches that are centred on a foreground voxel, of a randomly chosen class. 0: random crops
+    only, as in the literature."""
     class_weights: tuple[NonNegativeFloat, ...] | None = None
-    """How often each foreground class, in the order of `data.classes`, is what such a patch is centred on; null: each
-    as often. In losses classes count alike, as Dice has it."""
+    """Relative frequency with which each foreground class, in the order of `data.classes`, is chosen for such a patch.
+    null: all equally often. The losses do not use these weights."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    """`sgd` with Nesterov momentum 0.9."""
+    """`sgd`: with Nesterov momentum 0.9. `adamw`: AdamW."""
     lr: PositiveFloat = 0.01
-    """Learning rate of the first step."""
+    """Learning rate at the first step."""
     schedule: Literal["poly", "constant"] = "poly"
-    """`poly` is `lr (1 - t/T)^0.9`."""
+    """Schedule of the learning rate. `poly`: `lr (1 - t/T)^0.9` at step t of T. `constant`: `lr` throughout."""
     weight_decay: float = Field(1e-4, ge=0)
-    """L2 penalty in `sgd`, decoupled in `adamw`."""
+    """Weight decay: an L2 penalty with `sgd`, decoupled with `adamw`."""
     max_grad_norm: PositiveFloat = 12.0
-    """Each student's gradient is clipped to this by itself."""
+    """Largest gradient norm. Larger gradients are clipped to it, for each student separately."""
     precision: Precision = "auto"
-    """`auto`: bf16 on a GPU that has it, fp16 on an older one, fp32 on the CPU."""
+    """Number format for training and prediction. `auto`: bf16 on GPUs that support it, fp16 on older GPUs, fp32 on the
+    CPU."""
     start_from: Path | None = None
-    """A run of the same method and networks whose last weights to begin with, teachers' included; null: fresh ones.
-    Nobody whom it or its forerunners learned from may validate or test here, nor may who chose their weights test."""
+    """Folder of a run with the same method and `network` section; training starts with the last weights of all its
+    networks, teachers included. null: new weights. Refused if the validation or test set has a patient from whom that
+    run, or a run that it was started from, learned; or if the test set has one of their validation patients."""
     other_patients: bool = False
-    """With `start_from`: patients of a dataset with another `data.name` are other people, whatever their names."""
+    """With `start_from`: treat patients of a dataset with another `data.name` as different people, even if their names
+    are the same."""
     seed: NonNegativeInt = 1337
-    """Decides weights, patches, augmentation and boxes."""
+    """Seed for initial weights, patches, augmentation, dropout and copy-paste boxes."""
     tf32: bool = True
-    """On a GPU, let what is not done in 16 bits use TF32."""
+    """Use TF32 on a GPU for computations that are not in 16 bits."""
     deterministic: bool = False
-    """On a GPU, take kernels that repeat bit for bit, on cards of one kind with one version of torch; slower. Torch
-    warns of an operation that has none. A CPU repeats with as many threads."""
+    """On a GPU, use kernels that give bit-identical results on the same card model and torch version; slower. Torch
+    warns of operations that have no such kernel. On a CPU, results are identical without this setting if the number of
+    threads is the same."""
     accumulate: PositiveInt = 1
-    """Parts that a step's batch is cut into, one after the other, to save memory. A loss that sums over the batch
-    then sums over a part."""
+    """Parts into which the batch of a step is split. They are processed one after the other, which saves memory
+    (gradient accumulation). A loss that sums over the batch then sums over a part."""
     activation_checkpointing: bool = False
-    """Compute the students' activations again in the backward pass instead of keeping them: about a third slower."""
+    """Recompute the students' activations in the backward pass instead of storing them. Saves memory; about a third
+    slower."""
     channels_last: bool = False
-    """Lay the networks out with channels last."""
+    """Use PyTorch's channels-last memory format for the networks."""
     compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
-    """Compile the networks with `torch.compile` in this mode; `reduce-overhead` uses CUDA graphs. Should a first step
-    never end, set `TORCHINDUCTOR_COMPILE_THREADS=1` in the environment, which compiles without worker processes."""
+    """Mode of `torch.compile` for the networks; `off`: no compilation. `reduce-overhead` uses CUDA graphs. If the first
+    step never ends, set the environment variable `TORCHINDUCTOR_COMPILE_THREADS=1`, which compiles without worker
+    processes."""
     workers: NonNegativeInt | None = None
-    """Readers of patches in each process. null: none on the CPU; on a GPU two threads for volumes in memory, and up
-    to eight processes for larger sets."""
+    """Workers that read patches, per process and stream (labelled, unlabelled). null: none on the CPU; on a GPU, two
+    threads if the volumes fit in memory, otherwise up to eight processes."""
     canaries: NonNegativeInt = 0
-    """Labelled cases that are kept out of training, with all scans of their patients: at each validation the
-    labels that the method would give their patches are scored, as a direct look at how good pseudo-labels are."""
+    """Number of labelled cases kept out of training, with all scans of their patients. At each validation, the
+    pseudo-labels that the method would give them are scored: a direct check of pseudo-label quality."""
     validate_every: PositiveInt | None = None
-    """Steps between validations; null divides the run into ten."""
+    """Steps between validations. null: a tenth of the run."""
     save_every: PositiveInt | None = None
-    """Steps between saves of last.pt; null saves after each validation, and each quarter of an hour between them."""
+    """Steps between saves of last.pt. null: every 15 minutes. last.pt is also saved after each validation and at the
+    end."""
     log_every: PositiveInt = 20
-    """Steps between rows of metrics.csv, and between looks at whether losses are finite."""
+    """Steps between rows of metrics.csv, and between checks that losses are finite."""
 
 
 class Trainer:

@@ -31,19 +31,19 @@ class MethodRow(Settings):
     """One method of the matrix, or a variant of one."""
 
     configs: tuple[Path, ...] = ()
-    """Files over those of the bench; none stands for configs/method/NAME.yaml, NAME being the row's."""
+    """Files merged over those of the bench. Empty: configs/method/NAME.yaml, where NAME is the name of the row."""
     settings: dict[str, Any] = {}
-    """Sections over the files."""
+    """Sections that override the files."""
     network: Which | None = None
-    """The network that is scored, in place of the one of the bench."""
+    """Network that is scored, in place of that of the bench. null: that of the bench."""
     mirror: bool = False
-    """Score predictions that average over mirrored windows, see `window.mirror`."""
+    """Score predictions averaged over mirrored windows, see `window.mirror`."""
     of: str | None = None
-    """Train nothing, and score the runs of this row in another way: by another `network`, with `mirror`, or several
-    `runs` as one."""
+    """Name of another row. This row then trains nothing and scores the runs of that row in another way: with another
+    `network`, with `mirror`, or with several `runs` as one."""
     runs: PositiveInt = 1
-    """With `of`: how many of its runs, of seeds that follow each other, have their class probabilities averaged. No run
-    is in two of these means, and seeds that are left over are in none."""
+    """With `of`: number of its runs, with consecutive seeds, whose class probabilities are averaged. No run is in two
+    means; left-over seeds are not used."""
 
     @model_validator(mode="after")
     def _trained_or_of_another(self) -> Self:
@@ -58,41 +58,41 @@ class BenchConfig(Settings):
     """A bench file: what every run shares, and the axes of the matrix."""
 
     configs: tuple[Path, ...]
-    """Files for every run, merged in this order: the dataset, then perhaps a size."""
+    """Files for every run, merged in this order: the dataset, then optionally a size."""
     settings: dict[str, Any] = {}
-    """Sections over the files, for every run."""
+    """Sections that override the files, for every run."""
     source: Path | None = None
-    """The raw dataset; not needed where data.root is prepared already."""
+    """Raw dataset. Not needed if data.root is already prepared."""
     methods: dict[str, MethodRow]
-    """Rows of the comparison by name. A supervised row is added where there is none."""
+    """Rows of the comparison by name. A supervised row is added if there is none."""
     labelled: Annotated[tuple[PositiveInt, ...], EACH_ONCE]
-    """How many train with their label."""
+    """Numbers of labelled training patients or cases (see `count`)."""
     all_labels: Annotated[tuple[str, ...], EACH_ONCE] = (BASELINE,)
-    """Rows that also run with every training label: the ceiling."""
+    """Rows that also run with every training label, as an upper limit."""
     as_long_as: str | None = None
-    """A row whose time the others get as well: each runs once more as `NAME, same time`, with as many steps as take as
-    long as this row's own."""
+    """Row whose training time the other rows also get: each of them runs once more as `NAME, same time`, with as many
+    steps as fit into that time."""
     references: tuple[str, ...] = (BASELINE,)
-    """Rows that the others are compared with, each for itself."""
+    """Rows with which the others are compared, each separately."""
     draws: Annotated[tuple[NonNegativeInt, ...], EACH_ONCE] = Field((0,), min_length=1)
-    """Seeds of the choice of labelled patients; validation and test patients are those of the first."""
+    """Seeds for the choice of labelled patients. Validation and test patients are those of the first draw."""
     seeds: Annotated[tuple[NonNegativeInt, ...], EACH_ONCE] = Field((0, 1, 2), min_length=1)
     """Training seeds."""
     count: Unit = "patients"
-    """What `labelled`, `val` and `test` count."""
+    """Unit of `labelled`, `val` and `test`."""
     val: PositiveInt | None = None
     test: PositiveInt | None = None
     published: Path | None = None
-    """A file of configs/split/ whose lists take the place of draws. Where it has no validation patients, the last `val`
-    of its training list are."""
+    """File of configs/split/ whose lists replace the draws. If it has no validation patients, the last `val` of its
+    training list are used."""
     checkpoint: Literal["best", "last"] = "best"
-    """The weights that are scored: those that validation chose, or those of the last step."""
+    """Weights that are scored: `best`, chosen by validation, or `last`, those after the last step."""
     network: Which | None = None
-    """The network that is scored; null: as each method's settings say."""
+    """Network that is scored. null: as each method's settings say."""
     parallel: PositiveInt | None = None
-    """Runs at a time on this machine; null: one per GPU, and one on a CPU."""
+    """Runs at the same time on this machine. null: one per GPU, or one on a CPU."""
     threads: PositiveInt | None = None
-    """CPU threads of each run; null: as OMP_NUM_THREADS says, or else the cores are divided."""
+    """CPU threads of each run. null: OMP_NUM_THREADS if it is set, otherwise an equal share of the cores."""
 
     @field_validator("methods", mode="before")
     @classmethod

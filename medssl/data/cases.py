@@ -70,13 +70,13 @@ class SubjectRule(Settings):
     """Where a case's patient is written: in its id, or in a table. Without a rule each case is its own."""
 
     pattern: str | None = None
-    """Regular expression with one group, searched in the case id, such as `(patient\\d+)`."""
+    """Regular expression with one group that finds the patient in the case id, such as `(patient\\d+)`."""
     table: str | None = None
-    """CSV file inside the source folder."""
+    """CSV file with the patient of each case; a path inside the source folder."""
     case_column: str = "case"
-    """Column of the table that holds the case id."""
+    """Column of the table with the case id."""
     subject_column: str = "subject"
-    """Column of the table that holds the patient."""
+    """Column of the table with the patient."""
 
     @model_validator(mode="after")
     def _one_way(self) -> SubjectRule:
@@ -88,37 +88,40 @@ class SubjectRule(Settings):
 
 
 class DatasetConfig(Settings):
-    """The `data` section: what the dataset holds and how it is prepared."""
+    """The `data` section: the content of the dataset and how it is prepared."""
 
     model_config = ConfigDict(coerce_numbers_to_str=True)  # a class may be called 11
 
     name: str
-    """What reports call the dataset."""
+    """Name of the dataset in reports."""
     layout: str | None = None
-    """How the raw data lie: datalist, nnunet, msd, acdc, la, folders, ssl4mis, modalities, dicom or pairs; null: the
-    first that fits."""
+    """Layout of the raw data: datalist, nnunet, msd, acdc, la, folders, ssl4mis, modalities, dicom or pairs. null: the
+    first layout that fits."""
     channels: tuple[str, ...] = ("MRI",)
-    """The modalities of a case, in the order of the image's channels."""
+    """Modalities of a case, in the order of the image channels."""
     classes: tuple[str, ...] = Field(min_length=2, max_length=IGNORED)
-    """Names by label value; the first is the background."""
+    """Class names. The first is the background. A class's position in the list, from 0, is its value in the label files
+    unless `data.values` gives another."""
     values: dict[str, tuple[int, ...]] = {}
-    """Values in the label files that stand for a class, several for one if need be, such as
-    `{tooth: [11, 12, 13], canal: [3]}`. A class that is not named here has its place in `classes` as its value."""
+    """Values of a class in the label files, where they are not its position in `classes`. A class may have several
+    values: `{tooth: [11, 12, 13], canal: [3]}`."""
     ignore: tuple[int, ...] = ()
-    """Values in the label files that mean "nobody looked here": neither losses nor scores count such voxels."""
+    """Values in the label files that mark voxels nobody annotated. Losses and scores leave these voxels out."""
     regions: dict[str, tuple[str, ...]] = {}
-    """Unions of classes to score beside them, such as `{whole tumour: [oedema, core]}`. `{core: [core]}` has a class
-    count among them where the convention of nnU-Net counts regions alone."""
+    """Unions of classes that are scored in addition to the classes, such as `{whole tumour: [oedema, core]}`. The
+    nnU-Net convention averages over regions only; `{core: [core]}` includes a single class in that average."""
     sides: tuple[tuple[str, str], ...] | None = None
-    """Pairs of classes of which one is the other's mirror image, such as `[[left kidney, right kidney]]`: they change
-    places when training mirrors a patch. null: none do, and training warns where names look like such pairs."""
+    """Pairs of classes that are mirror images of each other, such as `[[left kidney, right kidney]]`. When training
+    mirrors a patch, the two classes are swapped. null: no pairs; training warns if class names look like such pairs.
+    `[]`: no pairs, no warning."""
     subject: SubjectRule | None = None
-    """How a case's patient is told; null: each case is a patient, unless the layout knows better."""
+    """How the patient of each case is found: by `pattern` or by `table`. null: each case is its own patient, unless the
+    layout identifies patients."""
     recipe: Recipe = Recipe()
     root: Path | None = None
-    """The prepared folder to train from."""
+    """Prepared folder to train from."""
     splits: Path | None = None
-    """The splits.json to train from; by default the one in the prepared folder."""
+    """The splits.json to train with. null: the one in the prepared folder."""
 
     @model_validator(mode="after")
     def _known_names(self) -> DatasetConfig:

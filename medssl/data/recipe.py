@@ -39,11 +39,12 @@ class Intensity(Settings):
     """How grey levels become network input."""
 
     kind: Literal["zscore", "clip"] = "zscore"
-    """`zscore`, for MRI: zero mean and unit variance in the foreground. `clip`, for CT and CBCT: a window to [0, 1]."""
+    """Normalisation of grey levels. `zscore`, for MRI: zero mean and unit variance over the foreground. `clip`, for CT
+    and CBCT: clip to `window` and scale to [0, 1]."""
     percentiles: tuple[float, float] = (0.5, 99.5)
-    """`zscore`: grey levels are first clipped to these percentiles of the foreground."""
+    """For `zscore`: percentiles of the foreground to which grey levels are clipped first."""
     window: tuple[float, float] | None = None
-    """`clip`: the two grey levels that become 0 and 1, such as -1000 and 3000 HU."""
+    """For `clip`, which needs it: the two grey levels that become 0 and 1, such as -1000 and 3000 HU."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Intensity:
@@ -66,25 +67,26 @@ class Recipe(Settings):
     """The `data.recipe` section."""
 
     orientation: str = Field("RAS", pattern=f"^([RL][AP][SI]|{STORED})$")
-    """Directions in which the prepared array's axes grow, left-right first. `stored`: as in the file, for thick slices
-    that lie across another axis of the body from case to case, such as short-axis stacks of the heart; which side is
-    left may then differ from case to case."""
+    """Directions in which the axes of the prepared array increase, the left-right axis first. `stored`: keep the axes
+    of the file. Use it for thick slices whose plane differs from case to case, such as short-axis stacks of the heart.
+    Which side is left may then differ from case to case."""
     spacing: tuple[PositiveFloat | None, PositiveFloat | None, PositiveFloat | None] = (None, None, None)
-    """Millimetres between prepared voxels along each axis; null keeps the file's own."""
+    """Voxel spacing after preparation along each axis, in mm. null: keep the spacing of the file along that axis."""
     resize: tuple[Side, Side] | None = None
-    """Voxels of every slice along the first two axes, whatever its spacing; slices stay as many. Image, label and
-    prediction take the nearest voxel, the corners staying corners, as the literature on 2D slices has it."""
+    """Size of every slice in voxels along the first two axes, whatever its spacing; the number of slices stays the
+    same. Image, label and prediction are resampled by nearest neighbour with corners aligned, as in the literature on
+    2D slices. null: resample by `spacing`."""
     crop: bool = True
-    """Crop to the bounding box of the foreground, found by intensity and never by label."""
+    """Crop to the bounding box of the foreground. The foreground is found by intensity, never from labels."""
     threshold: OneOrEach[Threshold] = None
-    """Grey level above which a voxel is foreground; null finds one per volume. `nonzero`: all voxels that are not 0,
-    for scans whose background was set to 0, as in skull-stripped MRI that was normalised before. A list, such as
-    `[-500, null]`: one for each channel; what is foreground in any channel is foreground."""
+    """Grey level above which a voxel is foreground. null: found for each volume. `nonzero`: all voxels other than 0,
+    for scans whose background was set to 0, such as skull-stripped MRI that is already normalised. A list, such as
+    `[-500, null]`, has one entry per channel; a voxel is foreground if it is in any channel."""
     margin: int = Field(2, ge=0)
-    """Voxels kept around the foreground's bounding box."""
+    """Voxels kept on each side of the foreground's bounding box."""
     intensity: OneOrEach[Intensity] = Intensity()
-    """One rule for all channels; or a list, one for each, as for CT beside PET:
-    `[{kind: clip, window: [-1000, 1000]}, {kind: zscore}]`."""
+    """Rule for grey levels. One section applies to all channels; a list has one for each channel, for example for CT
+    with PET: `[{kind: clip, window: [-1000, 1000]}, {kind: zscore}]`."""
 
     @model_validator(mode="after")
     def _one_size(self) -> Recipe:

@@ -49,7 +49,7 @@ class MethodConfig(Settings):
     """The `method` section: its name, and the settings of the class that the name stands for."""
 
     name: str
-    """One of those that `medssl methods` lists; it decides which other keys there are."""
+    """Name of the method, one of those that `medssl methods` lists. It decides which other keys the section has."""
 
     @property
     def fewest_unlabelled(self) -> int:

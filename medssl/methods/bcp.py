@@ -40,21 +40,24 @@ class BCP(Method):
 
     class Config(MethodConfig):
         box: float = Field(2 / 3, gt=0, le=1)
-        """Side of the box over side of the patch (beta)."""
+        """Side of the pasted box as a share of the side of the patch (beta)."""
         alpha: float = Field(0.5, ge=0)
-        """Weight of the unlabelled side of the box."""
+        """Weight of the unlabelled side of the box in the loss; the labelled side has weight 1."""
         weighting: Literal["region", "voxel"] = "region"
-        """`region`: each side is averaged over its own voxels, as released. `voxel`: one average in which
-        a pseudo-labelled voxel counts `alpha` times, as the paper can also be read."""
+        """`region`: the loss is averaged over each side of the box separately, as in the released code. `voxel`: one
+        average over all voxels, with weight `alpha` for pseudo-labelled ones; the paper can also be read this way."""
         pretrain: float = Field(2 / 17, ge=0, lt=1)
-        """Share of the run that pastes labelled pairs only."""
+        """Length of stage one, as a share of the run. It pastes labelled patches into each other and uses no unlabelled
+        ones."""
         pretrain_loss: Literal["whole", "sides"] = "whole"
-        """`whole`: over whole patches, as released for left atrium and pancreas. `sides`: each side of the box by
-        itself, and both count alike, as released for ACDC."""
+        """Loss in stage one. `whole`: over whole patches, as in the released code for left atrium and pancreas.
+        `sides`: over each side of the box separately, both with the same weight, as in the released code for ACDC."""
         ema_decay: float = Field(0.99, ge=0, lt=1)
-        """Constant in stage two; the teacher starts it as a copy of the student."""
+        """Decay of the teacher's moving average (EMA) in stage two, constant. The teacher starts stage two as a copy of
+        the student."""
         largest_component: bool = True
-        """Keep the largest component of each pseudo-labelled class; wrong for teeth, vessels, lesions."""
+        """Keep only the largest component of each class in pseudo-labels. Set it to false for classes with several
+        parts, such as teeth, vessels or lesions."""
         dice: Dice = "linear"
 
     config: Config

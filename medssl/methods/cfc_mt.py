@@ -32,14 +32,16 @@ class Frequencies(Settings):
     """Where low frequencies end, at the same length along all axes in mm."""
 
     kind: Kind = "haar"
-    """`haar`: blocks, for thin structures such as canals. `gauss`, `fft`: a smooth cutoff, for organs."""
+    """How images are split into low and high frequencies. `haar`: block means, for thin structures such as canals.
+    `gauss`, `fft`: a smooth cutoff, for organs."""
     levels: PositiveInt = 1
-    """`haar`: how often the finest axis is halved."""
+    """For `haar`: number of times the finest axis is halved; blocks are `2^levels` voxels long there."""
     sigma: PositiveFloat = 1.5
-    """`gauss` and `fft`: standard deviation in voxels of the finest axis."""
+    """For `gauss` and `fft`: standard deviation of the low-pass filter, in voxels of the finest axis."""
     spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
-    """Millimetres between voxels; null takes those of the prepared data, where an axis that `data.recipe.spacing`
-    leaves open counts as the finest other. Give it where that axis has thick slices, or they count as thin ones."""
+    """Voxel spacing along each axis in mm. null: that of the prepared data; an axis that is null in
+    `data.recipe.spacing` is then treated like the finest of the others. If that axis has thick slices, give the spacing
+    here; otherwise they are treated as thin."""
 
     def on_grid(self, spacing: tuple[float, float, float]) -> Self:
         """These settings for prepared data of this spacing."""
@@ -78,17 +80,20 @@ class CFCMT(Method):
     class Config(MethodConfig):
         frequency: Frequencies = Frequencies()
         high_in_low: float = Field(0.2, ge=0, le=1)
-        """How much of the high frequencies the low student sees (a); 1 shows it the image."""
+        """Factor on the high frequencies in the input of the low-frequency student (a). 0: none of them; 1: the whole
+        image."""
         low_in_high: float = Field(0.65, ge=0, le=1)
-        """How much of the low frequencies the high student sees (b)."""
+        """Factor on the low frequencies in the input of the high-frequency student (b). 0: none of them; 1: the whole
+        image."""
         cross_weight: float = Field(1.0, ge=0)
-        """Weight of cross-frequency consistency once ramped up."""
+        """Weight of the consistency between the two students after the ramp-up."""
         full_weight: float = Field(1.0, ge=0)
-        """Weight of full-frequency consistency once ramped up."""
+        """Weight of the consistency with the teacher, which sees all frequencies, after the ramp-up."""
         ramp: float = Field(0.4, ge=0, le=1)
-        """Share of the run over which both weights rise from 0.0067 of their values."""
+        """Length of the ramp-up, as a share of the run: the weights of the losses on unlabelled patches rise from
+        0.0067 times their values to the full values. 0: no ramp-up."""
         ema_decay: float = Field(0.99, ge=0, lt=1)
-        """Reached from 0 as `1 - 1/(t + 1)`."""
+        """Decay of the teacher's moving average (EMA). At step t it is `1 - 1/(t + 1)` until it reaches this value."""
         dice: Dice = "squared"
 
         def on_grid(self, spacing: tuple[float, float, float]) -> Self:

@@ -96,67 +96,77 @@ class Combined(Method):
 
     class Config(MethodConfig):
         axes: tuple[tuple[int, int, int], ...] = Field(((0, 1, 2), (0, 1, 2)), min_length=1)
-        """For each group, the image's axes in the order in which its networks take them. Groups that differ are for
-        data of equal spacing; thick slices want them alike, and groups then differ by their random start."""
+        """For each group, the order in which its networks take the image axes (0 is X). It replaces `network.axes`. Use
+        different orders only for data of equal spacing. With thick slices use the same order for all groups; they then
+        differ by their random start."""
         bands: tuple[Literal["full", "low", "high", "either"], ...] = Field(("full",), min_length=1)
-        """What each student of a group sees. `either`: low or high frequencies, drawn for each step, and all of them at
-        inference. `[full, full]` is the control for `[low, high]`, `[full]` that for `[either]`; without copy-paste
-        and dropout nothing sets two full students apart."""
+        """Frequencies that each student of a group sees. `either`: low or high, drawn at each step, and all frequencies
+        at inference. As control experiments, compare `[low, high]` with `[full, full]`, and `[either]` with `[full]`.
+        Two `full` students differ only through copy-paste or dropout."""
         frequency: Frequencies = Frequencies()
         high_in_low: float = Field(0.2, ge=0, le=1)
-        """How much of the high frequencies a low student sees; 1 shows it the image."""
+        """Factor on the high frequencies in the input of a `low` student. 0: none of them; 1: the whole image."""
         low_in_high: float = Field(0.65, ge=0, le=1)
-        """How much of the low frequencies a high student sees."""
+        """Factor on the low frequencies in the input of a `high` student. 0: none of them; 1: the whole image."""
         filtered: Literal["before", "after", "unlabelled", "consistency"] = "before"
-        """When images are cut to bands: `before` pasting, which keeps the faces of the box out of the high band, or
-        `after`. `unlabelled`: before, and labelled images keep all frequencies. `consistency`: not, but students see
-        the unlabelled patches a second time, whole and cut, and only the squares are of that."""
+        """Where images are reduced to a band. `before`: before pasting, which keeps the faces of the box out of the
+        high band. `after`: after pasting. `unlabelled`: before pasting, unlabelled images only. `consistency`: only for
+        the consistency losses, for which students see the unlabelled patches a second time, whole and filtered."""
         full_band: float = Field(0.2, ge=0, le=1)
-        """Share of the steps in which all students see all frequencies, lest they part too far."""
+        """Share of steps in which all students see all frequencies, so that they do not drift too far apart."""
         teachers: Literal["group", "student"] = "group"
-        """`student`: each student has a teacher of its own, which sees what it sees."""
+        """`group`: one teacher per group, which follows the mean of its students and sees all frequencies. `student`:
+        one teacher per student, which sees the same band."""
         turn: int = Field(0, ge=0)
-        """Steps after which the next group learns; 0 has all learn in each step."""
+        """Length of a turn in steps; the groups learn in turns. 0: all groups learn in each step."""
         own: float = Field(0.5, ge=0, le=1)
-        """How often a group's own teachers count in its labels, beside 1 for others."""
+        """Weight of a group's own teachers in its pseudo-labels; teachers of other groups have weight 1. 0 needs at
+        least two groups."""
         scope: Literal["voxel", "sample"] = "voxel"
-        """Whether a teacher's uncertainty is that of a voxel, or averaged over a patch."""
+        """`voxel`: a teacher's uncertainty is that of each voxel. `sample`: it is averaged over the patch."""
         floor: float = Field(1e-3, gt=0)
-        """Added to uncertainties, which are normalised entropies: 0.05 would keep one that is sure, and wrong, from
-        outweighing another twenty times. The rows of docs/benchmarks.md have the default."""
+        """Constant added to each uncertainty; the weight of a prediction is the inverse of the sum. Uncertainties are
+        normalised entropies, from 0 to 1. With the default, a teacher that is certain but wrong can outweigh another by
+        up to `most`; 0.05 limits this. The results in docs/benchmarks.md use the default."""
         most: float = Field(20.0, ge=1)
-        """How many times heavier than the lightest a teacher can be."""
+        """Largest ratio between the weights of two teachers, before `own` is applied."""
         trust: Literal["certainty", "alike"] = "certainty"
-        """`alike`: pseudo-labels count alike, but for `disputed`."""
+        """Weight of a pseudo-labelled voxel. `certainty`: 1 minus the normalised entropy of the teachers' combined
+        prediction. `alike`: 1. In both cases `disputed` applies."""
         disputed: float = Field(0.5, ge=0, le=1)
-        """What is left of the trust in a voxel for which teachers name different classes."""
+        """Factor on the weight of voxels where teachers predict different classes."""
         largest_component: bool = True
-        """Keep the largest component of each pseudo-labelled class; wrong for teeth, vessels, lesions."""
+        """Keep only the largest component of each class in pseudo-labels. Set it to false for classes with several
+        parts, such as teeth, vessels or lesions."""
         teachers_see: Literal["weak", "strong"] = "weak"
-        """The unlabelled patches that teachers label: `weak` before augmentation changed their grey levels, `strong`
-        as students see them."""
+        """Unlabelled patches that teachers label. `weak`: before augmentation changes their grey levels. `strong`: as
+        the students see them."""
         copy_paste: bool = True
-        """Otherwise students see whole labelled and unlabelled patches, twice as many."""
+        """Paste labelled and unlabelled patches into each other. false: students see whole labelled and whole
+        unlabelled patches, twice as many as pasted ones."""
         whole: bool = True
-        """With copy-paste, students see the labelled patches unpasted too, so that what they are used on is not new to
-        them; twice as many patches."""
+        """With copy-paste, show students the whole labelled patches too, so that unpasted images are not new to them at
+        inference. Twice as many patches."""
         box: float = Field(2 / 3, gt=0, le=1)
-        """Side of the box over side of the patch."""
+        """Side of the pasted box as a share of the side of the patch."""
         alpha: float = Field(0.5, ge=0)
-        """Weight of pseudo-labels."""
+        """Weight of the loss on pseudo-labels."""
         pseudo: Literal["dice_ce", "ce"] = "ce"
-        """The loss on pseudo-labels. Dice rewards naming too much where a network is unsure, and a teacher that learns
-        from that passes it on; cross-entropy does not."""
+        """Loss on pseudo-labels: cross-entropy (`ce`), or Dice and cross-entropy (`dice_ce`). Dice rewards too large a
+        foreground where a network is uncertain, and a teacher that follows it passes this on; cross-entropy does
+        not."""
         full_weight: float = Field(1.0, ge=0)
-        """Weight of consistency with the teachers' probabilities once ramped up."""
+        """Weight of the consistency with the teachers' probabilities after the ramp-up."""
         cross_weight: float = Field(0.5, ge=0)
-        """Weight of consistency between the students of a group once ramped up."""
+        """Weight of the consistency between the students of a group after the ramp-up."""
         ramp: float = Field(0.4, ge=0, le=1)
-        """Share of the run over which both weights rise from 0.0067 of their values."""
+        """Length of the ramp-up, as a share of the run: `full_weight` and `cross_weight` rise from 0.0067 times their
+        values to the full values. 0: no ramp-up."""
         pretrain: float = Field(2 / 17, ge=0, lt=1)
-        """Share of the run that is stage one."""
+        """Length of stage one, which uses labels only, as a share of the run."""
         ema_decay: float = Field(0.99, ge=0, lt=1)
-        """Constant in stage two; without a stage one, reached from 0 as `1 - 1/(k + 1)` over the steps of a group."""
+        """Decay of a teacher's moving average (EMA) in stage two, constant. Without stage one (`pretrain: 0`), it is `1
+        - 1/(k + 1)` at step k of the group until it reaches this value."""
         dice: Dice = "squared"
 
         @model_validator(mode="after")

@@ -33,9 +33,10 @@ class CPS(Method):
 
     class Config(MethodConfig):
         cross_weight: float = Field(0.1, ge=0)
-        """`w` once ramped up."""
+        """Weight `w` of the cross pseudo supervision after the ramp-up."""
         ramp: float = Field(1.0, ge=0, le=1)
-        """Share of the run over which `w` rises from 0.0067 of its value."""
+        """Length of the ramp-up, as a share of the run: `w` rises from 0.0067 times its value to the full value. 0: no
+        ramp-up."""
         dice: Dice = "squared"
 
     config: Config

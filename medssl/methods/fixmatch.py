@@ -42,20 +42,23 @@ class FixMatch(Method):
 
     class Config(MethodConfig):
         threshold: float = Field(0.95, ge=0, lt=1)
-        """Probability of the likeliest class from which a voxel counts (tau)."""
+        """Confidence threshold (tau): an unlabelled voxel counts if the probability of its likeliest class is at least
+        this."""
         views: PositiveInt = 1
-        """Strong views of each unlabelled patch."""
+        """Number of strong views of each unlabelled patch."""
         strong_weight: float = Field(1.0, ge=0)
-        """Of the mean over strong views."""
+        """Weight of the loss on strong views, which is averaged over the views."""
         cutmix: float = Field(0.0, ge=0, le=1)
-        """Chance that a strong view's patches exchange a box with each other."""
+        """Probability that the patches of a strong view exchange a box with each other. Values above 0 need two
+        unlabelled patches in each part of a step (`train.accumulate`, processes)."""
         feature_dropout: float = Field(0.0, ge=0, lt=1)
-        """Share of the encoder's channels that the decoder misses in a further view; 0 leaves this view out."""
+        """Share of the encoder's channels withheld from the decoder in an additional pass of the weak view. 0: no such
+        pass."""
         feature_weight: float = Field(0.5, ge=0)
-        """Of that view."""
+        """Weight of the loss on that additional pass."""
         loss: Literal["ce", "dice"] = "ce"
-        """On unlabelled patches. `ce`: cross-entropy, averaged over all voxels, confident or not. `dice`: Dice of the
-        confident ones."""
+        """Loss on unlabelled patches. `ce`: cross-entropy of the confident voxels, divided by the number of all voxels.
+        `dice`: Dice loss over the confident voxels."""
         dice: Dice = "squared"
 
         @property

@@ -30,13 +30,16 @@ class MeanTeacher(Method):
 
     class Config(MethodConfig):
         consistency_weight: float = Field(0.1, ge=0)
-        """`w` once ramped up."""
+        """Weight `w` of the consistency loss after the ramp-up."""
         ramp: float = Field(1.0, ge=0, le=1)
-        """Share of the run over which `w` rises from 0.0067 of its value."""
+        """Length of the ramp-up, as a share of the run: `w` rises from 0.0067 times its value to the full value. 0: no
+        ramp-up."""
         noise: float = Field(0.1, ge=0)
-        """Standard deviation of the teacher's input noise, which is clipped at twice that."""
+        """Standard deviation of the Gaussian noise added to the teacher's input, in units of the prepared grey levels.
+        The noise is clipped at two standard deviations."""
         ema_decay: float = Field(0.99, ge=0, lt=1)
-        """Reached from 0 as `1 - 1/(t + 1)`, so that the teacher forgets its random start."""
+        """Decay of the teacher's moving average (EMA). At step t it is `1 - 1/(t + 1)` until it reaches this value, so
+        that the teacher forgets its random start."""
         dice: Dice = "squared"
 
     config: Config

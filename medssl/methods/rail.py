@@ -56,30 +56,34 @@ class RAIL(Method):
 
     class Config(MethodConfig):
         networks: tuple[dict[str, Any], dict[str, Any]] = ({"residual_units": 0}, {"residual_units": 2})
-        """A group's two architectures: what differs from the `network` section."""
+        """Architectures of the two students in a group, as changes to the `network` section."""
         turn: float = Field(1 / 41, gt=0, le=0.5)
-        """Share of the run after which the other group learns."""
+        """Length of a turn, as a share of the run. The two groups learn in turns."""
         disagreement_weight: float = Field(0.5, ge=0)
-        """Of the first half of the disagreement term, the squares."""
+        """Weight of the squared error in the disagreement term."""
         error_weight: float = Field(0.05, ge=0)
-        """Of the second half of the disagreement term."""
+        """Weight of the cross-entropy in the disagreement term, over voxels where the student is wrong."""
         confidence_weight: float = Field(20.0, ge=0)
-        """`w_b` once ramped up."""
+        """Weight `w_b` of the confidence term after the ramp-up."""
         flatness_weight: float = Field(0.1, ge=0)
-        """Of the second half of the confidence term."""
+        """Weight of the second part of the confidence term, which pulls predictions towards equal probabilities where a
+        student disagrees with the best one."""
         teacher_weight: float = Field(10.0, ge=0)
-        """`w_t` once ramped up."""
+        """Weight `w_t` of the consistency with the teacher after the ramp-up."""
         best_over: PositiveInt = 50
-        """Steps, or parts of one where `train.accumulate` is above 1, over which a student's Dice loss is averaged to
-        find the best; 1 is the batch alone, as released."""
+        """Steps in the running mean of each student's Dice loss by which the best student is chosen. With
+        `train.accumulate` above 1, parts of a step are counted instead. 1: the current batch only, as in the released
+        code."""
         best_margin: float = Field(0.005, ge=0)
-        """How much lower than the best's another's must be to take its place."""
+        """How much lower another student's mean loss must be for that student to become the best."""
         ramp: float = Field(0.375, ge=0, le=1)
-        """Share of the run over which both weights rise from 0.0067 of their value."""
+        """Length of the ramp-up, as a share of the run: `w_b` and `w_t` rise from 0.0067 times their values to the full
+        values. 0: no ramp-up."""
         temperature: float = Field(0.1, gt=0)
-        """Of sharpened predictions: `p^(1/temperature)`, normalised."""
+        """Temperature for sharpening the predictions that serve as targets: `p^(1/temperature)`, normalised."""
         ema_decay: float = Field(0.999, ge=0, lt=1)
-        """Reached from 0 as `1 - 1/(k + 1)` over the steps of a group."""
+        """Decay of a teacher's moving average (EMA). At step k of its group it is `1 - 1/(k + 1)` until it reaches this
+        value."""
         dice: Dice = "squared"
 
     config: Config

@@ -40,17 +40,19 @@ class Prompting(Settings):
     """Which components of a prediction become prompts."""
 
     axis: Literal[0, 1, 2] = 2
-    """The axis (0 is X) that volumes are cut across."""
+    """Axis (0 is X) across which volumes are cut into slices."""
     every: PositiveInt = 2
-    """Slices from one that gets prompts to the next; the first one is drawn."""
+    """Slices from one that gets prompts to the next. The first one is drawn at random."""
     margin: int = Field(2, ge=0)
     """Voxels between a component and its box."""
     reliable: float = Field(0.8, ge=0, lt=1)
-    """Probability that a component must exceed on average."""
+    """Mean probability that a component must exceed. A background point in a prompt must exceed it in the probability
+    of background."""
     change: float = Field(0.5, ge=0, le=1)
-    """Share of its area by which a component may grow or shrink towards a neighbouring slice."""
+    """Largest allowed change of a component's area between a slice and its neighbour, as a share of the larger area."""
     single: tuple[PositiveInt, ...] = ()
-    """Label values of classes with one component: the largest gets prompts."""
+    """Classes that form one component, by position in `data.classes` (0 is the background). Only the largest component
+    of such a class gets prompts."""
 
 
 class SSS(Method):
@@ -78,22 +80,25 @@ class SSS(Method):
 
     class Config(MethodConfig):
         threshold: float = Field(0.95, ge=0, lt=1)
-        """Probability of the likeliest class from which a voxel counts."""
+        """Confidence threshold: an unlabelled voxel counts if the probability of its likeliest class is at least this;
+        that probability is its weight."""
         views: PositiveInt = 2
-        """Strong views of each unlabelled patch."""
+        """Number of strong views of each unlabelled patch."""
         strong_weight: float = Field(1.0, ge=0)
-        """Of the mean over strong views (w)."""
+        """Weight of the loss on strong views, which is averaged over the views (w)."""
         enhancement: float = Field(2.0, ge=0)
-        """How much more channels weigh that views agree on; 0 weighs none."""
+        """How strongly decoder channels on which the strong views agree are amplified, and the others weakened. 0: not
+        at all."""
         backbone: Literal["none", "stand_in", "sam2"] = "none"
-        """The promptable network. `stand_in`: a small one, which learns from the labelled patches beside the student.
-        `sam2`: one of the SAM 2 family, with the weights in `checkpoint`. `--memory` counts neither."""
+        """Promptable network. `stand_in`: a small network that learns from the labelled patches during the run. `sam2`:
+        a network of the SAM 2 family with the weights in `checkpoint`. `--memory` does not include this network in its
+        estimate."""
         checkpoint: Path | None = None
-        """`sam2`: the file of its weights."""
+        """For `sam2`: file with the weights."""
         architecture: str = "configs/sam2.1/sam2.1_hiera_s.yaml"
-        """`sam2`: the package's name for the configuration of these weights."""
+        """For `sam2`: name of the configuration in the `sam2` package that belongs to the weights."""
         vote: float = Field(0.5, ge=0, le=0.5)
-        """How often its answer counts where the student's prediction counts once."""
+        """Weight of the promptable network's answer; the student's prediction has weight 1."""
         prompts: Prompting = Prompting()
         dice: Dice = "squared"
 

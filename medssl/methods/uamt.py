@@ -33,9 +33,11 @@ class UAMT(MeanTeacher):
 
     class Config(MeanTeacher.Config):
         passes: PositiveInt = 8
-        """Predictions that the uncertainty is taken from."""
+        """Number of teacher predictions, each with dropout and its own input noise, from which uncertainty is
+        computed."""
         threshold: float = Field(0.75, ge=0, le=1)
-        """Where the threshold starts, as a share of the largest entropy; it ends at 1 with the run."""
+        """Initial limit on the entropy of the teacher's mean prediction, as a share of the largest possible entropy.
+        Only voxels below the limit count. It rises to 1 at the end of the run."""
 
     config: Config
 

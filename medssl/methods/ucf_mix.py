@@ -39,11 +39,13 @@ class UCFMix(CFCMT):
 
     class Config(CFCMT.Config):
         mix_weight: float = Field(1.0, ge=0)
-        """Weight of the mix once ramped up, as the consistencies are."""
+        """Weight of the loss on mixed patches after the ramp-up, whose length is `ramp`."""
         mixed: Literal["hard", "easy"] = "hard"
-        """Whether the students see the bands of the unsure student in each block, or those of the sure one."""
+        """Input of the students in each block of a mixed patch. `hard`: the frequency band of the less certain student.
+        `easy`: that of the more certain student."""
         block: PositiveInt = 8
-        """Side of a block in voxels of the finest axis; coarser axes have fewer, for the same length."""
+        """Side of a block in voxels of the finest axis. Coarser axes have fewer voxels per block, so that blocks have
+        about the same length in mm along all axes."""
 
     config: Config
 

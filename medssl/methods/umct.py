@@ -47,24 +47,29 @@ class UMCT(Method):
 
     class Config(MethodConfig):
         views: tuple[tuple[int, int, int], ...] = Field(((0, 1, 2), (0, 2, 1), (1, 2, 0)), min_length=2, max_length=6)
-        """For each view, the image's axes in the order in which its network takes them."""
+        """Order in which the network of each view takes the image axes (0 is X); one network per view. It replaces
+        `network.axes`."""
         flat_levels: int = Field(2, ge=0)
-        """Finest levels whose kernels do not reach along a view's last axis; deeper ones do, or no view would ever
-        see along that axis. 0 leaves the network's kernels as they are."""
+        """Number of levels, from the finest, whose kernels are one voxel thick along a view's last axis. Deeper levels
+        keep full kernels; otherwise no view would see along its last axis. It replaces `network.flat_levels`; 0: full
+        kernels at all levels."""
         pretrain: float = Field(0.8, ge=0, lt=1)
-        """Share of the run that is stage one."""
+        """Length of stage one, which uses labels only, as a share of the run."""
         cotraining_weight: float = Field(0.2, ge=0)
-        """Weight of stage two's co-training (`w`)."""
+        """Weight `w` of the co-training loss in stage two."""
         uncertainty: Literal["dropout", "entropy"] = "dropout"
-        """`entropy` of one pass without dropout costs a tenth, and is not what was published."""
+        """How a view's uncertainty is measured. `dropout`: variance of `passes` predictions with dropout. `entropy`:
+        entropy of one prediction without dropout; with ten `passes` a tenth of the cost, but not the published
+        method."""
         passes: PositiveInt = 10
-        """Predictions with dropout whose variance is the uncertainty (K)."""
+        """Number of predictions with dropout (K) whose variance is the uncertainty."""
         scope: Literal["sample", "voxel"] = "sample"
-        """Whether a view's uncertainty is averaged over a patch, or each voxel has its own."""
+        """`sample`: a view's uncertainty is averaged over the patch. `voxel`: each voxel has its own."""
         floor: float = Field(1e-3, gt=0)
-        """Added to uncertainties; the default suits variances, entropies are larger and want 0.05."""
+        """Constant added to each uncertainty; the weight of a prediction is the inverse of the sum. The default suits
+        the variances of `dropout`; entropies are larger, use 0.05 with `entropy`."""
         most: float = Field(20.0, ge=1)
-        """How many times heavier than the lightest a view can be."""
+        """Largest ratio between the weights of two views in the mean of their predictions."""
 
     config: Config
 
