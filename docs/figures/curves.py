@@ -17,9 +17,7 @@ from matplotlib.figure import Figure
 from medssl.palette import STYLES, method_colours
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
-FILES = ("hippocampus-methods-curves.csv", "hippocampus-unimatch-curves.csv")
-LEFT_OUT = "unimatch, decoder too"
-"""Run anew since."""
+FILE = RESULTS / "hippocampus-methods-curves.csv"
 LOWEST, HIGHEST = 72.0, 86.0
 """Dice in percent; the first validations of some are below."""
 LINE = 0.62
@@ -31,11 +29,10 @@ Curves = dict[str, list[tuple[int, float]]]
 def read(labelled: int) -> Curves:
     """Step and mean Dice in percent by row."""
     curves: Curves = defaultdict(list)
-    for name in FILES:
-        with (RESULTS / name).open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                if row["row"] != LEFT_OUT and int(row["labelled"]) == labelled:
-                    curves[row["row"]].append((int(row["step"]), 100 * float(row["mean"])))
+    with FILE.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if int(row["labelled"]) == labelled:
+                curves[row["row"]].append((int(row["step"]), 100 * float(row["mean"])))
     return curves
 
 
