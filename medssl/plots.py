@@ -127,7 +127,7 @@ def label_curve(curves: Sequence[Curve], levels: Sequence[tuple[str, str, float]
         axes.xaxis.set_major_locator(FixedLocator(counts))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0f}")
-        axes.set_xlabel("labelled")
+        axes.set_xlabel("labelled count")
         axes.set_ylabel(axis)
         figure.legend(loc="outside lower left", frameon=False, handlelength=3, fontsize=10)
         return _svg(figure)
@@ -155,7 +155,7 @@ def rank_plot(ranking: Ranking, colours: Mapping[str, str]) -> str:
         ranks.set_xlabel("mean rank over patients")
         shares.set_xlim(0, 100)
         shares.spines["left"].set_visible(False)
-        shares.set_xlabel("share of places, %")
+        shares.set_xlabel("resamples by place, %")
         return _svg(figure)
 
 
@@ -172,8 +172,8 @@ def calibration_plot(curves: Sequence[tuple[str, str, str, Sequence[float], Sequ
         axes.set_xlim(max(0, lowest - 0.05), 1.01)
         axes.set_ylim(max(0, lowest - 0.05), 1.01)
         axes.set_aspect("equal")
-        axes.set_xlabel("probability given to the predicted class")
-        axes.set_ylabel("share of voxels that are right")
+        axes.set_xlabel("probability of the predicted class")
+        axes.set_ylabel("share of voxels predicted correctly")
         figure.legend(loc="outside lower left", frameon=False, handlelength=3, fontsize=10)
         return _svg(figure)
 
@@ -237,7 +237,7 @@ def level_plot(levels: Sequence[Sequence[float]], is_odd: Sequence[bool], axis: 
         if heights.max() > 20 * np.median(heights) > 0:
             axes.set_yscale("symlog", linthresh=float(np.median(heights)))
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.set_xlabel("case, by its middle grey level")
+        axes.set_xlabel("cases, sorted by median grey level")
         axes.set_ylabel(axis)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         return _svg(figure)

@@ -154,7 +154,7 @@ def test_draws_of_labelled_cases_share_a_row_and_are_no_fault(write):
 
 def test_rows_of_other_draws_are_named(write):
     rows = rows_of(write("supervised", labelled=("x",)), write("bcp", labelled=("y",)))
-    assert notes(rows) == ["bcp, 1 labelled: compared with a supervised row of other draws of labelled cases."]
+    assert notes(rows) == ["bcp, 1 labelled: compared with a supervised row that used other draws of labelled cases."]
 
 
 def test_a_seed_that_occurs_twice_in_a_draw_is_named(write):
@@ -170,7 +170,7 @@ def test_a_run_that_does_not_know_its_patients_learns_them_from_another(write):
     old, new = write("supervised", patients=False), write("bcp")
     (row,) = rows_of(old)
     assert row.interval().patients == len(CASES)
-    assert any("patients of 16 (patient 0 ED, " in note for note in notes([row]))
+    assert any("recorded patient: 16 (patient 0 ED, " in note for note in notes([row]))
     rows = rows_of(old, new)
     assert rows[0].interval().patients == len(PATIENTS)
     assert notes(rows) == []
@@ -204,8 +204,8 @@ def test_who_misses_what_is_hard_is_no_nearer_for_it(write):
     assert gains(rows)[1].points == pytest.approx(-2.5)
     assert len(set(rank_rows(rows, "hd95")[1].mean_ranks)) == 1
     assert notes(rows) == [
-        "bcp, 1 labelled: misses a class 2.7 times a run, supervised, 1 labelled 0.0 times. What is missed has no "
-        "distance: Dice tells of it."
+        "bcp, 1 labelled: misses a class 2.7 times per run, supervised, 1 labelled 0.0 times. A missed class has no "
+        "distance; Dice shows it."
     ]
 
 
@@ -235,7 +235,7 @@ def test_what_some_runs_have_no_dice_of_counts_for_none_and_inventions_are_told(
     _, gain = gains(rows)
     assert (gain.points, gain.comparison.difference.patients) == (pytest.approx(0), 5)
     told = notes(rows)
-    assert any("invents a class 6.0 times a run, supervised, 1 labelled 1.0 times" in note for note in told)
+    assert any("invents a class 6.0 times per run, supervised, 1 labelled 1.0 times" in note for note in told)
     assert not any("scored on the same cases" in note for note in told)
 
 
@@ -282,7 +282,7 @@ def test_settings_of_training_that_a_row_does_not_share_with_its_reference_are_n
     theirs = {"labelled_batch": 4, "lr": 0.1, "unlabelled_batch": 2}  # supervised looks at none
     rows = rows_of(write("supervised"), write("bcp", settings={"train": theirs}))
     assert notes(rows) == [
-        "bcp, 1 labelled: differs from supervised, 1 labelled in train.labelled_batch, train.lr too."
+        "bcp, 1 labelled: also differs from supervised, 1 labelled, in train.labelled_batch, train.lr."
     ]
 
 
@@ -307,7 +307,7 @@ def test_numbers_by_different_rules_are_not_compared(write):
 
 def test_surface_dice_of_different_tolerances_is_a_note(write):
     rows = rows_of(write("bcp"), write("bcp", 2, measures=replace(STRICT, tolerances={"heart": 2.0})))
-    assert notes(rows) == ["The runs were scored with different tolerances: their NSD does not compare."]
+    assert notes(rows) == ["The runs were scored with different tolerances: their NSD cannot be compared."]
 
 
 def test_the_table_has_the_numbers_of_rows_and_gains(write):

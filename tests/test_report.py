@@ -240,11 +240,11 @@ def test_validation_is_drawn_for_each_labelled_count_and_says_whether_it_has_set
     runs.append(factory.run("short", "mean_teacher", 1))  # validates at 20 and 30
     (runs[3] / "metrics.csv").write_text("step,val/dice\n15,0.5\n30,0.7\n")
     found = one_page(factory, runs)
-    assert "Validation Dice with 1 labelled," in found.words
-    assert "bcp: 20.0 points more in the last fifth of its steps than in the fifth before." in found.words
+    assert "Validation Dice at labelled count 1," in found.words
+    assert "bcp: 20.0 points higher in the last fifth of its steps than in the fifth before." in found.words
     assert "mean_teacher: too few validations to tell whether it has settled." in found.words
-    assert "Validation Dice with 2 labelled," in found.words
-    assert "bcp: 10.0 points less in the last fifth of its steps than in the fifth before." in found.words
+    assert "Validation Dice at labelled count 2," in found.words
+    assert "bcp: 10.0 points lower in the last fifth of its steps than in the fifth before." in found.words
     assert len(found.images) == 2
 
 
@@ -340,8 +340,8 @@ def test_another_form_of_the_dice_loss_than_the_references_is_told(factory):
     for run in runs:
         factory.score(run, {"a": {"liver": 1}, "b": {"liver": 0}})
     words = one_page(factory, runs).words
-    assert "uamt, 1 labelled: differs from supervised, 1 labelled in method.dice too." in words
-    assert "bcp, 1 labelled: differs" not in words
+    assert "uamt, 1 labelled: also differs from supervised, 1 labelled, in method.dice." in words
+    assert "bcp, 1 labelled: also differs" not in words
 
 
 def test_other_classes_and_other_references_are_told_before_anything_is_compared(factory):
@@ -351,10 +351,10 @@ def test_other_classes_and_other_references_are_told_before_anything_is_compared
     factory.score(runs[2], {"a": {"liver": 1}, "b": {"liver": 0}}, references={"liver": None})
     words = one_page(factory, runs).words
     assert "scored on different classes or regions: liver, stone in supervised; liver, pebble in bcp; their" in words
-    assert "The references of 2 (a, b) cases differ from run to run" in words
+    assert "reference differs between runs, in the voxel count of a class: 2 (a, b)." in words
     words = one_page(factory, runs[:1], overwrite=True).words
     assert "different classes" not in words
-    assert "references of" not in words
+    assert "reference differs" not in words
 
 
 def test_files_that_changed_between_runs_are_told(factory):
@@ -362,8 +362,8 @@ def test_files_that_changed_between_runs_are_told(factory):
     parts = [{}, {}, {"labelled": ["y"], "unlabelled": ["x", "z"]}]  # with its label, a case has another digest
     runs = [factory.run(f"run-{seed}", "bcp", seed, splits={"content": content, **own})
             for seed, (content, own) in enumerate(zip(contents, parts, strict=True))]  # fmt: skip
-    assert "The runs learned from different files of 1 (v) cases: images or labels" in one_page(factory, runs).words
-    assert "different files" not in one_page(factory, runs[::2], overwrite=True).words
+    assert "Training cases whose files differ between runs: 1 (v). Their images" in one_page(factory, runs).words
+    assert "files differ" not in one_page(factory, runs[::2], overwrite=True).words
 
 
 def test_runs_of_a_row_that_differ_in_more_than_their_seed_are_named(factory):
@@ -398,7 +398,7 @@ def test_rows_of_other_augmentation_or_steps_stay_apart(factory):
     baseline = factory.score(factory.run("baseline", "supervised", 1), cases)
     found = one_page(factory, [ours, baseline])
     assert found.column("methods", "Method")[0] == "bcp|strong, 30 steps, student"
-    assert "compared with a supervised row of weak augmentation and 30 steps" in found.words
+    assert "compared with a supervised row that used weak augmentation and 30 steps" in found.words
 
 
 QUIRKS = [
@@ -407,7 +407,7 @@ QUIRKS = [
     ({"splits": {"quirks": ["stratified by labels"]}}, "volumes are spread (stratified by labels)"),
     (
         {"splits": {"quirks": ["stratified by labels", "unlabelled labels seen"]}},
-        "labels of cases that count as unlabelled",
+        "including labels of cases that count as unlabelled",
     ),
     ({"settings": {"data.recipe": {"resize": [8, 9]}}}, "slices resized to 8 x 9"),
     ({"settings": {"window.protocol": 0, "data.recipe": {"resize": None}}}, ""),

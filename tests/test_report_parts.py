@@ -79,7 +79,7 @@ def test_what_others_published_stands_in_a_table_of_its_own_and_says_so(factory)
     runs = [factory.score(factory.run(method, method, 1, settings={"data.name": "la"}), {"a": {"liver": 1}})
             for method in ("supervised", "bcp")]  # fmt: skip
     found = one_page(factory, runs)
-    assert "PUBLISHED ELSEWHERE: quoted as printed, nothing of it was measured here." in found.words
+    assert "PUBLISHED ELSEWHERE: quoted as printed; none of it was measured here." in found.words
     rows = found.tables["published"]
     assert ["BCP|arXiv 2305.00673", "89.62"] in [row[:2] for row in rows]
     assert not {row[0] for row in rows} & {row[0] for row in found.tables["methods"][1:]}
@@ -100,7 +100,7 @@ def test_a_dataset_that_nobody_published_on_has_no_such_table(factory):
 def test_dice_is_drawn_against_labels_once_there_are_two_counts(factory):
     runs = [factory.score(factory.run(f"{n}", "bcp", 1, splits={"labelled": list("xwq")[:n]}), {"a": {"liver": n}})
             for n in (1, 2)]  # fmt: skip
-    words = "Dice against how many are labelled."
+    words = "Dice against the labelled count."
     assert words not in one_page(factory, runs[:1], overwrite=True).words
     assert words in one_page(factory, runs, overwrite=True).words
 
@@ -121,7 +121,7 @@ def test_a_run_without_unlabelled_cases_is_a_line_right_across(factory):
             for n in (1, 2)]  # fmt: skip
     parts = {"labelled": ["x", "w", "y", "z"], "unlabelled": []}
     runs.append(factory.score(factory.run("all", "supervised", 1, splits=parts), {"a": {"liver": 0}}))
-    assert "Lines right across had a label for every training case." in one_page(factory, runs).words
+    assert "A line right across marks a row with a label for every training case." in one_page(factory, runs).words
 
 
 def test_three_rows_of_one_labelled_count_are_ranked(factory):
@@ -134,7 +134,7 @@ def test_three_rows_of_one_labelled_count_are_ranked(factory):
     assert [(row[0].split("|")[0], row[1]) for row in rows] == [
         ("bcp", "1.00"), ("mean_teacher", "2.00"), ("supervised", "3.00"),
     ]  # fmt: skip
-    assert "Ranks with 1 labelled;" in found.words
+    assert "Mean ranks at labelled count 1." in found.words
 
 
 def test_gauges_are_drawn_by_name(factory):
@@ -143,7 +143,7 @@ def test_gauges_are_drawn_by_name(factory):
     head = ",".join(f"stat/{name}" for name in names)
     (run / "metrics.csv").write_text(f"step,{head},loss/a\n10{',0.5' * 5},1\n20{',0.25' * 5},1\n")
     words = one_page(factory, [run]).words
-    assert "Gauge “mask share”: as the methods log it." in words
+    assert "Gauge “mask share”: a number that methods log about themselves." in words
     assert "Gauge “pseudo, liver”: share of the pseudo-labelled voxels in this class" in words
     assert ["pseudo, background" in words, "lag, teacher 2" in words, "lag, liver" in words] == [True, True, False]
 
@@ -211,7 +211,7 @@ def test_the_page_shows_calibration_where_uncertainty_was_written_and_says_so_wh
 def test_files_that_are_gone_are_counted_on_the_page(factory):
     run = factory.score(factory.run("run", "bcp", 1), {"a": {"liver": 1}, "b": {"liver": 0}})
     (factory.root / "references" / "run" / "a.nii.gz").unlink()
-    assert "1 could not be read any more and are left out" in one_page(factory, [run]).words
+    assert "left out because a file could not be read or did not match: 1." in one_page(factory, [run]).words
 
 
 # ---- the gallery

@@ -27,16 +27,16 @@ def notes(rows: Sequence[Row], references: Sequence[str] = (BASELINE,)) -> list[
         found += [note for baseline in baselines if baseline for note in _notes_of_pair(row, baseline)]
     unknown = {case for row in rows for run in row.scored for case in run.case_dice if case not in run.patients}
     if unknown:
-        found.append(f"The patients of {listed(sorted(unknown))} scored cases are not recorded: each counts as a "
-                     "patient of its own, and intervals are too narrow where a patient has several.")  # fmt: skip
+        found.append(f"Scored cases without a recorded patient: {listed(sorted(unknown))}. Each counts as a patient of "
+                     "its own, so intervals are too narrow if a patient has several cases.")  # fmt: skip
     found += _notes_of_files([run for row in rows for run in row.runs])
     found += _notes_of_scoring([run for row in rows for run in row.scored])
     sets = {frozenset(score.case for score in run.scores or ()) for row in rows for run in row.scored}
     if len(sets) > 1:
-        found.append("The runs were not all scored on the same cases: means of different cases do not compare.")
+        found.append("The runs were not all scored on the same cases: means over different cases cannot be compared.")
     asked = [run.scores.measures for row in rows for run in row.scored if run.scores]
     if any((one.tolerance, one.tolerances) != (asked[0].tolerance, asked[0].tolerances) for one in asked):
-        found.append("The runs were scored with different tolerances: their NSD does not compare.")
+        found.append("The runs were scored with different tolerances: their NSD cannot be compared.")
     return list(dict.fromkeys(found))
 
 
@@ -50,8 +50,8 @@ def _notes_of_files(runs: Sequence[Run]) -> list[str]:
     changed = {case for (case, _), versions in content.items() if len(versions) > 1}
     if not changed:
         return []
-    return [f"The runs learned from different files of {listed(sorted(changed))} cases: images or labels were "
-            "changed, and prepared again, between them."]  # fmt: skip
+    return [f"Training cases whose files differ between runs: {listed(sorted(changed))}. Their images or labels were "
+            "changed and prepared again."]  # fmt: skip
 
 
 def _notes_of_scoring(runs: Sequence[Run]) -> list[str]:
@@ -65,9 +65,9 @@ def _notes_of_scoring(runs: Sequence[Run]) -> list[str]:
             sizes[score.case, score.class_name].add(score.reference_voxels)
     if len(counting) > 1:
         told = "; ".join(f"{', '.join(names)} in {run}" for names, run in counting.items())
-        found.append(f"The runs were scored on different classes or regions: {told}; their means do not compare.")
+        found.append(f"The runs were scored on different classes or regions: {told}; their means cannot be compared.")
     if other := sorted({case for (case, _), each in sizes.items() if len(each) > 1}):
-        found.append(f"The references of {listed(other)} cases differ from run to run, in the voxels of a class.")
+        found.append(f"Cases whose reference differs between runs, in the voxel count of a class: {listed(other)}.")
     return found
 
 
@@ -97,21 +97,21 @@ def _notes_of_protocol(run: Run) -> list[str]:
     if "selection on test" in run.quirks:
         found.append(
             f"{name}: SELECTION ON TEST. Its validation cases are its test cases, so the scores of its best.pt are too "
-            "high: compare them only with published numbers that were selected in the same way."
+            "high. Compare them only with published numbers that were selected in the same way."
         )
     if "renamed frames" in run.quirks:
-        found.append(f"{name}: its split was read from lists that count a patient's frames (renamed frames).")
+        found.append(f"{name}: its split was read from lists that count a patient's frames in order (renamed frames).")
     if "unlabelled labels seen" in run.quirks:
         found.append(
-            f"{name}: its patients were drawn by what labels hold, among them labels of cases that count as unlabelled "
-            "(stratified by labels): a choice that scans without labels would not allow."
+            f"{name}: its patients were drawn by the contents of labels (stratified by labels), including labels of "
+            "cases that count as unlabelled. With unlabelled scans alone, this choice would not be possible."
         )
     elif "stratified by labels" in run.quirks:
         found.append(f"{name}: its patients were drawn so that classes and volumes are spread (stratified by labels).")
     if run.settings.get("data.recipe.resize"):
         side = " x ".join(map(str, run.settings["data.recipe.resize"]))
         found.append(
-            f"{name}: trained on slices resized to {side} by the nearest voxel; spacing was ignored (2D resize)."
+            f"{name}: trained on slices resized to {side} (nearest neighbour); spacing was ignored (2D resize)."
         )
     departures = run.settings.get("protocol.departures")
     if departures:
@@ -138,7 +138,7 @@ def _notes_of_pair(row: Row, baseline: Row) -> list[str]:
     name = other.method
     if (other.augment, other.steps) != (row.key.augment, row.key.steps):
         found.append(
-            f"{row.name}: compared with a {name} row of {other.augment} augmentation and {other.steps:,} steps."
+            f"{row.name}: compared with a {name} row that used {other.augment} augmentation and {other.steps:,} steps."
         )
     both = row.runs[0], baseline.runs[0]
     told = _SEED_AND_PLACE | _STEPS
@@ -148,22 +148,22 @@ def _notes_of_pair(row: Row, baseline: Row) -> list[str]:
     differing = [key for key in differing_facts(both)
                  if (key.startswith(("train.", "network.")) and key not in told) or key in asked]  # fmt: skip
     if differing:
-        found.append(f"{row.name}: differs from {baseline.name} in {', '.join(differing)} too.")
+        found.append(f"{row.name}: also differs from {baseline.name}, in {', '.join(differing)}.")
     found += _notes_of_counts(row, baseline)
     if len({frozenset(run.replicate.draw for run in each.scored) for each in (row, baseline)}) > 1:
-        found.append(f"{row.name}: compared with a {name} row of other draws of labelled cases.")
+        found.append(f"{row.name}: compared with a {name} row that used other draws of labelled cases.")
     if shared < max(len({case for case, _ in numbered(each.scored, "dice")}) for each in (row, baseline)):
-        found.append(f"{row.name}: the difference to {name} rests on the cases that both rows have ({shared}).")
+        found.append(f"{row.name}: the difference from {name} rests on the cases that both rows have ({shared}).")
     return found
 
 
 def _notes_of_counts(row: Row, baseline: Row) -> Iterable[str]:
     """Where one of two rows misses or invents classes more often, of which some number does not tell."""
     scores = [score for each in (row, baseline) for run in each.scored for score in run.scores or ()]
-    faults = [("missed", "misses", "What is missed has no distance: Dice tells of it.")]
+    faults = [("missed", "misses", "A missed class has no distance; Dice shows it.")]
     if any(score.status == "absent" and score.dice is None for score in scores):
-        told = ("A case without the class has no Dice unless it is invented there, so such cases are left out of the "
-                "comparison, and these counts are all that tells of inventions.")  # fmt: skip
+        told = ("A case without the class has a Dice only where a run invents it. If only some runs do, the case is "
+                "left out of the comparison, and only these counts show the inventions.")  # fmt: skip
         faults.append(("invented", "invents", told))
     for fault, verb, told in faults:
         ours, theirs = (
@@ -171,7 +171,7 @@ def _notes_of_counts(row: Row, baseline: Row) -> Iterable[str]:
             for each in (row, baseline)
         )
         if ours != theirs:
-            yield f"{row.name}: {verb} a class {ours:.1f} times a run, {baseline.name} {theirs:.1f} times. {told}"
+            yield f"{row.name}: {verb} a class {ours:.1f} times per run, {baseline.name} {theirs:.1f} times. {told}"
 
 
 def facts(run: Run) -> dict[str, Any]:

@@ -99,12 +99,12 @@ def _findings(report: Report) -> Table:
         ]
         for finding in found
     ]
-    words = "What was found, the cases that cannot be used first. Errors stop medssl prepare, warnings do not."
+    words = "Findings, errors first. Cases with errors cannot be used and stop medssl prepare; warnings do not."
     return Table("findings", words, columns, [("", lines)])
 
 
 def _classes(report: Report) -> Table:
-    columns = [Column("Class", kind="text"), Column("Value"), Column("Share of voxels", "%"), Column("In labels")]
+    columns = [Column("Class", kind="text"), Column("Value"), Column("Share of voxels", "%"), Column("Labels with it")]
     lines = [
         [
             Cell(
@@ -117,15 +117,15 @@ def _classes(report: Report) -> Table:
         ]
         for known in report.summary["classes"]
     ]
-    return Table("classes", "What the labels hold.", columns, [("", lines)])
+    return Table("classes", "Classes in the labels.", columns, [("", lines)])
 
 
 def _distances(report: Report) -> Table:
-    columns = [Column("Unlabelled case", kind="text"), Column("Distance", "1 is the oddest labelled case")]
+    columns = [Column("Unlabelled case", kind="text"), Column("Distance", "1: the most unusual labelled case")]
     lines = [[Cell(case), Cell(f"{score:.2f}", order=score)] for case, score in report.distances[: 4 * FARTHEST]]
     words = (
-        "Unlabelled cases that are least like the labelled ones, by spacing, size and grey levels of the image. Far "
-        "ones can do harm: a network is asked to agree with itself where nobody taught it."
+        "Unlabelled cases that are least like the labelled ones in spacing, size and grey levels of the image. Distant "
+        "cases can do harm: a network is asked to agree with itself on images unlike those that it has labels for."
     )
     return Table("distances", words, columns, [("", lines)])
 
@@ -139,15 +139,15 @@ def _figures(report: Report) -> list[Figure]:
         return []
     figures = [
         Figure(histograms(_by_axis([look.spacing for _, look in looks]), "spacing, mm"), "Spacing of the images."),
-        Figure(histograms(_by_axis([look.shape for _, look in looks]), "voxels"), "Voxels of the images."),
+        Figure(histograms(_by_axis([look.shape for _, look in looks]), "voxels"), "Size of the images in voxels."),
     ]
     odd = {finding.case for finding in report.findings if finding.code == "intensity_outlier"}
     grey = [(case in odd, look.levels) for case, look in looks if look.levels]
     if grey:
         picked = [PERCENTILES.index(percent) for percent in (0.5, 25.0, 50.0, 75.0, 99.5)]
         levels = [[each[i] for i in picked] for _, each in grey]
-        words = "Grey levels of each image: all but 1 % of the voxels, the middle half darker, a dot for the middle."
-        words += " Orange ones are unlike the others." if odd else ""
+        words = "Grey levels of each image: all but 1 % of the voxels (pale), the middle half (dark), the median (dot)."
+        words += " Orange: unlike the other images." if odd else ""
         figures.append(Figure(level_plot(levels, [is_odd for is_odd, _ in grey], "grey level"), words))
     return figures
 

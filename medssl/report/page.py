@@ -50,15 +50,15 @@ TEMPLATES = Path(__file__).parents[1] / "templates"
 
 _DASHES = {"-": "", "--": "7 4", ":": "2 3", "-.": "7 3 2 3"}
 _GAUGES = {
-    "prior": "share of the labelled voxels in this class",
-    "pseudo": "share of the pseudo-labelled voxels in this class, near that of the labels where all is well",
-    "selected": "trust that an unlabelled voxel gets, on average",
-    "gap": "share of the unlabelled voxels where student and teacher name different classes",
-    "dissent": "share of the unlabelled voxels where two students name different classes",
-    "contested": "share of the annotated voxels where a student and the best of all name different classes",
-    "disputed": "share of the unlabelled voxels where teachers name different classes",
-    "removed": "share of the pseudo-labelled foreground outside each class's largest component, made background",
-    "lag": "how far a teacher's weights are from those that it follows",
+    "prior": "share of the annotated voxels in this class",
+    "pseudo": "share of the pseudo-labelled voxels in this class; it should stay near the share in the labels",
+    "selected": "mean trust (weight) of the unlabelled voxels",
+    "gap": "share of the unlabelled voxels where student and teacher predict different classes",
+    "dissent": "share of the unlabelled voxels where two students predict different classes",
+    "contested": "share of the annotated voxels where a student and the best student predict different classes",
+    "disputed": "share of the unlabelled voxels where teachers predict different classes",
+    "removed": "share of the pseudo-labelled foreground outside each class's largest component, set to background",
+    "lag": "relative distance of a teacher's weights from its students' mean",
 }
 """What the gauges of `medssl.parts.gauges`, and those of the trainer, mean."""
 
@@ -171,7 +171,7 @@ def protocol(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
 def _training(run: Run) -> str:
     say = run.settings.get
     patch = " x ".join(map(str, say("train.patch", ())))
-    batch = f"{say('train.labelled_batch')} labelled + {say('train.unlabelled_batch')} unlabelled patches a step"
+    batch = f"{say('train.labelled_batch')} labelled + {say('train.unlabelled_batch')} unlabelled patches per step"
     return f"{run.key.steps:,} steps, {batch}, patch {patch}, {say('train.optimizer')}, learning rate {say('train.lr')}"
 
 
@@ -225,20 +225,20 @@ def _labels(rows: Sequence[Row]) -> list[Figure]:
     for name, found in curves.items():
         style = styles[found[0].key.method] = styles.get(found[0].key.method, -1) + 1
         drawn.append(Curve(name, found[0].colour, STYLES[style % len(STYLES)], [_point(row) for row in found]))
-    levels = [(f"{row.name}, which is all", row.colour, _point(row).mean) for row in scored if _has_all_labels(row)]
+    levels = [(f"{row.name} (all)", row.colour, _point(row).mean) for row in scored if _has_all_labels(row)]
     words = (
-        "Dice against how many are labelled. Filled dots are means over patients with their 95 % intervals, hollow "
-        "dots are those of single runs."
+        "Dice against the labelled count. Filled dots are means over patients with their 95 % intervals; hollow dots "
+        "are the means of single runs."
     )
-    across = " Lines right across had a label for every training case." if levels else ""
+    across = " A line right across marks a row with a label for every training case." if levels else ""
     return [Figure(label_curve(drawn, levels, "Dice, %"), words + across)]
 
 
 def _ranks(rows: Sequence[Row]) -> list[Figure]:
     colours = {row.name: row.colour for row in rows}
     words = (
-        "Ranks with {} labelled; bars that overlap are not told apart, and others may be by luck of seeds. Beside "
-        "them, in what share of resamples each row comes first (the darkest), second and so on."
+        "Mean ranks at labelled count {}. Rows whose bars overlap cannot be told apart; luck of seeds may separate the "
+        "others. On the right: the share of resamples in which each row comes first (darkest), second and so on."
     )
     ranked = [(labelled, ranking) for labelled, ranking in rank_rows(rows).items() if len(ranking.names) > 2]
     return [Figure(rank_plot(ranking, colours), words.format(labelled)) for labelled, ranking in ranked]
@@ -261,8 +261,9 @@ def _strip(rows: Sequence[Row]) -> list[Figure]:
     if not any(values for _, _, values in groups):
         return []
     words = (
-        "Dice of every case and seed: a dot is a case's mean over classes, or regions, that count; the box holds the "
-        "middle half with the median, the whiskers reach to the last dot within 1.5 box lengths."
+        "Dice of every case in every run. Each dot is one case, the mean over the classes (or regions) that count. The "
+        "box spans the middle half of the dots, with the median; the whiskers reach to the last dot within 1.5 box "
+        "lengths."
     )
     return [Figure(strip_plot(groups, "Dice of a case, %"), words)]
 
@@ -274,8 +275,8 @@ def _validation(rows: Sequence[Row]) -> list[Figure]:
         drawn = [row for row in rows if row.key.labelled == labelled and row.curve("val/dice")]
         if drawn:
             words = (
-                f"Validation Dice with {labelled} labelled, on the prepared grid: each class's mean over cases, "
-                "then over classes. Lines are means over a row's runs, bands reach from the lowest to the highest. "
+                f"Validation Dice at labelled count {labelled}, on the prepared grid: the mean over cases, then over "
+                "classes. Lines are means over a row's runs; bands reach from the lowest run to the highest. "
             )
             lines = [_validation_line(row) for row in drawn]
             uri = line_plot(lines, "validation Dice, %", legend=False)
@@ -294,7 +295,7 @@ def _settling(row: Row) -> str:
     name, gain = row.name.replace(f", {row.key.labelled} labelled", ""), row.last_gain
     if gain is None:
         return f"{name}: too few validations to tell whether it has settled."
-    more = "more" if gain >= 0 else "less"
+    more = "higher" if gain >= 0 else "lower"
     return f"{name}: {100 * abs(gain):.1f} points {more} in the last fifth of its steps than in the fifth before."
 
 
@@ -319,8 +320,8 @@ def _gauges(rows: Sequence[Row], classes: dict[int, str]) -> list[Figure]:
         lines = [Line(row.name, row.colour, row.style, *curve) for row, curve in drawn if curve[0]]
         if lines:
             title = _words_of(name.removeprefix("stat/"), classes)
-            meaning = _GAUGES.get(name.split("/")[1], "as the methods log it")
-            words = f"Gauge “{title}”: {meaning}. Smoothed means over the runs of a row."
+            meaning = _GAUGES.get(name.split("/")[1], "a number that methods log about themselves")
+            words = f"Gauge “{title}”: {meaning}. Smoothed means over a row's runs."
             figures.append(Figure(line_plot(lines, title, legend=False), words))
     return figures
 
@@ -353,9 +354,9 @@ def _calibration(rows: Sequence[Row], found: Sequence[Agreement]) -> list[Figure
             label = f"{row.name}: error {100 * each.calibration_error:.1f} %"
             curves.append((label, row.colour, row.style, *each.curve))
     words = (
-        "How often voxels are right, of those that were given about the same probability. Below the diagonal a row is "
-        "surer than it should be. The error (ECE) is the mean distance, weighted by voxels, in the box around "
-        "prediction and reference of each case."
+        "Share of correct voxels among those predicted with about the same probability. Below the diagonal, a row is "
+        "overconfident. The error (ECE) is the mean distance between share and probability, weighted by voxels, inside "
+        "the box around prediction and reference of each case."
     )
     return [Figure(calibration_plot(curves), words)] if curves else []
 

@@ -94,7 +94,7 @@ def _dice_table(rows: Sequence[Row], against: Mapping[str, Sequence[Gain | None]
         Column("95 % interval", "of the mean"),
         Column("sd of runs", "points"),
         *(Column(f"Against {reference}", "points") for reference in against),
-        Column("Steps", "minutes of a run"),
+        Column("Steps", "minutes per run"),
         Column("Runs", "cases"),
     ]
     lines = [
@@ -108,11 +108,11 @@ def _dice_table(rows: Sequence[Row], against: Mapping[str, Sequence[Gain | None]
         for i, row in enumerate(rows)
     ]
     words = (
-        f"Dice of {_counting(rows)}, {conditions(rows)}. The runs of a row differ by their seed, and by their draw of "
-        "labelled cases where there are several, unless a note says otherwise. A patient has the mean over cases and "
-        "runs, of what all runs of the row have a Dice for; sd of runs is of their means over patients. Intervals take "
-        "patients and trainings anew (bootstrap); one of a single run knows nothing of the spread of training. Minutes "
-        "are of steps, without validations."
+        f"Mean Dice over {_counting(rows)} ({conditions(rows)}). Unless a note says otherwise, runs of a row differ "
+        "only in their seed and, where there are several, their draw of labelled cases. A patient’s Dice is the mean "
+        "over its cases and over runs; a class counts in the cases where all runs of the row have a Dice for it. The "
+        "sd of runs is that of their means over patients. Intervals are bootstrapped over patients and trainings; with "
+        "a single run, they leave out the spread of training. Minutes are those of the steps, without validations."
     )
     return Table("methods", words, columns, [("", lines)])
 
@@ -144,9 +144,9 @@ def _gains_table(rows: Sequence[Row], compared: Sequence[Gain | None], reference
                 Cell(verdict(gain.comparison, scale_of("dice"))),
             ])  # fmt: skip
     words = (
-        f"Each row against {reference} with as many labelled, over the patients that both have. p is that of a "
-        "Wilcoxon signed-rank test or of the interval, the larger one, corrected over the rows that share a baseline "
-        "(Holm)."
+        f"Each row against {reference} at the same labelled count, over the patients that both have. p is the larger "
+        "of two: that of a Wilcoxon signed-rank test and that of the interval, each corrected over the rows that share "
+        "a baseline (Holm)."
     )
     return Table("gains" if number == 1 else f"gains-{number}", words, columns, [("", lines)])
 
@@ -156,7 +156,7 @@ def _metrics_table(rows: Sequence[Row]) -> Table:
     columns = [
         *_KEY_COLUMNS,
         *(Column(_head(metric, rows), f"mean ± sd over {_behind_overall(rows)}") for metric in others),
-        Column("Missed / invented / absent", "classes of cases"),
+        Column("Missed / invented / absent", "pairs of class and case"),
     ]
     lines = [
         [*_key_cells(row), *(_spread_cell(metric, row.summary.overall.spread(metric)) for metric in others),
@@ -164,8 +164,8 @@ def _metrics_table(rows: Sequence[Row]) -> Table:
         for row in rows if row.summary
     ]  # fmt: skip
     words = (
-        f"Other metrics of {_counting(rows)}, mean ± standard deviation over {_behind_overall(rows)}. Missed: in the "
-        "reference only; invented: in the prediction only; absent: in neither."
+        f"Other metrics over {_counting(rows)}: mean ± standard deviation over {_behind_overall(rows)}. A missed class "
+        "is in the reference only, an invented one in the prediction only, an absent one in neither."
     )
     return Table("metrics", words, columns, [("", lines)])
 
@@ -179,7 +179,7 @@ def _classes_table(rows: Sequence[Row]) -> Table:
         for summary in row.summary.classes if row.summary else ():
             numbers = [_spread_cell(metric, summary.spread(metric)) for metric in metrics]
             groups[summary.class_name].append([*_key_cells(row), *numbers, _counts_cell(summary)])
-    words = f"By class, {conditions(rows)}. Mean ± standard deviation over cases and seeds."
+    words = f"By class ({conditions(rows)}): mean ± standard deviation over cases and seeds."
     return Table("classes", words, columns, list(groups.items()))
 
 
@@ -201,9 +201,10 @@ def _ranks_table(rows: Sequence[Row]) -> Table:
         told += [] if ranking.friedman is None else [f"Friedman p {p_value(ranking.friedman)}"]
         groups.append((f"{labelled} labelled: {', '.join(told)}", lines))
     words = (
-        "Ranks in Dice of the rows with as many labels, the mean over patients; 1 is best. Mean ranks closer together "
-        "than the critical difference (Nemenyi) cannot be told apart. They take the trained networks as they are, so "
-        "that luck of seeds can set them apart; shares of first places count it in, and so do verdicts."
+        "Ranks by Dice among rows with the same labelled count, averaged over patients; 1 is best. Rows whose mean "
+        "ranks lie closer together than the critical difference (Nemenyi) cannot be told apart. Mean ranks take the "
+        "trained networks as they are, so luck of seeds can separate rows; shares of first places and verdicts include "
+        "that luck."
     )
     return Table("ranks", words, [_METHOD, Column("Mean rank"), Column("First, %", "of resamples")], groups)
 
@@ -216,8 +217,8 @@ def _published_table(published: Sequence[PublishedRow]) -> Table:
         Column("Jaccard, %"),
         Column(f"95HD, {unit}"),
         Column(f"ASD, {unit}"),
-        Column("Read in", kind="long"),
-        Column("How it came about", kind="long"),
+        Column("Source", kind="long"),
+        Column("Protocol", kind="long"),
     ]
     groups: dict[str, list[list[Cell]]] = defaultdict(list)
     for row in published:
@@ -226,9 +227,9 @@ def _published_table(published: Sequence[PublishedRow]) -> Table:
         group = f"{row.labelled} labelled and {row.unlabelled} unlabelled patients"
         groups[group].append([Cell(row.method, row.paper), *numbers, Cell(row.source.name, source), Cell(row.protocol)])
     words = (
-        "PUBLISHED ELSEWHERE: quoted as printed, nothing of it was measured here. Cases, metric definitions, grids and "
-        "the choice of weights differ from ours unless the last column says otherwise, so these are no rows of the "
-        "tables above. Second-hand: read in another paper’s table, log or note."
+        "PUBLISHED ELSEWHERE: quoted as printed; none of it was measured here. Cases, metric definitions, grids and "
+        "the choice of weights differ from ours unless the last column says otherwise, so do not read these as rows of "
+        "the tables above. Second-hand: taken from another paper’s table, log or note."
     )
     return Table("published", words, columns, list(groups.items()))
 
@@ -237,11 +238,11 @@ def runs_table(rows: Sequence[Row]) -> Table:
     """Every run with its validation and its test score."""
     columns = [
         Column("Run", kind="text"), Column("Method", "augmentation", "text"), Column("Labelled"), Column("Seed"),
-        Column("Steps", "logged of planned"), Column("Best validation Dice, %"), Column("Weights scored", kind="text"),
-        Column("Cases"), Column("Dice, %"), Column("Seconds a step"),
+        Column("Steps", "logged, of planned"), Column("Best validation Dice, %"), Column("Weights scored", kind="text"),
+        Column("Cases"), Column("Dice, %"), Column("Seconds per step"),
     ]  # fmt: skip
     lines = [_run_line(row, run) for row in rows for run in row.runs]
-    words = "Every run. Validation Dice chose the weights named “best”; the cases behind “Dice” were scored afterwards."
+    words = "All runs. Validation Dice chose the weights named “best”; the cases under “Dice” were scored afterwards."
     return Table("runs", words, columns, [("", lines)])
 
 
@@ -260,8 +261,8 @@ def settings_table(rows: Sequence[Row]) -> Table:
         told = "; ".join(f"{value}: {some(names, _MOST_NAMES)}" for value, names in others)
         lines.append([Cell(key), Cell(value, some(most, _MOST_NAMES)), Cell(told)])
     words = (
-        "Settings, splits, machines and versions that are not the same in every run, beside what the columns above "
-        "name and the methods’ own settings."
+        "Settings, splits, machines and versions that differ between runs. Left out are the methods’ own settings and "
+        "what the columns above show."
     )
     columns = [Column("Setting", kind="text"), Column("Most runs", kind="long"), Column("Others", kind="long")]
     return Table("settings", words, columns, [("", lines)])

@@ -89,7 +89,7 @@
       for (const screen of screens) screen.scene.crosshairPos = screen.mm2frac(scene.centre);
       adjust();
       unsure.disabled = !ours.uncertainty;
-      const thinned = scene.steps.some((step) => step > 1) ? ` Every ${scene.steps.join(" x ")} voxels are shown.` : "";
+      const thinned = scene.steps.some((step) => step > 1) ? ` One voxel in every ${scene.steps.join(" x ")} is shown.` : "";
       status.textContent = `${scene.group}: ${scene.title}.${thinned}`;
     } catch (error) {
       status.textContent = `The viewer cannot show this: ${error.message}`;
