@@ -54,7 +54,8 @@ LayoutName = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]
 Labelled = Annotated[
-    str, typer.Option("--labelled", help="How many training patients keep their label: 8, 10%, or all.")
+    str,
+    typer.Option("--labelled", help="How many train with their label: 8, 10% of those who train, or all."),
 ]
 RenamedFrames = Annotated[
     bool, typer.Option("--renamed-frames", help="The lists number frames: frame02 is a patient's second frame.")
@@ -152,9 +153,9 @@ def plan(
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the dataset.")] = None,
     vram: Annotated[float, typer.Option("--vram", min=0, help="GPU memory to plan for, in GiB; 0 for a CPU.")] = 8.0,
-    method: Annotated[Path, typer.Option("--method", help="Method file to plan for: sets batch and memory.")] = Path(
-        "configs/method/combined.yaml"
-    ),
+    method: Annotated[
+        Path, typer.Option("--method", help="Method file to plan for; its batch and memory count.")
+    ] = Path("configs/method/combined.yaml"),
     fingerprint: Annotated[
         Path | None, typer.Option("--fingerprint", help="Also write what was found for each case, as JSON.")
     ] = None,
@@ -210,9 +211,11 @@ def split(
     prepared: Annotated[Path, typer.Argument(help="Folder that `medssl prepare` wrote.")],
     labelled: Labelled = "0",
     val: Annotated[
-        int, typer.Option("--val", min=0, help="Number of validation patients, who choose the best weights.")
+        int, typer.Option("--val", min=0, help="How many validate, that is choose the best weights (see --count).")
     ] = 0,
-    test: Annotated[int, typer.Option("--test", min=0, help="Number of test patients, whom training never sees.")] = 0,
+    test: Annotated[
+        int, typer.Option("--test", min=0, help="How many test; training never sees them (see --count).")
+    ] = 0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the draw.")] = 0,
     out: Annotated[
         Path | None,
@@ -394,7 +397,10 @@ def predict(
         typer.Option("--largest-component", help="Keep only the largest component of this class; repeatable."),
     ] = None,
     mirror: Annotated[
-        bool, typer.Option("--mirror", help="Also predict mirrored windows and average: up to 8 times the work.")
+        bool,
+        typer.Option(
+            "--mirror", help="Also predict windows mirrored as in training, and average: up to 8 times the work."
+        ),
     ] = False,
     uncertainty: Annotated[
         bool, typer.Option("--uncertainty", help="Also write how likely each voxel is wrong.")
