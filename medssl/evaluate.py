@@ -1,10 +1,10 @@
 """The job behind `medssl evaluate`: predictions and references in, scores.csv out.
 
-Files are matched by case id. Predictions hold the places of classes, or the values that predictions.json lists. What
-the values of references stand for, where nobody annotated them, and which regions are scored beside the classes is said
-by the dataset's settings. A reference whose axes are stored in another order or direction is turned to those of the
-prediction. Nothing is resampled: two volumes that do not share a grid are an error, and every fault of every case is
-known before the first is scored.
+Files are matched by case id. Predictions hold class indices, or the values that predictions.json lists. The dataset's
+settings say what the values of references stand for, which value marks voxels that nobody annotated, and which regions
+are scored as well as the classes. A reference whose axes are stored in another order or direction is turned to those of
+the prediction. Nothing is resampled: two volumes that do not share a grid are an error. All cases are checked, and all
+their faults reported together, before the first is scored.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from medssl.metrics.scoring import LARGEST_LABEL
 from medssl.progress import mapper, tracked
 from medssl.score_file import write_scores
 from medssl.scores import Scores, Spread, summarise
-from medssl.words import by
+from medssl.words import by, how_many
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,18 +43,18 @@ if TYPE_CHECKING:
     from medssl.metrics import Units
 
 GRID_TOLERANCE = 0.01
-"""How far apart two grids may put a corner and still be one grid, as a fraction of the smallest voxel side.
+"""Largest distance between the corners of two grids that count as one, as a fraction of the smallest voxel side.
 
-Far below what could change a score, and far above what rounding to float32 does to a header.
+It is far below what could change a score, and far above what rounding to float32 does to a header.
 """
 MOST_CLASSES = 256
-"""More label values than this, with no class names given, and the files are taken for images."""
+"""With this many label values besides 0, and no class names, the files are taken for images."""
 
 NAMED = 5
-"""References without a prediction that the printed summary names; the table names all."""
+"""Number of references without a prediction that the printed summary names; the table names all."""
 _PRINTED = ("dice", "iou", "hd95", "asd", "cldice", "instance_f1")
-_ABREAST = 4  # columns of one table, which fit into 80 characters beside the class and the counts
-_FEW = 4  # below so many cases, starting processes takes longer than it saves
+_ABREAST = 4  # metrics in one printed table, so that it fits into 80 characters with the class and the counts
+_FEW = 4  # with fewer cases, starting processes takes longer than it saves
 
 
 def evaluate_folders(
@@ -76,31 +76,33 @@ def evaluate_folders(
 ) -> Scores:
     """Score predicted label maps against references of the same case id, and write the table `out`.
 
-    The scores under the first convention come back, those under the others `beside` them.
+    Returns the scores under the first convention; those under the others are in its attribute `beside`.
 
     Args:
         predictions: folder of label maps, or one file.
         references: the same, or a prepared folder, which stands for the raw labels it was made from. It may hold more
-            cases, which are then counted and named as unpredicted. Two single files are a pair whatever their names,
-            under the id of the prediction.
-        out: the CSV file to write. As `scores.csv` in a run folder it holds the run's test scores, and the run's
+            cases than the predictions; these are counted and named as unpredicted. Two single files are compared
+            whatever their names, under the case id of the prediction.
+        out: the CSV file to write. If it is `scores.csv` in a run folder, it holds the run's test scores, and the run's
             TensorBoard shows them too.
-        classes: names by label value, the background first, of references without values of their own.
-        data: what the values of the references mean, in place of what a prepared folder says. Without it, `classes`
-            and such a folder, the `predictions.json` beside the predictions; without that, the label values found.
-        workers: processes; 0 works in this one, as a handful of cases always does, classes in as many threads.
+        classes: class names in order of label value, background first, if the label values are 0, 1, 2 and so on.
+        data: what the values of the references mean, instead of what a prepared folder says. Without `data`, `classes`
+            and a prepared folder, `predictions.json` beside the predictions says it; without that, each label value
+            found is a class.
+        workers: processes. With fewer than two, or with fewer than four cases, this process does all the work, with up
+            to as many threads for the classes of a case.
         overwrite: replace `out` if it exists.
         conventions: whose rules to score by, names of `medssl.metrics.CONVENTIONS`.
-        units: of distances, in place of the conventions' own.
-        tolerance: how far apart NSD lets surfaces lie, in the unit of distances.
+        units: unit of distances, `mm` or `voxel`, instead of each convention's own.
+        tolerance: distance up to which NSD counts surfaces as matching, in the unit of distances.
         tolerances: the same for single classes, by name.
         instances: classes whose connected components are counted and paired.
         centreline: tubular classes that get a clDice.
-        metrics: the columns, names of `medssl.metrics.METRICS`; None takes all that there are.
+        metrics: the columns, names of `medssl.metrics.METRICS`; None for all that the conventions have.
 
     Raises:
-        ConfigError: `out` exists, `classes` are no list of names or stand beside `data` or a prepared folder, or one
-            of the other names is unknown.
+        ConfigError: `out` exists; `classes` are not a valid list of names, or are given in addition to `data` or a
+            prepared folder; or one of the other names is unknown.
         DataError: a prediction has no reference, or cases cannot be scored; all of them are listed.
     """
     predictions, references, out = Path(predictions), Path(references), Path(out)
@@ -112,8 +114,8 @@ def evaluate_folders(
         tuple(centreline), None if metrics is None else tuple(metrics),
     )  # fmt: skip
     if units == "voxel" and "brats" in conventions:
-        raise ConfigError(f"units: brats is in mm, {BRATS_WORST} of them where a class is missed; leave brats or the "
-                          "unit out")  # fmt: skip
+        raise ConfigError(f"units: must be mm with the convention brats, whose HD95 of a missed class is {BRATS_WORST} "
+                          "mm; leave out brats or the unit")  # fmt: skip
     prepared = read_prepared(references) if is_prepared(references) else None
     data = _dataset(classes, data or (prepared.config if prepared else None), predictions)
     pairs, unpredicted = _match(predictions, references, prepared)
@@ -142,9 +144,10 @@ def evaluate_folders(
 
 
 def print_summary(scores: Scores, console: Console | None = None) -> None:
-    """Print the summary as a table, a row per class and region and one for all, and name the references left alone.
+    """Print the mean scores as a table, and name references without a prediction.
 
-    Several conventions stand one below the other in each class.
+    The table has a row per class and region and one for all classes, each with a line per convention if there are
+    several.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -171,12 +174,12 @@ def print_summary(scores: Scores, console: Console | None = None) -> None:
     console.print(_caption(tables), style="dim italic", markup=False, highlight=False)
     if scores.unpredicted:
         named = ", ".join(scores.unpredicted[:NAMED]) + (", ..." if len(scores.unpredicted) > NAMED else "")
-        alone = f"{len(scores.unpredicted)} ({named}); the file of scores names them all"
+        alone = f"{len(scores.unpredicted)} ({named}); the score file lists all of them"
         console.print(f"references without a prediction: {alone}", markup=False, highlight=False)
 
 
 def _head(name: str, tables: Sequence[Scores]) -> str:
-    """A metric with its unit, where one unit is that of all tables."""
+    """Return the column heading of a metric, with its unit if all tables have the same."""
     units = {scores.units for scores in tables if name in CONVENTIONS[scores.convention].metrics}
     return f"{name} {units.pop()}" if METRICS[name].kind == "distance" and len(units) == 1 else name
 
@@ -214,12 +217,12 @@ def _refuse_existing(out: Path, overwrite: bool) -> None:
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether it is a prepared folder; datasets of the MSD have a dataset.json too, but no cases/."""
+    """Return whether a folder is a prepared dataset; those of the MSD have a dataset.json too, but no cases/."""
     return (folder / "dataset.json").is_file() and (folder / "cases").is_dir()
 
 
 def _match(predictions: Path, references: Path, prepared: PreparedDataset | None) -> tuple[list[_Pair], list[str]]:
-    """Pairs sorted by case, and the references that stay alone."""
+    """Return the pairs sorted by case, and the references without a prediction."""
     ours = _volumes(predictions)
     if prepared is not None:
         theirs = {id: case.label for id, case in prepared.cases.items() if case.label is not None}
@@ -228,13 +231,13 @@ def _match(predictions: Path, references: Path, prepared: PreparedDataset | None
         theirs = {case: Source(path) for case, path in _volumes(references).items()}
     same = [case for case in ours.keys() & theirs.keys() if ours[case].resolve() == theirs[case].path.resolve()]
     if same:
-        raise DataError(f"{ours[min(same)]}: is the prediction and the reference at once ({len(same)} such files); "
+        raise DataError(f"{ours[min(same)]}: is both prediction and reference ({how_many(len(same), 'such file')}); "
                         "name the predictions first, then the references")  # fmt: skip
     if predictions.is_file() and references.is_file():
         return [_Pair(case, path, Source(references)) for case, path in ours.items()], []
     orphans = [f"  {case}  {ours[case]}" for case in sorted(ours.keys() - theirs.keys())]
     if orphans:
-        swapped = "\nIf these are the references: predictions are named first, then references."
+        swapped = "\nIf these are the references, swap the two: predictions are named first, then references."
         raise DataError(
             f"{len(orphans)} of {len(ours)} predictions have no reference of the same name in {references}\n"
             + "\n".join(orphans)
@@ -245,7 +248,7 @@ def _match(predictions: Path, references: Path, prepared: PreparedDataset | None
 
 
 def _volumes(source: Path) -> dict[str, Path]:
-    """The volumes of a folder, or the one file, by case id."""
+    """Return the volumes of a folder, or a single file, by case id."""
     if not source.exists():
         raise DataError(f"{source}: no such file or folder")
     paths = list_volumes(source) if source.is_dir() else [source]
@@ -255,15 +258,15 @@ def _volumes(source: Path) -> dict[str, Path]:
     for path in paths:
         other = volumes.setdefault(label_id(path), path)
         if other != path:
-            raise DataError(f"{source}: {other.name} and {path.name} both claim case {label_id(path)}; keep one")
+            raise DataError(f"{source}: {other.name} and {path.name} are both of case {label_id(path)}; keep one")
     return volumes
 
 
 def _dataset(classes: Sequence[str] | None, data: DatasetConfig | None, predictions: Path) -> DatasetConfig | None:
-    """What is known of the labels: what is given, what is stored beside the predictions, or None."""
+    """Return what the labels mean, as given or as stored beside the predictions; None if neither."""
     if classes is not None:
         if data is not None:
-            raise ConfigError(f"classes: the settings of dataset {data.name} name them; leave `classes` out")
+            raise ConfigError(f"classes: the settings of dataset {data.name} already name them; leave `classes` out")
         fault = _fault_of_names(list(classes))
         if fault:
             raise ConfigError(f"classes: {fault}")
@@ -276,12 +279,12 @@ def _dataset(classes: Sequence[str] | None, data: DatasetConfig | None, predicti
     record = read_record(path)
     fault = _fault_of_names(list(record.classes))
     if fault:
-        raise DataError(f"{path}: classes: {fault}; mend the file, or name the classes")
+        raise DataError(f"{path}: classes: {fault}; correct the file, or name the classes")
     labels = record.model_dump(include={"classes", "values", "ignore", "regions"})
     try:
         return parse(DatasetConfig, {"name": "", **labels})
     except ConfigError as error:
-        raise DataError(f"{path}: {error}; mend the file, or give the dataset's settings") from None
+        raise DataError(f"{path}: {error}; correct the file, or give the dataset's settings") from None
 
 
 def _fault_of_names(names: Sequence[str]) -> str | None:
@@ -291,14 +294,14 @@ def _fault_of_names(names: Sequence[str]) -> str | None:
     return f"each name must be printable and unique, found {odd!r}" if odd else None
 
 
-# ---- what the cases hold
+# ---- checks of the cases
 
 
 def _inspect(pair: _Pair, data: DatasetConfig | None, is_prepared: bool) -> tuple[list[str], set[int]]:
-    """Everything that keeps a pair from being scored, and the label values of both volumes.
+    """Return everything that keeps a pair from being scored, and the label values of both volumes.
 
     Args:
-        is_prepared: the reference was taken by `prepare`, by which it may lie a little off its image's grid.
+        is_prepared: `prepare` accepted the reference, and it accepts labels that lie a little off the image's grid.
     """
     faults: list[str] = []
     volumes: list[Volume] = []
@@ -344,13 +347,13 @@ def _fault_of_values(role: str, found: set[int], source: Source, data: DatasetCo
 def _faults_of_grids(prediction: Volume, reference: Volume, is_prepared: bool) -> list[str]:
     grids = f"\nprediction {_describe(prediction)}\nreference  {_describe(reference)}"
     if prediction.array.ndim != 3 or reference.array.ndim != 3:
-        return [f"a label map has three axes{grids}"]
+        return [f"a label map must have three axes{grids}"]
     reference = aligned(reference, prediction)
     if prediction.shape != reference.shape:
         return [f"prediction and reference lie on different grids: their shapes differ{grids}"]
     shift = shift_of(reference, prediction) if is_prepared else None
     apart = corners_apart(reference.shape, prediction.affine, reference.affine)
-    rounded = np.spacing(np.float32(np.abs(reference.affine[:3, 3]).max()))  # NIfTI holds places as float32
+    rounded = np.spacing(np.float32(np.abs(reference.affine[:3, 3]).max()))  # NIfTI stores positions as float32
     tolerance = GRID_TOLERANCE * min(reference.spacing) + float(rounded)
     if apart > tolerance and (shift is None or shift > GRID_ERROR):
         return [
@@ -368,21 +371,24 @@ def _describe(volume: Volume) -> str:
 def _labels(
     pairs: Sequence[_Pair], findings: Sequence[tuple[list[str], set[int]]], data: DatasetConfig | None
 ) -> dict[int, str]:
-    """The foreground classes by label value, once no case has a fault."""
+    """Return the foreground classes by label value, or raise a DataError that lists the faults of all cases."""
     faulty = [(pair.case, faults) for pair, (faults, _) in zip(pairs, findings, strict=True) if faults]
     if faulty:
         raise DataError(
             f"{len(faulty)} of {len(pairs)} cases cannot be scored\n"
             + "\n".join(_indent(case, fault) for case, faults in faulty for fault in faults)
-            + "\nNothing is resampled or relabelled here: mend these files, or leave them out."
+            + "\nEvaluation does not resample or relabel: correct these files, or leave them out."
         )
     if data is not None:
         return {label: name for label, name in enumerate(data.classes) if label > 0}
     found = sorted({value for _, values in findings for value in values} - {0})
     if not found:
-        raise DataError("no volume holds any label but 0, so there is nothing to score; name the classes")
+        raise DataError("all label maps hold only 0, so there is nothing to score; name the classes if all are absent")
     if len(found) >= MOST_CLASSES:
-        raise DataError(f"the volumes hold {len(found)} label values; are they images? If not, name the classes")
+        raise DataError(
+            f"the files hold {len(found)} label values besides 0, so they may be images; if they are label maps, name "
+            "the classes"
+        )
     return {label: str(label) for label in found}
 
 

@@ -1,7 +1,7 @@
-"""The job behind `medssl evaluate explain`: why two tables of scores differ, in plain words.
+"""The job behind `medssl evaluate explain`: why two tables of scores differ, in words.
 
-The tables are matched by case and class. Numbers that differ are worked out again from the label maps that the
-tables name, by every rule known here, to see which rule gives A's number and which gives B's. What no rule
+The tables are matched by case and class. Numbers that differ are recomputed from the label maps that the tables name,
+by every rule known here, to find the rule that gives A's number and the one that gives B's. A number that no rule
 gives is called unexplained.
 """
 
@@ -31,7 +31,7 @@ from medssl.metrics.table import status_of
 from medssl.words import by, listed
 
 NAMED = 3
-"""Examples of each reason."""
+"""Number of examples listed for each reason."""
 _TOLERANCES = (0.5, 1.0, 2.0, 3.0, 4.0, 5.0)
 
 _HD95: dict[str, Callable[[Distances], float]] = {
@@ -53,7 +53,7 @@ _DEFINITIONS = {"hd95": _HD95, "hd95_max": _HD95, "hd95_pooled": _HD95, "hd": _H
 
 @dataclass(frozen=True)
 class Difference:
-    """A number that is not the same in both tables; None: undefined."""
+    """A number that differs between the two tables; None means undefined."""
 
     case: str
     class_name: str
@@ -66,22 +66,26 @@ class Difference:
 
 
 def explain(a: Path, b: Path) -> list[str]:
-    """Lines of text on two tables: medssl's scores.csv, another tool's CSV, or nnU-Net's summary.json.
+    """Explain in lines of text how and why two tables of scores differ.
+
+    Args:
+        a: medssl's scores.csv, another tool's CSV file, or nnU-Net's summary.json.
+        b: the same.
 
     Raises:
-        DataError: a file is no such table, or the tables share no number.
+        DataError: a file is not such a table, or the tables have no numbers in common.
     """
     one, other = read_table(Path(a)), read_table(Path(b))
     for place, table, beside in ((a, one, other), (b, other, one)):
         if not table.has_classes and len(beside.classes) > 1:
             of = listed(beside.classes, NAMED)
-            raise DataError(f"{place}: no column `class` says of what its numbers are; beside it are {of}")
+            raise DataError(f"{place}: needs a column `class`, because the other table has several classes: {of}")
     one.adopt_names(other)
     other.adopt_names(one)
     shared = sorted(one.cells.keys() & other.cells.keys())
     metrics = [name for name in METRICS if name in one.metrics and name in other.metrics]
     if not shared or not metrics:
-        raise DataError(f"{a} and {b} share no number: A has {_contents(one)}, B {_contents(other)}")
+        raise DataError(f"{a} and {b} have no numbers in common: A has {_contents(one)}; B has {_contents(other)}")
     lines = [f"A  {a}: {one.says}", f"B  {b}: {other.says}", *_coverage(one, other)]
     files, different = _compare_files(one, other, sorted({case for case, _ in shared}))
     lines += files
@@ -103,14 +107,14 @@ def _coverage(one: ScoreTable, other: ScoreTable) -> Iterator[str]:
     for (here, table), (there, against) in [(("A", one), ("B", other)), (("B", other), ("A", one))]:
         alone = [case for case in table.cases if case not in against.cases]
         if alone:
-            yield f"other cases: {listed(alone, NAMED)} in {here} only, and in its means, not in {there}'s"
+            yield f"other cases: {listed(alone, NAMED)} in {here} only; {here}'s means include them, {there}'s do not"
         unmatched = sorted({name for _, name in table.cells} - {name for _, name in against.cells})
         if unmatched:
             yield f"other classes: {listed(unmatched, NAMED)} in {here} only"
 
 
 def _compare_files(one: ScoreTable, other: ScoreTable, cases: Sequence[str]) -> tuple[list[str], set[str]]:
-    """What is said about the label maps behind both tables, and the cases where they are not the same."""
+    """Return lines about differences between the label maps of both tables, and the cases that have any."""
     lines, different = [], set()
     for case in cases:
         if case not in one.files or case not in other.files or one.files[case] == other.files[case]:
@@ -126,7 +130,7 @@ def _compare_files(one: ScoreTable, other: ScoreTable, cases: Sequence[str]) -> 
 def _compare_volumes(mine: Source, theirs: Source) -> str | None:
     one, other = _read(mine), _read(theirs)
     if one is None or other is None:
-        return "a file is not there any more, so nobody can tell whether they are the same"
+        return "a file is missing or cannot be read, so they cannot be compared"
     other = aligned(other, one)
     if one.shape != other.shape:
         return f"{by(one.shape)} voxels in A, {by(other.shape)} in B"
@@ -140,7 +144,7 @@ def _compare_volumes(mine: Source, theirs: Source) -> str | None:
 
 
 def _reasons(differing: Sequence[Difference], one: ScoreTable, other: ScoreTable, different: set[str]) -> Iterator[str]:
-    """The differences of one metric by reason, the most frequent first."""
+    """Yield the differences of one metric grouped by reason, the most frequent first."""
     rules = [(_rules(each, each.a, one, other), _rules(each, each.b, other, one)) for each in differing]
     liked: list[Counter[str]] = [Counter(rule for pair in rules for rule in pair[side] or ()) for side in (0, 1)]
     groups: dict[str, list[Difference]] = {}
@@ -155,7 +159,7 @@ def _reason(
     mine: Sequence[str] | None, theirs: Sequence[str] | None, liked: Sequence[Counter[str]], files_differ: bool
 ) -> str:
     if mine is None or theirs is None:
-        return "unexplained: the label maps or the label value are not known, so no number can be worked out again"
+        return "unexplained: the label maps or the label value are unknown, so the number cannot be recomputed"
     common = [rule for rule in mine if rule in theirs]
     if common and files_differ:
         return f"by other files: both are {common[0]}"
@@ -168,13 +172,16 @@ def _reason(
 
 
 def _likeliest(rules: Sequence[str], counts: Counter[str]) -> str:
-    """The rules that explain most of a table; two at the most are named."""
+    """Return the rule that explains most numbers of a table; if several tie, the first two."""
     most = max(counts[rule] for rule in rules)
     return " or ".join([rule for rule in rules if counts[rule] == most][:2])
 
 
 def _rules(each: Difference, value: float | None, table: ScoreTable, against: ScoreTable) -> list[str] | None:
-    """The rules that give a table's number from the files, its own or else the other's; None without files."""
+    """Return the rules that give a table's number from its label maps, or else from the other table's.
+
+    None if the label maps or the label value are unknown.
+    """
     owner = table if each.case in table.files else against
     labels = table.labels if each.class_name in table.labels else against.labels
     if each.case not in owner.files or each.class_name not in labels:
@@ -198,7 +205,7 @@ def _rules(each: Difference, value: float | None, table: ScoreTable, against: Sc
 
 
 def _stated(table: ScoreTable, each: Difference) -> str | None:
-    """The rule that a table of ours names for its distances; None where it names none."""
+    """Return the rule that a table of medssl states for NSD or a distance metric; None if it states none."""
     if table.scores is None:
         return None
     unit = "in mm" if table.scores.units == "mm" else "in voxels"
@@ -211,7 +218,7 @@ def _stated(table: ScoreTable, each: Difference) -> str | None:
 
 
 def _rule_of_empty(status: Status, metric: str, value: float | None) -> str | None:
-    """What a table does with a class that is not in both volumes; None for what needs no rule, as a Dice of 0."""
+    """Return the rule of a table for a class that is not in both volumes; None for volumes and instances."""
     if METRICS[metric].kind in ("volume", "instances"):
         return None
     also = [name for name, rules in CONVENTIONS.items() if name != "strict" and metric in rules.metrics and
@@ -224,7 +231,7 @@ def _rule_of_empty(status: Status, metric: str, value: float | None) -> str | No
 def _readings(
     metric: str, pair: tuple[Mask, Mask], steps: NDArray[np.float64], status: Status, tolerances: Sequence[float]
 ) -> Iterator[tuple[str, float | None]]:
-    """Every number that the metric's name is given to, with its rule, likely ones first."""
+    """Yield each rule that goes by the metric's name and the number that it gives, likely ones first."""
     overlap = Overlap.of(*pair)
     if metric in _DEFINITIONS or metric == "nsd":
         if status != "scored":
@@ -247,7 +254,8 @@ def _readings(
     overlaps = {"dice": overlap.dice, "iou": overlap.iou, "precision": overlap.precision, "recall": overlap.recall}
     if metric not in overlaps:
         return
-    for name in sorted(overlaps, key=lambda name: name != metric):  # its own meaning first, then those mixed up with it
+    # The metric itself comes first, then those that it may be confused with.
+    for name in sorted(overlaps, key=lambda name: name != metric):
         title, value = METRICS[name].title + " of the volume", overlaps[name]
         yield title, value
         yield f"{title} in percent", None if value is None else 100 * value
@@ -272,7 +280,7 @@ def _grids(steps: NDArray[np.float64]) -> list[tuple[str, NDArray[np.float64]]]:
 
 
 def _averages(metric: str, one: ScoreTable, other: ScoreTable) -> Iterator[str]:
-    """How the two headline means come about, where both tables have one and they differ."""
+    """Explain the two overall means if the tables average in different ways and the means differ."""
     a, b = one.overall(metric, one.averages), other.overall(metric, other.averages)
     if one.averages == other.averages or _same(a, b, max(one.slack(metric), other.slack(metric))):
         return
@@ -295,7 +303,11 @@ def _read(source: Source) -> Volume | None:
 
 @lru_cache(maxsize=2)
 def _read_pair(files: tuple[Source, Source], data: str) -> tuple[Volume, Volume] | None:
-    """Prediction and reference as they were compared; `data` is what the table says of labels, as JSON."""
+    """Return prediction and reference as they were compared; None if they cannot be read.
+
+    Args:
+        data: the meaning of the labels by the table, as JSON.
+    """
     config = DatasetConfig.model_validate_json(data) if data else None
     try:
         return read_pair(*files, config)
@@ -304,7 +316,7 @@ def _read_pair(files: tuple[Source, Source], data: str) -> tuple[Volume, Volume]
 
 
 def _same(x: float | None, y: float | None, slack: float) -> bool:
-    """Whether two numbers are one, but for the digits that were written."""
+    """Return whether two numbers are equal within the digits that were written."""
     if x is None or y is None:
         return x is y
     return x == y or (math.isfinite(x) and math.isfinite(y) and abs(x - y) <= slack + 1e-5 * max(abs(x), abs(y)))

@@ -1,4 +1,4 @@
-"""Tables of scores, ours and other tools', in one form to compare them in."""
+"""Reading tables of scores, of medssl and of other tools, into one form for comparison."""
 
 from __future__ import annotations
 
@@ -36,57 +36,59 @@ _METRICS = {
     "precision": ("precision", "ppv"),
     "recall": ("recall", "sensitivity"),
 }
-"""Our names, and what others call the same; `medssl evaluate explain` finds out whether it is the same."""
+"""Names of the metrics here and elsewhere; `medssl evaluate explain` finds out whether they mean the same."""
 
 _UNIT = re.compile(r"[\[(]?(%|(?<![a-z])(mm|voxels?))[\])]?$")
-"""What a column's name may end in, in small letters."""
+"""A unit at the end of a column's name in lower case."""
 
 
 @dataclass
 class ScoreTable:
-    """Numbers by case and class, and what is known about how they came about."""
+    """Numbers by case and class, and what is known about how they were computed."""
 
     says: str
+    """What kind of table it is and which rules it states, for the user."""
     cells: dict[tuple[str, str], dict[str, float | None]]
+    """The number of each metric, by case and class."""
     labels: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """By class, or region: of its classes."""
+    """The label value of each class, or the values of all classes of a region."""
     files: dict[str, tuple[Source, Source]] = field(default_factory=dict)
     """Prediction and reference by case."""
     averages: Averages = "cases"
     scores: Scores | None = None
     rounding: dict[str, float] = field(default_factory=dict)
-    """What rounding to the decimals that another tool wrote may have changed, by metric."""
+    """Largest rounding error of another tool's numbers by metric, from the decimals that it wrote."""
     has_classes: bool = True
-    """Whether it says of which class a number is."""
+    """Whether the table says which class a number belongs to."""
     left_out: frozenset[str] = frozenset()
-    """Regions, or classes beside them, that its headline mean does not count."""
+    """Classes or regions that do not enter its overall mean."""
 
     @property
     def cases(self) -> list[str]:
-        """Their ids, sorted."""
+        """The case ids, sorted."""
         return sorted({case for case, _ in self.cells})
 
     @property
     def classes(self) -> list[str]:
-        """Their names, regions among them, sorted."""
+        """The names of classes and regions, sorted."""
         return sorted({name for _, name in self.cells})
 
     @property
     def metrics(self) -> list[str]:
-        """Those with a number somewhere, in table order."""
+        """The metrics with at least one number, in table order."""
         found = {name for values in self.cells.values() for name, value in values.items() if value is not None}
         return [name for name in METRICS if name in found]
 
     def slack(self, metric: str) -> float:
-        """How far a number may be from what was measured."""
+        """Return how far a written number may be from the exact one."""
         return self.rounding.get(metric, 1e-9)
 
     def tolerance_of(self, class_name: str) -> float:
-        """Of NSD."""
+        """Return the NSD tolerance of a class; for other tools' tables the default."""
         return TOLERANCE if self.scores is None else self.scores.measures.tolerance_of(class_name)
 
     def adopt_names(self, other: ScoreTable) -> None:
-        """Call classes that go by their label value here by the names that another table has for them."""
+        """Rename classes that are named by their label value here to the names that another table has for them."""
         theirs = {labels: name for name, labels in other.labels.items()}
         own = {name: _labels_in(name) for _, name in self.cells}
         names = {name: theirs.get(said, name) if self.labels.get(name, said) == said else name
@@ -95,7 +97,10 @@ class ScoreTable:
         self.labels = {names[name]: labels for name, labels in self.labels.items()}
 
     def overall(self, metric: str, averages: Averages) -> float | None:
-        """The mean over cases of each one's mean over classes, or the other way round."""
+        """Return the overall mean of a metric: over cases of each case's mean over classes, or the other way round.
+
+        None if there is no number, or, averaged over classes, if a class has none.
+        """
         groups: dict[str, list[float]] = {}
         for key, values in self.cells.items():
             if key[1] in self.left_out:
@@ -112,7 +117,7 @@ def read_table(path: Path) -> ScoreTable:
     """Read medssl's scores.csv, nnU-Net's summary.json, or a CSV file with a row per case, or per case and class.
 
     Raises:
-        DataError: the file is none of these.
+        DataError: the file is none of these or cannot be read.
     """
     try:
         if path.suffix == ".json":
@@ -166,14 +171,15 @@ def _read_csv(path: Path, text: str) -> ScoreTable:
     between = separator(content)
     rows = csv.DictReader(content, delimiter=between)
     names = [name for name in rows.fieldnames or () if name]
-    columns = {_plain(name): name for name in reversed(names)}  # of two units the first, and before both a plain name
+    # If names differ only in their unit, the one without a unit is taken, or else the first.
+    columns = {_plain(name): name for name in reversed(names)}
     columns |= {_plain(name): name for name in names if not _UNIT.search(name.strip().lower())}
     case, class_name = _first(_CASES, columns), _first(_CLASSES, columns)
     metrics = {ours: found for ours, theirs in _METRICS.items() if (found := _first(theirs, columns))}
     if case is None or not metrics:
         raise DataError(
-            f"{path}: expected a column of cases ({', '.join(_CASES[:3])} ...) and metrics ({', '.join(_METRICS)}), "
-            f"found {', '.join(columns) or 'nothing'}"
+            f"{path}: expected a column of cases ({', '.join(_CASES[:3])} ...) and columns of metrics "
+            f"({', '.join(_METRICS)}), found {', '.join(columns) or 'none'}"
         )
     says = f"a CSV file with {', '.join(metrics.values())}; its rules are unknown"
     table = ScoreTable(says, {}, has_classes=class_name is not None)
@@ -183,10 +189,10 @@ def _read_csv(path: Path, text: str) -> ScoreTable:
         if key in table.cells:
             of = f"class {key[1]} of " if class_name else ""
             where = f"{path}:{start + rows.line_num}"
-            raise DataError(f"{where}: {of}case {key[0]} a second time; where rows are of classes, call "
-                            f"their column `{_CLASSES[0]}`, and that of cases `{_CASES[0]}`")  # fmt: skip
+            raise DataError(f"{where}: {of}case {key[0]} occurs a second time; if there is a row per class, name the "
+                            f"columns `{_CASES[0]}` and `{_CLASSES[0]}`")  # fmt: skip
         written = {ours: row[theirs] or "" for ours, theirs in metrics.items()}
-        if between != ",":  # then a comma may stand before decimals
+        if between != ",":  # a comma may then be the decimal separator
             written = {ours: cell.replace(",", ".") for ours, cell in written.items()}
         try:
             table.cells[key] = {ours: _number(cell) for ours, cell in written.items()}
@@ -201,12 +207,12 @@ def _read_csv(path: Path, text: str) -> ScoreTable:
 
 
 def _labels_in(name: str) -> tuple[int, ...]:
-    """The labels that a name consists of, as `2`, or `(1, 2)` of a region in nnU-Net's summary; else none."""
+    """Return the label values that a name consists of: `2`, or `(1, 2)` for a region of nnU-Net; otherwise none."""
     return tuple(sorted(map(int, re.findall(r"\d+", name)))) if re.fullmatch(r"\d+|\(\d+(, \d+)*,?\)", name) else ()
 
 
 def _plain(head: str) -> str:
-    """A column's name without its unit: `HD95 (mm)` and `Dice [%]` are hd95 and dice."""
+    """Return a column's name without its unit: `HD95 (mm)` and `Dice [%]` become hd95 and dice."""
     return re.sub(r"\W+", "_", _UNIT.sub("", head.strip().lower())).strip("_")
 
 
@@ -226,7 +232,7 @@ def _decimals(cell: str) -> int:
 
 
 def _number(cell: Any) -> float | None:
-    """A number; None for an empty cell and NaN."""
+    """Return the number in a cell; None for an empty cell or NaN."""
     if cell is None or (isinstance(cell, str) and not cell.strip()):
         return None
     value = float(cell)

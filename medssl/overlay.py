@@ -1,6 +1,6 @@
-"""Slices of a scan with the contours of two label maps, each a WebP as a data URI that an HTML page can hold.
+"""Slices of a scan with the contours of two label maps, each as a data URI of a WebP, to embed in an HTML page.
 
-Nothing is read from disk, and nothing here depends on pyplot.
+Nothing is read from disk, and pyplot is not used.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from medssl.data.volume import Volume
 from medssl.palette import class_colour, grey_window
 
 THICK_SLICES = 2.5
-"""From this ratio of spacings on, slices are shown as they were scanned and not cut across."""
+"""From this ratio of the largest to the smallest spacing on, only slices in the scan's own plane are shown."""
 
 _AXES = "RAS"
-# The dashes stay visible where they lie on the line, so that a class that was missed looks unlike one that was hit.
+# The dashes stay visible where they cover the solid line, so that a missed class looks different from a found one.
 _REFERENCE: dict[str, Any] = {"linestyles": "solid", "linewidths": 1.1}
 _PREDICTION: dict[str, Any] = {"linestyles": [(0, (2.0, 1.6))], "linewidths": 2.3}
 
 
 @dataclass(frozen=True)
 class Slice:
-    """One slice of a case with both contours."""
+    """An image of one slice of a case with both contours."""
 
     caption: str
     uri: str
 
 
 def overlay(image: Volume, prediction: Volume, reference: Volume) -> list[Slice]:
-    """Three slices with the contours of both label maps, solid for the reference and dashed for the prediction.
+    """Draw up to three slices with the contours of both label maps, solid for the reference, dashed for the prediction.
 
-    Slices show the patient upright: front or head up, in the radiological way (the patient's right on the left
-    of the picture). A scan of thick slices is shown in its own plane; others in three planes, each where the
-    reference is largest. All are square, at one scale in millimetres.
+    Slices show the patient upright, front or head up, in the radiological convention (the patient's right on the left
+    of the picture). A scan with thick slices is shown in its own plane only; others in three planes, each at the slice
+    where the reference (if it is empty, the prediction) is largest. All are square and have one scale in millimetres.
 
     Args:
         image: `(X, Y, Z)` or `(X, Y, Z, M)`, of which the first channel is shown.
@@ -64,10 +64,10 @@ def overlay(image: Volume, prediction: Volume, reference: Volume) -> list[Slice]
 
 
 def _frame(mask: NDArray[np.bool_], spacing: Sequence[float], cut: set[int]) -> tuple[list[float], float]:
-    """Centre, and side with a margin, in mm, of a square around the mask, or around all of an empty one.
+    """Return centre and side in mm of a square around the mask with a margin; if it is empty, around the volume.
 
     Args:
-        cut: the axes that slices are taken along; along a single one the extent is not seen.
+        cut: the axes along which slices are taken; if there is only one, the extent along it does not count.
     """
     where = np.argwhere(mask)
     if not len(where):
@@ -78,7 +78,7 @@ def _frame(mask: NDArray[np.bool_], spacing: Sequence[float], cut: set[int]) -> 
 
 
 def _choose_slices(mask: NDArray[np.bool_], spacing: Sequence[float]) -> list[tuple[int, int]]:
-    """`(axis, index)` of three slices of a volume, the most telling first."""
+    """Return `(axis, index)` of up to three slices of a volume, the most informative first."""
     if max(spacing) / min(spacing) < THICK_SLICES:
         return [(axis, int(_areas(mask, axis).argmax())) for axis in (2, 1, 0)]
     axis = int(np.argmax(spacing))
@@ -119,7 +119,7 @@ def _draw_slice(
             contour = axes.contour(xs, ys, np.pad(labels == label, 1).astype(float), levels=[0.5],
                                    colors=[class_colour(int(label))], **style)  # fmt: skip
             contour.set_path_effects([withStroke(linewidth=style["linewidths"] + 1.4, foreground="black")])
-    # From high to low x: the patient's right, and in a sagittal slice the front, is on the left.
+    # The x axis runs from high to low, so the patient's right, or in a sagittal slice the front, is on the left.
     axes.set_xlim(centre[across] + side / 2, centre[across] - side / 2)
     axes.set_ylim(centre[up] - side / 2, centre[up] + side / 2)
     axes.set_aspect("equal")
@@ -128,7 +128,7 @@ def _draw_slice(
 
 
 def _annotate(axes: Any, left: str, top: str, side: float) -> None:
-    """Letters of the directions, and a bar with its length."""
+    """Draw the letters of the directions, and a scale bar with its length."""
     style = {"color": "white", "fontsize": 9, "path_effects": [withStroke(linewidth=2, foreground="black")]}
     axes.text(0.02, 0.5, left, transform=axes.transAxes, ha="left", va="center", **style)
     axes.text(0.5, 0.98, top, transform=axes.transAxes, ha="center", va="top", **style)

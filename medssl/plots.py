@@ -1,7 +1,7 @@
-"""The plots of a report, each an SVG as a data URI that an HTML page can hold.
+"""The plots of a report, each returned as a data URI of an SVG, to embed in an HTML page.
 
-Nothing is read from disk, and nothing here depends on pyplot: figures are objects that are drawn, encoded and
-dropped. Names from data are drawn as plain text, never as mathematics.
+Nothing is read from disk, and pyplot is not used: figures are objects that are drawn, encoded and released. Names from
+data are drawn as plain text, never as mathematics.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from medssl.palette import PALETTE
 from medssl.statistics import Ranking
 
 BINS = 40
-"""Most points of a smoothed curve."""
+"""Largest number of points of a smoothed curve."""
 MOST_NUMBERED = 9
-"""Up to so many classes the cells of a confusion matrix hold their numbers."""
+"""Largest number of classes with which the cells of a confusion matrix show their numbers."""
 
 _STYLE = {
     "text.parse_math": False, "svg.hashsalt": "medssl", "font.size": 10.5, "axes.spines.top": False,
@@ -36,7 +36,7 @@ _STYLE = {
 
 @dataclass(frozen=True)
 class Line:
-    """One curve; lines of one label share an entry in the legend."""
+    """One curve of a line plot; lines with the same label share an entry in the legend."""
 
     label: str
     colour: str
@@ -44,12 +44,12 @@ class Line:
     steps: Sequence[float]
     values: Sequence[float]
     band: tuple[Sequence[float], Sequence[float]] | None = None
-    """Lower and upper edge of what is shaded around it."""
+    """Lower and upper edge of the shaded band around it."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A method's number against how many labelled ones it had."""
+    """A method's results against its number of labelled patients or cases."""
 
     label: str
     colour: str
@@ -58,7 +58,7 @@ class Curve:
 
 
 class Point(NamedTuple):
-    """A mean, its interval where there is one, and the means of single runs."""
+    """A mean, its interval if there is one, and the means of single runs."""
 
     labelled: int
     mean: float
@@ -68,7 +68,7 @@ class Point(NamedTuple):
 
 
 def strip_plot(groups: Sequence[tuple[str, str, Sequence[float]]], axis: str) -> str:
-    """A box and every value of each group `(label, colour, values)`, from top to bottom."""
+    """Plot a box and every value of each group `(label, colour, values)`, from top to bottom."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(5.4, 0.7 + 0.72 * len(groups)), layout="constrained")
         axes = figure.add_subplot()
@@ -86,7 +86,7 @@ def strip_plot(groups: Sequence[tuple[str, str, Sequence[float]]], axis: str) ->
 def line_plot(
     lines: Sequence[Line], axis: str, *, size: tuple[float, float] = (5.4, 3.2), legend: bool = True
 ) -> str:  # fmt: skip
-    """Curves against the training step, the legend below."""
+    """Plot curves against the training step, with the legend below."""
     with mpl.rc_context(_STYLE):
         entries = {line.label: line for line in lines} if legend else {}
         figure = Figure(figsize=(size[0], size[1] + 0.23 * len(entries)), layout="constrained")
@@ -108,10 +108,10 @@ def line_plot(
 
 
 def label_curve(curves: Sequence[Curve], levels: Sequence[tuple[str, str, float]], axis: str) -> str:
-    """A number against how many are labelled, a line per method.
+    """Plot a metric against the number of labelled patients or cases, with a line per method.
 
     Args:
-        levels: `(label, colour, value)` of methods that had all labels, drawn right across.
+        levels: `(label, colour, value)` of methods that had all labels, drawn as horizontal lines.
     """
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(5.4, 3.4 + 0.23 * (len(curves) + len(levels))), layout="constrained")
@@ -134,10 +134,12 @@ def label_curve(curves: Sequence[Curve], levels: Sequence[tuple[str, str, float]
 
 
 def rank_plot(ranking: Ranking, colours: Mapping[str, str]) -> str:
-    """Mean ranks with bars that overlap where methods are not told apart, and how often each comes in which place.
+    """Plot mean ranks and how often each method comes in which place.
+
+    The bars of two methods overlap if their mean ranks differ by less than the critical difference.
 
     Args:
-        colours: of each of the ranking's methods.
+        colours: colour of each method in the ranking.
     """
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(5.4, 1.0 + 0.62 * len(ranking.names)), layout="constrained")
@@ -160,7 +162,7 @@ def rank_plot(ranking: Ranking, colours: Mapping[str, str]) -> str:
 
 
 def calibration_plot(curves: Sequence[tuple[str, str, str, Sequence[float], Sequence[float]]]) -> str:
-    """How often voxels are right against how sure they are, of each `(label, colour, style, sure, right)`."""
+    """Plot the share of correct voxels against their probability, for each `(label, colour, style, sure, right)`."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(5.4, 4.2 + 0.23 * len(curves)), layout="constrained")
         axes = figure.add_subplot()
@@ -179,7 +181,7 @@ def calibration_plot(curves: Sequence[tuple[str, str, str, Sequence[float], Sequ
 
 
 def confusion_matrix(shares: NDArray[np.float64], names: Sequence[str], colour: str) -> str:
-    """Percent of each reference class (a row) that was predicted as each class (a column)."""
+    """Plot the percentage of each reference class (row) that was predicted as each class (column)."""
     count = len(names)
     side = min(7.5, 1.5 + 0.62 * count)
     with mpl.rc_context({**_STYLE, "axes.grid": False}):
@@ -202,7 +204,7 @@ def confusion_matrix(shares: NDArray[np.float64], names: Sequence[str], colour: 
 
 
 def histograms(groups: Sequence[tuple[str, Sequence[float]]], axis: str) -> str:
-    """How many cases have which number, of each `(label, values)` from top to bottom on one scale."""
+    """Plot a histogram over cases for each `(label, values)`, from top to bottom on one scale."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(5.4, 0.6 + 1.1 * len(groups)), layout="constrained")
         every = np.concatenate([np.asarray(values, float) for _, values in groups])
@@ -221,7 +223,12 @@ def histograms(groups: Sequence[tuple[str, Sequence[float]]], axis: str) -> str:
 
 
 def level_plot(levels: Sequence[Sequence[float]], is_odd: Sequence[bool], axis: str) -> str:
-    """Grey levels of cases beside each other, sorted by their middle: five rising numbers of each case."""
+    """Plot the grey levels of cases side by side, sorted by their median.
+
+    Args:
+        levels: five numbers of each case in rising order, the third of them the median.
+        is_odd: cases to draw in another colour.
+    """
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(5.4, 3.6), layout="constrained")
         axes = figure.add_subplot()
@@ -244,14 +251,14 @@ def level_plot(levels: Sequence[Sequence[float]], is_odd: Sequence[bool], axis: 
 
 
 def smooth(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Means of at most `BINS` neighbouring stretches, in order of step."""
+    """Return steps and values averaged over at most `BINS` groups of neighbouring steps."""
     order = np.argsort(steps, kind="stable")
     parts = [part for part in np.array_split(order, BINS) if len(part)]
     return tuple([float(np.mean(np.asarray(x)[part])) for part in parts] for x in (steps, values))  # type: ignore[return-value]
 
 
 def _draw_curve(axes: Any, curve: Curve, *, shift: float, is_wide: bool, span: Sequence[int]) -> None:
-    """Shifted a little to the side, so that intervals of methods stand beside each other."""
+    """Draw a curve, shifted a little to the side so that the intervals of methods do not cover each other."""
     width = span[-1] - span[0]
     xs = [n * (1 + 2.5 * shift) if is_wide else n + shift * width for n in (point.labelled for point in curve.points)]
     axes.plot(xs, [point.mean for point in curve.points], color=curve.colour, linestyle=curve.style, linewidth=1.8,
@@ -267,7 +274,7 @@ def _draw_curve(axes: Any, curve: Curve, *, shift: float, is_wide: bool, span: S
 def _draw_strip(axes: Any, y: int, colour: str, values: Sequence[float]) -> None:
     if not values:
         return
-    # The golden ratio spreads neighbours apart and is the same every time.
+    # Multiples of the golden ratio spread neighbours apart and need no random numbers.
     jitter = [(i * 0.618034 % 1 - 0.5) * 0.24 for i in range(len(values))]
     axes.scatter(values, [y + j for j in jitter], s=13, color=colour, alpha=0.55, linewidths=0)
     low, middle, high = np.percentile(values, [25, 50, 75])
@@ -280,7 +287,7 @@ def _draw_strip(axes: Any, y: int, colour: str, values: Sequence[float]) -> None
 
 
 def _draw_places(axes: Any, y: int, colour: str, shares: Sequence[float]) -> None:
-    """One bar cut by place, the first the darkest; parts with room for it carry their place."""
+    """Draw a bar divided by place, the first place darkest; parts that are wide enough show their place."""
     start = 0.0
     for place, share in enumerate(shares):
         alpha = 0.85 * (1 - place / len(shares))

@@ -1,6 +1,6 @@
 """The job behind `medssl predict`: segment volumes with one or more trained runs, each volume on its own grid.
 
-A model folder, which `medssl export` makes of runs, stands wherever a run does.
+A model folder, which `medssl export` makes from runs, can be given wherever a run can.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from medssl.words import gib, how_many, some
 
 UNCERTAINTY = "uncertainty"
 PROBABILITIES = "probabilities"
-"""Folders beside the label maps, where nobody takes their volumes for label maps."""
+"""Subfolders for these volumes, so that they are not mistaken for label maps."""
 
 
 def predict(
@@ -62,33 +62,34 @@ def predict(
     own_values: bool = False,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write a class map `<case>.nii.gz` per image, and predictions.json that says how they were made.
+    """Write a class map `<case>.nii.gz` for each image, and predictions.json, which records how they were made.
 
-    A folder that was begun in the same way is gone on with: cases that it has and that predictions.json tells of stay,
-    and where these are all, that is said and nothing is written. By other weights, in the place of those of before, and
-    of images that were written again since, it is another making.
-    Images that cannot be read, or are too large, are passed over, and told of when all others are there. Where nothing
-    but background is predicted, that is said.
+    If `out` already holds predictions made in the same way, only the missing cases are predicted; if none is missing,
+    a line says so and nothing is written. Predictions by other weights, even if these replaced the weights at the same
+    path, and predictions of images that have changed since, count as made differently and are refused.
+    An image that cannot be read or is too large is skipped, and reported as an error after all others are written. A
+    warning names the cases in which only background was predicted.
 
     Args:
-        images: volume files and folders of a DICOM series, or folders of them; `FOLDER#UID` picks of several series.
-            Names that end in `_0000`, `_0001` and so on are the channels of one case, and so are files in a folder of
-            their own that have the names of the run's channels, see the layout `modalities`.
-        also: other runs, whose class probabilities are averaged with the first one's.
-        part: instead of naming images, the raw images of a part of the run's own split, such as `test`.
+        images: volume files and folders of a DICOM series, or folders of these; `FOLDER#UID` picks one of several
+            series. Files whose names end in `_0000`, `_0001` and so on are the channels of one case, and so are files
+            in a folder of their own that are named after the run's channels (see the layout `modalities`).
+        also: other runs, whose class probabilities are averaged with those of the first.
+        part: predict the raw images of a part of the run's own split, such as `test`, instead of `images`.
         prepared: with `part`, where the prepared dataset is now; None looks where it was when the run was trained.
         uncertainty: also write `uncertainty/<case>.nii.gz`, 1 minus the probability of each voxel's class.
-        probabilities: also write `probabilities/<case>_<place>.nii.gz`, that of the class of each place in `classes` of
-            predictions.json, the background's 0; `largest_component` does not change them.
-        own_values: write the value that each class has in the dataset's label files, not its place in `classes`.
-            predictions.json then lists these values, by which `evaluate` and `report` read the label maps.
-        overwrite: replace what is there, all of it; not label maps in other values, of which some could stay.
+        probabilities: also write `probabilities/<case>_<index>.nii.gz` for each class, numbered by its place in
+            `classes` of predictions.json, background 0; `largest_component` does not change them.
+        own_values: write the value that each class has in the dataset's label files instead of its class index.
+            predictions.json then lists these values, and `evaluate` and `report` read the label maps by them.
+        overwrite: predict all images again. Label maps written with other values are not overwritten, because some of
+            them could be left behind and then be read wrongly.
 
     Raises:
-        DataError: images that cannot be read, all of them.
-        OutOfMemoryError: the same, where all that is wrong is their size.
-        ConfigError: nothing to predict, outputs that exist and were made in another way and `overwrite` is not set,
-            runs that do not fit together, or a class without one value of its own.
+        DataError: some images cannot be read; all of them are listed.
+        OutOfMemoryError: some images are too large, and nothing else is wrong.
+        ConfigError: nothing to predict, outputs that exist and were made differently while `overwrite` is not set,
+            runs that do not fit together, or, with `own_values`, a class that does not have exactly one value.
     """
     run, out = Path(run), Path(out)
     place = out / NAME
@@ -104,7 +105,7 @@ def predict(
     sources = _of_part(run, part, prepared) if part else _of_images([*map(Path, images)], predictor.channels)
     for other in map(Path, also) if part else ():
         if _of_part(other, str(part), prepared).keys() != sources.keys():
-            raise ConfigError(f"{other}: its part {part} has other cases than that of {run}; average runs of one split")
+            raise ConfigError(f"{other}: its {part} part has other cases than that of {run}; average runs of one split")
     targets = {id: out / f"{id}.nii.gz" for id in sources}
     named = {id: tuple(str(file.absolute()) for file in files) for id, files in sources.items()}
     _refuse_inputs(targets, sources)
@@ -112,7 +113,7 @@ def predict(
     stamps = {id: _stamps(files) for id, files in sources.items()}
     missing = list(sources) if overwrite else _missing(targets, named, stamps, earlier)
     if not missing:
-        print(f"medssl: all {len(sources)} predictions are there; --overwrite predicts anew", file=sys.stderr)
+        print(f"medssl: all {len(sources)} predictions exist; use --overwrite to predict again", file=sys.stderr)
         return list(targets.values())
     faults: list[str] = []
     kinds: set[type[InputError]] = set()
@@ -140,7 +141,7 @@ def predict(
                 continue
             if not classes.any():
                 blank.append(id)
-            _remove(out, id)  # recorded before it is written: nothing else may have its name
+            _remove(out, id)  # the record comes before the files, so no older file may remain under this name
             out.mkdir(parents=True, exist_ok=True)
             add_image(place, record, id, named[id], stamps[id])
             if uncertainty:
@@ -154,20 +155,20 @@ def predict(
             advance(id)
     _warn(doubts)
     if blank:
-        print(f"medssl: nothing but background is predicted in {len(blank)} of {how_many(len(missing), 'case')} "
-              f"({some(blank)}); if there is something to see, are these scans like those that the run was trained on, "
-              "in modality, grey levels, orientation and spacing? See `medssl check`", file=sys.stderr)  # fmt: skip
+        print(f"medssl: only background was predicted in {len(blank)} of {how_many(len(missing), 'case')} "
+              f"({some(blank)}); if you expect more, check that these scans match the training scans in modality, "
+              "grey levels, orientation and spacing (`medssl check`)", file=sys.stderr)  # fmt: skip
     if faults:
         title = f"{len(faults)} of {len(sources)} cases cannot be predicted"
         others = f"; the other predictions are in {out}" if len(faults) < len(sources) else ""
-        advice = "Mend these files and repeat the command, which goes on with what is missing; or leave them out."
+        advice = "Correct these files and repeat the command, which predicts the missing cases; or leave them out."
         kind = OutOfMemoryError if kinds == {OutOfMemoryError} else DataError
         raise kind("\n".join([title + others, *faults, advice]))
     return list(targets.values())
 
 
 def _tell(advance: Advance, id: str, share: float) -> None:
-    advance(id, min(share, 0.99))  # it is to be written yet
+    advance(id, min(share, 0.99))  # the case is not complete before its files are written
 
 
 def load_predictor(
@@ -178,15 +179,15 @@ def load_predictor(
     checkpoint: str = "best",
     window: dict[str, Any] | None = None,
 ) -> tuple[Predictor, Record]:
-    """The predictor of a run folder, or of several, and what to record with what it writes.
+    """Return the predictor of one or several run folders, and the record for predictions.json.
 
     Args:
-        also: other runs, whose probabilities are averaged with the first one's.
-        checkpoint: `best` (by validation Dice; `last` where nothing was validated) or `last`.
+        also: other runs, whose probabilities are averaged with those of the first.
+        checkpoint: `best` (by validation Dice; `last` if nothing was validated) or `last`.
         window: settings of the `window` section that replace the run's.
 
     Raises:
-        ConfigError: runs of other classes, channels or recipe.
+        ConfigError: the runs differ in classes, channels or recipe.
     """
     run = Path(run)
     found = load_trained(run, checkpoint, window)
@@ -201,7 +202,7 @@ def load_predictor(
 
 
 def _digest(networks: Sequence[nn.Module]) -> str:
-    """A short name for weights."""
+    """Return a short hash of the networks' weights."""
     digest = hashlib.blake2b(digest_size=8)
     for net in networks:
         for tensor in net.state_dict().values():
@@ -228,17 +229,17 @@ def _record(run: Path, trained: Sequence[Trained], also: Sequence[Path | str]) -
 
 
 def _own_values(record: Record) -> tuple[int, ...]:
-    """The value of each class in the label files that a run was trained on.
+    """Return the value of each class in the label files that a run was trained on.
 
     Raises:
-        ConfigError: a class has none, several, or one that is no value of a label map.
+        ConfigError: a class has no value, several, or one that a label map cannot hold.
     """
     data = parse(DatasetConfig, {"name": "", "classes": record.classes, "values": record.values})
     named = dict(zip(data.classes, data.class_values, strict=True))
     odd = [f"{name} {list(values)}" for name, values in named.items() if len(values) != 1 or values[0] < 0]
     if odd:
         raise ConfigError(
-            f"--own-values: each class needs one value from 0 to {LARGEST_VALUE} to be written as; data.values of "
+            f"--own-values: each class must have exactly one value from 0 to {LARGEST_VALUE}; data.values of "
             f"{record.run} has {', '.join(odd)}"
         )
     return tuple(value for values in named.values() for value in values)
@@ -250,42 +251,44 @@ def _missing(
     stamps: Mapping[str, tuple[tuple[int, int], ...]],
     earlier: Record,
 ) -> list[str]:
-    """The cases to predict, where an earlier call predicted others.
+    """Return the cases that earlier calls have not predicted yet.
 
     Raises:
-        ConfigError: a file is no prediction of its case, or its images have changed since.
+        ConfigError: a file was not predicted from these images, or they have changed since.
     """
     existing = [id for id, path in targets.items() if path.exists()]
     if strange := [id for id in existing if earlier.images.get(id) != named[id]]:
         made = earlier.images.get(strange[0])
-        told = f"was made from {', '.join(made)}" if made else f"{NAME} does not tell of it, so it may be yours"
+        told = f"was predicted from {', '.join(made)}" if made else f"{NAME} does not list it, so it may be yours"
         advice = "choose another folder or --overwrite" if earlier.images else "choose another folder"
-        raise ConfigError(f"{targets[strange[0]]}: exists, and {told} ({len(strange)} such files); {advice}")
+        raise ConfigError(
+            f"{targets[strange[0]]}: exists, and {told} ({how_many(len(strange), 'such file')}); {advice}"
+        )
     if changed := [id for id in existing if earlier.stamps.get(id, stamps[id]) != stamps[id]]:
         raise ConfigError(
-            f"{targets[changed[0]]}: the image of this case was written again since ({len(changed)} such cases: "
-            f"{some(changed)}); choose another folder or --overwrite"
+            f"{targets[changed[0]]}: the image of this case has changed since it was predicted "
+            f"({how_many(len(changed), 'such case')}: {some(changed)}); choose another folder or --overwrite"
         )
     return [id for id in targets if id not in existing]
 
 
 def _refuse_inputs(targets: Mapping[str, Path], sources: Mapping[str, Sequence[Source]]) -> None:
-    """Raise a ConfigError where a label map would take the place of an image."""
+    """Raise a ConfigError if a label map would overwrite one of the images."""
     images = {source.path.resolve() for files in sources.values() for source in files}
     if lost := [path for path in targets.values() if path.resolve() in images]:
         raise ConfigError(
-            f"{lost[0]}: is an image to predict, and its label map would replace it; choose another folder"
+            f"{lost[0]}: is one of the images, and its label map would overwrite it; choose another output folder"
         )
 
 
 def _stamps(files: Sequence[Source]) -> tuple[tuple[int, int], ...]:
-    """What changes where the files of an image are written again."""
+    """Return size and time of change of an image's files, to notice when they are written again."""
     paths = [path for path in files_behind(file.path for file in files) if not path.name.startswith(".")]
     return tuple(stamp(path)[1:3] for path in paths)
 
 
 def _remove(out: Path, id: str) -> None:
-    """What an earlier call wrote of a case."""
+    """Delete what an earlier call wrote for a case."""
     for path in (out / f"{id}.nii.gz", out / UNCERTAINTY / f"{id}.nii.gz"):
         path.unlink(missing_ok=True)
     for place in itertools.count():
@@ -296,7 +299,7 @@ def _remove(out: Path, id: str) -> None:
 
 
 def _read(files: Sequence[Source]) -> tuple[Volume, list[tuple[Source, Oddity]]]:
-    """The image of a case, and what is odd about the place of its files in space."""
+    """Return the image of a case, and what is odd about the geometry of its files."""
     volumes = [read_image(file) for file in files]
     image, first = stacked(volumes), volumes[0]
     doubts = [(file, odd) for file, volume in zip(files, volumes, strict=True) for odd in odd_geometry(volume)]
@@ -310,19 +313,19 @@ def _refuse_unprintable(files: Sequence[str]) -> None:
         try:
             file.encode()
         except UnicodeEncodeError:
-            raise DataError(f"{file}: its name is not UTF-8; rename the file") from None
+            raise DataError(f"{file}: its name is not valid UTF-8; rename the file") from None
 
 
 def _tell_if_large(id: str, files: Sequence[Source], predictor: Predictor) -> None:
-    """Say so where a case may need more memory than is free: the system ends a process without a word."""
+    """Warn if a case may need more memory than is free, because the system kills such a process without a message."""
     need, free = BYTES_PER_VOXEL * most_voxels(files, predictor.recipe), available_memory()
     if free is not None and need > free:
-        print(f"medssl: case {id} may need {gib(need)}, and {gib(free)} are free; if the process ends without a word, "
-              "take a machine with more memory, or cut the scan", file=sys.stderr)  # fmt: skip
+        print(f"medssl: case {id} may need {gib(need)} of memory, and {gib(free)} are free; if the process is killed, "
+              "use a machine with more memory or crop the scan", file=sys.stderr)  # fmt: skip
 
 
 def _warn(doubts: Sequence[tuple[Source, Oddity]]) -> None:
-    """Print each kind of oddity once, of the first file that has it."""
+    """Print each kind of oddity once, with the first file that has it."""
     kinds: dict[str, list[tuple[Source, Oddity]]] = {}
     for file, odd in doubts:
         kinds.setdefault(odd.code, []).append((file, odd))
@@ -332,7 +335,7 @@ def _warn(doubts: Sequence[tuple[Source, Oddity]]) -> None:
 
 
 def _earlier(place: Path, record: Record, overwrite: bool) -> Record:
-    """What was predicted into this folder before, in the same way; no cases where nothing was."""
+    """Return the record of what was predicted into this folder before in the same way; without cases if nothing was."""
     if not place.exists():
         return record
     try:
@@ -345,28 +348,31 @@ def _earlier(place: Path, record: Record, overwrite: bool) -> Record:
     if not keys:
         return earlier
     if earlier.own_values != record.own_values:
-        raise ConfigError(f"{place}: tells of label maps in other values, see --own-values; choose another folder")
+        raise ConfigError(
+            f"{place}: the label maps in this folder hold other values (see --own-values); choose another folder"
+        )
     if overwrite:
         return record
     raise ConfigError(
-        f"{place}: tells of predictions made in another way ({', '.join(keys)}); choose another folder or --overwrite"
+        f"{place}: the predictions in this folder were made differently ({', '.join(keys)}); choose another folder or "
+        "--overwrite"
     )
 
 
 def _of_images(images: Sequence[Path], channels: Sequence[str]) -> dict[str, tuple[Source, ...]]:
-    """The files of each case among volumes, folders of them, and folders with files named by the run's channels."""
+    """Return the files of each case among volumes, folders of them, and folders with files named after the channels."""
     by_name = {path: modalities.cases_in(path, channels) for path in images if path.is_dir()}
     rest = [path for path in images if not by_name.get(path)]
     found = _by_id(_expand(rest), len(channels)) if rest or not images else {}
     for case in itertools.chain(*by_name.values()):
         files = tuple(source.absolute() for source in case.images)
         if (other := found.setdefault(case.id, files)) != files:
-            raise DataError(f"{files[0]} and {other[0]} are both of a case {case.id}; predict them into two folders")
+            raise DataError(f"{files[0]} and {other[0]} both belong to case {case.id}; predict them into two folders")
     return found
 
 
 def _expand(paths: Sequence[Path]) -> list[tuple[str, Source]]:
-    """The volumes and series that are meant, by name."""
+    """Return the name and place of each volume or series that the paths stand for."""
     found: list[tuple[str, Source]] = []
     are_folders = len(paths) > 1 and all(path.is_dir() for path in paths)
     for source in (Source.parse(str(path)) for path in paths):
@@ -374,7 +380,7 @@ def _expand(paths: Sequence[Path]) -> list[tuple[str, Source]]:
         if path.is_dir():
             own = path.absolute().name
             inside = [(own, source)] if is_series_folder(path) else _inside(path)
-            if are_folders and len(inside) == 1 and inside[0][1].path.is_dir():  # as of patients, each with one series
+            if are_folders and len(inside) == 1 and inside[0][1].path.is_dir():  # a folder per patient, one series each
                 inside = [(own, inside[0][1])]
             found += inside
         elif not path.exists():
@@ -382,9 +388,9 @@ def _expand(paths: Sequence[Path]) -> list[tuple[str, Source]]:
         elif is_volume(path) or path.name.lower().endswith(H5_SUFFIXES):
             found.append((case_id(path), source))
         elif first_image([path]):
-            raise DataError(f"{path}: a file of a DICOM series; name its folder, {path.parent}")
+            raise DataError(f"{path}: is one file of a DICOM series; name its folder instead, {path.parent}")
         else:
-            raise DataError(f"{path}: neither a folder nor a volume file")
+            raise DataError(f"{path}: is neither a folder nor a volume file")
     if not found:
         below = [str(inner) for path in paths for inner in sorted(path.glob("*/"))
                  if list_volumes(inner) and not is_named_as_labels(inner)]  # fmt: skip
@@ -394,8 +400,8 @@ def _expand(paths: Sequence[Path]) -> list[tuple[str, Source]]:
 
 
 def _inside(folder: Path) -> list[tuple[str, Source]]:
-    """The volume files of a folder, and the DICOM series beside them; without files, those any number of folders down,
-    named as `prepare` names them."""
+    """Return the volume files of a folder and the DICOM series beside them; without volume files, the series at any
+    depth, named as `prepare` names them."""
     files = list_volumes(folder)
     if not files:
         return list(dict.fromkeys((case.id, case.images[0]) for case in dicom.read(folder).cases))
@@ -404,7 +410,7 @@ def _inside(folder: Path) -> list[tuple[str, Source]]:
 
 
 def _by_id(sources: Sequence[tuple[str, Source]], channels: int) -> dict[str, tuple[Source, ...]]:
-    """The files of each case by name; names that all end like `_0000`, one for each channel, belong together."""
+    """Return the files of each case. If all names end like `_0000`, one number for each channel, they are grouped."""
     names = [name for name, _ in sources]
     matches = [CHANNEL.fullmatch(name) for name in names]
     numbers = {match.group(2) for match in matches if match is not None}
@@ -422,18 +428,18 @@ def _by_id(sources: Sequence[tuple[str, Source]], channels: int) -> dict[str, tu
     few = [f"{files[0]}: case {id} has {len(files)} of {channels} channels" for id, files in found.items()
            if is_numbered and len(files) != channels]  # fmt: skip
     if few:
-        raise DataError("\n".join([*few, "Add the missing files, or name the images of the other cases alone."]))
+        raise DataError("\n".join([*few, "Add the missing files, or name the images of the other cases only."]))
     return found
 
 
 def _refuse_channels(by_name: dict[str, Source], channels: int) -> None:
-    """Raise a DataError where a case has files of channels, from `_0000` on, but not as many as the run takes."""
+    """Raise a DataError if a case has files numbered from `_0000` on, but not as many as the run has channels."""
     for id in sorted(name.removesuffix("_0000") for name in by_name if name.endswith("_0000")):
         files = sorted(name for name in by_name if CHANNEL.fullmatch(name) and name.rpartition("_")[0] == id)
         if (channels > 1 or f"{id}_0001" in by_name) and 1 < len(files) != channels:
             raise DataError(
-                f"{by_name[files[0]]}: case {id} has files of {len(files)} channels ({', '.join(files)}), the run was "
-                f"trained on {channels}; name the files of these alone, or rename them if each is a case of its own"
+                f"{by_name[files[0]]}: case {id} has files of {len(files)} channels ({', '.join(files)}), but the run "
+                f"was trained on {channels}; name only the files of those, or rename them if each is a case of its own"
             )
 
 
@@ -447,24 +453,24 @@ def _of_part(run: Path, part: str, prepared: Path | str | None) -> dict[str, tup
     if prepared and (apart := data.difference(dataset.config, "classes", "values", "channels")):
         key, here, there = apart
         raise ConfigError(
-            f"--prepared: {prepared} is of another dataset than {run}: its data.{key} is {there}, that of the run "
-            f"{here}"
+            f"--prepared: {prepared} is another dataset than the one of {run}: its data.{key} is {there}, that of the "
+            f"run is {here}"
         )
     split = read_split(run / "splits.json", dataset)
     ids: Sequence[str] = getattr(split, part)
     if not ids:
-        raise DataError(f"{run / 'splits.json'}: its part {part} is empty")
+        raise DataError(f"{run / 'splits.json'}: the {part} part is empty")
     found = {id: dataset.cases[id].images for id in ids}
     refuse_moved(dataset.root, [file for files in found.values() for file in files])
     return found
 
 
 def _root_of(run: Path, data: DatasetConfig) -> Path:
-    """The prepared dataset that a run was trained on."""
+    """Return the folder of the prepared dataset that a run was trained on."""
     path, root = run / "config.yaml", data.root
     if root is None:
-        raise DataError(f"{path}: names no data.root; say with --prepared where the prepared dataset is")
+        raise DataError(f"{path}: data.root is not set; give the prepared dataset with --prepared")
     if not root.exists():
-        place = "" if root.is_absolute() else f", which was looked for in {Path.cwd()}"
-        raise DataError(f"{path}: data.root is {root}{place} and is not there; say with --prepared where it is now")
+        place = "" if root.is_absolute() else f" in {Path.cwd()}"
+        raise DataError(f"{path}: data.root is {root}, which does not exist{place}; say with --prepared where it is")
     return root

@@ -1,4 +1,4 @@
-"""Networks, recipe and window: a raw image in, a class map on the image's own grid out."""
+"""The predictor, which turns a raw image into a class map on the image's own grid."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from medssl.windows import by_windows, rows_seen
 from medssl.words import by, gib, how_many
 
 MOST_FINER = 512
-"""How many voxels one of an image may become; more is a spacing in another unit."""
+"""Most voxels that one voxel of an image may become; beyond that, its spacing is probably in another unit."""
 
 Which = Literal["student", "teacher", "ensemble", "one-student", "one-teacher"]
 
@@ -59,7 +59,7 @@ class WindowConfig(Settings):
 
 
 class Predictor:
-    """Networks, recipe and window: a raw image in, a class map on the image's grid out."""
+    """Trained networks with their recipe and window settings, which segment raw images on the images' own grids."""
 
     def __init__(
         self,
@@ -77,30 +77,35 @@ class Predictor:
     ) -> None:
         """
         Args:
-            patch: `(X, Y, Z)` voxels of a window, unless `window` says others.
+            patch: `(X, Y, Z)` voxels of a window, unless `window.patch` is set.
             flips: axes that training mirrored, for `window.mirror`.
-            mirrored: the class that a class is in a mirror, for those of which it is another.
+            mirrored: for each class that becomes another in a mirrored image (such as left and right), that class.
 
         Raises:
-            ConfigError: `window` names a class that there is not, or wants mirrors and training had none.
+            ConfigError: `window` names a class that does not exist, or asks for mirroring and there is no axis for it.
         """
         self.networks, self.recipe, self.window = list(networks), recipe, window
         self.others: list[Predictor] = []
-        """Those of other runs, whose probabilities count as much as its own."""
+        """Predictors of other runs, whose probabilities are averaged with this one's at equal weight."""
         self.likeness: Likeness | None = None
-        """What the scans are like that its networks learned from, as far as it is known."""
+        """What the training scans of its networks are like; None if unknown."""
         self.looked: Callable[[float], None] = lambda share: None
-        """Called with the share of a volume that has been looked at, ever so often."""
+        """Called from time to time with the share of a volume that has been predicted."""
         self.patch, self.device, self.precision = window.patch or patch, device, precision
         self.channels, self.classes = tuple(channels), tuple(classes)
         thick = [axis for axis in flips if self.patch[axis] > 1]  # a single slice has no mirror image along itself
         self.mirrors = _mirrors(thick) if window.mirror else [()]
         self.in_a_mirror = [(mirrored or {}).get(place, place) for place in range(len(classes))]
         if window.mirror and not thick:
-            raise ConfigError("window.mirror: training mirrored no axis (augment.preset, augment.flips), so nor can it")
+            raise ConfigError(
+                "window.mirror: needs an axis that training mirrored (augment.preset, augment.flips) and along which "
+                "a window has several voxels; there is none, so set it to false"
+            )
         unknown = set(window.largest_component) - set(classes)
         if unknown:
-            raise ConfigError(f"window.largest_component: no class {', '.join(sorted(unknown))}; {', '.join(classes)}")
+            raise ConfigError(
+                f"window.largest_component: must name classes ({', '.join(classes)}), got {', '.join(sorted(unknown))}"
+            )
 
     def probabilities(
         self,
@@ -109,16 +114,16 @@ class Predictor:
         rows: range | None = None,
         looked: Callable[[float], None] | None = None,
     ) -> NDArray[np.float32]:
-        """Mean class probabilities of the networks, `(M, x, y, z)` to `(C, x, y, z)`, on the prepared grid.
+        """Return the mean class probabilities of the networks, `(M, x, y, z)` to `(C, x, y, z)`, on the prepared grid.
 
-        Where there are others, the mean of theirs and of its own, each a mean over its networks.
+        With `self.others`, each predictor's mean over its networks has the same weight.
 
         Args:
-            rows: those wanted along `axis`; None wants all.
-            looked: told the share of them that has been looked at; None tells `self.looked`.
+            rows: the rows wanted along `axis`; None for all.
+            looked: called with the share of them that has been predicted; None calls `self.looked`.
 
         Raises:
-            OutOfMemoryError: they are more than is free; the system would end the process without a word.
+            OutOfMemoryError: they need more memory than is free; the system would kill the process without a message.
         """
         shape = image.shape[1:]
         rows = range(shape[axis]) if rows is None else rows
@@ -146,10 +151,10 @@ class Predictor:
         return probs
 
     def slabs(self, image: NDArray[np.float32]) -> Iterator[Slab]:
-        """What `probabilities` gives, in the pieces of `cut`, one after the other.
+        """Yield what `probabilities` returns in the pieces of `cut`, one after the other.
 
         Raises:
-            OutOfMemoryError: a piece as long as half a window needs more than is free.
+            OutOfMemoryError: even a piece half a window long needs more memory than is free.
         """
         axis, pieces = self.cut(image.shape[1:])
         for place, rows in enumerate(pieces):
@@ -157,9 +162,10 @@ class Predictor:
             yield Slab(self.probabilities(image, axis, rows, looked), axis, rows.start)
 
     def cut(self, shape: tuple[int, ...]) -> tuple[int, list[range]]:
-        """The axis with most windows, and its rows in as few pieces as half of the free memory holds.
+        """Return the axis with the most windows, and its rows in as few pieces as possible.
 
-        Each begins with the row that ended the one before; windows that reach into two are looked at twice.
+        Each piece should fit into half of the free memory. With `recipe.resize` the axis is always the last one. Each
+        piece begins with the last row of the one before; windows that reach into two pieces are predicted twice.
         """
         free = _free_memory()
         axis = 2 if self.recipe.resize else max(range(3), key=lambda axis: shape[axis] / self.patch[axis])
@@ -177,13 +183,13 @@ class Predictor:
             part = (*shape[:axis], len(rows), *shape[axis + 1 :])
             of = "" if part == shape else f" of {by(shape)}"
             raise OutOfMemoryError(
-                f"probabilities of {len(self.classes)} classes for {by(part)}{of} voxels take "
-                f"{gib(needed)}, and {gib(free)} are free; cut the image to the part that counts, "
-                "take a machine with more memory, or train at a coarser data.recipe.spacing"
+                f"probabilities of {len(self.classes)} classes for {by(part)}{of} voxels need "
+                f"{gib(needed)} of memory, and {gib(free)} are free; crop the image to the region of interest, "
+                "use a machine with more memory, or train at a coarser data.recipe.spacing"
             )
 
     def _bytes(self, shape: tuple[int, ...], axis: int, rows: range) -> int:
-        """What the probabilities of some rows take while they are made; beside them lies a count of windows."""
+        """Return the bytes that the probabilities of some rows need, with the count of windows beside them."""
         seen = rows_seen(rows, shape[axis], self.patch[axis], self._overlap()[axis])
         covered = [max(n, side) for n, side in zip(shape, self.patch, strict=True)]
         covered[axis] = max(len(seen), self.patch[axis])
@@ -191,24 +197,24 @@ class Predictor:
         return own + max((other._bytes(shape, axis, rows) for other in self.others), default=0)
 
     def likeliest(self, image: NDArray[np.float32]) -> NDArray[np.unsignedinteger[Any]]:
-        """The class of each voxel of a prepared image, `(M, x, y, z)` to `(x, y, z)`."""
+        """Return the most likely class of each voxel of a prepared image, `(M, x, y, z)` to `(x, y, z)`."""
         classes = np.empty(image.shape[1:], class_type(len(self.classes) - 1))
         for slab in self.slabs(image):
             classes[(slice(None),) * slab.axis + (slice(slab.start, slab.stop),)] = slab.probs.argmax(0)
-            del slab  # before the next one is made
+            del slab  # frees its memory before the next one is predicted
         return classes
 
     def segment(self, image: Volume) -> NDArray[np.unsignedinteger[Any]]:
-        """The class of each voxel of a raw image, `(X, Y, Z)` on its own grid."""
+        """Return the class of each voxel of a raw image, `(X, Y, Z)` on its own grid."""
         prepared = self._prepared(image)
         return self._cleaned(self.recipe.undo(self.slabs(prepared.image), prepared.grid))
 
     def segment_with_uncertainty(
         self, image: Volume
     ) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.floating[Any]]]:
-        """What `segment` gives, and how likely each voxel's class is wrong: 1 minus its probability.
+        """Return what `segment` returns, and the uncertainty of each voxel: 1 minus the probability of its class.
 
-        A voxel that `largest_component` took away from a class is as uncertain as that class was likely.
+        Where `largest_component` turned a voxel into background, it is the probability of the class that was removed.
         """
         prepared = self._prepared(image)
         return self._cleaned_with_uncertainty(self.slabs(prepared.image), prepared.grid)
@@ -216,9 +222,9 @@ class Predictor:
     def segment_with_probabilities(
         self, image: Volume
     ) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.floating[Any]], Iterator[NDArray[np.float32]]]:
-        """What `segment_with_uncertainty` gives, and the probability of one class after the other, `(X, Y, Z)` each.
+        """Return what `segment_with_uncertainty` returns, and an iterator over the classes' probabilities `(X, Y, Z)`.
 
-        They are those before `largest_component`; over all classes they sum to 1.
+        These are the probabilities before `largest_component`; over all classes they sum to 1.
         """
         prepared = self._prepared(image)
         probs = self.probabilities(prepared.image)
@@ -235,12 +241,12 @@ class Predictor:
     def _prepared(self, image: Volume) -> Prepared:
         named, axes = image.path or "image", image.array.ndim
         if axes not in (3, 4):
-            raise DataError(f"{named}: {axes} axes, where (X, Y, Z) or (X, Y, Z, M) is wanted")
+            raise DataError(f"{named}: must have the axes (X, Y, Z) or (X, Y, Z, M), got {axes} axes")
         check_affine(image.path, image.affine)
         channels = len(image.channels)
         if channels != len(self.channels):
             wanted = f"{len(self.channels)} ({', '.join(self.channels)})"
-            raise DataError(f"{named}: {how_many(channels, 'channel')}, the network was trained on {wanted}")
+            raise DataError(f"{named}: has {how_many(channels, 'channel')}, but the network was trained on {wanted}")
         odd = [number for number, channel in enumerate(image.channels) if not np.isfinite(channel).all()]
         if odd:
             which = f"channel {odd[0]} " if channels > 1 else ""
@@ -250,22 +256,22 @@ class Predictor:
         if self.recipe.resize is None and math.prod(resampled) > MOST_FINER * math.prod(own):
             spacing = by(float(f"{side:.3g}") for side in image.spacing)
             raise DataError(
-                f"{named}: {by(own)} voxels of {spacing} mm would be {by(resampled)} at the spacing that the "
-                "network was trained on; is the spacing in the header in mm? Mend it, or leave the image out"
+                f"{named}: its {by(own)} voxels of {spacing} mm would become {by(resampled)} at the spacing that the "
+                "network was trained on; check that the header gives the spacing in mm, or leave the image out"
             )
         return self.recipe.apply(image)
 
     def _overlap(self) -> list[float]:
-        """What MONAI turns into the wanted stride: it takes the whole part of `patch * (1 - overlap)`."""
+        """Return the overlap from which MONAI computes the wanted stride, the whole part of `patch * (1 - overlap)`."""
         if self.window.stride is None:
             return [self.window.overlap] * 3
         return [max(0.0, 1 - (step + 0.5) / side) for step, side in zip(self.window.stride, self.patch, strict=True)]
 
     def _fitting(self, windows: Tensor) -> Tensor:
-        """What `_forward` gives, by fewer windows at once where the GPU's memory does not hold all of them.
+        """Return what `_forward` returns, with fewer windows at a time if the GPU has too little memory for all.
 
         Raises:
-            OutOfMemoryError: it does not hold one.
+            OutOfMemoryError: it has too little memory for a single window.
         """
         while True:
             size = min(self.window.batch, len(windows))
@@ -275,16 +281,19 @@ class Predictor:
             except torch.OutOfMemoryError as error:
                 if size == 1:
                     raise OutOfMemoryError(
-                        f"{self.device} does not hold one window of {by(self.patch)} voxels and {len(self.classes)} "
-                        f"classes ({str(error).splitlines()[0]}); see what else is at work on it, or take another "
-                        "--device, such as cpu"
+                        f"{self.device} has too little memory for one window of {by(self.patch)} voxels and "
+                        f"{len(self.classes)} classes ({str(error).splitlines()[0]}); check what else runs on it, or "
+                        "use another --device, such as cpu"
                     ) from None
             self.window = self.window.model_copy(update={"batch": size // 2})
-            torch.cuda.empty_cache()  # out here, where the error holds no tensors any more
-            tell_once(f"{self.device} does not hold {how_many(size, 'window')} at once; it is given {size // 2}")
+            torch.cuda.empty_cache()  # outside of `except`, where the error no longer keeps tensors alive
+            tell_once(
+                f"{self.device} has too little memory for {how_many(size, 'window')} at once; continuing with "
+                f"{size // 2}"
+            )
 
     def _forward(self, windows: Tensor) -> Tensor:
-        """Class probabilities of windows, the mean over their mirrors."""
+        """Return the class probabilities of windows, averaged over their mirror images."""
         first, *others = self.mirrors
         total = self._mirrored(windows, first)
         for axes in others:
@@ -292,7 +301,10 @@ class Predictor:
         return total / len(self.mirrors)
 
     def _mirrored(self, windows: Tensor, axes: Sequence[int]) -> Tensor:
-        """What the networks say on average of windows mirrored along axes, turned back; sides change places if odd."""
+        """Return the networks' mean probabilities of windows mirrored along axes, mirrored back.
+
+        Along an odd number of axes, the classes of the left and right side change places.
+        """
         space = [2 + axis for axis in axes]
         windows = windows.flip(space) if space else windows
         total = self._softmax(self.networks[0], windows)
@@ -316,23 +328,23 @@ class Predictor:
 
 
 def _free_memory() -> int | None:
-    """Bytes for this process, where several predict at once; None where that cannot be told."""
+    """Return the free bytes for this process, its share if several predict at once; None if unknown."""
     free = available_memory()
     return None if free is None else free // processes.count()
 
 
 def _within(looked: Callable[[float], None], place: int, count: int) -> Callable[[float], None]:
-    """Tells of a part, one of `count` alike, as a share of the whole."""
+    """Return a callback for one of `count` equal parts, which reports its progress as a share of the whole."""
     return lambda share: looked((place + share) / count)
 
 
 def _mirrors(axes: Sequence[int]) -> list[tuple[int, ...]]:
-    """Every set of axes, the empty one first."""
+    """Return every subset of the axes, the empty one first."""
     return [chosen for count in range(len(axes) + 1) for chosen in itertools.combinations(axes, count)]
 
 
 def chosen_networks(method: Method, which: Which) -> list[nn.Module]:
-    """The networks that `which` means for a method.
+    """Return the networks of a method that `which` selects.
 
     Raises:
         ConfigError: the method has no teacher.

@@ -1,7 +1,7 @@
-"""scores.csv, written and read.
+"""Writing and reading scores.csv.
 
-It states its conventions and the definitions of its columns in comment lines at its top, then has a row per
-convention, case and class. Tables from before there were conventions lack that column and are `strict`.
+The file states its conventions and the definitions of its columns in comment lines at the top, followed by a row per
+convention, case and class. Tables from older versions without the column `convention` are read as `strict`.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from medssl.scores import ClassSummary, Scores, summarise
 
 KEYS = ("convention", "case", "class", "label", "status")
 PLACES = ("prediction_voxels", "reference_voxels", "prediction", "reference")
-"""What stands before and after the metrics in a row."""
+"""Columns before and after those of the metrics."""
 TITLE = "medssl scores"
-"""What the first line says."""
+"""Text of the first line."""
 
 _STATUSES = """\
 status: scored (in both volumes), absent (in neither), missed (in the reference only), invented (in the prediction \
-only); an empty cell is undefined, or not the convention's, and enters no mean
-surface: voxels with a face neighbour outside the class; beyond the border of the volume all is outside
-P, R: prediction, reference; overlaps 0 to 1; distances by the spacing of the reference, or in voxels"""
+only); an empty cell is undefined, or the convention lacks this metric, and enters no mean
+surface: voxels with a face neighbour outside the class; beyond the border of the volume everything is outside
+P, R: prediction, reference; overlaps from 0 to 1; distances in mm by the spacing of the reference, or in voxels"""
 _SETTINGS = "settings: "
 _LABELS = "labels: "
 _OF_LABELS = {"name", "classes", "values", "ignore", "regions"}
@@ -41,13 +41,13 @@ _SHOWN = ("dice", "iou", "hd95", "asd", "nsd", "cldice", "instance_f1")
 
 
 def read_scores(path: Path, convention: str | None = None) -> Scores:
-    """Read a table that `write_scores` wrote: the scores under one convention, the first by default.
+    """Read a table that `write_scores` wrote, and return the scores under one convention, the first by default.
 
-    Those under the other conventions are `beside` them.
+    Those under the other conventions are in the attribute `beside`.
 
     Raises:
-        DataError: the file is missing, or is not such a table; the line is named.
-        ConfigError: it has no such convention.
+        DataError: the file is missing, or is not such a table; the message names the line.
+        ConfigError: it has no scores under this convention.
     """
     path = Path(path)
     try:
@@ -57,14 +57,17 @@ def read_scores(path: Path, convention: str | None = None) -> Scores:
         raise DataError(f"{path}: cannot be read as a table of scores: {error}") from None
     chosen = convention or next(iter(tables))
     if chosen not in tables:
-        raise ConfigError(f"{path}: has no scores under {chosen}, but under {', '.join(tables)}")
+        raise ConfigError(f"{path}: has no scores under convention {chosen}; choose one of {', '.join(tables)}")
     scores = tables.pop(chosen)
     scores.beside = tuple(tables.values())
     return scores
 
 
 def write_scores(out: Path, scores: Scores) -> None:
-    """Write the table, which knows its files, and those `beside` it. It appears whole or not at all."""
+    """Write scores, and those `beside` them, as one table; `scores.files` must hold every case.
+
+    The file appears whole or not at all.
+    """
     paths = {case: [path.absolute() for path in pair] for case, pair in scores.files.items()}
     tables = (scores, *scores.beside)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +101,7 @@ def _lines_of_convention(scores: Scores) -> list[str]:
     rules = CONVENTIONS[scores.convention]
     order = "each case's mean over its classes, then mean and n over cases"
     if rules.averages == "classes":
-        order = "each class's mean over cases, then their mean, n counting classes"
+        order = "each class's mean over cases, then mean and n over classes"
     if any(score.is_region for score in scores):
         order += "; regions in place of classes" if rules.has_regions_for_classes else "; regions left out"
     return [
@@ -149,7 +152,7 @@ def _cells(score: ClassScore, metrics: Sequence[str]) -> list[str | int]:
 
 
 def digits(value: float | None) -> str:
-    """Six significant digits; nothing for what is undefined."""
+    """Return a number with six significant digits, or an empty text if it is undefined."""
     return "" if value is None else f"{value:.6g}"
 
 
@@ -157,14 +160,14 @@ def digits(value: float | None) -> str:
 
 
 def is_ours(first: str) -> bool:
-    """Whether a file with this first line is such a table, perhaps as a spreadsheet has saved it."""
+    """Return whether a file with this first line is a table of medssl, possibly saved by a spreadsheet program."""
     return first.strip(' #"\t\r\n,;') == TITLE
 
 
 def _parse_table(path: Path, lines: list[str]) -> dict[str, Scores]:
-    """The scores of each convention, in the order of the file."""
+    """Return the scores of each convention, in the order of the file."""
     if lines and is_ours(lines[0]) and lines[0].strip() != f"# {TITLE}":
-        raise DataError(f"{path}: a spreadsheet has saved this table and changed its lines; take the file that "
+        raise DataError(f"{path}: a spreadsheet program has saved this table and changed its lines; use the file that "
                         "medssl evaluate wrote, or evaluate again")  # fmt: skip
     start = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
     conventions, settings, unpredicted, data = _parse_comments(path, lines[:start])
@@ -189,7 +192,7 @@ def _parse_table(path: Path, lines: list[str]) -> dict[str, Scores]:
         row = dict(zip(columns, cells, strict=True))
         convention = row.get("convention", "strict")
         if convention not in tables:
-            raise DataError(f"{where}: expected convention {', '.join(tables)}, found {convention!r}")
+            raise DataError(f"{where}: expected convention {' or '.join(tables)}, found {convention!r}")
         score = _parse_row(row, metrics, convention, regions, where)
         if (convention, score.case, score.label) in seen:
             raise DataError(f"{where}: case {score.case} has label {score.label} twice")
@@ -198,22 +201,26 @@ def _parse_table(path: Path, lines: list[str]) -> dict[str, Scores]:
         files[score.case] = (Path(row["prediction"]), Source.parse(row["reference"]))
     said = next((int(found[1]) for line in lines[:start] if (found := re.fullmatch(r"# cases: (\d+)\s*", line))), None)
     if said is not None and said != len(files):
-        raise DataError(f"{path}: says that it has {said} cases, and has {len(files)}; it was cut short or changed: "
-                        "evaluate again")  # fmt: skip
+        raise DataError(f"{path}: states that it has {said} cases, but has {len(files)}; it was cut short or changed, "
+                        "so evaluate again")  # fmt: skip
     return tables
 
 
 def _parse_comments(
     path: Path, lines: Sequence[str]
 ) -> tuple[list[str], dict[str, Any], list[str], DatasetConfig | None]:
-    """The conventions, which must be known ones, the settings, the references without a prediction, and the labels."""
+    """Return the conventions, the settings, the references without a prediction, and the meaning of the labels.
+
+    Raises:
+        DataError: a convention is unknown, or a line is not as medssl writes it.
+    """
     conventions, settings, unpredicted, data = [], {}, [], None
     for number, line in enumerate(lines, 1):
         text, where = line.removeprefix("#").strip(), f"{path}:{number}"
         if text.startswith("convention: "):
             name = text.removeprefix("convention: ")
             if name not in CONVENTIONS:
-                raise DataError(f"{where}: expected convention: {', '.join(CONVENTIONS)}, found {text}")
+                raise DataError(f"{where}: expected convention {' or '.join(CONVENTIONS)}, found {name!r}")
             conventions.append(name)
         if text.startswith(_SETTINGS):
             settings = _parse_settings(text, where)
@@ -250,7 +257,7 @@ def _parse_unpredicted(text: str, where: str) -> list[str]:
 
 
 def _parse_columns(columns: list[str], where: str) -> tuple[str, ...]:
-    """The metrics among the columns of a table, of today's form or the one without conventions."""
+    """Return the metrics among the columns of a table, which may lack the column `convention`."""
     keys = list(KEYS if "convention" in columns else KEYS[1:])
     metrics = columns[len(keys) : -len(PLACES)]
     if columns != [*keys, *(name for name in METRICS if name in metrics), *PLACES] or not metrics:
@@ -278,7 +285,7 @@ def _parse_row(
     except ValueError as error:
         raise DataError(f"{where}: {error}") from None
     if not _fits(score, convention):
-        raise DataError(f"{where}: the numbers do not fit the status {score.status} under {convention}")
+        raise DataError(f"{where}: the numbers do not fit the status {score.status} under convention {convention}")
     return score
 
 
@@ -287,12 +294,15 @@ def _parse_number(metric: str, cell: str) -> float | None:
         return None
     value = float(cell)
     if math.isnan(value) or (value < 0 and METRICS[metric].kind != "volume"):
-        raise ValueError(f"{metric}: expected a number from 0 up, or an empty cell, found {cell}")
+        raise ValueError(f"{metric}: expected a number of 0 or more, or an empty cell, found {cell}")
     return value
 
 
 def _fits(score: ClassScore, convention: str) -> bool:
-    """Whether Dice and HD95 are there where the convention has them, as the clearest sign of a damaged row."""
+    """Return whether exactly those overlaps and distances are defined that the convention defines for this status.
+
+    Only the columns of the oldest tables are looked at, as the clearest sign of a damaged row.
+    """
     overlap, distance = score.status != "absent", score.status == "scored"
     numbers = {"dice": 1.0, "iou": 1.0} if overlap else {}
     if distance:

@@ -1,4 +1,4 @@
-"""Scores under one convention, and their numbers over cases."""
+"""Scores under one convention, and their means and counts over cases."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from medssl.metrics import CONVENTIONS, ClassScore, Measures, Units
 
 
 class Scores(list[ClassScore]):
-    """Scores under one convention, sorted by case, then label, and what they depend on."""
+    """The scores of all cases and classes under one convention, sorted by case, then label.
+
+    Attributes record what the scores depend on.
+    """
 
     def __init__(
         self,
@@ -30,36 +33,39 @@ class Scores(list[ClassScore]):
     ) -> None:
         super().__init__(scores)
         self.unpredicted = tuple(unpredicted)
-        """The cases that could not be scored for want of a prediction."""
+        """Case ids of references without a prediction."""
         self.convention = convention
         self.measures = measures or Measures()
-        """What the whole table was asked for."""
+        """The metrics, conventions and options of the whole table."""
         self.data = data
-        """What the values of the references mean, where they are more than places of classes; or its regions."""
+        """What the values of the references mean, and the regions; None if values are class indices without regions."""
         self.files = {} if files is None else files
         """Prediction and reference of each case."""
         self.beside: tuple[Scores, ...] = ()
-        """The same cases under the other conventions of the table."""
+        """The scores of the same cases under the other conventions of the table."""
 
     @property
     def units(self) -> Units:
-        """Of distances."""
+        """The unit of distances."""
         return self.measures.units_of(self.convention)
 
     @property
     def record(self) -> Path:
-        """Where the predictions say how they were made, if they do."""
+        """Path of the predictions.json beside the predictions, whether it exists or not."""
         return next((prediction for prediction, _ in self.files.values()), Path()).parent / NAME
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Those that have a column."""
+        """The metrics that have a column."""
         return self.measures.columns
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation of the `n` defined values; None below one (sd: two) of them."""
+    """Mean and sample standard deviation of `n` defined values; the mean needs one value, the deviation two.
+
+    A number that needs more values is None.
+    """
 
     mean: float | None
     sd: float | None
@@ -67,7 +73,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of numbers, which may be infinite."""
+        """Return the spread of some numbers, which may be infinite."""
         if not values:
             return cls(None, None, 0)
         mean = statistics.fmean(values)
@@ -77,7 +83,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class ClassSummary:
-    """One class over all cases: how often it was what, and its numbers."""
+    """One class over all cases: the counts of its statuses, and the spread of each metric."""
 
     class_name: str
     scored: int
@@ -88,32 +94,33 @@ class ClassSummary:
     spreads: Mapping[str, Spread] = field(default_factory=dict)
 
     def spread(self, name: str) -> Spread:
-        """Of a metric over cases."""
+        """Return the mean, deviation and number of a metric's values over cases."""
         return self.spreads.get(name, Spread(None, None, 0))
 
     @property
     def dice(self) -> Spread:
-        """0 to 1."""
+        """The spread of Dice, from 0 to 1."""
         return self.spread("dice")
 
     @property
     def hd95(self) -> Spread:
-        """In the unit of the scores."""
+        """The spread of HD95, in the unit of the scores."""
         return self.spread("hd95")
 
     @property
     def asd(self) -> Spread:
-        """In the unit of the scores."""
+        """The spread of ASD, in the unit of the scores."""
         return self.spread("asd")
 
 
 @dataclass(frozen=True)
 class Summary:
-    """All classes, then all regions; and all classes together, as `counted` has them.
+    """The summary of each class and region, and of all classes together (`overall`).
 
-    The values behind an `overall` number are cases: each gives the mean over those of its classes where the
-    metric is defined, and a case without any is left out. Conventions that average over classes have the means of
-    the classes behind it instead, and no number when one of them has none. Its counts add up those of the classes.
+    An `overall` number is by default a mean over cases. Each case counts with its mean over the classes where the
+    metric is defined, and a case without any is left out. Conventions that average over classes take the mean of the
+    classes' means instead, and no number if one of them has none. Counts are sums over classes. `counted` says which
+    classes or regions enter.
     """
 
     cases: int
@@ -122,7 +129,7 @@ class Summary:
 
 
 def summarise(scores: Scores) -> Summary:
-    """Mean, spread and counts of each class and region, in order of label, and of all classes together."""
+    """Return mean, spread and counts of each class and region, in order of label, and of all classes together."""
     by_class: dict[tuple[int, str], list[ClassScore]] = {}
     by_case: dict[str, list[ClassScore]] = {}
     for score in scores:
@@ -142,8 +149,11 @@ def summarise(scores: Scores) -> Summary:
 
 
 def counted(scores: Scores) -> list[ClassScore]:
-    """The rows behind the overall number: those of classes; of regions, where there are some, if the convention says
-    so."""
+    """Return the rows that enter the overall number.
+
+    These are the rows of the classes; or, if the convention scores regions in place of classes and there are some, the
+    rows of the regions, and of classes that are listed among the regions.
+    """
     rules = CONVENTIONS[scores.convention]
     if rules.has_regions_for_classes and any(score.is_region for score in scores):
         of_one_class = () if scores.data is None else scores.data.regions
@@ -152,7 +162,7 @@ def counted(scores: Scores) -> list[ClassScore]:
 
 
 def _summarise(name: str, scores: Sequence[ClassScore], groups: Sequence[Sequence[ClassScore]]) -> ClassSummary:
-    """Counts of all scores; each number over the means of the groups."""
+    """Return the counts of all scores, and the spread of each metric over the means of the groups."""
     counts = Counter(score.status for score in scores)
     measured = dict.fromkeys(metric for score in scores for metric in score.values)
     return ClassSummary(

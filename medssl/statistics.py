@@ -1,29 +1,31 @@
-"""Statistics of a comparison: intervals, tests, ranks and what they amount to in words. Numbers in, numbers out.
+"""Statistics of a comparison: bootstrap intervals, tests, ranks, and verdicts that put them into words.
 
-The unit is the patient. A method's values are a number per patient for each of its trainings (`Replicate`), the mean
-over that patient's cases, in whatever unit the metric has.
+The unit is the patient. A method's values are one number per patient for each of its trainings (`Replicate`): the mean
+over that patient's cases, in the unit of the metric.
 
-- Intervals are bootstrap percentiles. A resample takes patients and, apart from them, trainings, each with
-  replacement (the pigeonhole bootstrap of Owen 2007, a little wide rather than narrow). Where a method was trained on
-  several draws of labelled patients, whole draws are taken, with all their seeds, and else seeds. A single training
-  is kept, so its interval knows nothing of the spread of training.
-- Methods that hold the same draws or seeds are resampled together, for the same labelled patients, first weights and
-  order of patches made them; others apart. Patients are always the same on both sides.
-- Few units make plain percentiles too narrow. So n - 1 of n units are taken, which makes the variance of a mean right
-  (McCarthy and Snowden 1985; Rao and Wu 1988), and each end is moved away from the estimate by what t exceeds
-  the normal quantile, after Hesterberg's (2015) wider percentiles, with the degrees of freedom of Satterthwaite (1946),
-  so that three seeds count as three. Of simulated intervals for 8 to 100 patients 91 to 96 % held the true mean where
-  patients or three seeds vary most, 88 % with 8 patients of a skew distribution or two seeds that vary more than
-  patients, and over 99 % where chance of a patient in a training outweighs both. tests/test_statistics.py repeats some.
-  Where patients may fail altogether, with a Dice near 0, a sample without such a one knows of none: with 5 to 20 % who
-  do, 73 to 88 % of 500 intervals held the mean for 8 or 10 patients, 84 to 95 % for 20, and 89 to 96 % for 40.
-- Wilcoxon, Friedman and Nemenyi take patients' means over trainings as they are: they ask whether these trained
-  networks differ, not whether the methods do. Of two methods that are alike but for lucky seeds (three each, a spread
-  of 0.3 of that of patients) such a p fell below 0.05 in 40 % of 1500 simulations, and the verdict, which wants the
-  interval to agree, told them apart in 4 %. So a p alone is no finding, and neither are mean ranks without places.
-- Of many methods beside one reference, some would seem to differ by lucky seeds alone. So the interval has a p-value
-  too, corrected by Holm as Wilcoxon's is, and a verdict of several wants both below 0.05.
-- Everything is a function of its arguments alone, whatever the order of patients and trainings.
+- Intervals are bootstrap percentiles. A resample draws patients and, independently, trainings, each with replacement
+  (the pigeonhole bootstrap of Owen 2007, whose intervals tend to be slightly too wide). If a method was trained on
+  several draws of labelled patients, whole draws are resampled, with all their seeds; otherwise seeds are. A single
+  training is kept in every resample, so its interval does not include the spread of training.
+- Methods with the same draws or seeds are resampled together, because the same labelled patients, initial weights and
+  order of patches produced them; other methods are resampled independently. Both sides always get the same patients.
+- With few units, plain percentiles are too narrow. So n - 1 of n units are drawn, which corrects the variance of a mean
+  (McCarthy and Snowden 1985; Rao and Wu 1988), and the distance of each end from the estimate is multiplied by the
+  ratio of the t quantile to the normal one, after Hesterberg's (2015) expanded percentiles, with the degrees of freedom
+  of Satterthwaite (1946), so that three seeds count as three. Of simulated intervals for 8 to 100 patients, 91 to 96 %
+  held the true mean if patients or three seeds varied most, 88 % with 8 patients of a skewed distribution or two seeds
+  that varied more than patients, and over 99 % if chance in a patient's result of one training outweighed both.
+  tests/test_statistics.py repeats some of these simulations. If some patients fail completely, with a Dice near 0, a
+  sample may contain none of them and then cannot account for them: with 5 to 20 % of such patients, 73 to 88 % of 500
+  intervals held the mean for 8 or 10 patients, 84 to 95 % for 20, and 89 to 96 % for 40.
+- The tests of Wilcoxon, Friedman and Nemenyi take patients' means over trainings as fixed: they ask whether these
+  trained networks differ, not whether the methods do. For two methods that differ only by lucky seeds (three each, with
+  a spread of 0.3 times that of patients), such a p fell below 0.05 in 40 % of 1500 simulations. The verdict, which also
+  requires the interval to exclude 0, called them different in 4 %. So neither a p alone nor mean ranks without places
+  are evidence that methods differ.
+- If many methods are compared with one reference, some seem to differ by lucky seeds alone. So the interval has a
+  p-value too, corrected by Holm like Wilcoxon's, and a verdict on one of several comparisons requires both below 0.05.
+- All results depend only on the arguments, not on the order of patients and trainings.
 
 Papers: Owen, Annals of Applied Statistics 1 (2007); McCarthy and Snowden, Vital and Health Statistics 2-95 (1985);
 Rao and Wu, JASA 83 (1988); Hesterberg, The American Statistician 69 (2015); Satterthwaite, Biometrics Bulletin 2
@@ -47,13 +49,13 @@ from medssl.words import p_value
 
 RESAMPLES = 10_000
 LEVEL = 0.95
-"""Of all intervals."""
+"""Level of all intervals."""
 ALPHA = 0.05
-"""Below this a p-value counts."""
+"""p-values below this are significant."""
 FEWEST_PATIENTS = 6
-"""With fewer the Wilcoxon test cannot fall below 0.05, whatever the values."""
+"""With fewer patients, the p of the Wilcoxon test cannot fall below 0.05, whatever the values."""
 FEW_PATIENTS = 10
-"""With fewer a verdict says how many there are."""
+"""With fewer patients, a verdict states their number."""
 
 _EXACT = 50
 _CHUNK = 1_000
@@ -66,97 +68,98 @@ class Replicate(NamedTuple):
     """One training of a method."""
 
     draw: str
-    """Which labelled patients it learned from."""
+    """Name of the draw of labelled patients that it was trained on."""
     seed: int
 
 
 Values = Mapping[Replicate, Mapping[str, float]]
-"""A number per patient of each training. A patient that a training lacks is a missing value."""
+"""For each training, a number per patient. A patient that a training lacks is a missing value."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over patients and trainings, and where it could as well lie."""
+    """A mean over patients and trainings with its bootstrap interval."""
 
     mean: float
     low: float | None
-    """None with a single patient, as `high`."""
+    """Lower end; None with a single patient, like `high`."""
     high: float | None
     patients: int
     trainings: int
-    """Trainings of the method; of the two compared, those of the one that has fewer."""
+    """Number of trainings of the method; in a comparison, of the method that has fewer."""
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether all of the interval lies on one side of 0."""
+        """Whether the whole interval lies on one side of 0."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
 @dataclass(frozen=True)
 class Description:
-    """Patients' values, each the mean over trainings."""
+    """Summary of the patients' values, each the mean over trainings."""
 
     mean: float
     sd: float | None
-    """Over patients; None for one."""
+    """Standard deviation over patients; None for one patient."""
     median: float
     sd_of_trainings: float | None
-    """Of the trainings' means, each over its patients; None for one training."""
+    """Standard deviation of the trainings' means over patients; None for one training."""
     patients: int
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One method less another over the patients that both have."""
+    """The difference of one method minus another over the patients that both have."""
 
     difference: Interval
     effect: float | None
-    """The mean difference over its standard deviation across patients (Cohen's d for pairs); None where that is 0."""
+    """The mean difference over its standard deviation across patients (Cohen's d for pairs); None if that is 0."""
     p: float | None
-    """Two-sided Wilcoxon signed-rank test over patients' means.
+    """p of the two-sided Wilcoxon signed-rank test over patients' means.
 
-    Patients without a difference are left out, as Wilcoxon did; a test without any other gives 1. Up to 50 of the
-    rest the distribution is exact, over all signs of the ranks as they are, ties included; beyond it is normal and
-    corrected for ties. None with fewer than `FEWEST_PATIENTS`.
+    Patients without a difference are left out, as Wilcoxon did; if none is left, p is 1. For up to 50 remaining
+    patients, the distribution is exact, over all signs of the ranks, ties included; for more, it is approximated as
+    normal and corrected for ties. None with fewer than `FEWEST_PATIENTS` patients.
     """
     p_interval: float | None
-    """The share alpha from which on the interval of level 1 - alpha leaves out 0, at least 2 / `RESAMPLES`: it knows of
-    the spread of trainings, as `p` does not. None for one patient."""
+    """The smallest alpha at which the interval of level 1 - alpha excludes 0, at least 2 / `RESAMPLES`. Unlike `p`, it
+    includes the spread of trainings. None for one patient."""
     p_holm: float | None = None
-    """`p` corrected for all comparisons that were made with it; None while it stands alone."""
+    """`p` corrected for all comparisons made together; None for a comparison on its own."""
     p_interval_holm: float | None = None
-    """The same of `p_interval`."""
+    """`p_interval`, corrected in the same way."""
     lean: int = 0
-    """The sign of Wilcoxon's statistic: 1 where ranks of patients speak for the first method, -1 for the second. It can
-    be other than that of the mean, where a few patients differ by much and most by little the other way."""
+    """Sign of Wilcoxon's statistic: 1 if by the patients' ranks the first method has the larger values, -1 if the
+    second has. It can differ from the sign of the mean if a few patients differ by much, and most of them slightly the
+    other way."""
 
     @property
     def p_corrected(self) -> float | None:
-        """The larger of both corrected p-values; None while there are none."""
+        """The larger of both corrected p-values; None if they were not corrected."""
         return None if self.p_holm is None else max(self.p_holm, self.p_interval_holm or 0)
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Methods side by side over the patients that all have. Rank 1 is the best."""
+    """Methods ranked over the patients that all of them have. Rank 1 is the best."""
 
     names: tuple[str, ...]
-    """From the best mean rank to the worst; everything below is in this order."""
+    """The methods from the best mean rank to the worst; all fields below are in this order."""
     mean_ranks: tuple[float, ...]
-    """Mean over patients of the rank among the methods; methods that tie share a rank."""
+    """Mean over patients of each method's rank; tied methods get the mean of their ranks."""
     places: tuple[tuple[float, ...], ...]
     """For each method, the share of resamples in which its mean comes first, second and so on. Methods of equal
     mean share the better place."""
     friedman: float | None
-    """p of the Friedman test that all methods are alike; None for two methods or a tie everywhere."""
+    """p of the Friedman test that all methods are equal; None for two methods, one patient, or if all values tie."""
     critical_difference: float
-    """Mean ranks further apart than this differ at 0.05, by Nemenyi's test."""
+    """Mean ranks further apart than this differ significantly at 0.05, by Nemenyi's test."""
     patients: int
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How the numbers of a metric are told."""
+    """How the numbers of a metric are printed: unit, factor, and which direction is better."""
 
     unit: str
     factor: float
@@ -171,7 +174,7 @@ DISTANCES = {"mm": Scale("mm", 1, False), "voxel": Scale("voxels", 1, False)}
 
 
 def describe(values: Values) -> Description:
-    """Mean, spread and median over patients, and the spread of trainings."""
+    """Return mean, spread and median over patients, and the spread of trainings."""
     _, patients, table = _table(values)
     means = _means(table, 0)
     of_trainings = [float(np.mean(list(found.values()))) for found in values.values() if found]
@@ -185,10 +188,10 @@ def describe(values: Values) -> Description:
 
 
 def bootstrap_mean(values: Values, *, resamples: int = RESAMPLES) -> Interval:
-    """The mean over patients, each the mean over trainings, with its bootstrap interval.
+    """Return the mean over patients, each the mean over trainings, with its bootstrap interval.
 
     Raises:
-        ValueError: no value at all.
+        ValueError: there is no value.
     """
     units, patients, table = _table(values)
     means = _resample([(units, table)], patients, resamples)[0]
@@ -200,10 +203,10 @@ def bootstrap_mean(values: Values, *, resamples: int = RESAMPLES) -> Interval:
 
 
 def paired(ours: Values, theirs: Values, *, resamples: int = RESAMPLES) -> Comparison:
-    """Ours less theirs, patient by patient.
+    """Compare two methods by their differences (ours minus theirs) in each patient.
 
     Raises:
-        ValueError: no patient has a value of both.
+        ValueError: no patient has values of both.
     """
     (our_units, _, our_table), (their_units, patients, their_table) = _tables([ours, theirs])
     differences = _means(our_table, 0) - _means(their_table, 0)
@@ -225,13 +228,13 @@ def paired(ours: Values, theirs: Values, *, resamples: int = RESAMPLES) -> Compa
 
 
 def corrected(family: Sequence[Comparison]) -> list[Comparison]:
-    """Comparisons that are made together, such as all rows beside one reference, with their corrected p-values."""
+    """Return comparisons made together, such as of all rows with one reference, with corrected p-values."""
     ps = holm([one.p for one in family]), holm([one.p_interval for one in family])
     return [replace(one, p_holm=p, p_interval_holm=q) for one, p, q in zip(family, *ps, strict=True)]
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
-    """p-values of one family, corrected so that any false finding among them is as rare as in one; None stays None."""
+    """Return the p-values of one family, corrected by Holm for the family-wise error rate; None stays None."""
     known = sorted((p, i) for i, p in enumerate(ps) if p is not None)
     found: list[float | None] = [None] * len(ps)
     highest = 0.0
@@ -242,12 +245,12 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
 
 
 def verdict(comparison: Comparison, scale: Scale = POINTS) -> str:
-    """What a comparison amounts to, in plain words.
+    """Return the result of a comparison in words.
 
-    `better` and `worse` need `FEWEST_PATIENTS`, an interval without 0, and a p-value below 0.05: that of Wilcoxon's
-    test, and of one of several comparisons both corrected ones. With one training of either it is said of these
-    networks alone, and where the ranks of patients lean the other way, of the average alone. All else is inside the
-    noise.
+    `better` and `worse` require `FEWEST_PATIENTS` patients, an interval that excludes 0, and a p-value below 0.05: for
+    a comparison on its own that of Wilcoxon's test, for one of several both corrected ones. If a method has only one
+    training, the verdict speaks of these networks only; if the patients' ranks lean the other way, of the average only.
+    Everything else is inside the noise.
     """
     interval, p, of_all = comparison.difference, comparison.p, ""
     if comparison.p_corrected is not None:
@@ -280,16 +283,16 @@ def verdict(comparison: Comparison, scale: Scale = POINTS) -> str:
 
 
 def rank(methods: Mapping[str, Values], *, higher_is_better: bool = True) -> Ranking:
-    """Order two or more methods by their mean rank over patients, and tell how firm the order is.
+    """Order two or more methods by their mean rank over patients, and measure how certain the order is.
 
-    The Friedman test and the critical difference look at patients' means over trainings alone; the places are
-    those of the bootstrap, where trainings are resampled as well.
+    The Friedman test and the critical difference use only patients' means over trainings. The places come from the
+    bootstrap, which resamples trainings as well.
 
     Raises:
-        ValueError: fewer than two methods, or no patient has a value of all.
+        ValueError: fewer than two methods, or no patient has values of all.
     """
     if len(methods) < 2:
-        raise ValueError(f"two methods or more can be ranked, got {len(methods)}")
+        raise ValueError(f"ranking needs two methods or more, got {len(methods)}")
     tables = _tables(list(methods.values()))
     patients, sign = tables[0][1], -1 if higher_is_better else 1
     values = sign * np.round([_means(table, 0) for _, _, table in tables], _DIGITS)  # (K, P)
@@ -310,7 +313,7 @@ def rank(methods: Mapping[str, Values], *, higher_is_better: bool = True) -> Ran
 
 
 def critical_difference(methods: int, patients: int) -> float:
-    """How far apart two mean ranks must lie to differ at 0.05 (Nemenyi), all pairs being looked at."""
+    """Return how far apart two mean ranks must lie to differ at 0.05 when all pairs are compared (Nemenyi's test)."""
     quantile = stats.studentized_range.ppf(1 - ALPHA, methods, np.inf) / math.sqrt(2)
     return float(quantile * math.sqrt(methods * (methods + 1) / (6 * patients)))
 
@@ -319,7 +322,7 @@ def critical_difference(methods: int, patients: int) -> float:
 
 
 def _tables(methods: Sequence[Values]) -> list[tuple[list[str], list[str], Array]]:
-    """`_table` of each method, cut to the patients that all have."""
+    """Return `_table` of each method, restricted to the patients that all methods have."""
     shared = set.intersection(*({patient for found in values.values() for patient in found} for values in methods))
     return [
         _table({key: {p: v for p, v in found.items() if p in shared} for key, found in values.items()})
@@ -328,7 +331,10 @@ def _tables(methods: Sequence[Values]) -> list[tuple[list[str], list[str], Array
 
 
 def _table(values: Values) -> tuple[list[str], list[str], Array]:
-    """What is resampled (draws, or the seeds of a single one), the patients, and a table of both, NaN where missing."""
+    """Return the units to resample, the patients, and a table of their values `(units, patients)`, NaN if missing.
+
+    Units are draws of labelled patients; if there is one draw only, its seeds.
+    """
     patients = sorted({patient for found in values.values() for patient in found})
     if not patients:
         raise ValueError("no patient has a value to compare")
@@ -347,7 +353,7 @@ def _trainings(values: Values) -> int:
 
 
 def _means(table: Array, axis: int) -> Array:
-    """Means of the defined values along an axis; NaN where there is none."""
+    """Return the means of the defined values along an axis; NaN where there is none."""
     known = ~np.isnan(table)
     with np.errstate(invalid="ignore"):
         means: Array = np.where(known, table, 0).sum(axis) / known.sum(axis)
@@ -355,7 +361,7 @@ def _means(table: Array, axis: int) -> Array:
 
 
 def _resample(methods: Sequence[tuple[list[str], Array]], patients: Sequence[str], resamples: int) -> Array:
-    """`(K, B)` means of the methods' tables of equal patients, the same patients in each resample."""
+    """Return `(K, B)` means of K methods in B resamples, each of which draws the same patients for all methods."""
     found = np.empty((len(methods), resamples))
     of_patients = _drawn(patients, resamples)
     for mine, (units, table) in zip(found, methods, strict=True):
@@ -372,7 +378,7 @@ def _resample(methods: Sequence[tuple[list[str], Array]], patients: Sequence[str
 
 
 def _drawn(names: Sequence[str], resamples: int) -> Array:
-    """`(B, n)`: how often each of n units is in a resample of n - 1; the same for the same names."""
+    """Return `(B, n)`: how often each of n units is in a resample of n - 1, which depends only on the units' names."""
     n = len(names)
     if n == 1:
         return np.ones((resamples, 1))
@@ -382,13 +388,13 @@ def _drawn(names: Sequence[str], resamples: int) -> Array:
 
 
 def _spread(values: Array) -> tuple[float, int]:
-    """Variance of the mean of some units, and its degrees of freedom; nothing is known from one."""
+    """Return the variance of the mean of some units and its degrees of freedom; for a single unit, 0 and 1."""
     known = values[~np.isnan(values)]
     return (float(known.var(ddof=1)) / len(known), len(known) - 1) if len(known) > 1 else (0.0, 1)
 
 
 def _freedom(spreads: Sequence[tuple[float, int]], patients: int) -> float:
-    """Degrees of freedom of the sum of variances."""
+    """Return the degrees of freedom of a sum of variances, by Satterthwaite."""
     total = sum(variance for variance, _ in spreads)
     parts = sum(variance**2 / freedom for variance, freedom in spreads)
     return total**2 / parts if parts > 0 else patients - 1
@@ -408,10 +414,10 @@ def _p_of_interval(mean: float, resampled: Array, freedom: float) -> float:
 
 
 def _ends(mean: float, resampled: Array, freedom: float, tails: Array) -> tuple[Array, Array]:
-    """Both ends of the intervals that leave out these shares on each side."""
+    """Return the lower and upper ends of the intervals that leave out these shares on each side."""
     stretch = stats.t.ppf(tails, freedom) / stats.norm.ppf(tails)
     values = np.sort(resampled[~np.isnan(resampled)])
-    cut = (tails * len(values)).astype(int)  # as many below as above, so that swapped methods have swapped ends
+    cut = (tails * len(values)).astype(int)  # as many below as above, so that swapping the methods swaps the ends
     return mean - stretch * (mean - values[cut]), mean + stretch * (values[-1 - cut] - mean)
 
 
@@ -423,18 +429,18 @@ def _wilcoxon(differences: Array) -> float | None:
         return 1.0
     if len(signed) > _EXACT:
         return float(stats.wilcoxon(signed, method="approx").pvalue)
-    ranks = np.rint(2 * np.abs(signed)).astype(int)  # doubled, so that shared ranks are whole
-    chance = np.zeros(ranks.sum() + 1)  # of each sum of positive ranks, when every sign is a toss
+    ranks = np.rint(2 * np.abs(signed)).astype(int)  # doubled, so that shared ranks are whole numbers
+    chance = np.zeros(ranks.sum() + 1)  # probability of each sum of positive ranks if every sign is random
     chance[0] = 1
     for one in ranks:
-        chance = (chance + np.roll(chance, one)) / 2  # the upper end is still empty, so nothing comes round
+        chance = (chance + np.roll(chance, one)) / 2  # the upper end is still 0, so nothing wraps around
     found = ranks[signed > 0].sum()
     return float(min(1.0, 2 * chance[: found + 1].sum(), 2 * chance[found:].sum()))
 
 
 def _signed_ranks(differences: Array) -> Array:
-    """Wilcoxon's ranks of the patients that differ, each with the sign of its difference."""
-    changed = np.round(differences, _DIGITS)  # what differs by less is a tie that rounding broke
+    """Return Wilcoxon's ranks of the patients with a difference, each with the sign of the difference."""
+    changed = np.round(differences, _DIGITS)  # smaller differences are ties that rounding errors broke
     changed = changed[changed != 0]
     ranks: Array = np.sign(changed) * stats.rankdata(np.abs(changed))
     return ranks
@@ -444,12 +450,12 @@ def _signed_ranks(differences: Array) -> Array:
 
 
 def told(value: float, scale: Scale, sign: str = "", digits: int = 1) -> str:
-    """A number as a scale has it."""
+    """Return a number in the unit of a scale as text."""
     return f"{round(value * scale.factor, digits) + 0.0:{sign}.{digits}f}"  # adding 0 turns -0.0 into 0.0
 
 
 def _end(value: float, scale: Scale, interval: Interval) -> str:
-    """One end; to more digits where a whole interval beside 0 would seem to touch it."""
+    """Return one end as text, with two digits if one would make an interval that excludes 0 seem to touch it."""
     return told(value, scale, digits=2 if interval.excludes_zero and abs(value) * scale.factor < 0.05 else 1)
 
 

@@ -1,4 +1,4 @@
-"""A case at a glance: three slices in a strip, small enough for hundreds on a page. Drawn while it is in memory."""
+"""Thumbnails of cases: a strip of three slices, small enough for hundreds on a page."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from medssl.data.volume import Volume
 from medssl.palette import class_colour, grey_window
 
 SIDE = 144
-"""Pixels of a slice's square."""
+"""Side in pixels of the square that holds a slice."""
 _SAMPLED = 64
 
 
 def draw_case(image: Volume, label: Volume | None) -> bytes:
-    """A JPEG strip of an axial, a coronal and a sagittal slice, with the outlines of the classes.
+    """Return a JPEG strip of an axial, a coronal and a sagittal slice, with the outlines of the classes.
 
-    Slices go through the middle, or where the label is largest. They stand upright, the patient's right (or front) on
-    the left, all at one scale in millimetres.
+    Each slice is the one where the label is largest, or the middle one without a label. The patient is upright, with
+    the right side (or, in the sagittal slice, the front) on the left; all have one scale in millimetres.
 
     Args:
         image: `(X, Y, Z)` or `(X, Y, Z, M)`, of which the first channel is shown.
@@ -43,7 +43,7 @@ def draw_case(image: Volume, label: Volume | None) -> bytes:
                       (size[0], size[1]), window)  # fmt: skip
         strip.paste(drawn, (place * SIDE + (SIDE - size[0]) // 2, (SIDE - size[1]) // 2))
     buffer = io.BytesIO()
-    strip.save(buffer, format="jpeg", quality=75, subsampling=0)  # whole colours, for lines of one pixel
+    strip.save(buffer, format="jpeg", quality=75, subsampling=0)  # full colour resolution, for lines of one pixel
     return buffer.getvalue()
 
 
@@ -53,7 +53,7 @@ def _slice_of(shape: tuple[int, ...], classes: NDArray[np.int32] | None, axis: i
 
 
 def _upright(array: NDArray[Any], axis: int, index: int) -> NDArray[Any]:
-    """A slice as rows from top to bottom, the patient's right or front first in each."""
+    """Return a slice as rows from top to bottom, each beginning with the patient's right or front."""
     upright: NDArray[Any] = array.take(index, axis).T[::-1, ::-1]
     return upright
 
@@ -69,14 +69,14 @@ def _draw(
     scaled = Image.fromarray((255 * shown).astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
     pixels = np.repeat(np.asarray(scaled)[..., None], 3, axis=2)
     if classes is not None:
-        # Nearest pixels; PIL knows no int32 that it resizes faithfully, so the indices are made here.
+        # Nearest neighbours are picked by index, because PIL does not resize int32 images exactly.
         rows, columns = (np.arange(n) * side // n for n, side in zip(size[::-1], classes.shape, strict=True))
         _outline(pixels, classes[np.ix_(rows, columns)])
     return Image.fromarray(pixels)
 
 
 def _outline(pixels: NDArray[np.uint8], classes: NDArray[Any]) -> None:
-    """Colour the pixels of a class that have a neighbour of another."""
+    """Colour the pixels of each class that have a neighbour of another class."""
     padded = np.pad(classes, 1)
     beside = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
     edge = (classes > 0) & np.logical_or.reduce([other != classes for other in beside])

@@ -1,7 +1,7 @@
-"""Networks that predict and their settings, from a run folder or from the model folder that `medssl export` makes.
+"""Networks that predict and their settings, from a run folder or from a model folder that `medssl export` wrote.
 
-A model folder is what another site may have: model.yaml holds the settings that prediction needs, weights.pt the
-networks that predict, of one run or of several. In neither stands a name of a case or patient, or a path.
+A model folder can be given to another site: model.yaml holds the settings that prediction needs, and weights.pt the
+networks that predict, from one or several runs. Neither file contains a path or the name of a case or patient.
 """
 
 from __future__ import annotations
@@ -33,48 +33,49 @@ _SHARED: dict[str, tuple[str, ...]] = {
     "augment": ("preset", "flips"),
     "train": ("patch", "precision", "seed"),
 }
-"""Of these sections, the keys that a model folder has; of others all or none."""
+"""The keys of these sections that a model folder holds; other sections are held completely or not at all."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What one run brings to a prediction."""
+    """The networks and settings of one run, as prediction needs them."""
 
     config: RunConfig
     networks: Sequence[nn.Module]
-    """Those that `config.window.network` names."""
+    """The networks that `config.window.network` selects."""
     checkpoint: str
-    """The file that they were saved in."""
+    """Name of the file that they were saved in."""
     iteration: int
-    """Steps that they had learned for."""
+    """Training steps that they were saved after."""
     forerunners: int = 0
-    """Patients from whom the runs learned that it was started from; unknown, and 0, from a model folder."""
+    """Number of patients that earlier runs, from which it was started, were trained on; 0 for a model folder, which
+    does not record it."""
 
     likeness: Likeness | None = None
-    """What the scans that it learned from are like."""
+    """What its training scans are like; None if unknown."""
 
     def predictor(self, device: torch.device) -> Predictor:
-        """The predictor of its networks."""
+        """Return a predictor with its networks on a device."""
         predictor = predictor_of([net.to(device) for net in self.networks], self.config, device)
         predictor.likeness = self.likeness
         return predictor
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Whether `medssl export` made it."""
+    """Return whether a folder is a model folder, as `medssl export` writes it."""
     return (folder / MODEL).is_file()
 
 
 def load_trained(folder: Path, checkpoint: str = "best", window: Mapping[str, Any] | None = None) -> list[Trained]:
-    """What a run folder holds, or each of the runs that a model folder was made of; on the CPU.
+    """Load the networks of a run folder, or of each run in a model folder, on the CPU.
 
     Args:
-        checkpoint: `best` (by validation Dice; `last` where nothing was validated) or `last`.
+        checkpoint: `best` (by validation Dice; `last` if nothing was validated) or `last`.
         window: settings of the `window` section that replace the run's.
 
     Raises:
-        DataError: it is neither, or its files cannot be read.
-        ConfigError: a model folder was made of another checkpoint or of other networks than are asked for.
+        DataError: the folder is neither, or its files cannot be read.
+        ConfigError: a model folder does not hold the checkpoint or the networks that are asked for.
     """
     if is_model_folder(folder):
         return _load_model(folder, checkpoint, window or {})
@@ -82,11 +83,12 @@ def load_trained(folder: Path, checkpoint: str = "best", window: Mapping[str, An
 
 
 def refuse_unlike(run: Path, ours: Trained, path: Path, theirs: Trained) -> None:
-    """Raise a ConfigError where probabilities of the run at `path` have no mean with those of `run`."""
+    """Raise a ConfigError if probabilities of the run at `path` cannot be averaged with those of `run`."""
     if apart := ours.config.data.difference(theirs.config.data, "classes", "channels", "recipe"):
         key, one, other = apart
         raise ConfigError(
-            f"{path}: its {key} are not those of {run}, so their probabilities have no mean\n  {other}\n  {one}"
+            f"{path}: its data.{key} differs from that of {run}, so their probabilities cannot be averaged\n"
+            f"  {other}\n  {one}"
         )
 
 
@@ -102,13 +104,13 @@ def save_model(folder: Path, runs: Sequence[Trained]) -> None:
 
 
 def shared_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings that prediction needs, as plain values; nothing that tells of patients or of a machine."""
+    """Return the settings that prediction needs, as plain values, without anything about patients or the machine."""
     plain = _without_paths(
         config.model_dump(include={"name", "data", "method", "network", "augment", "train", "window"})
     )
     for section, keys in _SHARED.items():
         plain[section] = {key: plain[section][key] for key in keys}
-    made: dict[str, Any] = json.loads(json.dumps(plain))  # lists, as YAML has no tuples
+    made: dict[str, Any] = json.loads(json.dumps(plain))  # turns tuples into lists, since YAML has no tuples
     return made
 
 
@@ -125,11 +127,13 @@ def _load_run(run: Path, checkpoint: str, window: Mapping[str, Any]) -> Trained:
     if checkpoint == "best" and not path.exists() and (run / "last.pt").exists():
         path = run / "last.pt"
     if (run / "configs" / "metadata.json").is_file():
-        raise DataError(f"{run}: is a MONAI bundle, which MONAI runs (its docs/README.md); name the run it is made of")
+        raise DataError(
+            f"{run}: is a MONAI bundle, which MONAI runs (see its docs/README.md); name the run that it was made from"
+        )
     if not path.exists() and not (run / "config.yaml").exists():
         raise DataError(
-            f"{run}: no run folder, as it holds neither {path.name} nor config.yaml, and no model folder, as it holds "
-            f"no {MODEL}; the run comes before the images: `medssl predict RUN IMAGES`"
+            f"{run}: is neither a run folder ({path.name}, config.yaml) nor a model folder ({MODEL}); name the run "
+            "before the images: `medssl predict RUN IMAGES`"
         )
     values = load_checkpoint(path)
     config = _with_window(values["config"], window)
@@ -150,11 +154,10 @@ def _tell_if_unfinished(run: Path, path: Path, step: int, planned: int) -> None:
     last, weights = run / "last.pt", "weights"
     if path != last:
         if not last.exists():
-            return  # the weights were copied alone
-        step, weights = steps_of(last), f"best weights, of step {step},"
+            return  # only the best weights were copied
+        step, weights = steps_of(last), f"best weights, of step {step}"
     if step < planned:
-        done = f"after {step} of {planned} steps"
-        print(f"medssl: {run} is not finished: these are its {weights} {done}", file=sys.stderr)
+        print(f"medssl: {run} is not finished ({step} of {planned} steps); using its {weights}", file=sys.stderr)
 
 
 def _load_model(folder: Path, checkpoint: str, window: Mapping[str, Any]) -> list[Trained]:
@@ -170,21 +173,21 @@ def _load_model(folder: Path, checkpoint: str, window: Mapping[str, Any]) -> lis
         weights = load_checkpoint(folder / WEIGHTS)["runs"]
         return [_exported(folder, *each, checkpoint, window) for each in zip(about, weights, strict=True)]
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"{folder}: {MODEL} and {WEIGHTS} do not fit each other, or are not of `medssl export` "
+        raise DataError(f"{folder}: {MODEL} and {WEIGHTS} do not match, or `medssl export` did not write them "
                         f"({type(error).__name__}: {error})") from None  # fmt: skip
 
 
 def _exported(
     folder: Path, about: Mapping[str, Any], states: Sequence[Any], checkpoint: str, window: Mapping[str, Any]
 ) -> Trained:
-    """One run of a model folder: what is told of it, and its networks' weights."""
+    """Build one run of a model folder from its entry in model.yaml and its networks' weights."""
     held = about["settings"]["window"]["network"]
     if (wanted := window.get("network", held)) != held:
-        raise ConfigError(f"{folder}: holds the networks of --network {held} alone, not those of {wanted}; "
-                          "export the run with it")  # fmt: skip
+        raise ConfigError(f"{folder}: holds only the networks of --network {held}; export the run with "
+                          f"--network {wanted}")  # fmt: skip
     if checkpoint == "last" and about["checkpoint"] != "last.pt":
-        raise ConfigError(f"{folder}: was made of {about['checkpoint']}, so there is no --checkpoint last; "
-                          "export the run with it")  # fmt: skip
+        raise ConfigError(f"{folder}: holds only the weights of {about['checkpoint']}; export the run with "
+                          "--checkpoint last")  # fmt: skip
     config = _with_window(about["settings"], window)
     networks = chosen_networks(build_method(config), config.window.network)
     for net, state in zip(networks, states, strict=True):

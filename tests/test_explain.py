@@ -99,7 +99,7 @@ def test_other_files_are_named_and_counted(folders):
     write_image(other / "case0.nii.gz", array, np.diag([*SPACING, 1.0]))
     b = scored((other, folders[1]), "b.csv")
     lines = explain(a, b)
-    assert any(line.startswith("other cases: 2 (case1, case2) in A only") for line in lines)
+    assert any(line.startswith("other cases: 2 (case1, case2) in A only; A's means") for line in lines)
     assert any(re.match(r"other files: case0, prediction: \d+ voxels differ", line) for line in lines)
     found = reasons(a, b)
     assert found["dice"][0].startswith("2 by other files: both are Dice of the volume")
@@ -192,7 +192,7 @@ def test_a_table_that_a_spreadsheet_saved_is_told(folders, tmp_path, saved):
     ours = scored(folders, "a.csv")
     (tmp_path / "b.csv").write_text("\n".join(saved.replace("{}", line) for line in ours.read_text().splitlines()))
     for read in (read_scores, lambda path: explain(ours, path)):
-        with pytest.raises(DataError, match=r"b\.csv: a spreadsheet has saved this table"):
+        with pytest.raises(DataError, match=r"b\.csv: a spreadsheet program has saved this table"):
             read(tmp_path / "b.csv")
 
 
@@ -226,10 +226,10 @@ def test_rows_that_overwrite_each_other_or_say_nothing_of_classes_are_refused(fo
     ours = scored(folders, "a.csv")
     names = list(dict.fromkeys(s.case for s in read_scores(ours)))
     (tmp_path / "b.csv").write_text("\n".join(["case,dice", *(f"{name},0.5" for name in names)]))
-    with pytest.raises(DataError, match=r"b\.csv: no column `class` says of what its numbers are; beside it are"):
+    with pytest.raises(DataError, match=r"b\.csv: needs a column `class`, because the other table has several"):
         explain(ours, tmp_path / "b.csv")
     (tmp_path / "b.csv").write_text(f"case,roi,dice\n{names[0]},1,0.5\n{names[0]},2,0.4\n")
-    with pytest.raises(DataError, match=r"b\.csv:3: case .* a second time; where rows are of classes, call"):
+    with pytest.raises(DataError, match=r"b\.csv:3: case .* occurs a second time; if there is a row per class"):
         explain(ours, tmp_path / "b.csv")
 
 
@@ -255,5 +255,5 @@ def test_what_is_no_table_is_refused(folders, tmp_path, name, text):
 
 def test_tables_of_different_cases_share_nothing(folders, tmp_path):
     (tmp_path / "x.csv").write_text("case,class,dice\nz,liver,0.5\n")
-    with pytest.raises(DataError, match="share no number"):
+    with pytest.raises(DataError, match="have no numbers in common"):
         explain(scored(folders, "a.csv"), tmp_path / "x.csv")

@@ -183,7 +183,7 @@ def test_the_card_of_a_started_run_counts_whom_its_forerunner_saw(make_run, tmp_
     for run, told in ((first, False), (second, True)):
         export(run, tmp_path / run.name)
         card = (tmp_path / run.name / "README.md").read_text()
-        assert ("that and those before it had learned from 8 patients" in card) == told
+        assert ("that run and those before it were trained on 8 patients" in card) == told
 
 
 def merge_last(run):
@@ -200,7 +200,9 @@ def test_a_model_folder_is_no_run(make_run, balls, tmp_path):
         predict(model, [], tmp_path / "out", part="test", device="cpu")
     with pytest.raises(ConfigError, match="model folder, which has no split"):
         predict(run, [], tmp_path / "out", also=[model], part="test", device="cpu")
-    with pytest.raises(ConfigError, match=r"networks of --network student alone, not those of teacher"):
+    with pytest.raises(
+        ConfigError, match=r"only the networks of --network student; export the run with --network teacher"
+    ):
         load_predictor(model, CPU, window={"network": "teacher"})
     with pytest.raises(ConfigError, match="model folder already"):
         export(model, tmp_path / "again")
@@ -219,7 +221,7 @@ def test_a_checkpoint_that_a_model_folder_was_not_made_of_is_refused(make_run, t
     run = make_run("bcp")
     export(run, tmp_path / "best")
     export(run, tmp_path / "last", checkpoint="last")
-    with pytest.raises(ConfigError, match=r"best: was made of best\.pt"):
+    with pytest.raises(ConfigError, match=r"best: holds only the weights of best\.pt"):
         load_predictor(tmp_path / "best", CPU, checkpoint="last")
     for asked in ("best", "last"):  # `best` is what nobody asked for
         assert load_predictor(tmp_path / "last", CPU, checkpoint=asked)[1].checkpoint == "last.pt"
@@ -241,13 +243,15 @@ def test_nothing_is_replaced_unasked_and_nothing_half_made_stays(make_run, tmp_p
     export(run, model, window={"network": "teacher"}, overwrite=True)
     assert (model / "weights.pt").read_bytes() != before
     (model / "mine.txt").write_text("kept")
-    with pytest.raises(ConfigError, match=r"holds mine\.txt, so it is no exported folder"):
+    with pytest.raises(ConfigError, match=r"holds mine\.txt, so it is not an exported folder"):
         export(run, model, overwrite=True)
-    with pytest.raises(ConfigError, match=r"run_\d+: holds .*, so it is no exported folder"):
+    with pytest.raises(ConfigError, match=r"run_\d+: holds .*, so it is not an exported folder"):
         export(run, run, overwrite=True)
     (tmp_path / "project" / "models").mkdir(parents=True)
     (tmp_path / "project" / "README.md").write_text("mine")
-    with pytest.raises(ConfigError, match=r"project: holds neither model\.yaml nor .*, so it is no exported folder"):
+    with pytest.raises(
+        ConfigError, match=r"project: holds neither model\.yaml nor .*, so it is not an exported folder"
+    ):
         export(run, tmp_path / "project", overwrite=True)
     shutil.rmtree(tmp_path / "project")
     broken = shutil.copytree(run, tmp_path / "broken")
@@ -268,12 +272,12 @@ def test_a_damaged_model_folder_is_named(make_run, tmp_path):
     first = plain["runs"][0]
     for runs in ([first, first], [{key: first[key] for key in first if key != "settings"}]):
         (tmp_path / "model" / "model.yaml").write_text(json.dumps({**plain, "runs": runs}))
-        with pytest.raises(DataError, match=r"model: model\.yaml and weights\.pt do not fit each other"):
+        with pytest.raises(DataError, match=r"model: model\.yaml and weights\.pt do not match"):
             load_predictor(tmp_path / "model", CPU)
     (tmp_path / "model" / "model.yaml").write_text("- nothing")
     with pytest.raises(DataError, match=r"model\.yaml: not as `medssl export` writes it"):
         load_predictor(tmp_path / "model", CPU)
-    with pytest.raises(DataError, match=r"no run folder, .* no model folder"):
+    with pytest.raises(DataError, match=r"is neither a run folder .* nor a model folder"):
         load_predictor(tmp_path, CPU)
 
 
@@ -448,7 +452,7 @@ def test_what_a_bundle_cannot_express_is_refused(make_run, tmp_path, method, sec
         saved = load_checkpoint(run / name)
         saved["config"][section].update(values)
         save_checkpoint(run / name, saved)
-    with pytest.raises(ConfigError, match=rf"--monai: a bundle cannot express\n  {fault}.*\nExport a model folder"):
+    with pytest.raises(ConfigError, match=rf"--monai: a MONAI bundle cannot express\n  {fault}.*\nLeave out --monai"):
         export(run, tmp_path / "bundle", monai=True)
     export(run, tmp_path / "model")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "run"]
@@ -456,7 +460,7 @@ def test_what_a_bundle_cannot_express_is_refused(make_run, tmp_path, method, sec
 
 def test_a_network_of_a_methods_own_cannot_be_a_bundle(make_run):
     (trained,) = load_trained(make_run("bcp"))
-    with pytest.raises(ConfigError, match="method: networks that it did not get from medssl"):
+    with pytest.raises(ConfigError, match="method: networks that medssl did not build"):
         refuse_inexpressible([replace(trained, networks=[torch.nn.Conv3d(1, 3, 1)])])
 
 

@@ -270,7 +270,7 @@ def test_places_of_a_close_race_are_shared():
     first, second = ranking.places
     assert sum(first) == pytest.approx(1)
     assert 0.02 < second[0] < 0.98
-    with pytest.raises(ValueError, match="two methods"):
+    with pytest.raises(ValueError, match="ranking needs two methods or more, got"):
         rank({"a": measured(table(1))})
 
 

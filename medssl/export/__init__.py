@@ -1,4 +1,4 @@
-"""The job behind `medssl export`: trained runs as a folder that one can hand to another site."""
+"""The job behind `medssl export`: write trained runs as a folder that can be given to another site."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def export(
     monai: bool = False,
     overwrite: bool = False,
 ) -> Path:
-    """Write a model folder, which `medssl predict` takes in the place of the run, or a MONAI bundle, and return it.
+    """Write a model folder, which `medssl predict` takes like a run, or a MONAI bundle, and return its path.
 
-    Both hold the networks that predict, the settings that they need, and a model card; no name of a patient or case and
-    no path, no optimiser, no log.
+    Both hold the networks that predict, the settings that they need, and a model card, but no name of a patient or
+    case, no path, no optimiser state and no log.
 
     Args:
-        also: other runs, whose class probabilities are averaged with the first one's.
-        checkpoint: `best` (by validation Dice; `last` where nothing was validated) or `last`.
-        window: settings of the `window` section that replace the run's, as `network`.
+        also: other runs, whose class probabilities are averaged with those of the first.
+        checkpoint: `best` (by validation Dice; `last` if nothing was validated) or `last`.
+        window: settings of the `window` section that replace the run's, such as `network`.
         monai: write a MONAI bundle, which runs without medssl.
         overwrite: replace an exported folder.
 
     Raises:
-        ConfigError: the folder exists and is not to be replaced, or is another's; runs that do not fit together,
-            or that a bundle cannot express.
-        DataError: no run folder, or one of its files cannot be read.
+        ConfigError: the folder exists and `overwrite` is not set; it is not an exported folder; or runs do not fit
+            together, or cannot be expressed as a bundle.
+        DataError: `run` or one of `also` is not a run folder, or one of its files cannot be read.
     """
     run, out = Path(run), Path(out)
     _refuse_place(out, overwrite)
@@ -67,14 +67,16 @@ def _refuse_place(out: Path, overwrite: bool) -> None:
         raise ConfigError(f"{out}: is a file; name a folder")
     inside = {path.name for path in out.iterdir()} if out.exists() else set()
     if foreign := sorted(inside - {MODEL, WEIGHTS, README, *FOLDERS}):
-        raise ConfigError(f"{out}: holds {foreign[0]}, so it is no exported folder to replace; choose another place")
+        raise ConfigError(
+            f"{out}: holds {foreign[0]}, so it is not an exported folder and is not replaced; choose another folder"
+        )
     if inside and not (is_model_folder(out) or (out / METADATA).is_file()):
-        raise ConfigError(f"{out}: holds neither {MODEL} nor {METADATA}, so it is no exported folder to replace; "
-                          "choose another place")  # fmt: skip
+        raise ConfigError(f"{out}: holds neither {MODEL} nor {METADATA}, so it is not an exported folder and is not "
+                          "replaced; choose another folder")  # fmt: skip
 
 
 def _of_run(run: Path, checkpoint: str, window: dict[str, Any] | None) -> Trained:
     if is_model_folder(run):
-        raise ConfigError(f"{run}: is a model folder already; export the run that it was made of")
+        raise ConfigError(f"{run}: is a model folder already; export the run that it was made from")
     (trained,) = load_trained(run, checkpoint, window)
     return trained

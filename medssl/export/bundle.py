@@ -1,7 +1,7 @@
-"""A MONAI bundle of trained networks: configs/ models/ docs/, which runs where MONAI is and medssl is not.
+"""Writing trained networks as a MONAI bundle (configs/, models/, docs/), which runs with MONAI and without medssl.
 
-Nothing here imports MONAI: a bundle is text that names its classes, and a state dict. What MONAI has no transform for,
-such as grey levels normalised over a foreground, stands in inference.json as short expressions of NumPy.
+Nothing here imports MONAI: a bundle is text that names MONAI's classes, and a state dict. Steps for which MONAI has no
+transform, such as normalising grey levels over a foreground, are short NumPy expressions in inference.json.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from medssl.trained import Trained
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 FOLDERS = ("configs", "docs", "models")
 METADATA = "configs/metadata.json"
-"""What every bundle has."""
+"""The file that marks a folder as a bundle."""
 AXES = [["L", "R"], ["P", "A"], ["I", "S"]]
-"""What MONAI's orientations mean, as ours do; its default is about to change."""
+"""Labels of MONAI's orientations, as medssl uses them; given because MONAI will change its default."""
 CODE = ("$", "@", "%")
-"""What a text of a bundle begins with that MONAI runs, or looks up."""
+"""First characters of a text in a bundle that MONAI evaluates or looks up."""
 
 
 def write_bundle(folder: Path, runs: Sequence[Trained]) -> None:
-    """Write all of a bundle but its card.
+    """Write everything of a bundle except its model card.
 
     Raises:
-        ConfigError: the networks, the recipe or the window are what a bundle cannot express.
+        ConfigError: a bundle cannot express the networks, the recipe or the window settings.
     """
     refuse_inexpressible(runs)
     for name in FOLDERS:
@@ -50,33 +50,34 @@ def write_bundle(folder: Path, runs: Sequence[Trained]) -> None:
 
 
 def refuse_inexpressible(runs: Sequence[Trained]) -> None:
-    """Raise a ConfigError that says what is in the way of a bundle."""
+    """Raise a ConfigError that lists everything that a bundle cannot express."""
     first = runs[0].config
     faults = []
     if first.data.recipe.resize is not None:
-        faults.append("data.recipe.resize: slices of one size")
+        faults.append("data.recipe.resize: slices resized to one size")
     for config in (one.config for one in runs):
         window = config.window
         if window.mirror:
             faults.append("window.mirror: the mean over mirrored windows")
         if window.largest_component:
-            faults.append("window.largest_component: a choice of components")
+            faults.append("window.largest_component: keeping only the largest component")
         ours, theirs = (one.model_dump(exclude={"network", "patch", "batch"}) for one in (first.window, window))
         if ours != theirs or (first.window.patch or first.train.patch) != (window.patch or config.train.patch):
             faults.append("window, train.patch: runs whose windows differ")
     if not all(hasattr(bare(net), "made_from") for one in runs for net in one.networks):
-        faults.append("method: networks that it did not get from medssl")
+        faults.append("method: networks that medssl did not build")
     if any(isinstance(view, Band) for one in runs for net in one.networks for view in _views(net)):
         faults.append("method: networks that see a frequency band")
     names = [
         name for one in runs for name in (one.config.data.name, *one.config.data.classes, *one.config.data.channels)
     ]
-    faults += [f"the name {name!r}: MONAI would run or look up what begins so" for name in names if name[:1] in CODE]
+    faults += [f"the name {name!r}: MONAI evaluates text that begins with {name[0]}" for name in names
+               if name[:1] in CODE]  # fmt: skip
     if faults:
         listed = "\n  ".join(dict.fromkeys(faults))
         raise ConfigError(
-            f"--monai: a bundle cannot express\n  {listed}\n"
-            "Export a model folder, without --monai, for `medssl predict`; or other networks with --network"
+            f"--monai: a MONAI bundle cannot express\n  {listed}\n"
+            "Leave out --monai to export a model folder for `medssl predict`, or choose other networks with --network"
         )
 
 
@@ -84,9 +85,9 @@ def refuse_inexpressible(runs: Sequence[Trained]) -> None:
 
 
 def inference(runs: Sequence[Trained]) -> dict[str, Any]:
-    """Images of a folder in, label maps on their own grids out.
+    """Return the content of inference.json, which segments the images of a folder on their own grids.
 
-    `run` is a plain loop, which needs no more than MONAI; `evaluator` is the same for tools that look for one.
+    `run` is a plain loop, which needs only MONAI; `evaluator` does the same for tools that look for one.
     """
     config = runs[0].config
     return {
@@ -122,7 +123,7 @@ def inference(runs: Sequence[Trained]) -> dict[str, Any]:
 
 
 def _files(channels: int) -> str:
-    """The cases of a folder; of several channels, those whose files end like `_0000.nii.gz`."""
+    """Return the expression for the cases of a folder; with several channels, of files that end like `_0000.nii.gz`."""
     if channels == 1:
         return "$[{'image': path} for path in sorted(glob.glob(@dataset_dir + '/*.nii.gz'))]"
     return (
@@ -132,7 +133,7 @@ def _files(channels: int) -> str:
 
 
 def _network(runs: Sequence[Trained]) -> dict[str, Any]:
-    """The mean of class probabilities as one module, each network taking the axes in its order."""
+    """Return the entries for one module that averages class probabilities; each network gets the axes in its order."""
     data, nets = runs[0].config.data, [net for one in runs for net in one.networks]
     made_from = [_made_from(net) for net in nets]
     described = [monai_network(each, len(data.channels), len(data.classes)) for each in made_from]
@@ -151,7 +152,7 @@ def _network(runs: Sequence[Trained]) -> dict[str, Any]:
 
 
 def _recipe(recipe: Recipe, channels: int) -> dict[str, Any]:
-    """What the transforms call, each an expression."""
+    """Return the expressions that the transforms call, by name."""
     rules = recipe.intensities(channels)
     inside = "@foreground(x)" if any(rule.kind == "zscore" for rule in rules) else "None"
     parts = {
@@ -168,7 +169,7 @@ def _recipe(recipe: Recipe, channels: int) -> dict[str, Any]:
         "wanted": "$lambda x: [new if new and abs(new - old) > 1e-3 * new else old "
         "for old, new in zip(x.pixdim.tolist(), @spacing)]",
         "is_thick": f"$lambda x: [mm > {THICK_SLICE_RATIO} * min(x.pixdim.tolist()) for mm in x.pixdim.tolist()]",
-        # Centre on centre: the matrix leads from voxels of the new grid to those of the old one.
+        # The matrix leads from voxels of the new grid to those of the old one, and the grids share their centre.
         "resampled": "$lambda x, shape, steps, order: monai.transforms.SpatialResample(mode=order, "
         "padding_mode='nearest')(x, spatial_size=shape, dst_affine=torch.matmul(x.affine, torch.tensor("
         "[[step if row == column else 0 for column in range(3)] + [(x.shape[row + 1] - 1) / 2 - step * "
@@ -182,12 +183,12 @@ def _recipe(recipe: Recipe, channels: int) -> dict[str, Any]:
 
 
 def _by_channel(rules: Iterable[str]) -> str:
-    """A list with what an expression in c makes of each channel of x."""
+    """Return an expression for a list that applies each rule, an expression in c, to one channel of x."""
     return f"[rule(c) for rule, c in zip([{', '.join(f'lambda c: {rule}' for rule in rules)}], x.numpy())]"
 
 
 def _inside(threshold: Threshold) -> str:
-    """Where a channel c is foreground."""
+    """Return the expression for where a channel c is foreground."""
     if threshold == "nonzero":
         return "c != 0"
     if threshold is not None:
@@ -199,7 +200,7 @@ def _inside(threshold: Threshold) -> str:
 
 
 def _normalised(rule: Intensity) -> str:
-    """The network's input from a channel c, whose foreground is `inside`."""
+    """Return the expression for the network's input from a channel c, whose foreground is `inside`."""
     if rule.kind == "clip" and rule.window is not None:
         low, high = rule.window
         return f"(c.clip({low!r}, {high!r}) - {low!r}) / {high - low!r}"
@@ -238,7 +239,7 @@ def _preprocessing(recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def _postprocessing(classes: int, *, is_cropped: bool) -> list[str | dict[str, Any]]:
-    """The first of the largest probabilities on the image's own grid, and background outside the crop."""
+    """Return the transforms after the network: likeliest class on the image's own grid, background outside the crop."""
     to_own = {"_target_": "ResampleToMatchd", "key_dst": "own", "padding_mode": "zeros"}
     crop: list[str | dict[str, Any]] = [
         {**to_own, "keys": "inside", "mode": "nearest"},
@@ -263,7 +264,7 @@ def _postprocessing(classes: int, *, is_cropped: bool) -> list[str | dict[str, A
 def _inferer(trained: Trained) -> dict[str, Any]:
     window, patch = trained.config.window, trained.config.window.patch or trained.config.train.patch
     overlap: float | list[float] = window.overlap
-    if window.stride is not None:  # MONAI steps by the whole part of `patch * (1 - overlap)`
+    if window.stride is not None:  # the stride of MONAI is the whole part of `patch * (1 - overlap)`
         overlap = [max(0.0, 1 - (step + 0.5) / side) for step, side in zip(window.stride, patch, strict=True)]
     return {
         "_target_": "SlidingWindowInferer",
@@ -280,7 +281,7 @@ def _inferer(trained: Trained) -> dict[str, Any]:
 
 
 def metadata(runs: Sequence[Trained]) -> dict[str, Any]:
-    """What the bundle is, by the schema that it names."""
+    """Return the content of metadata.json, by the schema that it names."""
     config = runs[0].config
     data, patch = config.data, list(config.window.patch or config.train.patch)
     titles = dict(title_and_papers(one.config) for one in runs)
@@ -294,7 +295,7 @@ def metadata(runs: Sequence[Trained]) -> dict[str, Any]:
         "required_packages_version": {name: version(name) for name in ("nibabel", "scipy")},
         "name": data.name,
         "task": f"Segmentation of {', '.join(data.classes[1:])} in 3D scans ({', '.join(data.channels)})",
-        "description": f"Trained with medssl: {'; '.join(titles)}. Images are prepared so: "
+        "description": f"Trained with medssl: {'; '.join(titles)}. Images are prepared as follows: "
         f"{'; '.join(recipe_in_words(data))}. {NO_DEVICE}",
         "authors": "not stated",
         "copyright": "not stated",
@@ -325,7 +326,7 @@ def _tensor(format: str, channels: Sequence[str], patch: list[int], **more: Any)
 
 
 def _views(net: nn.Module) -> list[Any]:
-    """What stands before a network, outermost first."""
+    """Return the views through which a network sees its input, outermost first."""
     return [net.view, *_views(net.net)] if isinstance(net, Viewed) else []
 
 

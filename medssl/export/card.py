@@ -1,4 +1,4 @@
-"""A model card in Markdown, written from what a run folder says of itself: facts, without names or paths."""
+"""The model card: a Markdown file with the facts of a run folder, without names of patients or paths."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from medssl.run import RunConfig
 from medssl.score_file import read_scores
 from medssl.scores import ClassSummary, Scores, summarise
 from medssl.trained import Trained
+from medssl.words import how_many
 
 README = "README.md"
 NO_DEVICE = "It is research software and not a medical device."
 
 
 def write_card(path: Path, runs: Sequence[tuple[Path, Trained]], command: str) -> None:
-    """Write the card of a model that was made of runs; all of these have one dataset.
+    """Write the card of a model made from one or several runs, which all have the same dataset.
 
     Args:
-        command: how it is used.
+        command: the command that uses the model.
     """
     config = runs[0][1].config
     data = config.data
@@ -58,21 +59,21 @@ def write_card(path: Path, runs: Sequence[tuple[Path, Trained]], command: str) -
 
 
 def title_and_papers(config: RunConfig) -> tuple[str, list[str]]:
-    """What a method is called, and the addresses of its papers."""
+    """Return the title of a method and the addresses of its papers."""
     files = [bundled(f"method/{name}.yaml") for name in (config.name, config.method.name) if name]
     title, sources = next((said(file) for file in files if file is not None), (config.method.name, ()))
     return title, [f"https://arxiv.org/abs/{source}" for source in sources]
 
 
 def recipe_in_words(data: DatasetConfig) -> list[str]:
-    """How an image is prepared, a sentence a step."""
+    """Return how an image is prepared, one phrase for each step."""
     recipe = data.recipe
     spacing = " x ".join("own" if mm is None else f"{mm:g}" for mm in recipe.spacing)
     rules = recipe.intensities(len(data.channels))
     names = [""] if len(set(rules)) == 1 else [f" of {name}" for name in data.channels]
     return [
         "axes as in the file" if recipe.orientation == STORED else f"axes along {recipe.orientation}",
-        *(["what is 0 is background"] if {*recipe.thresholds(len(data.channels))} == {"nonzero"} else []),
+        *(["voxels of value 0 are background"] if {*recipe.thresholds(len(data.channels))} == {"nonzero"} else []),
         *([f"cropped to the foreground with a margin of {recipe.margin} voxels"] if recipe.crop else []),
         *(_grey(f"grey levels{name}", rule) for name, rule in zip(names, rules, strict=False)),
         f"spacing {spacing} mm"
@@ -91,17 +92,17 @@ def _grey(levels: str, rule: Intensity) -> str:
 def _input(data: DatasetConfig) -> list[str]:
     return [
         f"- Channels of an image, in this order: {', '.join(data.channels)}.",
-        f"- An image is prepared so: {'; '.join(recipe_in_words(data))}. Label maps come back on its own grid.",
+        f"- An image is prepared as follows: {'; '.join(recipe_in_words(data))}. Its label map is on its own grid.",
     ]
 
 
 def _window(config: RunConfig, runs: int) -> list[str]:
     window, patch = config.window, config.train.patch
     size = " x ".join(map(str, window.patch or patch))
-    step = f"{window.overlap:g} of each covered again" if window.stride is None else f"{window.stride} voxels apart"
+    step = f"overlap {window.overlap:g}" if window.stride is None else f"stride {window.stride} voxels"
     extra = [
-        *(["mirrored windows are predicted as well"] if window.mirror else []),
-        *([f"only the largest component is kept of {', '.join(window.largest_component)}"]
+        *(["mirrored windows are predicted as well, and averaged"] if window.mirror else []),
+        *([f"only the largest component of each is kept: {', '.join(window.largest_component)}"]
           if window.largest_component else []),
     ]  # fmt: skip
     return [
@@ -123,11 +124,11 @@ def _training(run: Path, trained: Trained) -> list[str]:
         "in all.",
         f"- Labelled: {_counted(split, 'labelled')}. Unlabelled: {_counted(split, 'unlabelled')}. "
         f"Validation: {_counted(split, 'val')}. Test: {_counted(split, 'test')}.",
-        *([f"- Of the labelled cases {canaries} were canaries: they and their patients' other scans did not train."]
-          if canaries else []),
-        *([f"- It was started from an earlier run; that and those before it had learned from {trained.forerunners} "
+        *([f"- Of the labelled cases, {canaries} were canaries: they and other scans of their patients were not used "
+           "for training."] if canaries else []),
+        *([f"- It was started from an earlier run; that run and those before it were trained on {trained.forerunners} "
            "patients."] if trained.forerunners else []),
-        *([f"- The scans that it learned from: {trained.likeness.words} `medssl predict` tells of others."]
+        *([f"- Its training scans: {trained.likeness.words} `medssl predict` warns about scans unlike these."]
           if trained.likeness else []),
         f"- {trained.iteration} of {config.train.iterations} steps, `{trained.checkpoint}`; seed {config.train.seed}.",
         f"- {_validation(run, trained)}",
@@ -142,16 +143,16 @@ def _counted(split: Split, part: Part) -> str:
 
 
 def _validation(run: Path, trained: Trained) -> str:
-    """The Dice that was logged when the weights were saved."""
+    """Return a sentence with the validation Dice that was logged for these weights."""
     rows = read_metrics(run / "metrics.csv") if (run / "metrics.csv").exists() else []
     found = [row["val/dice"] for row in rows if row["step"] == trained.iteration and "val/dice" in row]
     if not found:
         return "Validation Dice: none was logged for these weights."
-    return f"Validation Dice {found[-1]:.3f}, by which `best.pt` is chosen: it is no test score."
+    return f"Validation Dice {found[-1]:.3f}. `best.pt` is chosen by it, so it is not a test score."
 
 
 def _tests(run: Path) -> list[str]:
-    """The table of the run's scores.csv, if it has one."""
+    """Return the lines of a table with the scores in the run's scores.csv; empty if it has none."""
     path = run / "scores.csv"
     if not path.exists():
         return []
@@ -174,12 +175,12 @@ def _row(one: ClassSummary) -> str:
 
 
 def _made(scores: Scores) -> str:
-    """By which networks the scored label maps were predicted, as far as it is recorded."""
+    """Return a sentence on the networks that predicted the scored label maps, as far as it is recorded."""
     try:
         made = read_record(scores.record)
     except DataError:
         made = Record()
     if made.network is None:
         return "How they were predicted is not recorded."
-    mean = f", in the mean with {len(made.also)} other runs" if made.also else ""
+    mean = f", averaged with {how_many(len(made.also), 'other run')}" if made.also else ""
     return f"They were predicted by: {made.network}, `{made.checkpoint}`{mean}."

@@ -1,9 +1,9 @@
-"""How well two label maps agree, in numbers whose rules are written down.
+"""Metrics that compare two label maps, each with stated rules.
 
-`masks` has pure functions of two masks, `scoring` all numbers of a case, `conventions` the rules of other tools.
-The default convention is `strict`: a number that has no meaning is `None`, not 0 and not infinity, and the status
-says why. A class absent from both volumes has no numbers; in one of them only, its overlap is 0 and its distances
-are undefined.
+`masks` has pure functions of two masks, `scoring` computes all numbers of a case, `conventions` holds the rules of
+other tools. The default convention is `strict`: a number without a meaning is `None`, not 0 and not infinity, and the
+status says why. A class that is absent from both volumes has no numbers. If it is in only one of them, its overlaps are
+0 and its distances are undefined.
 """
 
 from medssl.metrics.conventions import CONVENTIONS, Convention, Measures, Units

@@ -1,9 +1,9 @@
 """The centreline of a tubular mask, and how much of it another mask covers (clDice; Shit et al., CVPR 2021).
 
 The mask is thinned from its six sides in turn, a layer at a time, down to curves one voxel wide (six directions:
-Palágyi and Kuba 1998). A voxel goes only when it is simple, that is, when without it no part splits, joins,
-vanishes or opens (Bertrand and Malandain 1994), and when it is no end of a curve. Voxels that are tested together
-have coordinates of the same parity, so that none of them touches another, and their order does not matter.
+Palágyi and Kuba 1998). A voxel is removed only if it is simple, that is, if removing it does not split, join, delete or
+open any part (Bertrand and Malandain 1994), and if it is not the end of a curve. Voxels that are tested together have
+coordinates of the same parity, so no two of them touch, and their order does not matter.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ _STEPS = np.abs(_OFFSETS).sum(axis=1)
 _FACES, _NEAR = _STEPS == 1, _STEPS < 3
 _APART = np.abs(_OFFSETS[:, None] - _OFFSETS[None])
 _TOUCHING = (_APART.max(axis=-1) <= 1).astype(np.float32)
-"""Which of the 26 neighbours touch each other anyhow."""
+"""Which of the 26 neighbours touch each other by a face, an edge or a corner."""
 _ADJACENT = ((_APART.sum(axis=-1) <= 1) & _NEAR & _NEAR[:, None]).astype(np.float32)
 """Which of the 18 neighbours by face or edge share a face."""
 
 
 def cldice(prediction: Mask, reference: Mask) -> float | None:
-    """Harmonic mean of two shares: of each mask's centreline inside the other mask.
+    """Return the clDice of two masks `(X, Y, Z)`: the harmonic mean of each centreline's share inside the other mask.
 
-    From 0 to 1; 0 when one mask is empty, None when both are. Of `(X, Y, Z)` masks.
+    It is from 0 to 1; 0 if one mask is empty, None if both are.
     """
     if not prediction.any() or not reference.any():
         return None if prediction.any() == reference.any() else 0.0
@@ -36,7 +36,7 @@ def cldice(prediction: Mask, reference: Mask) -> float | None:
 
 
 def centreline(mask: Mask) -> Mask:
-    """Curves one voxel wide along the middle of a mask `(X, Y, Z)`, with its parts, holes and branches."""
+    """Return the centreline of a mask `(X, Y, Z)`: curves one voxel wide that keep its parts, holes and branches."""
     padded = np.pad(mask, 1)
     flat = padded.ravel()
     offsets = _OFFSETS @ np.array([padded.shape[1] * padded.shape[2], padded.shape[2], 1])
@@ -56,7 +56,7 @@ def centreline(mask: Mask) -> Mask:
 
 
 def _removable(around: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which voxels are simple and no ends, from the 26 neighbours of each, `(N, 26)`."""
+    """Return which voxels are simple and not ends of curves, from the 26 neighbours of each, `(N, 26)`."""
     one_part = _grown(around, around, _TOUCHING) == around
     outside = ~around & _NEAR
     one_outside = _grown(outside & _FACES, outside, _ADJACENT) | ~(outside & _FACES)
@@ -64,7 +64,7 @@ def _removable(around: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _grown(seeds: NDArray[np.bool_], within: NDArray[np.bool_], links: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """The part of `within` that hangs together with the first seed of each row, `(N, 26)`."""
+    """Return the part of `within` that is connected to the first seed of each row, `(N, 26)`."""
     grown = np.zeros_like(within)
     rows = np.flatnonzero(seeds.any(axis=1))
     grown[rows, seeds[rows].argmax(axis=1)] = True

@@ -1,7 +1,7 @@
-"""Instances of a class: its connected components, and which of two masks belong together.
+"""Instances of a class, which are its connected components, and how those of two masks are paired.
 
-Voxels that touch by a face, an edge or a corner belong to one instance. Two instances are the same when they
-overlap by more than half of their union, which no instance can do with two others.
+Voxels that touch by a face, an edge or a corner belong to one instance. Two instances are paired if they overlap by
+more than half of their union, which no instance can do with two others.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from scipy import ndimage
 
 from medssl.metrics.surfaces import Mask
 
-try:  # the extra `instances`: several times as fast, with the same components
+try:  # optional, from the extra `instances`: several times as fast, with the same components
     import cc3d
 except ImportError:
     cc3d = None
 
 SAME = 0.5
-"""The IoU above which two instances are the same one."""
+"""IoU above which two instances are paired."""
 
 
 @dataclass(frozen=True)
 class Instances:
-    """How the instances of a prediction and a reference pair up."""
+    """Numbers of instances in a prediction and a reference, and the Dice of each matched pair."""
 
     prediction: int
     reference: int
     dice: tuple[float, ...]
-    """Of each matched pair."""
+    """Dice of each matched pair."""
 
     @property
     def f1(self) -> float | None:
-        """Twice the matched instances over all instances of both; None without any."""
+        """Twice the number of matched pairs over the number of instances in both masks; None if there are none."""
         total = self.prediction + self.reference
         return 2 * len(self.dice) / total if total else None
 
     @property
     def mean_dice(self) -> float | None:
-        """Mean over matched pairs, missed and invented instances, the latter two with 0; None without any."""
+        """Mean Dice of matched pairs, where missed and invented instances count as 0; None if there are none."""
         total = self.prediction + self.reference - len(self.dice)
         return sum(self.dice) / total if total else None
 
@@ -58,9 +58,9 @@ def match(prediction: Mask, reference: Mask) -> Instances:
 
 
 def components(mask: Mask) -> tuple[NDArray[np.integer], int]:
-    """Voxels numbered by instance from 1, 0 outside; and the number of instances."""
+    """Return an array that numbers voxels by instance, from 1 and 0 outside, and the number of instances."""
     if cc3d is not None:
-        with suppress(RuntimeError):  # raised for a small box full of single voxels
+        with suppress(RuntimeError):  # cc3d raises it for a small box full of single voxels
             labels, count = cc3d.connected_components(mask, connectivity=26, return_N=True)
             return labels, int(count)
     labels, count = ndimage.label(mask, np.ones((3, 3, 3)))

@@ -1,7 +1,7 @@
-"""Numbers of two masks: overlaps from counted voxels, distances from the two directed sets between their surfaces.
+"""Metrics of two masks: overlaps from voxel counts, distances from the directed distances between their surfaces.
 
-Pure functions, nothing read from disk. A number without a meaning, such as a distance to an empty mask or 0 / 0, is
-`None`, not 0 and not infinity; what a convention puts in its place is said in `medssl.metrics.conventions`.
+These are pure functions. A number without a meaning, such as a distance to an empty mask or 0 / 0, is `None`, not 0 and
+not infinity; `medssl.metrics.conventions` says what a convention puts in its place.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from medssl.metrics.surfaces import Distances, Mask, between, surface
 
 @dataclass(frozen=True)
 class Overlap:
-    """Voxels of a class: in the prediction, in the reference, in both."""
+    """Number of voxels of a class in the prediction, in the reference, and in both."""
 
     prediction: int
     reference: int
@@ -29,56 +29,56 @@ class Overlap:
 
     @property
     def dice(self) -> float | None:
-        """Twice the overlap over the sum of both sizes."""
+        """Twice the overlap over the sum of both sizes; None if both are empty."""
         return _ratio(2 * self.both, self.prediction + self.reference)
 
     @property
     def iou(self) -> float | None:
-        """Overlap over union."""
+        """Overlap over union; None if both are empty."""
         return _ratio(self.both, self.prediction + self.reference - self.both)
 
     @property
     def precision(self) -> float | None:
-        """The share of the prediction that lies in the reference."""
+        """The share of the prediction that lies in the reference; None if the prediction is empty."""
         return _ratio(self.both, self.prediction)
 
     @property
     def recall(self) -> float | None:
-        """The share of the reference that lies in the prediction."""
+        """The share of the reference that lies in the prediction; None if the reference is empty."""
         return _ratio(self.both, self.reference)
 
     @property
     def relative_volume(self) -> float | None:
-        """By how many percent of the reference the prediction is larger."""
+        """Size of the prediction minus that of the reference, in percent of the reference; None if that is empty."""
         return _ratio(100 * (self.prediction - self.reference), self.reference)
 
 
 def dice(prediction: Mask, reference: Mask) -> float | None:
-    """Twice the overlap over the sum of both sizes, 0 to 1; None when both masks are empty."""
+    """Return twice the overlap over the sum of both sizes, 0 to 1; None when both masks are empty."""
     _check(prediction, reference)
     return Overlap.of(prediction, reference).dice
 
 
 def iou(prediction: Mask, reference: Mask) -> float | None:
-    """Overlap over union, 0 to 1; None when both masks are empty."""
+    """Return overlap over union, 0 to 1; None when both masks are empty."""
     _check(prediction, reference)
     return Overlap.of(prediction, reference).iou
 
 
 def hd95(prediction: Mask, reference: Mask, spacing: Sequence[float]) -> float | None:
-    """The larger of the two directed 95th percentiles of surface distance, in mm; None when a mask is empty."""
+    """Return the larger of the two directed 95th percentiles of surface distance, in mm; None when a mask is empty."""
     distances = surface_distances(prediction, reference, spacing)
     return None if distances is None else hd95_max(distances)
 
 
 def asd(prediction: Mask, reference: Mask, spacing: Sequence[float]) -> float | None:
-    """The mean over both directed sets of surface distances together, in mm; None when a mask is empty."""
+    """Return the mean over both directed sets of surface distances together, in mm; None when a mask is empty."""
     distances = surface_distances(prediction, reference, spacing)
     return None if distances is None else assd(distances)
 
 
 def surface_distances(prediction: Mask, reference: Mask, spacing: Sequence[float]) -> Distances | None:
-    """From each surface voxel of one mask to the nearest surface voxel of the other, in mm.
+    """Return the distances from each surface voxel of one mask to the nearest surface voxel of the other, in mm.
 
     Args:
         prediction: `(X, Y, Z)`.
@@ -86,48 +86,51 @@ def surface_distances(prediction: Mask, reference: Mask, spacing: Sequence[float
         spacing: millimetres between neighbouring voxels along each axis.
 
     Returns:
-        Prediction to reference, one distance per surface voxel of the prediction, and reference to
-        prediction; None when either mask is empty.
+        The distances from prediction to reference, one per surface voxel of the prediction, and those from reference
+        to prediction; None when either mask is empty.
+
+    Raises:
+        ValueError: the masks are not boolean or differ in shape, or `spacing` is not one positive number per axis.
     """
     _check(prediction, reference)
     if len(spacing) != prediction.ndim or not all(0 < side < np.inf for side in spacing):
-        raise ValueError(f"spacing must hold {prediction.ndim} positive numbers of mm, got {tuple(spacing)}")
+        raise ValueError(f"spacing must be {prediction.ndim} positive numbers in mm, got {tuple(spacing)}")
     if not prediction.any() or not reference.any():
         return None
     return between(surface(prediction), surface(reference), spacing)
 
 
-# ---- numbers of both directed sets of distances
+# ---- metrics of both directed sets of distances
 
 
 def hd95_max(distances: Distances) -> float:
-    """The larger of the two directed 95th percentiles."""
+    """Return the larger of the two directed 95th percentiles."""
     return max(float(np.percentile(directed, 95)) for directed in distances)
 
 
 def hd95_pooled(distances: Distances) -> float:
-    """The 95th percentile of both directed sets together."""
+    """Return the 95th percentile of both directed sets together."""
     return float(np.percentile(np.concatenate(distances), 95))
 
 
 def hd(distances: Distances) -> float:
-    """The largest distance."""
+    """Return the largest distance."""
     return float(max(directed.max() for directed in distances))
 
 
 def assd(distances: Distances) -> float:
-    """The mean of both directed sets together."""
+    """Return the mean of both directed sets together."""
     return float(np.concatenate(distances).mean())
 
 
 def asd_directed(distances: Distances) -> float:
-    """The mean from the prediction to the reference alone."""
+    """Return the mean distance from the prediction to the reference, without the other direction."""
     return float(distances[0].mean())
 
 
 def nsd(distances: Distances, tolerance: float) -> float:
-    """The share of both surfaces that lies within the tolerance of the other one."""
-    reach = tolerance * (1 + 1e-5)  # headers hold spacings as float32, so that 0.3 mm are 0.30000001
+    """Return the share of both surfaces that lies within the tolerance of the other one."""
+    reach = tolerance * (1 + 1e-5)  # headers hold spacings as float32, so 0.3 mm may be read as 0.30000001
     near = sum(int((directed <= reach).sum()) for directed in distances)
     return near / sum(map(len, distances))
 
@@ -140,4 +143,4 @@ def _check(prediction: Mask, reference: Mask) -> None:
     if prediction.dtype != bool or reference.dtype != bool:
         raise ValueError(f"masks must be boolean, got {prediction.dtype} and {reference.dtype}")
     if prediction.shape != reference.shape:
-        raise ValueError(f"masks must have one shape, got {prediction.shape} and {reference.shape}")
+        raise ValueError(f"masks must have the same shape, got {prediction.shape} and {reference.shape}")

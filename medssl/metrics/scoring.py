@@ -1,4 +1,4 @@
-"""All numbers of a case: each class cropped to its box, its surfaces and their distances worked out once."""
+"""Scoring of a case: all metrics of each class, which is cropped to its bounding box to save time and memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from medssl.data.volume import Volume
 
 LARGEST_LABEL = 2**16 - 1
-"""Of a label map; FreeSurfer's go up to some 14,000."""
+"""Largest value of a label map that can be scored; FreeSurfer's go up to about 14,000."""
 Box = tuple[slice, ...]
 
 
@@ -38,13 +38,18 @@ def score_case(
     regions: Mapping[str, Sequence[int]] | None = None,
     threads: int = 1,
 ) -> dict[str, list[ClassScore]]:
-    """Score classes of a case, named by label value, and unions of them, under each convention of the measures.
+    """Score the classes and regions of a case under each convention of `measures`.
 
-    The volumes lie on one grid; the reference gives the spacing, and how axes lean. Beside the volumes, memory holds a
-    plane, and the boxes and surfaces of as many classes as there are threads.
+    Both volumes must lie on one grid; spacing and shear are taken from the reference. Besides the volumes, memory holds
+    one plane, and the boxes and surfaces of as many classes as there are threads.
 
     Args:
-        regions: label values by name; regions come after the classes, with the labels that follow theirs.
+        classes: name of each class by label value.
+        regions: label values of each region by its name. Rows of regions follow those of the classes, with label
+            numbers that continue theirs.
+
+    Returns:
+        By convention, a score for each class, then for each region.
 
     Raises:
         ValueError: the volumes differ in shape, or hold labels below 0 or above `LARGEST_LABEL`.
@@ -60,7 +65,7 @@ def score_case(
         pair = structure.mask(prediction.array[box]), structure.mask(reference.array[box])
         return _score(case, structure, overlap, pair, steps, measures)
 
-    # The time goes to the trees and to NumPy's loops, and both let other threads run.
+    # Most time is spent in SciPy's trees and NumPy's loops, which release the GIL.
     with ThreadPoolExecutor(threads) as pool:
         rows = list((pool.map if threads > 1 else map)(score, structures, *zip(*found, strict=True)))
     return {convention: [row[convention] for row in rows] for convention in measures.conventions}
@@ -68,7 +73,7 @@ def score_case(
 
 @dataclass(frozen=True)
 class _Structure:
-    """A class or a region: what a row is about."""
+    """A class or a region, which gets one row."""
 
     name: str
     label: int
@@ -76,21 +81,24 @@ class _Structure:
     is_region: bool = False
 
     def mask(self, array: NDArray[Any]) -> Mask:
-        """Where a label map holds it."""
+        """Return the mask of its voxels in a label map."""
         return np.ascontiguousarray(reduce(np.logical_or, (array == value for value in self.values)))
 
 
 def survey(
     prediction: NDArray[Any], reference: NDArray[Any], groups: Sequence[Sequence[int]]
 ) -> list[tuple[Overlap, Box]]:
-    """The voxels of each group of labels and the box around them in both volumes, in one pass, a plane at a time."""
+    """Return the voxel counts of each group of labels, and the box around it in both volumes.
+
+    It reads both volumes once, a plane at a time.
+    """
     if prediction.shape != reference.shape:
-        raise ValueError(f"volumes must have one shape, got {prediction.shape} and {reference.shape}")
-    order = np.argsort(reference.strides)[::-1]  # planes that lie together in memory
+        raise ValueError(f"volumes must have the same shape, got {prediction.shape} and {reference.shape}")
+    order = np.argsort(reference.strides)[::-1]  # so that each plane is contiguous in memory
     ours, theirs = prediction.transpose(order), reference.transpose(order)
     labels = sorted({label for group in groups for label in group})
     size = len(labels) + 1
-    index: NDArray[np.intp] = np.zeros(LARGEST_LABEL + 1, np.intp)  # every other label counts as the background
+    index: NDArray[np.intp] = np.zeros(LARGEST_LABEL + 1, np.intp)  # all other labels count as background
     index[labels] = np.arange(1, size)
     pairs = np.zeros(size * size, np.int64)
     seen: list[NDArray[np.bool_]] = [np.zeros((size, side), bool) for side in ours.shape]
@@ -114,7 +122,9 @@ def survey(
 
 def _checked(values: NDArray[Any]) -> NDArray[Any]:
     if len(values) and (values.min() < 0 or values.max() > LARGEST_LABEL):
-        raise ValueError(f"labels must lie between 0 and {LARGEST_LABEL}")
+        raise ValueError(
+            f"labels must lie between 0 and {LARGEST_LABEL}, got values from {values.min()} to {values.max()}"
+        )
     return values
 
 
@@ -131,7 +141,7 @@ def _score(
     steps: NDArray[np.float64],
     measures: Measures,
 ) -> dict[str, ClassScore]:
-    """One class or region under every convention."""
+    """Score one class or region under every convention."""
     status = status_of(overlap.prediction > 0, overlap.reference > 0)
     columns = measures.columns
     shared = {} if status == "absent" else _overlaps(overlap, pair, what.name, voxel_volume(steps), measures)
@@ -155,7 +165,7 @@ def _score(
 
 
 def voxel_volume(steps: NDArray[np.float64]) -> float:
-    """Of a voxel, in mm3."""
+    """Return the volume of a voxel in mm3, from the spacing or from the matrix of the steps along the axes."""
     return math.prod(steps.tolist()) if steps.ndim == 1 else abs(float(np.linalg.det(steps)))
 
 

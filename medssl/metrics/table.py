@@ -1,4 +1,4 @@
-"""What a row of scores holds: the metrics with their definitions, and the numbers of one class of one case."""
+"""The metrics with their definitions, and the row of scores for one class of one case."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Kind = Literal["overlap", "distance", "volume", "instances", "centreline"]
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of the table of scores."""
+    """A metric, which is a column of the table of scores."""
 
     name: str
     title: str
-    """For the heads of tables."""
+    """Its name in headings of tables."""
     unit: str
-    """Empty for shares from 0 to 1 and for counts; `mm` stands for voxels where a table says so."""
+    """Empty for shares from 0 to 1 and for counts. `mm` means voxels in a table whose distances are in voxels."""
     higher_is_better: bool | None
     description: str
     kind: Kind
@@ -27,8 +27,8 @@ class Metric:
 _ALL = (
     Metric("dice", "Dice", "", True, "2 |P and R| / (|P| + |R|)", "overlap"),
     Metric("iou", "IoU", "", True, "|P and R| / |P or R|", "overlap"),
-    Metric("hd95", "HD95", "mm", False, "the convention's: hd95_max or hd95_pooled", "distance"),
-    Metric("asd", "ASD", "mm", False, "the convention's: assd or asd_directed", "distance"),
+    Metric("hd95", "HD95", "mm", False, "hd95_max or hd95_pooled, by convention", "distance"),
+    Metric("asd", "ASD", "mm", False, "assd or asd_directed, by convention", "distance"),
     Metric("hd95_max", "HD95, max", "mm", False,
            "the larger of the two directed 95th percentiles of surface distance", "distance"),
     Metric("hd95_pooled", "HD95, pooled", "mm", False,
@@ -52,27 +52,27 @@ _ALL = (
     Metric("instance_f1", "Instance F1", "", True,
            "2 instances_matched / (instances_prediction + instances_reference)", "instances"),
     Metric("instance_dice", "Instance Dice", "", True,
-           "the mean Dice of the matched pairs, missed and invented instances counting 0", "instances"),
+           "the mean Dice of the matched pairs, where missed and invented instances count as 0", "instances"),
 )  # fmt: skip
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
-"""By name, in the order in which tables show them."""
+"""The metrics by name, in the order in which tables show them."""
 
 
 def names(*kinds: Kind) -> tuple[str, ...]:
-    """The metrics of some kinds, in table order."""
+    """Return the names of the metrics of some kinds, in table order."""
     return tuple(name for name, metric in METRICS.items() if metric.kind in kinds)
 
 
 def in_order(chosen: Iterable[str]) -> tuple[str, ...]:
-    """The same metrics in table order."""
+    """Return the chosen metrics in table order."""
     chosen = set(chosen)
     return tuple(name for name in METRICS if name in chosen)
 
 
 @dataclass(frozen=True)
 class ClassScore:
-    """One class, or a region, of one case under one convention."""
+    """The scores of one class or region of one case under one convention."""
 
     case: str
     class_name: str
@@ -83,37 +83,37 @@ class ClassScore:
     prediction_voxels: int
     reference_voxels: int
     values: Mapping[str, float | None] = field(default_factory=dict)
-    """By metric; None where undefined."""
+    """The number of each metric; None if undefined."""
     is_region: bool = False
-    """Whether it is a union of classes; its label, above theirs, is in no volume."""
+    """Whether it is a region; its `label` is above those of the classes and occurs in no volume."""
 
     def value(self, name: str) -> float | None:
-        """The number of a metric; None where it is undefined, not the convention's, or was not asked for."""
+        """Return the number of a metric; None if it is undefined, not part of the convention, or was not asked for."""
         return self.values.get(name)
 
     @property
     def dice(self) -> float | None:
-        """0 to 1."""
+        """Dice, from 0 to 1."""
         return self.value("dice")
 
     @property
     def iou(self) -> float | None:
-        """0 to 1."""
+        """IoU, from 0 to 1."""
         return self.value("iou")
 
     @property
     def hd95(self) -> float | None:
-        """By the convention's definition and in its unit."""
+        """HD95 by the definition and in the unit of the convention."""
         return self.value("hd95")
 
     @property
     def asd(self) -> float | None:
-        """By the convention's definition and in its unit."""
+        """ASD by the definition and in the unit of the convention."""
         return self.value("asd")
 
 
 def status_of(in_prediction: bool, in_reference: bool) -> Status:
-    """What has become of a class in a case."""
+    """Return the status of a class from whether it is in the prediction and in the reference."""
     if in_prediction and in_reference:
         return "scored"
     if in_reference:
