@@ -1,4 +1,4 @@
-"""`medssl` and `python -m medssl`: the command, or what to do where a package that it needs does not load."""
+"""`medssl` and `python -m medssl`: run the command, or say what to do if a package that it needs does not load."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from medssl.signals import hangups
 
 
 def main() -> None:
-    """Run a command. A package that does not load ends in one line and exit code 4; the doctor goes on without it.
+    """Run a command. If a package does not load, print one line and exit with code 4; `doctor` still runs.
 
-    SIGTERM and SIGHUP are as Ctrl-C, which a command may answer by saving.
+    SIGTERM and SIGHUP act like Ctrl-C, which a command may answer by saving.
     """
     for signum in (signal.SIGTERM, *hangups()):
         signal.signal(signum, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="backslashreplace")  # what the terminal cannot show ends no work
+            stream.reconfigure(errors="backslashreplace")  # text that the terminal cannot show must not end a job
     heard = sys.stderr
-    if heard is not None:  # as it is where nobody listens from the start
+    if heard is not None:  # None if there is no standard error from the start
         sys.stderr = cast(TextIO, _Unbroken(heard))
     try:
         from medssl.cli import main as run_command
 
         run_command()
-    except KeyboardInterrupt:  # as packages load
+    except KeyboardInterrupt:  # while packages load
         print("medssl: interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
@@ -39,7 +39,7 @@ def main() -> None:
         if fault is None:
             raise
         print(f"medssl: {fault.found}; {fault.fix}", file=sys.stderr)
-        if sys.argv[1:2] == ["doctor"]:  # with its defaults: options may be what cannot be read
+        if sys.argv[1:2] == ["doctor"]:  # with default options, because parsing them may be what fails
             print_findings(diagnose(Path()))
         sys.exit(4)
     finally:
@@ -47,13 +47,13 @@ def main() -> None:
 
 
 class _Unbroken:
-    """A stream whose reader may be gone, as `tee` after Ctrl-C or a lost connection: that ends no work."""
+    """A stream whose reader may be gone, as `tee` after Ctrl-C or a lost connection, without ending the job."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        with suppress(OSError, RuntimeError):  # the latter where a signal comes while a line is written
+        with suppress(OSError, RuntimeError):  # the latter if a signal comes while a line is written
             self.stream.write(text)
         return len(text)
 

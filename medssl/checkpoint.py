@@ -15,17 +15,17 @@ FORMAT = 1
 
 
 def save_checkpoint(path: Path, values: dict[str, Any]) -> None:
-    """Write tensors and plain values; an earlier file stays until the new one is complete, and on the disk.
+    """Write tensors and plain values; an earlier file stays until the new one is complete and on the disk.
 
     Raises:
-        OSError: it cannot be written, as on a full disk.
+        OSError: the file cannot be written, for example because the disk is full.
     """
     try:
         with whole_file(path) as partial, partial.open("wb") as file:
             torch.save({"format": FORMAT, **values}, file)
             file.flush()
             os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:  # torch answers the file's own error with one about its archive
+    except (OSError, RuntimeError) as error:  # torch raises an error about its archive instead of the file's own
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
@@ -36,16 +36,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint, onto the CPU, without running any code from it.
 
     Raises:
-        DataError: it is missing, damaged, or of another format.
+        DataError: the file is missing, damaged, or of another format.
     """
     return _load(path, mmap=False)
 
 
 def steps_of(path: Path) -> int:
-    """How many steps the run had taken that wrote a checkpoint; its tensors are not read.
+    """Return the number of steps after which a checkpoint was written, without reading its tensors.
 
     Raises:
-        DataError: as `load_checkpoint`.
+        DataError: as for `load_checkpoint`.
     """
     return int(_load(path, mmap=True)["iteration"])
 

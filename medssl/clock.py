@@ -1,8 +1,8 @@
-"""How long a step of each of several runs takes on this machine.
+"""Measure how long a training step takes on this machine, for several runs.
 
-A sweep is the run in small: `STEPS` steps from its first to its last, by the trainer and on the prepared data.
-Schedules are fractions of a run, so that a sweep spends as large a share in each stage as the run does, and networks
-that take turns take them. Runs are swept in turns, so that what else the machine does at times meets them all.
+A sweep is a short version of the run: `STEPS` steps from its first to its last, with the trainer and the prepared data.
+Schedules are fractions of a run, so a sweep spends the same share in each stage as the run does, and networks that take
+turns do so. Sweeps of the runs alternate, so that other load on the machine affects all of them.
 """
 
 from __future__ import annotations
@@ -24,16 +24,18 @@ from medssl.train import make_streams, make_trainer, open_data
 from medssl.trainer import Trainer
 
 STEPS = 34
-"""Steps of a sweep; of so many, stages of 2/17 of a run, as BCP has one, take a whole number."""
+"""Steps of a sweep; a multiple of 17, so that a stage of 2/17 of a run, as in BCP, has a whole number of steps."""
 SWEEPS = 3
-"""Timed sweeps of each run, after one that warms up."""
+"""Timed sweeps of each run, after one to warm up."""
 
 
 def time_steps(runs: Mapping[str, RunConfig], device: str = "auto") -> dict[str, float]:
-    """Seconds of a step of each run, data and augmentation included, validation and logs not: the median of its sweeps.
+    """Return the seconds that a step of each run takes, the median over its sweeps.
+
+    Reading of patches and augmentation are included, validation and logs are not.
 
     Args:
-        runs: settings by name; their data is prepared and split.
+        runs: settings by name; their data must be prepared and split.
     """
     ready = {name: _ready(settings, choose_device(device)) for name, settings in runs.items()}
     found: dict[str, list[float]] = {name: [] for name in runs}
@@ -46,9 +48,9 @@ def time_steps(runs: Mapping[str, RunConfig], device: str = "auto") -> dict[str,
 
 
 def time_on_noise(settings: RunConfig, device: str = "auto") -> float:
-    """Seconds of a step on noise of the right shape, from the middle of a run, where no data are prepared yet.
+    """Return the seconds that a step in the middle of a run takes on noise of the right shape; no prepared data needed.
 
-    The first of two steps warms up.
+    The second of two steps is timed; the first is to warm up.
     """
     trainer = make_trainer(settings, Path(), choose_device(device))
     train, data, place = settings.train, settings.data, trainer.device
@@ -73,7 +75,7 @@ def _ready(settings: RunConfig, device: torch.device) -> tuple[Trainer, Streams]
 
 
 def _sweep(trainer: Trainer, labelled: PatchStream, unlabelled: PatchStream | None) -> float:
-    """Seconds of a step. One step more comes before, in which the readers of patches start."""
+    """Return the seconds of a step. An extra step comes first, in which the readers of patches start."""
     trainer.iteration = 0
     with closing(trainer.batches(labelled, unlabelled, STEPS + 1)) as batches:
         trainer.train_step(next(batches))

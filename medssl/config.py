@@ -1,4 +1,4 @@
-"""YAML files and `--set key=value` into frozen pydantic models.
+"""Read YAML files and `--set key=value` into frozen pydantic models.
 
 Files merge left to right, overrides last. Models refuse unknown keys and name the nearest known
 one. The models themselves live beside the code that they configure.
@@ -28,13 +28,13 @@ class Settings(BaseModel):
 
 
 EACH_ONCE = AfterValidator(lambda values: tuple(dict.fromkeys(values)))
-"""Of a tuple in which what is named twice counts once, as in `Annotated[tuple[int, ...], EACH_ONCE]`."""
+"""Removes duplicates from a tuple, as in `Annotated[tuple[int, ...], EACH_ONCE]`."""
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-3` as text; here it is the number that was meant."""
+    """Reads `1e-3` as a number; in YAML 1.1 it is text."""
 
 
 _Loader.add_implicit_resolver(
@@ -55,7 +55,7 @@ def merge(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> dict[st
     Raises:
         ConfigError: a file is missing, is not YAML or not a mapping; an override has no `=`.
     """
-    wanted = [_override(text) for text in overrides]  # first: the value after a forgotten `=` looks like a file
+    wanted = [_override(text) for text in overrides]  # first: without its `=`, an override's value looks like a file
     merged: dict[str, Any] = {}
     for values in (*(_read_mapping(Path(path)) for path in files), *wanted):
         update(merged, values)
@@ -63,10 +63,10 @@ def merge(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> dict[st
 
 
 def section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A section of merged settings, empty where there is none.
+    """Return a section of merged settings, empty if there is none.
 
     Raises:
-        ConfigError: it holds something else than keys.
+        ConfigError: the section is not a mapping.
     """
     found = values.get(name, {})
     if not isinstance(found, dict):
@@ -75,7 +75,7 @@ def section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def update(into: dict[str, Any], values: Mapping[str, Any]) -> None:
-    """Put values into nested ones, section by section."""
+    """Merge nested `values` into `into`, in place."""
     for key, value in values.items():
         if isinstance(value, Mapping) and isinstance(into.get(key), dict):
             update(into[key], value)
@@ -84,7 +84,7 @@ def update(into: dict[str, Any], values: Mapping[str, Any]) -> None:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level, keys joined by dots."""
+    """Return nested settings on one level, with keys joined by dots."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -94,27 +94,27 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def parse(model: type[SettingsT], values: Mapping[str, Any], *, where: str = "") -> SettingsT:
     """Validate `values`, or raise one ConfigError that lists every fault with its key.
 
-    `where` is the dotted place of `values` in the files, so that messages name the whole key.
+    `where` is the dotted key of `values` in the files, so that messages name the whole key.
     """
     try:
         return model.model_validate(values)
     except ValidationError as error:
         lines = [f"  {_describe(model, fault, where)}" for fault in error.errors()]
-        raise ConfigError("the configuration does not fit\n" + "\n".join(lines)) from None
+        raise ConfigError("the configuration is not valid\n" + "\n".join(lines)) from None
 
 
 def read_model(model: type[SettingsT], path: Path) -> SettingsT:
-    """What a JSON file holds, as medssl wrote it from such a model.
+    """Read a JSON file that medssl wrote from such a model.
 
     Raises:
-        DataError: it cannot be read, or every key that does not fit.
+        DataError: the file cannot be read, or does not fit the model; every fault is listed with its key.
     """
     values = read_object(path)
     try:
         return model.model_validate(values)
     except ValidationError as error:
         lines = [f"  {_describe(model, fault, '')}" for fault in error.errors()]
-        raise DataError("\n".join([f"{path}: not as medssl writes it; make it again", *lines])) from None
+        raise DataError("\n".join([f"{path}: not as medssl writes it; create it again", *lines])) from None
 
 
 def dump(values: Mapping[str, Any], path: Path) -> None:
@@ -124,9 +124,9 @@ def dump(values: Mapping[str, Any], path: Path) -> None:
 
 
 _KIND_OF_VALUE = re.compile(r"float|int|one|each|(literal|tuple)\[.*")
-"""What pydantic puts behind a key that may be of several kinds; `one` and `each` are tags of ours."""
+"""What pydantic appends to a key whose value may be of several types; `one` and `each` are medssl's own tags."""
 _HASH = re.compile(r"""#|[^'"|>&!*\[{].*\s#""")
-"""Text with a # where YAML, in a file, would begin a comment."""
+"""Text with a # at which a comment would begin in a YAML file."""
 
 
 def _override(text: str) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def _override(text: str) -> dict[str, Any]:
         raise ConfigError(f"--set {text}: expected key=value, for example --set train.iterations=200")
     try:
         values: Any = value.strip() if _HASH.match(value.strip()) else load_yaml(value)
-    except (ValueError, yaml.YAMLError) as error:  # a date or number that is none is a ValueError
+    except (ValueError, yaml.YAMLError) as error:  # an invalid date or number raises a ValueError
         raise ConfigError(f"--set {text}: the value is not YAML: {error}") from None
     for part in reversed(key.split(".")):
         values = {part: values}
@@ -158,7 +158,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 
 def _describe(model: type[BaseModel], fault: Mapping[str, Any], where: str) -> str:
-    # Of several kinds of value, the fault is told by kind, in the last part.
+    # If a value may be of several types, pydantic names the type in the last part.
     parts = [str(part) for part in fault["loc"]]
     own = ".".join(part for part in parts if not _KIND_OF_VALUE.fullmatch(part))
     prefix = f"{where}." if where else ""
@@ -171,8 +171,8 @@ def _describe(model: type[BaseModel], fault: Mapping[str, Any], where: str) -> s
         return f"{key.rpartition('.')[0]}: value {fault['loc'][-1] + 1} is missing, got {_short(list(fault['input']))}"
     if fault["type"] == "missing":
         top = key.partition(".")[0]
-        files = f"; a file such as configs/{top}/NAME.yaml has it" if top in ("data", "method") else ""
-        return f"{title}required, and not given{files}"
+        files = f"; a file such as configs/{top}/NAME.yaml sets it" if top in ("data", "method") else ""
+        return f"{title}required, but not set{files}"
     said = "expected a list" if fault["type"] == "tuple_type" else fault["msg"].removeprefix("Value error, ")
     return f"{title}{said}" + (f", got {_short(fault['input'])}" if not isinstance(fault["input"], Mapping) else "")
 
@@ -182,12 +182,12 @@ _FEW.maxlevel = 2
 
 
 def _short(value: Any) -> str:
-    """A value for a message; the little text of nested aliases may stand for gigabytes."""
+    """Return a value as text for a message; a few nested YAML aliases may stand for gigabytes."""
     return repr(value) if isinstance(value, str | int | float) else _FEW.repr(value)
 
 
 def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every dotted key that a model knows, nested models included."""
+    """Yield every dotted key that a model has, including those of nested models."""
     for name, field in model.model_fields.items():
         yield prefix + name
         for kind in (field.annotation, *map(_plain, get_args(field.annotation))):
@@ -196,12 +196,13 @@ def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _plain(kind: Any) -> Any:
-    """A type without what `Annotated` adds."""
+    """Return a type without what `Annotated` adds."""
     return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
 
 def bundled(path: Path | str) -> Path | None:
-    """The configuration of this name that comes with the package, for `configs/data/acdc.yaml` and the like."""
+    """Return the path of a configuration that comes with the package, such as `configs/data/acdc.yaml`; None if there
+    is none of that name."""
     here, path = Path(__file__).resolve().parent, Path(path)
     inner = Path(*path.parts[1:]) if path.parts[:1] == ("configs",) else path
     for root in (here / "configs", here.parent / "configs"):
@@ -211,5 +212,5 @@ def bundled(path: Path | str) -> Path | None:
 
 
 def config_path(path: Path) -> Path:
-    """A configuration file; one that is not here is looked for among those that the package brings."""
+    """Return `path` if it exists, otherwise the configuration of that name that comes with the package, if any."""
     return path if path.exists() else bundled(path) or path

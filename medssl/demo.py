@@ -1,7 +1,7 @@
-"""The whole job on phantoms: check, prepare, split, train three methods, predict, evaluate, report.
+"""The job behind `medssl demo`: the whole workflow on phantoms, from check to report, with three methods.
 
-Every stage goes through the function that its command calls, so the demo is also the shortest
-example of using the package from Python. Run again on the same folder, it goes on where it stopped.
+Every stage calls the function behind its command, so the demo is also the shortest example of using the package from
+Python. If run again on the same folder, it continues where it stopped.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ LABELLED, VAL, TEST, UNLABELLED = 3, 4, 10, 30
 
 
 def demo(out: Path) -> Path:
-    """Make everything inside `out` and print what came of it; the report's path comes back.
+    """Run the workflow inside `out`, print its results, and return the path of the report.
 
     Raises:
-        ConfigError: `out` holds something that no demo made.
+        ConfigError: `out` is not empty and not from an earlier demo.
     """
     console = Console()
     source, prepared, splits = out / "phantoms", out / "prepared", out / "splits.json"
@@ -68,7 +68,7 @@ def demo(out: Path) -> Path:
 
 
 def _run(console: Console, name: str, out: Path, config_file: Path) -> Summary:
-    """Train one method, segment its test cases, score them."""
+    """Train one method, segment the test cases and score them."""
     run = out / name
     _say(console, f"train {name}, predict and evaluate its test cases")
     overrides = [f"data.root={out / 'prepared'}", f"data.splits={out / 'splits.json'}"]

@@ -1,4 +1,4 @@
-"""Where networks run, in which precision, and on how many threads."""
+"""Choose the device on which networks run, their precision, and the number of threads."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU; a GPU comes with its number.
+    """Return the device of a name; `auto` is a GPU if torch can use one, otherwise the CPU. A GPU has its number.
 
-    Where `auto` leaves out a GPU that there is, that is said, with what to do.
+    If `auto` cannot use a GPU that the machine has, a message says why and what to do.
 
     Raises:
-        ConfigError: the name means no device.
-        DeviceError: a device was asked for that this machine or this build of torch lacks.
+        ConfigError: the name is not that of a device.
+        DeviceError: this machine or this build of torch lacks the device.
     """
     if name == "auto":
         why = _why_no_kernels("cuda") if torch.cuda.is_available() else why_no_gpu(find_driver(), torch.version.cuda)
         if why is not None and why.is_fault:
-            tell_once(f"--device auto takes the CPU: {why.found}; {why.fix}")
+            tell_once(f"--device auto uses the CPU: {why.found}; {why.fix}")
         name = "cuda" if why is None else "cpu"
     try:
         torch.device(name)
@@ -54,7 +54,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def _why_no_kernels(device: torch.device | str) -> NoGpu | None:
-    """Why torch cannot compute on a GPU, though it can put arrays there; None where it can, and on other devices."""
+    """Return why torch cannot compute on a GPU that it can put arrays on; None if it can, and for other devices."""
     if torch.device(device).type != "cuda":
         return None
     why = why_no_kernels(torch.cuda.get_device_capability(device), torch.cuda.get_arch_list())
@@ -63,22 +63,22 @@ def _why_no_kernels(device: torch.device | str) -> NoGpu | None:
 
 @functools.cache
 def tell_once(words: str) -> None:
-    """Print what is to be known of the device, once in a process, and in the first of several alone."""
+    """Print a message about the device, once per process; of several processes, only the first prints it."""
     if speaks():
         print(f"medssl: {words}", file=sys.stderr)
 
 
 def wait_for(device: torch.device) -> None:
-    """Return once a device has done all that it was given."""
+    """Wait until a device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def choose_precision(name: Precision, device: torch.device) -> torch.dtype | None:
-    """What networks compute in; None is fp32.
+    """Return the number format in which networks compute; None is fp32.
 
-    `auto` is bf16 on a GPU that has it, fp16 on an older one, and fp32 on the CPU: bf16 is faster on CPUs with matrix
-    units, but its convolutions gave wrong gradients there now and then (docs/performance.md).
+    `auto` is bf16 on a GPU that supports it, fp16 on an older one, and fp32 on the CPU. On CPUs with matrix units bf16
+    is faster, but its convolutions sometimes gave wrong gradients (docs/performance.md).
     """
     if name == "auto":
         if device.type != "cuda":
@@ -88,15 +88,15 @@ def choose_precision(name: Precision, device: torch.device) -> torch.dtype | Non
 
 
 def autocast(device: torch.device, precision: torch.dtype | None) -> AbstractContextManager[Any]:
-    """The context that networks run in."""
+    """Return the context in which networks run with a precision."""
     return nullcontext() if precision is None else torch.autocast(device.type, precision)
 
 
 def prepare_device(device: torch.device, *, tf32: bool = True, deterministic: bool = False) -> None:
-    """Set the process up for a device: on a GPU TF32 and the search for the fastest kernels, on a CPU the threads.
+    """Set up this process for a device: on a GPU, TF32 and the search for the fastest kernels; on a CPU, the threads.
 
-    `deterministic` takes kernels that repeat bit for bit in place of the fastest; torch warns of an operation that has
-    none. It must come before the first product of matrices on a GPU.
+    `deterministic` selects kernels that repeat bit for bit instead of the fastest; torch warns of operations that have
+    none. Call this before the first matrix product on a GPU.
     """
     if deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -112,14 +112,14 @@ def prepare_device(device: torch.device, *, tf32: bool = True, deterministic: bo
 
 
 class Readback:
-    """A tensor on its way from the device to the host; the device goes on meanwhile."""
+    """A tensor that is being copied from the device to the host, while the device goes on working."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._values = tensor.detach().to("cpu", non_blocking=tensor.is_cuda)
         self._ready = torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
 
     def tolist(self) -> list[float]:
-        """The values, waited for if they are not here yet."""
+        """Return the values; wait for them if they have not arrived yet."""
         if self._ready is not None:
             self._ready.synchronize()
         return cast(list[float], self._values.tolist())

@@ -1,7 +1,7 @@
-"""Where long work is done: the runs of a bench on this machine, one per GPU, or on a Ray cluster, and functions there.
+"""Run long work on this machine, one job per GPU, or on a Ray cluster.
 
-A job is a list of `medssl` commands, each in a process of its own, so that a run that fails, or fills the memory,
-takes nothing with it. An engine yields jobs with their exit codes as they end.
+A job is a list of `medssl` commands, each in a process of its own, so that a run that fails or fills the memory does
+not stop others. An engine yields jobs with their exit codes as they end.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ R = TypeVar("R")
 Engine = Literal["local", "ray"]
 
 LOST = 1
-"""The exit code of a run whose machine went away too often."""
+"""Exit code of a run whose machine or process was lost too often."""
 RETRIES = 5
-"""How often Ray starts a run again whose machine or process was lost."""
+"""How often Ray restarts a run whose machine or process was lost."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """Commands in order; the first that fails ends the job."""
+    """Commands to run in order; the first that fails ends the job."""
 
     name: str
     commands: tuple[tuple[str, ...], ...]
-    """Words after `medssl`."""
+    """The arguments after `medssl` of each."""
     log: Path
-    """Takes what the commands say, after what is there already."""
+    """File to which the output of the commands is appended."""
     threads: int
-    """CPU threads, for the commands and for Ray's book-keeping."""
+    """CPU threads of each command, also reserved in Ray."""
 
 
 def run_locally(jobs: Sequence[Job], slots: Sequence[str | None], stop: threading.Event) -> Iterator[tuple[Job, int]]:
-    """Work on as many jobs at a time as there are slots.
+    """Run jobs on this machine, as many at a time as there are slots.
 
     Args:
-        slots: the GPU of each, as CUDA_VISIBLE_DEVICES has it; None leaves the environment alone.
+        slots: the value of CUDA_VISIBLE_DEVICES in each; None leaves the environment alone.
         stop: once set, running commands are asked to save and end, and no other is started.
     """
     free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -69,17 +69,17 @@ def run_locally(jobs: Sequence[Job], slots: Sequence[str | None], stop: threadin
 
 
 def run_on_ray(jobs: Sequence[Job], stop: threading.Event) -> Iterator[tuple[Job, int]]:
-    """Hand all jobs to the Ray cluster that RAY_ADDRESS names, or to one of this machine; a GPU each where it has any.
+    """Run jobs on the Ray cluster that RAY_ADDRESS names, or on one started on this machine; a GPU each if it has any.
 
-    All machines must see the folders of the bench at the same place. A run whose machine is lost is started again on
-    another, where it goes on from what it had saved.
+    All machines must see the folders of the bench at the same paths. A run whose machine is lost is restarted on
+    another, where it continues from its last save.
 
     Raises:
         DeviceError: Ray is not installed, or its cluster cannot be reached.
     """
     ray = _connect(None)
     gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
-    # A worker serves one run: what it held is freed, and its process group is its own.
+    # A worker serves one run: its memory is freed afterwards, and its process group is its own.
     task = ray.remote(num_gpus=gpus, max_retries=RETRIES, max_calls=1)(_execute_remotely)
     waiting = {task.options(num_cpus=job.threads).remote(job): job for job in jobs}
     asked = False
@@ -102,17 +102,17 @@ def run_on_ray(jobs: Sequence[Job], stop: threading.Event) -> Iterator[tuple[Job
 def as_finished_on_ray(
     work: Callable[[T], R], items: Sequence[T], *, address: str | None, memory: int
 ) -> Generator[tuple[T, R], None, None]:
-    """As `progress.as_finished`, on a Ray cluster; an item whose machine is lost is worked on again elsewhere.
+    """Like `progress.as_finished`, on a Ray cluster; an item whose machine is lost is worked on again elsewhere.
 
-    All machines must see the files that `work` touches at the same place. Closing the iterator stops the rest.
+    All machines must see the files that `work` uses at the same paths. Closing the iterator stops the rest.
 
     Args:
-        address: of the cluster; None takes RAY_ADDRESS, or begins one on this machine.
-        memory: bytes that an item needs, for Ray to place no more of them on a machine than fit.
+        address: of the cluster; None takes RAY_ADDRESS, or starts a cluster on this machine.
+        memory: bytes that an item needs, so that Ray places no more of them on a machine than fit.
 
     Raises:
         DeviceError: Ray is not installed, or its cluster cannot be reached.
-        OutOfMemoryError: an item ended its process again and again.
+        OutOfMemoryError: the process of an item was lost too often.
     """
     ray = _connect(address)
     largest = max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])
@@ -133,7 +133,7 @@ def as_finished_on_ray(
 
 
 def _connect(address: str | None) -> Any:
-    """The package ray, connected to a cluster."""
+    """Connect to a Ray cluster and return the package ray."""
     try:
         import ray
     except ImportError:
@@ -147,7 +147,7 @@ def _connect(address: str | None) -> Any:
 
 
 def execute(job: Job, *, gpu: str | None = None, stop: threading.Event | None = None) -> int:
-    """Run the commands of a job; the exit code of the one that failed, or 0."""
+    """Run the commands of a job; return the exit code of the one that failed, or 0."""
     job.log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(job.threads)}
     if gpu is not None:
@@ -160,14 +160,14 @@ def execute(job: Job, *, gpu: str | None = None, stop: threading.Event | None = 
             process = subprocess.Popen(
                 [sys.executable, "-m", "medssl", *words], stdin=subprocess.DEVNULL, stdout=log,
                 stderr=subprocess.STDOUT, env=environment, start_new_session=True,
-                preexec_fn=die_with_parent if sys.platform == "linux" else None,  # Windows takes none
+                preexec_fn=die_with_parent if sys.platform == "linux" else None,  # Windows has none
             )  # fmt: skip
             code = _wait(process, stop)
         if code:
-            is_asked = stop is not None and stop.is_set() and code == -signal.SIGTERM  # before Python could answer it
+            is_asked = stop is not None and stop.is_set() and code == -signal.SIGTERM  # before Python could handle it
             if is_asked or code > 0:
                 return Interrupted.exit_code if is_asked else code
-            _note(job, f"ended by signal {-code}" + (", most often for want of memory" if code == -9 else ""))
+            _note(job, f"ended by signal {-code}" + (", most often because memory ran out" if code == -9 else ""))
             return OutOfMemoryError.exit_code if code == -9 else 1
     return 0
 
@@ -177,7 +177,8 @@ def _execute_remotely(job: Job) -> int:
 
 
 def _wait(process: subprocess.Popen[bytes], stop: threading.Event | None) -> int:
-    """The exit code of a process, which is asked to save and end when `stop` is set or this one is interrupted."""
+    """Wait for a process and return its exit code; ask it to save and end when `stop` is set or this process is
+    interrupted."""
     asked = False
     while True:
         try:
@@ -186,7 +187,7 @@ def _wait(process: subprocess.Popen[bytes], stop: threading.Event | None) -> int
             if stop is not None and stop.is_set() and not asked:
                 asked = True
                 process.terminate()
-        except BaseException:  # Ray cancels a task so
+        except BaseException:  # this is how Ray cancels a task
             process.terminate()
             process.wait()
             raise

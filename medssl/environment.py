@@ -1,6 +1,6 @@
 """What a job runs on: versions, processor, GPUs; for a run's env.json and for `medssl doctor`.
 
-Nothing heavy loads with this module, and nothing here raises, so that it can be asked where a package is broken.
+This module loads nothing heavy and raises no errors, so that it works even if a package is broken.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 from medssl import __version__
 
 PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "SimpleITK", "blosc2")
-"""Those whose versions can change a result."""
-SLOW_TORCH = "3-D convolutions in mixed precision are slow in torch 2.9, and want much memory"
+"""Packages whose versions can change a result."""
+SLOW_TORCH = "3-D convolutions in mixed precision are slow in torch 2.9 and need much memory"
 _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}
 
 
 def environment() -> dict[str, Any]:
-    """Versions and machine; None stands for what cannot be told."""
+    """Return versions and facts about the machine; None for what is unknown."""
     return {
         "medssl": __version__,
         "python": platform.python_version(),
@@ -31,7 +31,7 @@ def environment() -> dict[str, Any]:
 
 
 def version_of(package: str) -> str | None:
-    """The installed version of a package; None where it is not installed."""
+    """Return the installed version of a package; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -39,12 +39,12 @@ def version_of(package: str) -> str | None:
 
 
 def speaks() -> bool:
-    """Whether this process is the first of those that torchrun started, which speaks for all, or there is no other."""
+    """Whether this process prints messages: the first of those that torchrun started, or the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def keep_quiet() -> None:
-    """Keep clients of services from reporting to their makers, unless told otherwise; they look when they load."""
+    """Turn off the telemetry of logging clients, unless the environment says otherwise; call this before they load."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and folders that one process has to itself."""
+"""Write files and folders whole or not at all, and lock folders for one process."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ except ImportError:  # Windows
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary place beside `path` that takes its name when the block ends well, and is removed otherwise."""
-    path = path.resolve()  # what a link leads to is written, and the link stays
-    partial = path.with_name(f".partial-{uuid.uuid4().hex}-{path.name[-16:]}")  # no longer than names may be
+    """Yield a temporary path beside `path` that replaces it when the block succeeds, and is removed otherwise."""
+    path = path.resolve()  # a link stays, and its target is written
+    partial = path.with_name(f".partial-{uuid.uuid4().hex}-{path.name[-16:]}")  # not longer than names may be
     try:
         yield partial
         _keep_mode(path, partial)
         partial.replace(path)
     except OSError as error:
-        if error.errno is not None and error.filename is None:  # as of a full disk
+        if error.errno is not None and error.filename is None:  # for example if the disk is full
             raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
     finally:
@@ -40,8 +40,10 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder beside `path` that takes its name, and the place of an earlier one, when the block ends well;
-    otherwise it is removed. Several machines may write the same one at a time."""
+    """Yield a new folder beside `path` that replaces it when the block succeeds, and is removed otherwise.
+
+    Several machines may write the same folder at a time.
+    """
     path, unique = path.resolve(), uuid.uuid4().hex
     partial, replaced = (path.with_name(f".{word}-{unique}-{path.name}") for word in ("partial", "replaced"))
     partial.mkdir(parents=True)
@@ -57,7 +59,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def _keep_mode(path: Path, partial: Path) -> None:
-    """What was closed to others stays so where it is replaced, if the file system knows of that."""
+    """Give a replacement the permissions of what it replaces, if the file system supports that."""
     with suppress(OSError):
         shutil.copymode(path, partial)
 
@@ -69,10 +71,10 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Plain values from a JSON file.
+    """Return the plain values in a JSON file.
 
     Raises:
-        DataError: it cannot be read, or is none.
+        DataError: the file cannot be read, or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
@@ -81,14 +83,14 @@ def read_json(path: Path) -> Any:
 
 
 _KINDS = {list: "a list", str: "a text", int: "a number", float: "a number", bool: "a truth value", type(None): "null"}
-"""What JSON may hold beside an object."""
+"""What JSON may hold other than an object."""
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """What a JSON file with named entries holds.
+    """Return the object in a JSON file.
 
     Raises:
-        DataError: as `read_json`, or it holds something else.
+        DataError: as for `read_json`, or the file holds something else.
     """
     values = read_json(path)
     if not isinstance(values, dict):
@@ -97,24 +99,23 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def separator(file: TextIO) -> str:
-    """What stands between the cells of a CSV file, by its first line: a comma, or what some spreadsheets write."""
+    """Return the separator of a CSV file, judged by its first line: a comma, or what some spreadsheets write."""
     header = file.readline()
     file.seek(0)
     return max(",;\t", key=header.count)
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raise a ConfigError where something would be replaced that was not to be, an OSError as `refuse_unwritable`."""
+    """Raise a ConfigError if `path` exists and may not be replaced, or an OSError as `refuse_unwritable` does."""
     if path.exists() and not (path.is_file() or path.is_dir()):
-        raise ConfigError(f"{path}: is a device or a pipe, and no place for a file; choose another name")
+        raise ConfigError(f"{path}: is a device or a pipe, not a file; choose another name")
     if path.exists() and not overwrite:
         raise ConfigError(f"{path}: exists; choose another name, or replace it with --overwrite")
     refuse_unwritable(path)
 
 
 def refuse_unwritable(path: Path) -> None:
-    """Raise the OSError that writing `path` would end in, before the work for it has begun; a ConfigError for a link to
-    what is not there."""
+    """Raise the OSError that writing to `path` would end in, before work begins; a ConfigError for a broken link."""
     _refuse_lost_link(path)
     path = path.resolve()
     there = next(place for place in (path, *path.parents) if place.exists())
@@ -130,31 +131,31 @@ def refuse_unwritable(path: Path) -> None:
 def _refuse_lost_link(path: Path) -> None:
     for place in (path, *path.parents):
         if place.is_symlink() and not place.exists():
-            raise ConfigError(f"{place}: is a link to what is not there; choose another place, or remove the link")
+            raise ConfigError(f"{place}: is a broken link; choose another place, or remove the link")
 
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[bool]:
-    """Make a folder where it is missing and keep other processes out of it; yield whether it is new.
+    """Make a folder if it is missing, and keep other processes out of it; yield whether it is new.
 
-    The folder itself is locked: nothing is left behind, and the lock ends with the process, whatever ends that. It is
-    seen by processes of this machine, and not on Windows or by the machines of a shared file system. A new folder that
-    is empty at the end is removed, with the folders made for it.
+    The folder itself is locked, so no lock file is left behind, and the lock ends with the process, however that ends.
+    The lock holds among processes of this machine; it does not on Windows, nor among machines that share a file system.
+    A new folder that is empty at the end is removed, with the parents made for it.
 
     Raises:
-        ConfigError: another process is in it, or it is a file.
+        ConfigError: another process has locked the folder, or it is a file.
     """
     _refuse_lost_link(folder)
     new = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
-        raise ConfigError(f"{folder}: is a file; choose another place") from None
+        raise ConfigError(f"{folder}: is a file, not a folder; choose another place") from None
     handle = _lock(folder)
     try:
         yield bool(new)
     finally:
-        with suppress(OSError):  # it is in use
+        with suppress(OSError):  # not empty
             for place in new:
                 place.rmdir()
         if handle is not None:
@@ -163,12 +164,12 @@ def alone_in(folder: Path) -> Iterator[bool]:
 
 @contextmanager
 def in_turn(folder: Path, seconds: float = 2) -> Iterator[None]:
-    """Wait, but not for long, until no other process of this machine changes what several of them share in a folder."""
+    """Lock a folder for the block; wait at most `seconds` for other processes of this machine, then go on unlocked."""
     handle, until = None, time.monotonic() + seconds
     while handle is None and time.monotonic() < until:
         try:
             handle = _lock(folder)
-            break  # locked, or where folders cannot be
+            break  # locked, or folders cannot be locked here
         except ConfigError:
             time.sleep(0.02)
     try:
@@ -179,7 +180,7 @@ def in_turn(folder: Path, seconds: float = 2) -> Iterator[None]:
 
 
 def _lock(folder: Path) -> int | None:
-    """What holds the lock until it is closed; None where folders cannot be locked."""
+    """Lock a folder; return the handle that holds the lock until it is closed, None if folders cannot be locked."""
     if fcntl is None:
         return None
     handle = os.open(folder, os.O_RDONLY)
@@ -188,9 +189,9 @@ def _lock(folder: Path) -> int | None:
     except BlockingIOError:
         os.close(handle)
         raise ConfigError(
-            f"{folder}: another process is at work in it; wait until it has finished, or choose another folder"
+            f"{folder}: another process is using it; wait until it has finished, or choose another folder"
         ) from None
-    except OSError:  # a file system that knows no locks
+    except OSError:  # a file system without locks
         os.close(handle)
         return None
     return handle

@@ -1,4 +1,4 @@
-"""Whether the steps of a training are finite, counted where they are made."""
+"""Count the training steps whose losses or gradients are not finite, on the device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from medssl.device import Readback
 from medssl.parts import processes
 
 PATIENCE = 5
-"""Steps in a row with a non-finite loss before a run is stopped."""
+"""Steps in a row with a non-finite loss or gradient before a run is stopped."""
 
 
 class Watch:
@@ -27,7 +27,8 @@ class Watch:
         self._last_look: Readback | None = None
 
     def note(self, step: int, losses: dict[str, Tensor], norms: Sequence[Tensor]) -> Tensor:
-        """1 where a loss or a gradient's norm is not finite in any process, else 0: a scalar on the device."""
+        """Count a step; return 1 if a loss or gradient norm is not finite in any process, else 0, as a scalar on the
+        device."""
         values = torch.stack([loss.detach().float() for loss in losses.values()])
         if tuple(losses) != self.names:
             self.names, self.losses = tuple(losses), torch.zeros_like(values)
@@ -42,16 +43,16 @@ class Watch:
         return bad
 
     def skipped(self) -> Tensor:
-        """The share of the steps since this was last asked that were not finite: a scalar on the device."""
+        """Return the share of steps since the last call that were not finite, as a scalar on the device."""
         share = self.all / max(1, self.steps)
         self.all, self.steps = torch.zeros_like(self.all), 0
         return share
 
     def found(self, *, wait: bool = False) -> tuple[int, dict[str, float]] | None:
-        """Number and losses of the last bad step, where there were PATIENCE of them in a row.
+        """Return number and losses of the last bad step if PATIENCE of them came in a row, otherwise None.
 
         Args:
-            wait: for the state of now; otherwise, on a GPU, the answer is that of the call before.
+            wait: wait for the present state; without it, on a GPU, the answer is that of the call before.
         """
         now = Readback(torch.cat([self.most[None], self.step[None], self.losses]))
         look, self._last_look = (now if wait or not self.most.is_cuda else self._last_look), now

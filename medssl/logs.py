@@ -1,4 +1,4 @@
-"""What a run tells: metrics.csv, boards such as TensorBoard, and a progress bar or plain lines."""
+"""The log of a run: metrics.csv, boards such as TensorBoard, and a progress bar or plain lines."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from medssl.watchman import Watchman
 from medssl.words import duration
 
 PLAIN_SECONDS = 10.0
-"""Off a terminal, the least time between two progress lines."""
+"""Least time between two progress lines if the output is not a terminal."""
 PICTURE_HEIGHT = 256
-"""Pictures of small volumes are enlarged to about this many pixels."""
+"""Pictures of small volumes are enlarged to about this height in pixels."""
 _COLOURS = np.array([list(bytes.fromhex(colour[1:])) for colour in CLASS_COLOURS], np.float32) / 255
 
 
 class RunLog:
-    """Writes one run's scalars and pictures; rows after `resumed_at` are dropped, for they will come again.
+    """Writes the scalars and pictures of a run.
 
-    `settings` are what boards list beside the run's scores. Where a watchman is given, it looks at every row; what it
-    says is printed even when the rest is quiet.
+    Rows after step `resumed_at` are dropped, because the resumed run writes them again. Boards list `settings` beside
+    the scores. A watchman, if given, checks every row; its warnings are printed even if `quiet` is set.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class RunLog:
 
     @contextmanager
     def progress(self, done: int, total: int) -> Iterator[None]:
-        """Show how far the run is, on a terminal with a bar."""
+        """Show how far the run is: with a bar on a terminal, in plain lines elsewhere."""
         self._printed, self._first, self._total = time.monotonic(), done, total
         self._started = self._noted = time.monotonic()
         self._noted_at = done
@@ -88,18 +88,18 @@ class RunLog:
         self._bar = None
 
     def advance(self, iteration: int) -> None:
-        """Show that a step is done."""
+        """Move the progress bar to a step that is done."""
         if self._bar is not None:
             self._bar.update(self._task, completed=iteration)
 
     def step(
         self, iteration: int, result: StepResult, lr: float, waited: float = 0.0, skipped: Tensor | None = None
     ) -> None:
-        """Note one training step. Its values are written once the device has them, which nobody waits for.
+        """Log a training step. Its values are written once the device has computed them; nothing here waits for that.
 
         Args:
-            waited: seconds for patches since the step, or validation, that was noted before.
-            skipped: the share of the steps since the last noted one that were left out as not finite, a scalar.
+            waited: seconds spent waiting for patches since the step or validation that was logged before.
+            skipped: share of the steps since then that were skipped as not finite, a scalar.
         """
         self.flush()
         values = {f"loss/{k}": v for k, v in result.losses.items()} | {f"stat/{k}": v for k, v in result.stats.items()}
@@ -121,12 +121,12 @@ class RunLog:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits for the device."""
+        """Write the logged step that still waits for the device, if any."""
         if self._waiting is None:
             return
         (iteration, names, packed, facts), self._waiting = self._waiting, None
         values = dict(zip(names, packed.tolist(), strict=True))
-        if values.get("skipped") == 0:  # as nearly always; then the table has no such column
+        if values.get("skipped") == 0:  # nearly always; the table then has no such column
             del values["skipped"]
         self._write(iteration, {**values, **facts})
         for words in [] if self.watchman is None else self.watchman.look({**values, **facts}):
@@ -134,13 +134,13 @@ class RunLog:
         self._show(iteration, " ".join(f"{k.split('/')[1]} {v:.3f}" for k, v in values.items() if "loss/" in k))
 
     def canaries(self, iteration: int, scores: dict[str, float]) -> None:
-        """Note how pseudo-labels score on the canaries."""
+        """Log the scores of pseudo-labels on the canaries."""
         self.flush()
         self._write(iteration, {f"canary/{k}": v for k, v in scores.items()})
         self._noted, self._noted_at = time.monotonic(), iteration
 
     def validation(self, iteration: int, scores: dict[str, float]) -> None:
-        """Note the scores of a validation."""
+        """Log the scores of a validation."""
         self.flush()
         self._write(iteration, {f"val/{k}": v for k, v in scores.items()})
         self.dice, self.best = scores["dice"], max(self.best, scores["dice"])
@@ -148,7 +148,7 @@ class RunLog:
         self._noted, self._noted_at = time.monotonic(), iteration
 
     def picture(self, iteration: int, name: str, image: NDArray[Any], *labels: NDArray[Any]) -> None:
-        """A grey slice `(X, Y)` beside the same slice under each label map `(X, Y)`."""
+        """Log a grey slice `(X, Y)` beside the same slice overlaid with each label map `(X, Y)`."""
         self.flush()
         low, high = grey_window(image)
         grey = np.clip((image - low) / (high - low), 0, 1)[..., None].repeat(3, -1)
@@ -162,7 +162,7 @@ class RunLog:
         self.board.image(iteration, name, (255 * strip).round().astype(np.uint8))
 
     def close(self, finished: bool = False) -> None:
-        """Flush everything, and tell the boards, and of the last validation, if the training came to its end."""
+        """Write what is pending and close the boards; if training finished, print the last and best validation Dice."""
         self.flush()
         self.board.close(finished)
         if finished and not self.quiet and not math.isnan(self.dice):
@@ -205,7 +205,7 @@ class RunLog:
 
 
 class NoLog(RunLog):
-    """The log of a process that leaves writing and speaking to the first one."""
+    """A log that writes and prints nothing, for every process but the first."""
 
     def __init__(self) -> None:
         self.quiet = True
@@ -228,8 +228,8 @@ class NoLog(RunLog):
 def log_test_scores(run: Path, scores: Scores) -> None:
     """Show the scores of a run's test cases on its boards, beside its settings.
 
-    Nothing happens where `run` is no run folder, or where a case helped to train or to choose weights: its scores are
-    no test. A service whose package is missing here is left out with a note.
+    Nothing happens if `run` is not a run folder, or if a case was used for training or validation, so that the scores
+    are not those of a test. If the package of a service is missing, TensorBoard alone gets the scores, with a note.
     """
     files = [run / name for name in ("config.yaml", "splits.json", "metrics.csv")]
     if not all(path.is_file() for path in files) or not (run / "events").is_dir():
@@ -243,7 +243,7 @@ def log_test_scores(run: Path, scores: Scores) -> None:
     try:
         board = open_boards(run, config)
     except DeviceError as error:
-        print(f"test scores are shown in TensorBoard alone: {error}", file=sys.stderr)
+        print(f"test scores are logged to TensorBoard only: {error}", file=sys.stderr)
         board = open_boards(run, LoggingConfig())
     last = max((int(row["step"]) for row in _read_rows(files[2])), default=0)
     board.scalars(last, _test_means(scores))
@@ -251,7 +251,7 @@ def log_test_scores(run: Path, scores: Scores) -> None:
 
 
 def _test_means(scores: Scores) -> dict[str, float]:
-    """Means over cases, where they are defined, and how many classes were missed altogether."""
+    """Return the means over cases, where they are defined, and how often a class was missed altogether."""
     summary = summarise(scores)
     means = {f"test/{metric}": summary.overall.spread(metric).mean for metric in scores.metrics}
     means |= {f"test/dice/{row.class_name}": row.dice.mean for row in summary.classes}
@@ -259,12 +259,12 @@ def _test_means(scores: Scores) -> dict[str, float]:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of metrics.csv as numbers, empty cells left out."""
+    """Read the rows of metrics.csv as numbers, without empty cells."""
     return [{k: float(v) for k, v in row.items() if v} for row in _read_rows(path)]
 
 
 def training_seconds(metrics: Sequence[Mapping[str, float]]) -> float:
-    """Time that the steps of a run took, validations left out; steps after the last that was timed took as long."""
+    """Return the seconds that the steps of a run took, without validations; untimed last steps count as average."""
     rows = [row for row in metrics if "seconds_per_step" in row]
     if not rows:
         return 0.0

@@ -1,4 +1,4 @@
-"""What this machine lends the process: cores and memory, as a container or a batch job has them."""
+"""The cores and memory that this process may use, also in a container or a batch job."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def available_cpus() -> int:
-    """Cores that this process may use: fewer than the machine has in a container or a batch job."""
+    """Return the number of cores that this process may use; in a container or batch job, often not all."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = (_CGROUPS / "cpu.max").read_text().split()
@@ -21,9 +21,9 @@ def available_cpus() -> int:
 
 
 def available_memory() -> int | None:
-    """Bytes that this process and its children may still take; None where that cannot be told.
+    """Return how many bytes this process and its children may still take; None if unknown.
 
-    The least of what the machine has free and what is left below the limits of its control groups.
+    This is the least of what the machine has free and of what the limits of its control groups leave.
     """
     return min((*_free(), *_left_in_groups()), default=None)
 
@@ -39,7 +39,7 @@ def _free() -> Iterator[int]:
 
 
 def _left_in_groups() -> Iterator[int]:
-    """Of each control group that holds this process, in either version of their files."""
+    """Yield the bytes that are left in each control group of this process, for cgroups of version 1 or 2."""
     try:
         own = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
     except OSError:
@@ -54,7 +54,10 @@ def _left_in_groups() -> Iterator[int]:
 
 
 def _left(root: Path, place: str, limit: str, used: str, cache: str) -> Iterator[int]:
-    """A group's limit holds for all below it; pages that merely cache files are given up when memory is short."""
+    """Yield the bytes that are left in a group and in those above it, whose limits apply to it, too.
+
+    Pages that merely cache files do not count: they are given up when memory is short.
+    """
     inside = root / place.strip("/")
     for group in (inside, *inside.parents):
         try:

@@ -1,7 +1,7 @@
-"""How much memory a training step needs, found without a GPU; and a run fitted into a budget.
+"""Estimate the memory that a training step needs, without a GPU, and change a run until it fits into a budget.
 
-The step runs on fake tensors, which have shapes, types and lifetimes and no values: forward and backward of any size
-take about a second and no memory, and the bytes that are alive at every operation are added up.
+The step runs on fake tensors, which have shapes, types and lifetimes but no values. Forward and backward passes of any
+size therefore take about a second and no memory, and the bytes that are alive at every operation are added up.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ from medssl.parts.schedules import generator
 from medssl.run import RunConfig, build_method
 
 CONTEXT = 3 * 2**28
-"""Bytes that a process takes beside its tensors: the CUDA context with the kernels of torch, cuDNN and cuBLAS. An
+"""Bytes that a process takes besides its tensors: the CUDA context with the kernels of torch, cuDNN and cuBLAS. An
 assumption, not yet checked on a GPU."""
 CHANNEL_BLOCK = 16
-"""A convolution is taken to hold two copies of images, in a layout whose channels come in blocks of this many unless it
-is transposed. So it is with oneDNN on CPUs, where bf16 by way of fp32 takes more; for cuDNN an assumption, not yet
-checked on a GPU."""
+"""A convolution is assumed to hold two copies of feature maps, in a layout whose channels come in blocks of this size
+(in blocks of 1 if it is transposed). This holds for oneDNN on CPUs, except that bf16 computed in fp32 takes more. For
+cuDNN it is an assumption, not yet checked on a GPU."""
 USABLE = 0.9
-"""Share of a budget that an estimate may fill; the rest is for fragments, and for what an estimate cannot see."""
+"""Share of a budget that an estimate may fill; the rest is for fragmentation and for what an estimate cannot see."""
 SMALLEST_SIDE = 16
-"""Voxels; no side of a patch is shrunk below."""
+"""Voxels below which no side of a patch is reduced."""
 
 _CPU = torch.device("cpu")
 _ATEN = torch.ops.aten
 _TRANSPOSED = {_ATEN.convolution.default: 6, _ATEN.convolution_backward.default: 7}
-"""Which argument of a convolution says whether it is transposed."""
+"""Index of the argument that says whether a convolution is transposed."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes in use on each device when most are, in a step of a run that is under way."""
+    """Bytes in use on each device at the peak of a training step."""
 
     weights: int
     """Students, teachers and their buffers."""
@@ -61,11 +61,11 @@ class Memory:
     activations: int
     """All other tensors: the batch, what backward needs, predictions of teachers, losses."""
     workspace: int
-    """What is in no tensor: the device's context, and copies inside a convolution."""
+    """Memory outside tensors: the device's context, and copies inside a convolution."""
 
     @property
     def total(self) -> int:
-        """The sum of all."""
+        """The sum of all parts."""
         return self.weights + self.gradients + self.optimiser + self.activations + self.workspace
 
     def __str__(self) -> str:
@@ -74,14 +74,14 @@ class Memory:
 
 
 def estimate(config: RunConfig, *, device: str = "auto", processes: int = 1) -> Memory:
-    """The memory of a training step, without allocating any of it.
+    """Estimate the memory of a training step, without allocating any of it.
 
-    `train.compile` and `train.channels_last` count as off. For `processes` above 1, call it before they join.
+    `train.compile` and `train.channels_last` count as off. With several processes, call this before they join.
 
     Args:
-        config: settings of which `train` would accept the batches.
-        device: decides what `train.precision: auto` is.
-        processes: how many share each batch.
+        config: settings whose batch sizes `train` would accept.
+        device: decides what `train.precision: auto` means.
+        processes: number of processes that share each batch.
     """
     precision = choose_precision(config.train.precision, choose_device(device))
     train, parts = config.train, config.train.accumulate * processes
@@ -91,14 +91,14 @@ def estimate(config: RunConfig, *, device: str = "auto", processes: int = 1) -> 
             for student in method.students():
                 checkpoint_activations(student)
         for module in method.modules():
-            if isinstance(module, nn.GroupNorm):  # in fp32 always, as autocast has it on GPUs and not on CPUs
+            if isinstance(module, nn.GroupNorm):  # always fp32: autocast does so on GPUs, not on CPUs
                 module.register_forward_pre_hook(lambda _, images: (images[0].float(),))
         batch = _batch(config, processes)
         learned = [p for net in method.learners() for p in net.parameters()]
         weights, gradients = _bytes(chain(method.parameters(), method.buffers())), _bytes(learned)
         peaks = []
         for iteration in (0, train.iterations - 1):
-            for parameter in learned:  # gradients of the parts before, or the buckets that processes share
+            for parameter in learned:  # gradients of earlier parts, or buckets that processes share
                 parameter.grad = torch.zeros_like(parameter) if parts > 1 else None
             peaks.append(_peak(method, batch, Progress(iteration, train.iterations), precision))
     live, workspace = (max(both) for both in zip(*peaks, strict=True))
@@ -114,14 +114,14 @@ def estimate(config: RunConfig, *, device: str = "auto", processes: int = 1) -> 
 def fit(
     config: RunConfig, budget_bytes: int, *, device: str = "auto", processes: int = 1
 ) -> tuple[RunConfig, list[str]]:
-    """The settings changed until a step fits into a budget, and a line per change that says why.
+    """Change the settings until a step fits into a budget; return them with a line per change that says why.
 
-    First a batch is cut into more parts, then activations are computed twice, then the patch shrinks, each time by
-    one stride of the network along its longest side in millimetres. The same arguments give the same answer. See
-    `estimate` for them.
+    First the batch is split into more parts (gradient accumulation), then activations are recomputed (activation
+    checkpointing), then the patch is reduced, each time by one total stride of the network along its longest side in
+    millimetres. The same arguments give the same answer. See `estimate` for them.
 
     Raises:
-        OutOfMemoryError: nothing that may be changed makes it fit.
+        OutOfMemoryError: none of these changes makes a step fit.
     """
     reasons: list[str] = []
     while (needed := estimate(config, device=device, processes=processes).total) > USABLE * budget_bytes:
@@ -129,17 +129,21 @@ def fit(
         if smaller is None:
             least = math.ceil(10 * needed / USABLE / 2**30) / 10
             raise OutOfMemoryError(
-                f"no training step fits {_gib(budget_bytes)}; the least that one needs is {least} GiB, with "
+                f"no training step fits into {_gib(budget_bytes)}; the smallest needs {least} GiB, with "
                 f"train.accumulate {config.train.accumulate} and train.patch {list(config.train.patch)}. Use a lighter "
-                "network, a smaller batch, or a larger device."
+                "network, smaller batches, or a device with more memory."
             )
-        reasons.append(f"{smaller[0]}: {_gib(needed)} would not fit {USABLE:.0%} of {_gib(budget_bytes)}")
+        reasons.append(f"{smaller[0]}: a step needs {_gib(needed)}, more than {USABLE:.0%} of {_gib(budget_bytes)}")
         config = smaller[1]
     return config, reasons
 
 
 def parts_of_batch(config: RunConfig, processes: int = 1) -> list[int]:
-    """The values of `train.accumulate` that the batches and the method allow, fewest parts first."""
+    """Return the values of `train.accumulate` that the batches and the method allow, fewest parts first.
+
+    Raises:
+        ConfigError: no value gives the method as many unlabelled patches as it needs in each part.
+    """
     train, method = config.train, METHODS[config.method.name]
     common = math.gcd(train.labelled_batch, train.unlabelled_batch if method.needs_unlabelled else 0)
     most = common // (processes * (2 if method.even_batch else 1))
@@ -148,13 +152,13 @@ def parts_of_batch(config: RunConfig, processes: int = 1) -> list[int]:
              if most % parts == 0 and train.unlabelled_batch >= processes * parts * fewest]  # fmt: skip
     if not found and fewest > train.unlabelled_batch // processes:
         name, size = config.method.name, train.unlabelled_batch
-        raise ConfigError(f"train.unlabelled_batch {size}: method {name}, as it is set, mixes patches with each other "
-                          f"and needs {fewest} in each process")  # fmt: skip
+        raise ConfigError(f"train.unlabelled_batch {size}: with its current settings, method {name} mixes unlabelled "
+                          f"patches and needs {fewest} in each process")  # fmt: skip
     return found
 
 
 def _smaller(config: RunConfig, processes: int) -> tuple[str, RunConfig] | None:
-    """The next change that saves memory, in words, and the settings with it; None where all were made."""
+    """Return the next change that saves memory, in words, and the settings with it; None if there is no other."""
     train = config.train
     more = next((parts for parts in parts_of_batch(config, processes) if parts > train.accumulate), None)
     if more is not None:
@@ -175,14 +179,14 @@ def _smaller(config: RunConfig, processes: int) -> tuple[str, RunConfig] | None:
 
 
 def _with(config: RunConfig, key: str, value: Any) -> tuple[str, RunConfig]:
-    """A change of the `train` section in words, and the settings with it."""
+    """Change a key of the `train` section; return the change in words, and the settings with it."""
     words = [list(v) if isinstance(v, tuple) else v for v in (getattr(config.train, key), value)]
     train = config.train.model_copy(update={key: value})
     return f"train.{key} {words[0]} -> {words[1]}", config.model_copy(update={"train": train})
 
 
 def _batch(config: RunConfig, processes: int) -> TrainBatch:
-    """The first part of a process's share of a batch; as in training, it keeps the others alive."""
+    """Return the first part of a process's share of a batch; as in training, it keeps the other parts alive."""
     train, shape = config.train, (len(config.data.channels), *config.train.patch)
     labelled = math.ceil(train.labelled_batch / processes)
     unlabelled = math.ceil(train.unlabelled_batch / processes) if METHODS[config.method.name].needs_unlabelled else 0
@@ -193,7 +197,7 @@ def _batch(config: RunConfig, processes: int) -> TrainBatch:
 
 
 def _peak(method: Method, batch: TrainBatch, progress: Progress, precision: torch.dtype | None) -> tuple[int, int]:
-    """Most bytes alive in one part of a step, and how many more while a convolution runs."""
+    """Return the most bytes alive in one part of a step, and how many more there are while a convolution runs."""
     with _LiveBytes() as live:
         live.count(chain([batch.image, batch.label, batch.unlabelled], method.parameters(), method.buffers()))
         live.count(p.grad for p in method.parameters() if p.grad is not None)
@@ -204,7 +208,7 @@ def _peak(method: Method, batch: TrainBatch, progress: Progress, precision: torc
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the storages that operations read and wrote and that are still alive."""
+    """Adds up the bytes of storages that operations have read or written and that are still alive."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -213,7 +217,7 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is _ATEN._local_scalar_dense.default:
-            return 0  # what a method asks for by item() or bool()
+            return 0  # the value that a method gets from item() or bool()
         out = func(*args, **(kwargs or {}))
         tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)]
         self.count(tensors)
@@ -225,7 +229,7 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def count(self, tensors: Iterable[Tensor]) -> None:
-        """Add storages that were not seen before, until they are freed."""
+        """Count storages that were not seen before, until they are freed."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
             key = storage._cdata
@@ -239,7 +243,7 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _ReadAsZeros(TorchFunctionMode):
-    """Zeros for what a method reads as an array."""
+    """Gives zeros to a method that reads a fake tensor as an array."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.numpy, Tensor.__array__):
@@ -249,7 +253,7 @@ class _ReadAsZeros(TorchFunctionMode):
 
 @contextmanager
 def _fake_tensors() -> Iterator[None]:
-    """Tensors that are made in here have no values."""
+    """Inside this context, new tensors have no values."""
     with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True), _ReadAsZeros():
         warnings.simplefilter("ignore")
         yield
@@ -260,7 +264,7 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def _in_blocks(tensor: Tensor, block: int) -> int:
-    """Bytes of a copy of `(B, C, X, Y, Z)` whose channels come in blocks."""
+    """Return the bytes of a copy of `(B, C, X, Y, Z)` whose channels come in blocks."""
     channels = tensor.shape[1]
     return tensor.nbytes // channels * math.ceil(channels / block) * block
 

@@ -1,7 +1,7 @@
-"""The job behind `medssl prepare`: raw volumes to a prepared folder, in processes, resumable.
+"""The job behind `medssl prepare`: turn raw volumes into a prepared folder, in several processes, resumable.
 
-Each case is read once: a worker checks it and, where nothing is wrong, prepares it into `unfinished/`. The cases move
-to their places when all of them are there, so that a fault in any leaves the folder as it was.
+Each case is read once: a worker checks it and, if nothing is wrong, prepares it into `unfinished/`. The cases move to
+their final places once all are ready, so that a fault in any case leaves the folder as it was.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ from medssl.errors import ConfigError, DataError, Interrupted, OutOfMemoryError
 from medssl.files import alone_in
 from medssl.machine import available_cpus, available_memory
 from medssl.progress import as_finished, stop_requested, track
-from medssl.words import gib
+from medssl.words import gib, how_many
 
 BYTES_PER_VOXEL = 40
-"""What a worker needs at most for each voxel, before or after resampling; benchmarks/prepare.py measures it."""
+"""Most memory that a worker needs per voxel, counted before or after resampling; benchmarks/prepare.py measures it."""
 BYTES_PER_WORKER = 200 * 2**20
-"""What a worker needs besides."""
+"""Memory that a worker needs in addition."""
 FEW_VOXELS = 4_000_000
-"""So many are prepared before processes would have started."""
+"""Datasets with fewer voxels are prepared in this process by default, which is faster."""
 ELSEWHERE = "Choose another folder, or replace it with --overwrite."
 
 
@@ -65,15 +65,15 @@ def prepare(
     engine: Engine = "local",
     address: str | None = None,
 ) -> PreparedDataset:
-    """Check and prepare a dataset; cases that are stored already are kept, and where all are, nothing is done.
+    """Check and prepare a dataset; cases that are already prepared are kept.
 
     Args:
-        workers: processes; 0 works in this one, None takes all cores; never more than memory allows.
+        workers: number of processes; 0 works in this one, None uses all cores; never more than memory allows.
         overwrite: replace a prepared folder that was made with other settings or from another dataset.
-        engine: `local`, or `ray` for the cluster at `address`, whose machines all see both folders.
+        engine: `local`, or `ray` for the cluster at `address`, whose machines must all see both folders.
 
     Raises:
-        DataError: cases that cannot be used, all listed; the folder is as it was.
+        DataError: some cases cannot be used; all are listed, and the folder is left as it was.
         ConfigError: `out` holds something else or another dataset, or another process is preparing into it.
         Interrupted: stopped by Ctrl-C or SIGTERM; finished cases are kept.
     """
@@ -90,7 +90,7 @@ def prepare(
             settings = settings_digest(config)
             todo = [Task(case, out, config, expected) for case in layout.cases if not is_current(out, case, settings)]
             if report_of(source, layout, expected, [], is_all=False).errors:
-                _refuse(out)  # and check the volumes all the same: every fault is told at once
+                _refuse(out)  # the volumes are still checked, so that all faults are reported together
             outcomes = _run(todo, out, workers, engine, address)
             found = [(Facts(task.case.id), outcome.found or []) for task, outcome in zip(todo, outcomes, strict=True)]
             report = report_of(source, layout, expected, found, is_all=False)
@@ -103,14 +103,16 @@ def prepare(
         write_dataset(out, config, layout.cases, source)
         dataset = read_prepared(out)
         if before is not None and (left := sorted(before.cases.keys() - dataset.cases.keys())):
-            print(f"{out}: {len(left)} cases left, since {source} lacks them; split again: {', '.join(left)}\n"
-                  f"{out / CASES}: keeps their arrays until you remove them", file=sys.stderr)  # fmt: skip
+            print(f"{out}: dropped {how_many(len(left), 'case')} not found in {source}: {', '.join(left)}; split "
+                  "again\n"
+                  f"{out / CASES}: still has their arrays, which you may delete", file=sys.stderr)  # fmt: skip
         _warn_of_equal_images(out, layout.cases)
         return dataset
 
 
 def changed_cases(source: Path, out: Path, config: DatasetConfig) -> list[str]:
-    """Cases that `prepare` would make anew or drop from a finished folder; none where there is no such folder.
+    """Return the cases that `prepare` would prepare again or drop from a finished folder; none if there is no such
+    folder.
 
     Raises:
         ConfigError: `out` holds something else, or was prepared with other settings.
@@ -124,20 +126,20 @@ def changed_cases(source: Path, out: Path, config: DatasetConfig) -> list[str]:
 
 
 def _warn_of_equal_images(out: Path, cases: Sequence[Case]) -> None:
-    """Name patients who share an image file; `check` compares voxels, and so finds more."""
+    """Warn of different patients with identical image files; `check` compares voxels, and so finds more."""
     same: dict[tuple[str, ...], list[Case]] = {}
     for case in cases:
         if (sources := stored_sources(out, case)) is not None:
             same.setdefault(sources.of_images(case), []).append(case)
     alike = [" = ".join(case.id for case in group) for group in same.values() if len({c.subject for c in group}) > 1]
     if alike:
-        print(f"{out}: equal images of two patients, of whom one may train and one test; keep one case, or say by "
-              f"data.subject that they are one patient: {', '.join(alike)}", file=sys.stderr)  # fmt: skip
+        print(f"{out}: different patients have equal images, so training and test may share them: {', '.join(alike)}; "
+              "keep one case, or make them one patient with data.subject", file=sys.stderr)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker needs to know."""
+    """What a worker needs to prepare a case."""
 
     case: Case
     out: Path
@@ -147,11 +149,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a worker did."""
+    """What a worker found and did."""
 
     sources: Sources
     found: list[Finding] | None
-    """None where the case is stored already, only that its files were moved or touched."""
+    """None if the case is already stored and its files were only moved or touched."""
 
 
 def prepare_case(task: Task) -> Outcome:
@@ -168,7 +170,7 @@ def prepare_case(task: Task) -> Outcome:
 
 
 def _run(todo: Sequence[Task], out: Path, workers: int | None, engine: Engine, address: str | None) -> list[Outcome]:
-    """What became of each task; after the first fault the others are only checked."""
+    """Carry out the tasks and return their outcomes; after the first fault the others are only checked."""
     if not todo:
         return []
     voxels = [most_voxels(task.case.images, task.config.recipe) for task in todo]
@@ -181,9 +183,9 @@ def _run(todo: Sequence[Task], out: Path, workers: int | None, engine: Engine, a
         finished = as_finished(prepare_case, todo, _workers(voxels, workers, need, largest))
     (out / UNFINISHED).mkdir(parents=True, exist_ok=True)
     outcomes: dict[int, Outcome] = {}
-    words = "stopping: the cases under way are finished first; Ctrl-C again stops at once"
+    words = "stopping after the cases in progress; press Ctrl-C again to stop at once"
     with stop_requested(words) as stop, closing(finished), track("prepare", len(todo)) as advance:
-        stopped = Interrupted(f"{out}: stopped; finished cases are kept, and the same command goes on from there")
+        stopped = Interrupted(f"{out}: stopped; finished cases are kept. Run the same command again to go on")
         try:
             for task, outcome in finished:
                 outcomes[id(task)] = outcome
@@ -193,14 +195,14 @@ def _run(todo: Sequence[Task], out: Path, workers: int | None, engine: Engine, a
                 if stop.is_set() and len(outcomes) < len(todo):
                     raise stopped
         except OutOfMemoryError:
-            if stop.is_set():  # what asks us to stop ended our processes, too
+            if stop.is_set():  # the signal that asked us to stop also ended the workers
                 raise stopped from None
             raise
     return [outcomes[id(task)] for task in todo]
 
 
 def _workers(voxels: Sequence[int], wanted: int | None, need: int, largest: str) -> int:
-    """Processes to use: as many as are wanted, and no more than there are cases, or than memory holds."""
+    """Return how many processes to use: as many as wanted, but no more than there are cases or than memory holds."""
     if wanted is None and sum(voxels) < FEW_VOXELS:
         return 0
     count = min(available_cpus() if wanted is None else wanted, len(voxels))
@@ -209,15 +211,16 @@ def _workers(voxels: Sequence[int], wanted: int | None, need: int, largest: str)
         return count
     fitting = max(1, free // need)
     print(
-        f"prepare: {min(count, fitting)} of {count} processes: case {largest} may need {gib(need)}, and "
-        f"{gib(free)} are free",
+        f"prepare: using {min(count, fitting)} of {count} processes, because case {largest} may need {gib(need)} and "
+        f"only {gib(free)} are free",
         file=sys.stderr,
     )
     return min(count, fitting)
 
 
 def most_voxels(images: Sequence[Source], recipe: Recipe) -> int:
-    """Of a case as stored, or as prepared where these are more; 0 for an unreadable one: who reads it will tell."""
+    """Return the voxels of a case as stored or as prepared, whichever are more; 0 if it is unreadable, which the check
+    reports."""
     try:
         (x, y, z, *more), affine = read_grid(images[0])
         more.append(len(images))
@@ -229,7 +232,7 @@ def most_voxels(images: Sequence[Source], recipe: Recipe) -> int:
 
 @contextmanager
 def _left_as_it_was_if_refused(out: Path, is_new: bool) -> Iterator[None]:
-    """Remove what was begun when the block is refused; what was there before stays, to be gone on with."""
+    """If the block raises a DataError or ConfigError, remove what it began; an earlier unfinished folder stays."""
     was_begun = (out / UNFINISHED).exists()
     try:
         yield
@@ -243,13 +246,13 @@ def _left_as_it_was_if_refused(out: Path, is_new: bool) -> Iterator[None]:
 
 
 def _clear_up(out: Path) -> None:
-    """Remove what a process that was killed left half done."""
+    """Remove the partial files of a process that was killed."""
     for rest in (_refusal(out), *(out / UNFINISHED).glob(".partial-*")):
         rest.unlink() if rest.is_file() else shutil.rmtree(rest, ignore_errors=True)
 
 
 def _refusal(out: Path) -> Path:
-    """A file that tells workers, wherever they are, that nothing will come of preparing."""
+    """Return the file that tells workers, on any machine, that a case is faulty and the others need only be checked."""
     return out / UNFINISHED / ".refused"
 
 
@@ -259,7 +262,7 @@ def _refuse(out: Path) -> None:
 
 
 def _refuse_foreign(out: Path, config: DatasetConfig, overwrite: bool) -> PreparedDataset | None:
-    """The dataset that a finished folder holds; None where there is none yet."""
+    """Return the dataset in a finished folder, None if it is empty or unfinished; refuse a folder of something else."""
     if not any(out.iterdir()):
         return None
     if not is_begun(out):
@@ -278,7 +281,8 @@ def _refuse_foreign(out: Path, config: DatasetConfig, overwrite: bool) -> Prepar
 
 
 def _refuse_other_dataset(before: PreparedDataset, source: Path, cases: Sequence[Case]) -> None:
-    """A source elsewhere must hold cases of the earlier one, with equal files: then it was moved, or copied."""
+    """Refuse a source in another place, unless it holds cases of the earlier one with equal files: then it was moved or
+    copied."""
     if before.source in (None, source.resolve()):
         return
     known = [case for case in cases if case.id in before.cases]

@@ -1,4 +1,4 @@
-"""Long work: in processes, with a bar and the time left on a terminal, plain lines elsewhere."""
+"""Long work in several processes, shown with a progress bar on a terminal and in plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _KILL_WITH_PARENT = 1  # Linux: PR_SET_PDEATHSIG
 
 @contextmanager
 def mapper(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
-    """Yield a `map` that works in so many processes; below two, in this one.
+    """Yield a `map` that works in so many processes; in this one if `workers` is below 2.
 
     Raises:
         OutOfMemoryError: a process was killed.
@@ -38,9 +38,10 @@ def mapper(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
 
 
 def as_finished(work: Callable[[T], R], items: Sequence[T], workers: int) -> Generator[tuple[T, R], None, None]:
-    """Items with what `work` made of them, in the order in which they end; in so many processes, below two in this.
+    """Yield each item with the result of `work`, in the order in which they finish.
 
-    Closing the iterator waits for the items under way and drops the others.
+    The work is done in so many processes; in this one if `workers` is below 2. Closing the iterator waits for the items
+    in progress and drops the others.
 
     Raises:
         OutOfMemoryError: a process was killed.
@@ -76,32 +77,32 @@ def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
         raise
     except BrokenProcessPool:
         raise OutOfMemoryError(
-            "a worker process ended without a word, most often because memory ran out; use fewer workers, or 0 "
+            "a worker process ended without a message, most often because memory ran out; use fewer workers, or 0 "
             '(in a script of your own, workers need the guard `if __name__ == "__main__":`)'
         ) from None
 
 
 def _begin_worker() -> None:
-    """A terminal sends Ctrl-C to every process, and the parent decides what becomes of it."""
+    """Ignore Ctrl-C, which a terminal sends to every process; the parent decides what to do."""
     for signum in (signal.SIGINT, *hangups()):
         signal.signal(signum, signal.SIG_IGN)
     die_with_parent()
 
 
 def ignore_signals() -> None:
-    """Leave to the parent what a terminal or a launcher sends to every process."""
+    """Ignore signals that a terminal or a launcher sends to every process; the parent handles them."""
     for signum in ALL:
         signal.signal(signum, signal.SIG_IGN)
 
 
 def die_with_parent() -> None:
-    """On Linux, end this process when its parent was killed: nobody would know that it still writes."""
+    """On Linux, let this process end when its parent is killed, so that it does not go on writing unnoticed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_KILL_WITH_PARENT, signal.SIGKILL)
 
 
 def tracked(title: str, names: Sequence[str], results: Iterable[T]) -> list[T]:
-    """The results, one for each name, shown as they come."""
+    """Return the results, one for each name, and show progress as they come."""
     done = []
     with track(title, len(names)) as advance:
         for name, result in zip(names, results, strict=True):
@@ -111,16 +112,16 @@ def tracked(title: str, names: Sequence[str], results: Iterable[T]) -> list[T]:
 
 
 class Advance(Protocol):
-    """Tells of an item that is done, or of the share of one that is under way."""
+    """Reports a finished item, or with a `share` below 1 how much of an item is done."""
 
     def __call__(self, note: str, share: float = 1) -> None: ...
 
 
 @contextmanager
 def track(title: str, total: int, *, done: int = 0) -> Iterator[Advance]:
-    """Yield a function to call once per finished item with a word about it, and as often as it likes with less than 1.
+    """Yield the function to call for each finished item with a short note, and for parts of one with a `share` below 1.
 
-    Off a terminal a line with the time left is printed at most every ten seconds, and at the end.
+    If the output is not a terminal, a line with the time left is printed at most every ten seconds, and one at the end.
     """
     finished = done
     if sys.stderr.isatty():
@@ -157,14 +158,15 @@ def _named(note: str, share: float) -> str:
 
 @contextmanager
 def stop_requested(words: str = "") -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C, SIGTERM or SIGHUP sets, saying `words`; a second Ctrl-C interrupts at once."""
+    """Yield an event that the first Ctrl-C, SIGTERM or SIGHUP sets, printing `words`; a second Ctrl-C raises
+    KeyboardInterrupt."""
     stop = threading.Event()
 
     def ask(signum: int, frame: Any) -> None:
         if stop.is_set() and signum == signal.SIGINT:
             raise KeyboardInterrupt
         stop.set()
-        with suppress(OSError, RuntimeError):  # whoever listens may be gone, or it came while another line is written
+        with suppress(OSError, RuntimeError):  # the reader is gone, or the signal came while a line was written
             if words:
                 print(words, file=sys.stderr, flush=True)
 
@@ -173,7 +175,7 @@ def stop_requested(words: str = "") -> Iterator[threading.Event]:
         for signum in (signal.SIGINT, signal.SIGTERM, *hangups()):
             previous[signum] = signal.signal(signum, ask)
     except ValueError:
-        pass  # not in the main thread: whoever runs us there handles signals
+        pass  # not in the main thread: the caller handles signals
     try:
         yield stop
     finally:
@@ -182,7 +184,7 @@ def stop_requested(words: str = "") -> Iterator[threading.Event]:
 
 
 def progress_bar() -> Any:
-    """A rich bar on stderr: title, bar, count, time left, and the task's field `note`."""
+    """Return a rich progress bar on stderr: title, bar, count, time left, and the task's field `note`."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -1,7 +1,7 @@
 """A run: its settings, its folder, and its method built from them.
 
 run/config.yaml   the resolved settings      run/metrics.csv   one row per logged step
-run/splits.json   who trained, who did not   run/events/       TensorBoard
+run/splits.json   the cases of each part     run/events/       TensorBoard
 run/env.json      versions and machine       run/last.pt best.pt
 """
 
@@ -43,7 +43,7 @@ class ProtocolConfig(Settings):
 
 
 class RunConfig(Settings):
-    """Everything that decides a run, and by `logging` who is told about it."""
+    """All settings of a run, and in `logging` where it is logged."""
 
     name: str = ""
     """Name of the method in reports; it tells variants of one method apart. Empty: `method.name`."""
@@ -66,12 +66,12 @@ class RunConfig(Settings):
     def _a_weight_for_each_class(self) -> RunConfig:
         weights, names = self.train.class_weights, self.data.classes[1:]
         if weights is not None and (len(weights) != len(names) or not any(weights)):
-            raise ValueError(f"`train.class_weights` wants a number for each of {', '.join(names)}, one above 0; "
-                             f"it has {list(weights)}")  # fmt: skip
+            raise ValueError(f"`train.class_weights` must have a number for each of {', '.join(names)}, at least one "
+                             f"above 0, got {list(weights)}")  # fmt: skip
         return self
 
     def to_plain(self) -> dict[str, Any]:
-        """Plain values, as config.yaml and checkpoints hold them."""
+        """Return plain values, as config.yaml and checkpoints hold them."""
         return self.model_dump(mode="json")
 
 
@@ -85,7 +85,11 @@ def load_run_config(files: Sequence[Path | str], overrides: Sequence[str] = ()) 
 
 
 def parse_method(values: dict[str, Any]) -> MethodConfig:
-    """The `method` section as the settings of the class that its name stands for."""
+    """Return the `method` section as the settings of the method that it names.
+
+    Raises:
+        ConfigError: an unknown method, or unknown or ill-typed keys.
+    """
     name = values.get("name")
     if not isinstance(name, str) or name not in METHODS:
         raise ConfigError(f"method.name: {name!r} is not a method; there are {', '.join(METHODS)}")
@@ -93,7 +97,7 @@ def parse_method(values: dict[str, Any]) -> MethodConfig:
 
 
 def build_method(config: RunConfig) -> Method:
-    """The method with freshly initialised networks, on the CPU, the same ones for the same seed."""
+    """Return the method with new networks on the CPU; the same seed gives the same weights."""
     channels, classes = len(config.data.channels), len(config.data.classes)
     settings = config.method.on_grid(config.data.recipe.nominal_spacing)
 
@@ -108,12 +112,12 @@ def build_method(config: RunConfig) -> Method:
 
 
 def make_predictor(method: Method, config: RunConfig, device: torch.device) -> Predictor:
-    """The predictor of a method in memory, as its settings say."""
+    """Return the predictor of a method in memory, with the settings of a run."""
     return predictor_of(chosen_networks(method, config.window.network), config, device)
 
 
 def predictor_of(networks: Sequence[nn.Module], config: RunConfig, device: torch.device) -> Predictor:
-    """The predictor of networks that lie on the device, as the settings say."""
+    """Return the predictor of networks that are already on the device, with the settings of a run."""
     data, precision = config.data, choose_precision(config.train.precision, device)
     flips = () if config.augment.preset == "none" else config.augment.flips
     return Predictor(networks, data.recipe, config.window, patch=config.train.patch, channels=data.channels,

@@ -1,4 +1,4 @@
-"""Which signals ask a command to save and end; standard library alone, for it is loaded first."""
+"""The signals that ask a command to save and end. Standard library alone, because this is loaded first."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import signal
 
 _HANGUP = getattr(signal, "SIGHUP", None)  # where a terminal or a connection is lost; Windows has none
 ALL = tuple(signum for signum in (signal.SIGINT, signal.SIGTERM, _HANGUP) if signum is not None)
-"""What may be sent to every process of a command."""
+"""Signals that may be sent to every process of a command."""
 
 
 def hangups() -> tuple[signal.Signals, ...]:
-    """SIGHUP; nothing where it is to be ignored, as under nohup, or is unknown."""
+    """Return SIGHUP, or nothing if it is ignored, as under nohup, or does not exist."""
     return () if _HANGUP is None or signal.getsignal(_HANGUP) == signal.SIG_IGN else (_HANGUP,)

@@ -1,4 +1,4 @@
-"""The job behind `medssl split`: a wish, with the lists that were published or that the dataset declares, to files."""
+"""The job behind `medssl split`: divide a dataset as wished, published or declared, and write the splits."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from medssl.data.splits import PARTS, Part, Split, write_series, write_split
 from medssl.data.strata import read_strata
 from medssl.errors import ConfigError
 from medssl.files import refuse_existing
+from medssl.words import how_many
 
 
 def split(
@@ -28,26 +29,27 @@ def split(
     published: Path | None = None,
     overwrite: bool = False,
 ) -> dict[Path, Split]:
-    """Divide a prepared dataset and write its splits; they come back by their files.
+    """Divide a prepared dataset, write its splits, and return them by file.
 
-    What the dataset itself declares is given, but for parts that the wish names or counts.
+    Parts that the dataset itself declares are kept, except those that the wish names or counts.
 
     Args:
         out: the splits.json to write, or with `folds` or `draws` a folder for fold_0.json or draw_0.json and so on.
         folds: see `make_folds`.
         draws: see `make_draws`.
-        stratify: wish for strata, read from the labels.
-        published: acdc, la, or a file of published lists, which are given but for what the wish names.
+        stratify: draw within strata, which are read from the labels; see `Wish`.
+        published: acdc, la, or a file of published lists, which are used except for what the wish names.
 
     Raises:
-        ConfigError: wishes that do not go together, more than there is, or files that are not to be replaced.
-        DataError: the dataset cannot be read, or the lists divide a patient.
+        ConfigError: options that cannot be combined, more cases wished for than there are, or existing files that may
+            not be replaced.
+        DataError: the dataset cannot be read, or the lists put a patient into two parts.
     """
     prepared, out = Path(prepared), Path(out)
     if folds is not None and draws is not None:
-        raise ConfigError("--folds: their labelled patients are drawn once, so leave out --draws")
+        raise ConfigError("--folds: the labelled patients of each fold are drawn only once, so leave out --draws")
     if published is not None and (folds or draws or stratify):
-        raise ConfigError("--published: the lists name everybody, so leave out --folds, --draws and --stratify")
+        raise ConfigError("--published: the lists fix all parts, so leave out --folds, --draws and --stratify")
     series = "fold" if folds is not None else "draw" if draws is not None else ""
     if not series:
         refuse_existing(out, overwrite)
@@ -70,51 +72,52 @@ def split(
 
 
 def print_splits(splits: Mapping[Path, Split]) -> None:
-    """Say whom each split holds, and what about them is unusual."""
+    """Print how many cases each part of each split has, and what is unusual about the splits."""
     for path, made in splits.items():
-        left_out = f", {len(made.left_out)} left out (of no part, or of patients who validate or test)"
+        left_out = f", {len(made.left_out)} left out (in no list, or scans of validation and test patients)"
         print(f"{path}: " + ", ".join(f"{len(getattr(made, part))} {part}" for part in PARTS) + " cases"
               + left_out * bool(made.left_out))  # fmt: skip
         who = {made.patients[id] for id in made.labelled}
         everyone = who | {made.patients[id] for id in made.unlabelled}
-        print(f"{path}: {len(who)} of {len(everyone)} training patients have labels that train")
+        print(f"{path}: labels of {len(who)} of {len(everyone)} training patients are used")
     first, *others = splits
     out = first.parent if others else first
     for quirk in dict.fromkeys(quirk for made in splits.values() for quirk in made.quirks):
-        print(f"{out}: {quirk.upper()}, as asked; reports will say so")
+        print(f"{out}: {quirk.upper()}, as requested; reports will say so")
 
 
 def _as_published(wish: Wish, lists: PublishedSplit) -> Wish:
-    """The wish with what was published as given; its own lists win."""
+    """Add published lists to a wish; its own lists take precedence."""
     number = number_of(wish.labelled, len(lists.train), f"training patients of {lists.name}")
     parts = lists.parts(number, without={name for names in wish.given.values() for name in names})
     if number not in lists.labelled:
-        _warn(f"{number} labelled of {lists.name} were not published; {', '.join(map(str, lists.labelled))} were")
+        _warn(f"{lists.name} was not published with {number} labelled, only with "
+              f"{', '.join(map(str, lists.labelled))}")  # fmt: skip
     if wish.val_is_test:
         parts.pop("val", None)
     return replace(wish, labelled=number, given={**parts, **wish.given})
 
 
 def _as_declared(wish: Wish, dataset: PreparedDataset, *, validates: bool) -> Wish:
-    """The wish with what the dataset declares as given, where it asks for nothing else.
+    """Add the parts that the dataset declares to a wish, except those that the wish names or counts.
 
     Args:
-        validates: others than those declared will validate.
+        validates: whether validation cases are chosen in another way, so that declared ones are not used.
     """
     counted = {"test": wish.test, "val": wish.val or validates or wish.val_is_test, "labelled": wish.labelled}
     declared: dict[Part, list[str]] = {}
     for part, ids in declared_parts(dataset).items():
         if part not in wish.given and not counted.get(part):
             declared[part] = ids
-            _warn(f"{len(ids)} {part} cases as the dataset itself declares them")
+            _warn(f"using {how_many(len(ids), f'{part} case')} declared by the dataset itself")
     return replace(wish, given={**declared, **wish.given})
 
 
 def _warn_of_namesakes(dataset: PreparedDataset) -> None:
     if alike := namesakes({case.id: case.subject for case in dataset.cases.values()}):
-        _warn(f"{alike[0]} and {alike[1]} look like one patient, but each case counts as a patient of its own. If "
-              "patients have several scans, say by data.subject how to tell them, and prepare again; the split may put "
-              "a patient on both sides")  # fmt: skip
+        _warn(f"{alike[0]} and {alike[1]} look like one patient, but each case counts as a patient of its own, so "
+              "training and test may share patients. If patients have several scans, set data.subject and prepare "
+              "again")  # fmt: skip
 
 
 def _warn(text: str) -> None:

@@ -1,4 +1,4 @@
-"""The job behind `medssl train`: settings and a prepared dataset in, a run folder out."""
+"""The job behind `medssl train`: train on a prepared dataset with given settings, into a run folder."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ from medssl.watchman import ROWS, Watchman
 from medssl.words import how_many, some
 
 SLOW = 10
-"""How many times longer than the run a teacher may take to follow before that is told."""
+"""A teacher that takes more than this many times the length of the run to follow its student is warned of."""
 _MAY_CHANGE = ("name", "data.root", "data.splits", "train.workers", "train.save_every", "train.log_every")
-"""Settings that a resumed run may change, as it may the `logging` section: nothing that it computes depends on them."""
+"""Settings that a resumed run may change, besides the `logging` section, because no result depends on them."""
 
 
 def train(
@@ -65,16 +65,17 @@ def train(
 
     Args:
         out: the run folder, which must be new or empty unless `resume` is set.
-        resume: go on from `out`'s last.pt; the settings must be those it was started with.
-        until: stop, saved, after this step.
-        memory: GiB of each device that a step may need; settings are changed until it does, see `medssl.memory.fit`.
-        with_baseline: then train the run of `baseline_of` in the same way, in `baseline_folder`.
+        resume: continue from last.pt in `out`; the settings must be those that the run was started with.
+        until: save and stop after this step.
+        memory: GiB per device that a step may use; settings are changed until a step fits, see `medssl.memory.fit`.
+        with_baseline: afterwards train `baseline_of(config)` in the same way, in `baseline_folder(out)`.
 
     Raises:
-        ConfigError: settings that do not fit the data, the method or the run that is resumed, or another process is
-            training in the folder.
-        OutOfMemoryError: no change makes a step fit into `memory`, or a step on the CPU needs more than is free.
-        DataError, DeviceError, DivergedError, Interrupted: as their names say.
+        ConfigError: the settings do not fit the data, the method or the resumed run, or another process is training
+            in the folder.
+        OutOfMemoryError: no change of settings makes a step fit into `memory`, or a step on the CPU needs more than
+            is free.
+        DataError, DeviceError, DivergedError, Interrupted: see `medssl.errors`.
     """
     out = Path(out)
     check_packages(config.logging)
@@ -99,28 +100,30 @@ def train(
 
 
 def _ask_about_sides(config: RunConfig) -> None:
-    """Say so where patches will be mirrored, and names of classes look like sides that nobody spoke of."""
+    """Print a note if patches will be mirrored, class names look like left and right, and `data.sides` is not set."""
     pairs = config.data.likely_sides if config.data.sides is None else ()
     if pairs and config.augment.flips and config.augment.preset != "none":
         named = ", ".join(f"[{one}, {other}]" for one, other in pairs)
         print(
-            f"medssl: training mirrors patches, and {pairs[0][0]} stays what it is there. If a mirror makes it a "
-            f"{pairs[0][1]}, set data.sides=[{named}]; data.sides=[] says that it does not.",
+            f"medssl: training mirrors patches without changing labels. If a mirrored {pairs[0][0]} is a "
+            f"{pairs[0][1]}, set data.sides=[{named}]; if not, set data.sides=[].",
             file=sys.stderr,
         )
 
 
 def baseline_of(config: RunConfig) -> RunConfig:
-    """The same run on the labelled cases alone: data, network, augmentation, seed, steps, labelled patches and the form
-    of the Dice loss stay.
+    """Return the settings of the same run on the labelled cases alone.
+
+    Data, network, augmentation, seed, steps, labelled patches and the form of the Dice loss are kept.
 
     Raises:
-        ConfigError: the run is supervised already.
+        ConfigError: the run is supervised already, or starts from another run (`train.start_from`).
     """
     if config.method.name == "supervised":
         raise ConfigError("--with-baseline: method supervised is the baseline itself; train it without the option")
     if config.train.start_from is not None:
-        raise ConfigError("--with-baseline: it begins afresh, which is no match for train.start_from; compare by hand")
+        raise ConfigError("--with-baseline: the baseline would start from new weights, so it does not match a run with "
+                          "train.start_from; train a baseline separately")  # fmt: skip
     file = bundled("method/supervised.yaml")
     if file is None:
         raise ConfigError("configs/method/supervised.yaml: missing from the installation; install the package again")
@@ -134,7 +137,7 @@ def baseline_of(config: RunConfig) -> RunConfig:
 
 
 def baseline_folder(out: Path) -> Path:
-    """Where the baseline of the run in `out` is trained: beside it."""
+    """Return the folder for the baseline of the run in `out`: beside it, with `-baseline` added to its name."""
     out = out if out.name else out.resolve()
     return out.with_name(f"{out.name}-baseline")
 
@@ -147,20 +150,20 @@ def _refuse_used(out: Path, resume: bool) -> None:
         names = ("config.yaml", "splits.json", "env.json", "metrics.csv", "best.pt", "events")
         there = [name for name in names if _holds_something(out / name)]
         if there and not _is_begun(out):
-            raise ConfigError(f"{out}: holds no run to go on from, and a {there[0]} that it would replace; choose "
-                              "another folder")  # fmt: skip
+            raise ConfigError(f"{out}: holds no run to go on from, but a {there[0]} that training would replace; "
+                              "choose another folder")  # fmt: skip
 
 
 def _holds_something(path: Path) -> bool:
-    """Whether a file is not empty, or a folder holds more than TensorBoard's files."""
+    """Whether a path is a file that is not empty, or a folder with more than TensorBoard's files."""
     if path.is_dir():
         return any(not inner.name.startswith("events.out") for inner in path.iterdir())
     return path.exists() and path.stat().st_size > 0
 
 
 def _is_begun(out: Path) -> bool:
-    """Whether a folder without a checkpoint holds a run that was cut before it saved one; a power cut may have emptied
-    its files."""
+    """Whether a folder without a checkpoint holds a run that ended before its first save; a power cut may have left
+    some of its files empty."""
     with suppress(InputError):
         if {"data", "method", "train"} <= merge([out / "config.yaml"]).keys():
             return True
@@ -183,8 +186,8 @@ def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, 
         if resume and is_first() and not quiet:
             print(f"medssl: {out} holds no last.pt to go on from; training begins at step 0", file=sys.stderr)
         start(trainer, config, data.split)
-    if len(set(gathered([trainer.iteration]))) > 1:  # also: nobody writes before all have looked
-        raise DataError(f"{out}: the processes see different checkpoints; do all machines share this folder?")
+    if len(set(gathered([trainer.iteration]))) > 1:  # this also keeps processes from writing before all have read
+        raise DataError(f"{out}: processes found different checkpoints; all machines must share this folder")
     _refuse_beyond_memory(config, device)
     if not quiet:
         _tell_of_padding(config, data)
@@ -192,7 +195,7 @@ def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, 
     labelled, unlabelled = make_streams(config, data)
     log: RunLog = NoLog()
     if is_first():
-        for rest in filter(Path.is_file, out.glob(".partial-*")):  # of a save in which the run was killed
+        for rest in filter(Path.is_file, out.glob(".partial-*")):  # left by a save during which the run was killed
             rest.unlink()
         dump(config.to_plain(), out / "config.yaml")
         write_split(out / "splits.json", data.split)
@@ -207,7 +210,7 @@ def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, 
         validate = functools.partial(validate_cases, trainer, config, data, log)
         trainer.fit(labelled, unlabelled, validate, log, until)
         finished = trainer.iteration >= config.train.iterations
-    except Interrupted:  # perhaps as the last weights were saved
+    except Interrupted:  # possibly while the last weights were saved
         finished = trainer.iteration >= config.train.iterations
         raise
     finally:
@@ -215,7 +218,7 @@ def _train(config: RunConfig, out: Path, device: torch.device, *, resume: bool, 
 
 
 def _shown(config: RunConfig, split: Split) -> dict[str, Setting]:
-    """What boards list of a run beside its scores. Lists become text, and what is not set is left out."""
+    """Return the settings that boards list beside a run's scores. Lists become text; None is left out."""
     plain = config.to_plain()
     counts = {part: len(getattr(split, part)) for part in PARTS}
     shown = {key: plain[key] for key in ("method", "train", "augment", "network")}
@@ -224,22 +227,22 @@ def _shown(config: RunConfig, split: Split) -> dict[str, Setting]:
 
 
 def fitting(config: RunConfig, memory: float, *, device: str = "auto", quiet: bool = False) -> RunConfig:
-    """The settings, changed so that a step needs at most `memory` GiB of each device; the changes are said."""
+    """Return the settings, changed so that a step needs at most `memory` GiB per device; print the changes."""
     _check_batches(config, METHODS[config.method.name])
-    kind = "auto" if device == "cuda" else device  # whose precision counts; no process has its own GPU yet
+    kind = "auto" if device == "cuda" else device  # decides the precision only; no process has its own GPU yet
     config, reasons = fit(config, int(memory * 2**30), device=kind, processes=launched())
     if not quiet and speaks():
         for reason in reasons:
-            print(f"to fit the memory: {reason}", file=sys.stderr)
+            print(f"to fit into memory: {reason}", file=sys.stderr)
     return config
 
 
 def dry_run(config: RunConfig, *, device: str = "auto") -> dict[str, Any]:
-    """Resolve everything, run two batches from the middle of the run, write nothing; the facts come back.
+    """Resolve all settings, train two steps from the middle of the run, write nothing, and return what was found.
 
     Raises:
-        OutOfMemoryError: a step on the CPU needs more than is free, where the system would end the process without a
-            word; or a process that reads patches was lost.
+        OutOfMemoryError: a step on the CPU needs more than is free, for which the system would kill the process without
+            a message; or a process that reads patches was lost.
     """
     check_packages(config.logging)
     data = open_data(config)
@@ -249,7 +252,7 @@ def dry_run(config: RunConfig, *, device: str = "auto") -> dict[str, Any]:
     _refuse_beyond_memory(config, trainer.device, memory)
     _tell_of_padding(config, data)
     labelled, unlabelled = make_streams(config, data)
-    trainer.iteration = config.train.iterations // 2  # past what a method does first
+    trainer.iteration = config.train.iterations // 2  # past the first stage of most methods
     batches = trainer.batches(labelled, unlabelled, trainer.iteration + 2)
     with ending_readers():
         trainer.train_step(next(batches))
@@ -271,46 +274,47 @@ def dry_run(config: RunConfig, *, device: str = "auto") -> dict[str, Any]:
 
 
 def _tell_of_resting_teachers(trainer: Trainer) -> None:
-    """Say so where a teacher would never learn, or too slowly for it to matter."""
+    """Warn of a teacher that never follows a student, or follows so slowly that it hardly changes."""
     if not is_first():
         return
     method, steps = trainer.method, trainer.config.iterations
-    places = map(trainer.progress, random.Random(0).sample(range(steps), min(steps, 1000)))  # whatever turns they take
+    places = map(trainer.progress, random.Random(0).sample(range(steps), min(steps, 1000)))  # teachers may take turns
     follows = [follow for place in places if not method.pretraining(place) for follow in method.followers(place)]
     least: dict[int, float] = {}
     for follow in follows:
         least[id(follow.teacher)] = min(follow.decay, least.get(id(follow.teacher), 1.0))
     if follows and any(id(teacher) not in least for teacher in method.teachers()):
-        print("medssl: a teacher follows no student, so it stays as it is; the method's `followers` names none for it",
-              file=sys.stderr)  # fmt: skip
+        print("medssl: a teacher follows no student, so its weights never change; the method's `followers` must list "
+              "it", file=sys.stderr)  # fmt: skip
     slowest = max(least.values(), default=0.0)
     if 1 - slowest < 1 / (SLOW * steps):
-        print(f"medssl: a teacher keeps {slowest:.9g} of itself in each of {steps:,} steps, so it stays nearly as it "
-              "is; lower that share, as by method.ema_decay", file=sys.stderr)  # fmt: skip
+        print(f"medssl: with an EMA decay of {slowest:.9g}, a teacher hardly changes in {steps:,} steps; lower the "
+              "decay, for example with method.ema_decay", file=sys.stderr)  # fmt: skip
 
 
 def _tell_of_padding(config: RunConfig, data: TrainingData) -> None:
-    """Say so where a smaller patch, of a size that the network takes, would hold every case that is learned from."""
+    """Print a note if a smaller patch, of a size that the network accepts, would hold every training case."""
     ids = (*data.split.labelled, *data.split.unlabelled)
     longest = np.max([data.image(id).shape[1:] for id in ids], axis=0, initial=1)
     patch, stride = np.array(config.train.patch), np.array(config.network.total_stride)
     enough = np.minimum(patch, -(-longest // stride) * stride)
     if is_first() and (enough < patch).any():
         print(
-            f"medssl: train.patch is {patch.tolist()}, and no case is larger than {longest.tolist()} voxels: the rest "
-            f"is padding, which takes time and memory. train.patch={enough.tolist()} holds as much.",
+            f"medssl: train.patch is {patch.tolist()}, but no training case is larger than {longest.tolist()} voxels; "
+            f"the rest is padding, which costs time and memory. train.patch={enough.tolist()} is large enough.",
             file=sys.stderr,
         )
 
 
 def _refuse_beyond_memory(config: RunConfig, device: torch.device, memory: Memory | None = None) -> None:
-    """Stop where a step on the CPU needs more than is free; the system would end the process without a word.
+    """Refuse a run if a step on the CPU needs more memory than is free; the system would kill it without a message.
 
     Args:
-        memory: the estimate, if there is one; otherwise it is made where ten copies of the finest features come near.
+        memory: the estimate, if already made; otherwise it is made only if ten copies of the finest feature maps would
+            not fit.
 
     Raises:
-        OutOfMemoryError: it does.
+        OutOfMemoryError: a step needs more than is free.
     """
     free, train = available_memory(), config.train
     if device.type != "cpu" or free is None or processes.count() > 1:
@@ -320,19 +324,20 @@ def _refuse_beyond_memory(config: RunConfig, device: torch.device, memory: Memor
         memory = estimate(config, device="cpu")
     if memory is not None and memory.total > free:
         raise OutOfMemoryError(
-            f"a step needs about {memory}, and {free / 2**30:.2f} GiB are free here; make train.patch or the batches "
-            "smaller, or let --memory GIB fit the settings"
+            f"a training step needs about {memory}, but only {free / 2**30:.2f} GiB are free; reduce train.patch or "
+            "the batch sizes, or let --memory GIB change the settings"
         )
 
 
 def open_data(config: RunConfig) -> TrainingData:
-    """The prepared dataset and split as training may see them.
+    """Open the prepared dataset and its split, limited to what training may see.
 
     Raises:
-        ConfigError: no root, or the dataset was prepared with other classes, values, channels or recipe.
+        ConfigError: `data.root` is not set, or the dataset was prepared with other classes, values, ignored value,
+            channels or recipe.
     """
     if config.data.root is None:
-        raise ConfigError("data.root: the prepared folder is not given; add --set data.root=PREPARED")
+        raise ConfigError("data.root: not set; name the prepared folder with --set data.root=PREPARED")
     dataset = read_prepared(config.data.root)
     _check_prepared(config, dataset)
     split = read_split(config.data.splits or config.data.root / "splits.json", dataset)
@@ -340,19 +345,19 @@ def open_data(config: RunConfig) -> TrainingData:
 
 
 def make_trainer(config: RunConfig, out: Path, device: torch.device) -> Trainer:
-    """A trainer with fresh weights, once the settings fit together."""
+    """Check that the settings fit together, and return a trainer with new weights."""
     prepare_device(device, tf32=config.train.tf32, deterministic=config.train.deterministic)
     method = build_method(config)
     _check_batches(config, method)
     _check_norm(config, device)
-    make_predictor(method, config, device)  # validation must not be the first to find its settings wrong
+    make_predictor(method, config, device)  # finds wrong settings now rather than at the first validation
     augment = Augment(config.augment, config.train.patch, config.data.recipe.spacing, len(config.data.classes),
                       ignores=bool(config.data.ignore), mirrored=config.data.mirrored_places)  # fmt: skip
     return Trainer(method, config.train, out, device, augment, config.to_plain())
 
 
 def make_streams(config: RunConfig, data: TrainingData) -> tuple[PatchStream, PatchStream | None]:
-    """Labelled and, where the method looks at them, unlabelled patches."""
+    """Return the stream of labelled patches and, if the method uses them, that of unlabelled patches."""
     train = config.train
     stream = functools.partial(PatchStream, data, patch=train.patch, sharing=here())
     labelled = stream(learned_cases(config, data, "labelled"), seed=(train.seed, 0), labels=True,
@@ -360,14 +365,15 @@ def make_streams(config: RunConfig, data: TrainingData) -> tuple[PatchStream, Pa
     if not METHODS[config.method.name].needs_unlabelled:
         return labelled, None
     if not data.split.unlabelled:
-        raise ConfigError(f"method {config.method.name} learns from unlabelled cases, and the split has none")
+        raise ConfigError(f"method {config.method.name} needs unlabelled cases, but the split has none; use another "
+                          "split, or method supervised")  # fmt: skip
     return labelled, stream(learned_cases(config, data, "unlabelled"), seed=(train.seed, 1), labels=False)
 
 
 def validate_cases(trainer: Trainer, config: RunConfig, data: TrainingData, log: RunLog) -> dict[str, float]:
-    """Mean foreground Dice over the validation cases, by sliding window on the prepared grid.
+    """Return the mean foreground Dice over the validation cases, by sliding window on the prepared grid.
 
-    Pseudo-labels of the canaries are scored on the way, the prediction of a method that makes none.
+    The pseudo-labels of the canaries are scored too; if the method makes none, its predictions are scored instead.
     """
     predictor = make_predictor(trainer.method, config, trainer.device)
     if canaries := canary_cases(config, data):
@@ -380,10 +386,11 @@ def validate_cases(trainer: Trainer, config: RunConfig, data: TrainingData, log:
 def score_cases(
     predictor: Predictor | PseudoLabels, data: TrainingData, ids: Sequence[str], part: str, iteration: int, log: RunLog
 ) -> dict[str, float]:
-    """Mean foreground Dice over labelled or validation cases, and by class; empty where there is no case.
+    """Return the mean Dice of each foreground class over labelled or validation cases, and the mean of these means;
+    empty if there are no cases.
 
-    A class absent in both reference and prediction is left out of a case's mean, as are voxels that nobody annotated.
-    Processes share the cases.
+    The mean of a class leaves out cases in which both reference and prediction lack it. Voxels that nobody annotated do
+    not count. Processes share the cases.
     """
     names = predictor.classes[1:]
     scores: list[tuple[int, list[float | None]]] = []
@@ -406,7 +413,7 @@ def score_cases(
 
 
 def _is_ours(out: Path) -> bool:
-    """Whether torchrun started this process again after this launch had begun the run in `out`."""
+    """Whether torchrun restarted this process after the same launch had started the run in `out`."""
     if restarts() == 0 or launch() is None or not (out / "env.json").exists():
         return False
     return bool(read_object(out / "env.json").get("launch") == launch())
@@ -416,16 +423,17 @@ def _check_prepared(config: RunConfig, dataset: PreparedDataset) -> None:
     if apart := config.data.difference(dataset.config, "classes", "values", "ignore", "channels", "recipe"):
         key, here, there = apart
         raise ConfigError(
-            f"data.{key}: {dataset.root} was prepared with\n  {there}\nand the configuration says\n  {here}\n"
+            f"data.{key}: {dataset.root} was prepared with\n  {there}\nbut the configuration says\n  {here}\n"
             "Prepare again, or use the configuration it was prepared with."
         )
 
 
 def _check_batches(config: RunConfig, method: Method | type[Method]) -> None:
-    """Streams that the method can use, and parts of them that it can use by themselves."""
+    """Refuse batch sizes that the method cannot use, or cannot use once they are shared and split into parts."""
     train, name = config.train, config.method.name
     if method.needs_unlabelled and train.unlabelled_batch == 0:
-        raise ConfigError(f"train.unlabelled_batch is 0, and method {name} learns from unlabelled cases")
+        raise ConfigError(f"train.unlabelled_batch must be at least 1 for method {name}, which learns from unlabelled "
+                          "cases, got 0")  # fmt: skip
     batches = {"labelled_batch": train.labelled_batch}
     if method.needs_unlabelled:
         batches["unlabelled_batch"] = train.unlabelled_batch
@@ -438,34 +446,35 @@ def _check_batches(config: RunConfig, method: Method | type[Method]) -> None:
     fewest = config.method.fewest_unlabelled
     if method.needs_unlabelled and fewest > 1 and train.unlabelled_batch // parts < fewest:
         raise ConfigError(
-            f"train.unlabelled_batch {train.unlabelled_batch} in {parts} parts (train.accumulate, processes): method "
-            f"{name}, as it is set, mixes patches with each other and needs {fewest} in each part"
+            f"train.unlabelled_batch must be at least {fewest * parts}, got {train.unlabelled_batch}: with its current "
+            f"settings, method {name} mixes unlabelled patches and needs {fewest} in each of {parts} parts "
+            "(train.accumulate times processes)"
         )
     for key, size in batches.items():
         if size % (parts * unit):
             raise ConfigError(
-                f"train.{key} {size} cannot be shared by {processes.count()} processes in {train.accumulate} parts"
-                + (f", each a multiple of {unit} as method {name} wants" if unit > 1 else "")
-                + f"; a multiple of {parts * unit} can"
+                f"train.{key} must be a multiple of {parts * unit}, got {size}: it is divided into {parts} parts "
+                "(train.accumulate times processes)"
+                + (f", and method {name} needs an even number in each" if unit > 1 else "")
             )
 
 
 def _check_norm(config: RunConfig, device: torch.device) -> None:
     if config.network.norm == "batch" and processes.count() > 1 and device.type != "cuda":
-        raise ConfigError("network.norm: batch is averaged over processes on GPUs only; use instance or group")
+        raise ConfigError("network.norm: with several processes, batch works on GPUs only; use instance or group")
 
 
 def _check_same(config: RunConfig, split: Split, out: Path) -> None:
-    """Refuse to resume with another split or other settings; the data may have moved."""
+    """Refuse to resume with another split, other files or other settings; the data may lie in another place."""
     held = load_split(out / "splits.json")
-    told = {"patients": split.patients, "counted": split.counted}  # or not, by an old file; sha256 has the patients
+    told = {"patients": split.patients, "counted": split.counted}  # old files lack them; sha256 covers the patients
     if held.model_copy(update={**told, "content": split.content}) != split:
-        raise ConfigError(f"{out}: was started with another split (its splits.json); resume with that one")
+        raise ConfigError(f"{out}: was started with another split; resume with that of its splits.json")
     if changed := changed_content(held.content, split.content):
         raise ConfigError(
-            f"{out}: was started with other files of {how_many(len(changed), 'case')}, which are prepared again since: "
-            f"{some(changed)}. Begin a new run, if need be with --set train.start_from={out}, or prepare what it was "
-            "started with"
+            f"{out}: the files of {how_many(len(changed), 'case')} have changed since the run was started, and were "
+            f"prepared again: {some(changed)}. Begin a new run (--set train.start_from={out} takes over the weights), "
+            "or prepare the earlier files"
         )
     then, now = (flatten(values) for values in (_last_checkpoint(out)["config"], config.to_plain()))
     changed = [key for key in now if key not in _MAY_CHANGE and not key.startswith("logging.")
@@ -478,14 +487,14 @@ def _check_same(config: RunConfig, split: Split, out: Path) -> None:
 
 
 def _last_checkpoint(out: Path) -> dict[str, Any]:
-    """What a run saved last; where that is damaged, the error tells whether there is another to go on from."""
+    """Load last.pt; if it is damaged, the error says whether best.pt can be used instead."""
     try:
         return load_checkpoint(out / "last.pt")
     except DataError as error:
-        advice = f"nothing else of {out} can be gone on from; begin again in another folder"
+        advice = f"{out} has no other intact checkpoint; train again in another folder"
         with suppress(DataError):
             steps = steps_of(out / "best.pt")
-            advice = f"best.pt beside it is whole, of step {steps}: copy it over last.pt to go on from there"
+            advice = f"best.pt beside it is intact, from step {steps}; copy it over last.pt to go on from there"
         raise DataError(f"{error}\n{advice}") from None
 
 
@@ -493,7 +502,7 @@ def _peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":
-        return 0  # not known without another package
+        return 0  # would need another package
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""The training loop, the only one: it knows optimisers, precision, EMA, logs and checkpoints, and no method."""
+"""The training loop of all methods: optimisers, precision, EMA, logs and checkpoints."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from medssl.progress import stop_requested
 from medssl.words import some
 
 SAVE_SECONDS = 15 * 60
-"""How much of a run a power cut may cost, unless `train.save_every` says otherwise."""
-STOPPING = "stopping after this step, or its validation, and saving; Ctrl-C once more ends at once and saves nothing"
-"""What the first Ctrl-C is answered with."""
+"""Seconds between saves of last.pt if `train.save_every` is not set."""
+STOPPING = "stopping after this step or validation, then saving; press Ctrl-C again to stop at once without saving"
+"""Printed at the first Ctrl-C."""
 
 
 Seen = dict[str, dict[str, list[str]]]
-"""By dataset, the patients whom runs `learned` from, and whom they were `chosen` by."""
+"""For each dataset, the patients that runs `learned` from, and those by whose validation scores they were `chosen`."""
 
 
 class TrainConfig(Settings):
@@ -119,9 +119,9 @@ class TrainConfig(Settings):
 
 
 class Trainer:
-    """Runs a method's steps, and saves so that the run can go on bit for bit.
+    """Runs the training steps of a method, and saves checkpoints from which the run continues bit for bit.
 
-    Several processes may run the same trainer, each on its share of every batch; the first one writes.
+    Several processes may run the same trainer, each on its share of every batch; the first one writes files.
     """
 
     def __init__(
@@ -137,7 +137,8 @@ class Trainer:
         self.augment, self.plain_config = augment, plain_config
         self.optimizer = make_optimizer(method, config)
         self.statistics = [buffer for buffer in self.method.buffers() if buffer.is_floating_point()]
-        """Of batch norm, or of a method: what a forward pass changes, and a bad step would spoil for good."""
+        """Buffers of batch norm or of a method; a forward pass changes them, so a step that is not finite would spoil
+        them for good."""
         self.precision = choose_precision(config.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
         self.forward = spread(method, device)
@@ -145,11 +146,11 @@ class Trainer:
         self.iteration = 0
         self.best = -1.0
         self.waited = 0.0
-        """Seconds for patches since the last row, or validation."""
+        """Seconds spent waiting for patches since the last row of metrics.csv or validation."""
         self.likeness: Likeness | None = None
-        """What the scans that it learns from are like."""
+        """Usual spacing, size and grey levels of the scans that the run learns from."""
         self.seen_before: Seen = {}
-        """Those of the runs that its first weights come from."""
+        """Patients seen by the runs from which the initial weights come."""
         self.steps_before = 0
         """Steps of these runs."""
 
@@ -161,14 +162,14 @@ class Trainer:
         log: RunLog,
         until: int | None = None,
     ) -> None:
-        """Train from the current iteration to the end, or stop, saved, after step `until`.
+        """Train from the current iteration to the end, or save and stop after step `until`.
 
         Args:
-            validate: scores on the validation cases, `dice` among them; empty where there are none.
+            validate: returns the scores on the validation cases, among them `dice`; empty if there are none.
 
         Raises:
             Interrupted: Ctrl-C or SIGTERM arrived; the step was finished and saved.
-            DivergedError: losses were not finite several steps in a row.
+            DivergedError: losses or gradients were not finite in several steps in a row.
             OutOfMemoryError: a process that reads patches was lost.
         """
         config = self.config
@@ -215,30 +216,30 @@ class Trainer:
         """Whether to save between validations.
 
         Args:
-            saved: `time.monotonic()` of the last time.
+            saved: `time.monotonic()` of the last save.
         """
         every = self.config.save_every
         return self.iteration % every == 0 if every else time.monotonic() - saved > SAVE_SECONDS
 
     def train_step(self, batch: TrainBatch) -> StepResult:
-        """Students take one optimiser step, then teachers follow. Nothing here waits for the device."""
+        """Take one optimiser step with the students, then let teachers follow. Nothing here waits for the device."""
         progress = self.progress(self.iteration)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
         if not all(student.training for student in self.method.students()):
             self.method.train()
-        self.optimizer.zero_grad(set_to_none=True)  # None, not 0: a resting student is skipped
+        self.optimizer.zero_grad(set_to_none=True)  # None, not 0: the optimiser then skips a resting student
         before = [buffer.clone() for buffer in self.statistics]
         results = [self.backward(batch, progress, part) for part in range(self.config.accumulate)]
         result = mean(results)
         self.iteration += 1
 
         self.scaler.unscale_(self.optimizer)
-        norms = [  # one group a student: each is clipped by itself
+        norms = [  # one group per student, clipped separately
             torch.nn.utils.clip_grad_norm_(group["params"], self.config.max_grad_norm)
             for group in self.optimizer.param_groups
         ]
-        # The scaler of fp16 leaves out overflowing gradients by itself, and lowers its scale.
+        # In fp16 the scaler itself skips a step whose gradients overflow, and lowers its scale.
         bad = self.watch.note(self.iteration, result.losses, [] if self.scaler.is_enabled() else norms)
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
@@ -253,7 +254,7 @@ class Trainer:
         return result
 
     def backward(self, batch: TrainBatch, progress: Progress, part: int) -> StepResult:
-        """Losses and gradients of one part of a batch; after the last part, processes average their gradients."""
+        """Compute losses and gradients of one part of a batch; with the last part, processes average gradients."""
         parts = self.config.accumulate
         share = processes.rank() * parts + part
         seed_global(mix(self.config.seed, 2, self.iteration, share), self.device)  # dropout
@@ -267,8 +268,8 @@ class Trainer:
         return result
 
     def lags(self) -> dict[str, Tensor]:
-        """How far the last step left behind each teacher that followed, by its place among all; none in a first stage,
-        whose teachers are copies."""
+        """Return `lag/N`, the relative distance of teacher N from the students that it followed in the last step; empty
+        in a first stage, in which teachers are copies."""
         progress = self.progress(self.iteration - 1)
         if self.method.pretraining(progress):
             return {}
@@ -278,19 +279,19 @@ class Trainer:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the current step, a function of the step alone."""
+        """The learning rate of the current step; it depends on the step alone."""
         if self.config.schedule == "constant":
             return self.config.lr
         return self.config.lr * poly(self.progress(min(self.iteration, self.config.iterations)))
 
     def progress(self, iteration: int) -> Progress:
-        """Where the run is at a step."""
+        """Return the place of a step in the run, from which schedules are computed."""
         return Progress(iteration, self.config.iterations, self.steps_before)
 
     def batches(
         self, labelled: PatchStream, unlabelled: PatchStream | None, last: int
     ) -> Generator[TrainBatch, None, None]:
-        """This process's share of the batches from the current iteration on, augmented."""
+        """Yield this process's share of each batch, augmented, from the current iteration up to step `last`."""
         ours = self.shares(labelled, self.config.labelled_batch, last)
         theirs = None if unlabelled is None else self.shares(unlabelled, self.config.unlabelled_batch, last)
         x, y, z = map(bool, self.augment.fine)
@@ -311,7 +312,7 @@ class Trainer:
             yield TrainBatch(image, label, strong, seeds, weak, known, fine)
 
     def shares(self, stream: PatchStream, size: int, last: int) -> Generator[tuple[range, Patches], None, None]:
-        """Numbers and patches of this process's share of each batch, on the device."""
+        """Yield sample numbers and patches of this process's share of each batch, on the device."""
         rank, count = processes.rank(), processes.count()
         numbers = [range(i * size + rank, (i + 1) * size, count) for i in range(self.iteration, last)]
         workers = choose_workers(self.config.workers, self.device, in_memory=stream.in_memory)
@@ -323,14 +324,15 @@ class Trainer:
                 yield n, on_device(patches, self.device)
 
     def draws(self, stream: PatchStream, numbers: Sequence[int]) -> list[Draw]:
-        """What augmentation does to samples, which belongs to their numbers."""
+        """Return the random changes that augmentation makes to samples; they depend on seed and sample number alone."""
         return [self.augment.draw(*stream.seed, 2, n) for n in numbers]
 
     def check(self, cases: Callable[[int], str], *, wait: bool = False) -> None:
-        """Stop a run whose losses or gradients were not finite several steps in a row.
+        """Raise a DivergedError if losses or gradients were not finite in several steps in a row.
 
         Args:
-            cases: the ids of the cases of a step.
+            cases: returns the ids of the cases in the batch of a step, counted from 0.
+            wait: see `Watch.found`.
         """
         found = self.watch.found(wait=wait)
         if found is None:
@@ -338,13 +340,13 @@ class Trainer:
         step, losses = found
         names = [f"{name} = {value:g}" for name, value in losses.items() if not math.isfinite(value)]
         raise DivergedError(
-            f"step {step}: {', '.join(names) or 'a gradient is not finite'}, {PATIENCE} steps in a row; "
-            f"cases of this step: {cases(step - 1)}. Check them with `medssl check`, lower train.lr, or set "
-            "train.precision: fp32."
+            f"step {step}: {', '.join(names) or 'a gradient is not finite'}; {PATIENCE} or more steps in a row were "
+            f"not finite. Cases of this step: {cases(step - 1)}. Check them with `medssl check`, lower train.lr, or "
+            "set train.precision=fp32."
         )
 
     def validate(self, validate: Callable[[], dict[str, float]], log: RunLog) -> None:
-        """Score the validation cases and keep the best weights."""
+        """Score the validation cases, and save best.pt if their Dice is the highest so far."""
         scores = validate()
         if not scores:
             return
@@ -354,7 +356,7 @@ class Trainer:
             self.save("best.pt")
 
     def save(self, name: str) -> None:
-        """Write everything that the run needs to go on, and that `predict` needs; the first process does."""
+        """Write a checkpoint with all that is needed to resume and to predict; only the first process writes."""
         if not is_first():
             return
         save_checkpoint(
@@ -373,10 +375,10 @@ class Trainer:
         )
 
     def begin_with(self, path: Path) -> dict[str, Any]:
-        """Take the networks of another run, and whom theirs had seen before it; its settings come back.
+        """Load the networks of another run and its record of earlier runs; return its settings.
 
         Raises:
-            ConfigError: they are not like this run's.
+            ConfigError: its networks differ from this run's.
         """
         values = load_checkpoint(path)
         try:
@@ -384,8 +386,8 @@ class Trainer:
         except RuntimeError as error:
             theirs, ours = (plain["method"]["name"] for plain in (values["config"], self.plain_config))
             raise ConfigError(
-                f"{path}: holds other networks (method {theirs}, here {ours}); train.start_from wants the same method "
-                f"and `network` section\n  {_first_fault(error)}"
+                f"{path}: its networks (method {theirs}) do not fit this run (method {ours}); train.start_from needs "
+                f"the same method and `network` section\n  {_first_fault(error)}"
             ) from None
         self.seen_before = values.get("seen_before", {})
         self.steps_before = values.get("steps_before", 0) + values["iteration"]
@@ -393,7 +395,7 @@ class Trainer:
         return settings
 
     def load(self, path: Path) -> None:
-        """Take up a run where `save` left it."""
+        """Restore the state of a run from a checkpoint that `save` wrote."""
         values = load_checkpoint(path)
         self.method.load_state_dict(values["method"])
         self.optimizer.load_state_dict(values["optimizer"])
@@ -405,12 +407,12 @@ class Trainer:
 
 
 def _first_fault(error: RuntimeError) -> str:
-    """The first of the faults that torch lists under a title."""
+    """Return the first of the faults that torch lists below a heading."""
     return [*str(error).splitlines(), ""][1].strip()
 
 
 def fitted(method: Method, config: TrainConfig, device: torch.device) -> Method:
-    """A method on its device with what it needs to train, laid out and compiled as the settings say."""
+    """Move a method to its device and make it ready to train: memory format, checkpointing, compilation."""
     method = method.to(device)
     method.equip(device)
     if processes.count() > 1 and device.type == "cuda":
@@ -427,7 +429,7 @@ def fitted(method: Method, config: TrainConfig, device: torch.device) -> Method:
 
 
 def spread(method: Method, device: torch.device) -> Callable[..., StepResult]:
-    """The method's step; where several processes train together, one that averages gradients over them."""
+    """Return the method's step; with several processes, one that averages gradients over them."""
     if processes.count() == 1:
         return method.step
     return DistributedDataParallel(
@@ -437,7 +439,7 @@ def spread(method: Method, device: torch.device) -> Callable[..., StepResult]:
 
 
 class _Step(nn.Module):
-    """A method's step as the forward pass of a module."""
+    """Wraps a method's step as the forward pass of a module."""
 
     def __init__(self, method: Method) -> None:
         super().__init__()
@@ -448,7 +450,7 @@ class _Step(nn.Module):
 
 
 def mean(results: Sequence[StepResult]) -> StepResult:
-    """The mean of the parts of a step."""
+    """Return the mean over the parts of a step."""
     if len(results) == 1:
         return results[0]
     losses, stats = [r.losses for r in results], [r.stats for r in results]
@@ -459,7 +461,7 @@ def mean(results: Sequence[StepResult]) -> StepResult:
 
 
 def averaged(result: StepResult) -> StepResult:
-    """The mean over all processes, detached, each kind in one tensor."""
+    """Return the mean over all processes, detached; all values are exchanged in one tensor."""
     values = {**result.losses, **result.stats}
     packed = torch.stack([value.detach().float() for value in values.values()])
     packed = processes.total(packed) / processes.count()
@@ -470,7 +472,7 @@ def averaged(result: StepResult) -> StepResult:
 
 
 def seed_global(seed: int, device: torch.device) -> None:
-    """Seed what dropout draws from on a device; `torch.manual_seed` visits every device, and that takes time."""
+    """Seed the generator of dropout on a device; `torch.manual_seed` would seed every device, which takes time."""
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
     else:
@@ -478,12 +480,12 @@ def seed_global(seed: int, device: torch.device) -> None:
 
 
 def on_device(patches: Patches, device: torch.device) -> Patches:
-    """Patches on their way to a device, which does not make anybody wait if they are pinned."""
+    """Move patches to a device, without waiting if they are in pinned memory."""
     return tuple(patch.to(device, non_blocking=True) for patch in patches)
 
 
 def choose_workers(workers: int | None, device: torch.device, *, in_memory: bool) -> int:
-    """Readers of patches; see `TrainConfig.workers`."""
+    """Return the number of workers that read patches; see `TrainConfig.workers`."""
     if workers is not None:
         return workers
     if device.type != "cuda":
@@ -493,28 +495,28 @@ def choose_workers(workers: int | None, device: torch.device, *, in_memory: bool
 
 
 def make_optimizer(method: Method, config: TrainConfig) -> torch.optim.Optimizer:
-    """One parameter group per student and helper.
+    """Return the optimiser, with one parameter group per student and helper.
 
     Raises:
-        TypeError: the method has weights that would never learn, though they take gradients.
+        TypeError: the method has weights that require gradients but would never be updated.
     """
     groups = [{"params": list(net.parameters())} for net in method.learners()]
     held = {id(parameter) for group in groups for parameter in group["params"]}
     idle = [name for name, p in method.named_parameters() if p.requires_grad and id(p) not in held]
     if idle:
-        raise TypeError(f"{type(method).__name__}: {some(idle)} take gradients and are of no student and no helper; "
-                        "give their network back from `helpers`, or call requires_grad_(False)")  # fmt: skip
+        raise TypeError(f"{type(method).__name__}: {some(idle)} require gradients but belong to no student and no "
+                        "helper; return their network from `helpers`, or call requires_grad_(False)")  # fmt: skip
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, config.lr, weight_decay=config.weight_decay, fused=True)
     sgd = torch.optim.SGD(groups, config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay, fused=True)
     for group in sgd.param_groups:
-        for parameter in group["params"]:  # or a first step that is left out would leave it unset
+        for parameter in group["params"]:  # otherwise a skipped first step would leave it unset
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return sgd
 
 
 def _cases(labelled: PatchStream, unlabelled: PatchStream | None, config: TrainConfig, iteration: int) -> str:
-    """Ids of the cases that step `iteration` was made of."""
+    """Return the ids of the cases in the batch of step `iteration`, counted from 0."""
     sizes = [(labelled, config.labelled_batch), (unlabelled, config.unlabelled_batch)]
     ids = [s.case_of(iteration * size + k) for s, size in sizes if s is not None for k in range(size)]
     return ", ".join(dict.fromkeys(ids))

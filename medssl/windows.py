@@ -1,4 +1,4 @@
-"""MONAI's sliding window over a volume, or over some rows of it, which come out as they do in the whole."""
+"""MONAI's sliding window over a volume, or over some rows of it, with the same result as for the whole."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def by_windows(
     rows: range | None = None,
     looked: Callable[[float], None] = lambda share: None,
 ) -> NDArray[np.float32]:
-    """What `forward` makes of windows of an image, `(M, x, y, z)` to `(C, x, y, z)`; see `WindowConfig`.
+    """Apply `forward` to overlapping windows of an image, `(M, x, y, z)` to `(C, x, y, z)`; see `WindowConfig`.
 
     Args:
-        forward: `(B, M, X, Y, Z)` on the device to `(B, C, X, Y, Z)`.
+        forward: maps `(B, M, X, Y, Z)` on the device to `(B, C, X, Y, Z)`.
         overlap: share of a window that the next one covers again, along each axis.
-        rows: those wanted along `axis`; None wants all. Only windows that show some of them are looked at.
-        looked: called with the share of the windows that have been looked at, after each batch of them.
+        rows: the rows along `axis` to return; None returns all. Only windows that contain some of them are computed.
+        looked: called with the share of windows that are done, after each batch of windows.
     """
     size = image.shape[1 + axis]
     rows = range(size) if rows is None else rows
@@ -56,7 +56,7 @@ def by_windows(
 
 
 def rows_seen(rows: range, size: int, side: int, overlap: float) -> range:
-    """The rows of all windows that show some of `rows` of an axis; the windows over these alone are the same ones."""
+    """Return the rows of all windows that contain some of `rows`; over these rows alone, the windows are the same."""
     last = max(0, size - side)  # where the last window starts: it ends with the axis
     step = _step(side, overlap)
     first = max(0, math.ceil((rows.start + 1 - side) / step)) * step
@@ -65,10 +65,10 @@ def rows_seen(rows: range, size: int, side: int, overlap: float) -> range:
 
 
 def _step(side: int, overlap: float) -> int:
-    """Voxels from one window to the next, as MONAI counts."""
+    """Return the voxels from one window to the next, as in MONAI."""
     return max(1, int(side * (1 - overlap)))
 
 
 def _along(axis: int, rows: range) -> tuple[slice, ...]:
-    """Those rows of `(C, x, y, z)`."""
+    """Return the index of rows along a spatial axis of `(C, x, y, z)`."""
     return (slice(None),) * (1 + axis) + (slice(rows.start, rows.stop),)

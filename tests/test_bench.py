@@ -120,7 +120,7 @@ def test_a_failed_run_stops_no_other_and_is_tried_again(make, tmp_path):
     assert {row["method"]: row["status"] for row in table(out)} == {"supervised": "done", "hot": "failed (6)"}
     assert (out / "report" / "report.html").exists()
     log = next((out / "logs").glob("hot*"))
-    assert "cases of this step" in log.read_text()
+    assert "Cases of this step" in log.read_text()
     before = log.stat().st_size
     with pytest.raises(RunsFailed):
         bench(config, out, device="cpu")
@@ -419,7 +419,7 @@ def test_a_run_that_was_killed_has_an_exit_code_of_ours(tmp_path, monkeypatch):
         monkeypatch.setattr(subprocess, "Popen", _as_script(tmp_path / "medssl.sh"))
         assert execute(Job("one", (("train",),), tmp_path / "log.txt", 1)) == code
         monkeypatch.undo()
-    assert "ended by signal 9, most often for want of memory" in (tmp_path / "log.txt").read_text()
+    assert "ended by signal 9, most often because memory ran out" in (tmp_path / "log.txt").read_text()
 
 
 def _as_script(script, Popen=subprocess.Popen):

@@ -154,7 +154,7 @@ def test_a_series_of_splits_goes_out_to_nnunet_and_comes_back(balls, tmp_path):
         done = CliRunner().invoke(app, [str(word) for word in step])
         assert done.exception is None, done.exception
         said.append(done.stdout)
-    assert "fold_1.json: 4 of 8 training patients have labels that train" in said[0]
+    assert "fold_1.json: labels of 4 of 8 training patients are used" in said[0]
     assert "STRATIFIED BY LABELS" in said[0]
     assert "UNLABELLED LABELS SEEN" not in said[0]
     parts = ("labelled", "unlabelled", "val", "test", "left_out")
@@ -209,7 +209,7 @@ def test_a_number_that_was_not_published_is_taken_and_told(balls, tmp_path, at_o
             "split", balls[1], "--published", tmp_path / "toy.yaml", "--labelled", number, "-o", tmp_path / out
         )
         assert done.returncode == 0, done.stderr
-        assert ("3 labelled of toy were not published; 2 were" in done.stderr) == (number == 3)
+        assert ("toy was not published with 3 labelled, only with 2" in done.stderr) == (number == 3)
         assert len(json.loads((tmp_path / out).read_text())["labelled"]) == number
 
 

@@ -169,5 +169,5 @@ def test_a_few_lines_that_stand_for_gigabytes_make_a_short_message(tmp_path):
 @pytest.mark.parametrize("section", ["data", "method"])
 def test_a_section_that_no_file_brings_is_named_with_the_files_that_do(section, tmp_path):
     other = {"data": "method/bcp.yaml", "method": "data/acdc.yaml"}[section]
-    with pytest.raises(ConfigError, match=f"  {section}: required, and not given; a file such as configs/{section}/"):
+    with pytest.raises(ConfigError, match=f"  {section}: required, but not set; a file such as configs/{section}/"):
         load_run_config([CONFIGS / other])

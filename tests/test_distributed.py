@@ -197,5 +197,5 @@ def test_batches_that_cannot_be_shared_are_refused(balls, splits, tmp_path):
                        "--device", "cpu")  # fmt: skip
     said = process.communicate(timeout=120)[0]
     assert process.returncode != 0
-    assert "train.labelled_batch 2 cannot be shared by 2 processes" in said
+    assert "train.labelled_batch must be a multiple of 4, got 2: it is divided into 2 parts" in said
     assert not (tmp_path / "run").exists()

@@ -104,7 +104,7 @@ def test_json_has_the_versions_and_every_finding(tmp_path):
     assert 0 < found["cpu"]["values"]["off"] < 1e-4
 
 
-@pytest.mark.parametrize(("name", "says"), [("file", "is a file, and a folder is wanted"), ("absent", "is not there")])
+@pytest.mark.parametrize(("name", "says"), [("file", "is a file, not a folder"), ("absent", "does not exist")])
 def test_a_place_that_is_no_folder_is_a_fault(tmp_path, name, says):
     (tmp_path / "file").write_text("mine")
     done = doctor(tmp_path / name, "--device", "cpu")
@@ -130,7 +130,7 @@ def test_optional_packages_that_are_old_or_broken_are_named(packages):
     done = doctor_beside(packages, packages.parent / "empty")
     assert done.returncode == 4
     old, broken = sorted(lines_of(done, "fault"), key=lambda line: "h5py" not in line)
-    assert "h5py 2.10.0 is installed, and medssl asks for >=3.10" in old
+    assert "h5py 2.10.0 is installed, but medssl needs >=3.10" in old
     assert 'python -m pip install "h5py>=3.10"' in old
     assert "connected-components-3d 3.12.1 does not load (RuntimeError: built for another numpy)" in broken
 
@@ -193,10 +193,10 @@ NEW = Driver("580.65.06", (13, 0), True)
     [
         (None, "13.0", False, "no GPU found"),
         (None, None, False, "no GPU found"),
-        (NEW, None, True, "driver 580.65.06 is here, and torch is built without CUDA"),
-        (OLD, "13.0", True, "driver 535.183.01 knows CUDA 12.2, and torch is built for CUDA 13.0"),
+        (NEW, None, True, "driver 580.65.06 is installed, but torch is built without CUDA"),
+        (OLD, "13.0", True, "driver 535.183.01 supports CUDA 12.2, but torch is built for CUDA 13.0"),
         (OLD, "12.8", True, "torch cannot use a GPU (why)"),  # minor versions are compatible: another reason
-        (Driver("580.65.06", None, False), "13.0", True, "no GPU is given to this process"),
+        (Driver("580.65.06", None, False), "13.0", True, "this process has no access to a GPU"),
     ],
 )
 def test_why_there_is_no_gpu(driver, build, is_fault, says, monkeypatch):
@@ -208,11 +208,10 @@ def test_why_there_is_no_gpu(driver, build, is_fault, says, monkeypatch):
 
 
 def test_an_old_driver_is_told_which_one_is_needed_and_hidden_gpus_are_no_fault(monkeypatch):
-    assert "driver 580 or newer, or a build of torch for CUDA 12" in why_no_gpu(OLD, "13.0").fix
+    assert "driver 580 or newer, or a torch build for CUDA 12" in why_no_gpu(OLD, "13.0").fix
     ancient = Driver("470.82", (11, 4), True)  # no torch that medssl takes is built for its CUDA
     assert (
-        "driver 580 or newer, or driver 525 or newer and a build of torch for CUDA 12"
-        in why_no_gpu(ancient, "13.0").fix
+        "driver 580 or newer, or driver 525 or newer and a torch build for CUDA 12" in why_no_gpu(ancient, "13.0").fix
     )
     assert "install driver 525 or newer; or use" in why_no_gpu(ancient, "12.8").fix
     assert why_no_gpu(NEW, "13.0").is_fault
@@ -225,7 +224,7 @@ def test_what_takes_the_cpu_by_itself_says_that_a_gpu_is_idle_and_says_it_once(m
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     for driver, says in (
         (None, ""),
-        (Driver("580.65.06", (13, 0), True), "--device auto takes the CPU: driver 580.65"),
+        (Driver("580.65.06", (13, 0), True), "--device auto uses the CPU: driver 580.65"),
     ):
         monkeypatch.setattr("medssl.device.find_driver", lambda driver=driver: driver)
         tell_once.cache_clear()
@@ -257,13 +256,13 @@ def with_gpu(monkeypatch, capability):
 
 
 @pytest.mark.parametrize(
-    ("capability", "says"), [((7, 0), "CUDA 12.6 knows older GPUs"), ((12, 0), "newer ones know newer GPUs")]
+    ("capability", "says"), [((7, 0), "CUDA 12.6 support older GPUs"), ((12, 0), "newer builds support newer GPUs")]
 )
 def test_a_gpu_that_torch_has_no_kernels_for_is_left_or_refused(monkeypatch, capsys, capability, says):
     with_gpu(monkeypatch, capability)
     assert choose_device("auto").type == "cpu"
     told = capsys.readouterr().err
-    assert "--device auto takes the CPU: A GPU: torch has kernels for sm_75, sm_80, sm_90 only" in told
+    assert "--device auto uses the CPU: A GPU: torch has kernels for sm_75, sm_80, sm_90 only" in told
     assert says in told
     with pytest.raises(DeviceError, match=f"device cuda: A GPU: torch has kernels .*{says}"):
         choose_device("cuda")

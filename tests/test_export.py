@@ -211,7 +211,7 @@ def test_a_model_folder_is_no_run(make_run, balls, tmp_path):
     with pytest.raises(DataError, match="expected volumes"):
         evaluate_folders(model, balls[0] / "labels", tmp_path / "scores.csv")
     settings = merge([run / "config.yaml"], [f"train.start_from={model}"])
-    with pytest.raises(ConfigError, match=r"start_from: .*model is a model folder, .* not whom they saw"):
+    with pytest.raises(ConfigError, match=r"start_from: .*model is a model folder, .* no record of the patients"):
         train(parse(RunConfig, settings), tmp_path / "finer", quiet=True)
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "finer").exists()

@@ -81,7 +81,10 @@ def test_a_folder_has_one_process_at_a_time(tmp_path):
     place = tmp_path / "place"
     with alone_in(place) as is_new:
         assert is_new
-        with pytest.raises(ConfigError, match=f"^{re.escape(str(place))}: another process is at work"), alone_in(place):
+        with (
+            pytest.raises(ConfigError, match=f"^{re.escape(str(place))}: another process is using it"),
+            alone_in(place),
+        ):
             pass
         (place / ".partial-of-somebody").touch()
     with alone_in(place) as is_new:
@@ -102,10 +105,10 @@ def test_pipes_and_links_to_nowhere_are_no_places(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "lost").symlink_to(tmp_path / "nowhere")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    for name, said in (("pipe", "a device or a pipe"), ("lost", "a link to what"), ("loop/in", "a link to what")):
+    for name, said in (("pipe", "a device or a pipe"), ("lost", "a broken link"), ("loop/in", "a broken link")):
         with pytest.raises(ConfigError, match=said):
             refuse_existing(tmp_path / name, overwrite=True)
-    with pytest.raises(ConfigError, match="a link to what"), alone_in(tmp_path / "lost"):
+    with pytest.raises(ConfigError, match="a broken link"), alone_in(tmp_path / "lost"):
         pass
     assert (tmp_path / "pipe").is_fifo()
 

@@ -174,7 +174,7 @@ def test_changes_come_in_order_and_each_gives_its_reason():
     fitted, reasons = fit(config, budget_for(parts))
     assert fitted == parts
     assert changes(reasons) == ["train.accumulate 1 -> 2", "train.accumulate 2 -> 4"]
-    assert all("GiB would not fit 90% of" in reason for reason in reasons)
+    assert all("GiB, more than 90% of" in reason for reason in reasons)
 
     fitted, reasons = fit(config, budget_for(again))
     assert fitted == again
@@ -197,7 +197,7 @@ def test_parts_hold_the_patches_that_a_method_mixes_with_each_other():
     mixing = config.model_copy(update={"method": config.method.model_copy(update={"cutmix": 0.5})})
     assert parts_of_batch(mixing) == [1, 2]
     assert parts_of_batch(mixing, processes=2) == [1]
-    with pytest.raises(ConfigError, match=r"unlabelled_batch 4: method fixmatch, .* mixes .* 2 in each process"):
+    with pytest.raises(ConfigError, match=r"unlabelled_batch 4: .*, method fixmatch mixes .* 2 in each process"):
         parts_of_batch(mixing, processes=4)
 
 
@@ -222,6 +222,6 @@ def test_the_longest_side_in_millimetres_shrinks_by_a_stride_and_thin_sides_stay
 
 def test_what_can_never_fit_is_refused_with_the_least_that_would_do():
     config = config_of("supervised", labelled_batch=1, patch=(20, 18, 14))
-    with pytest.raises(OutOfMemoryError, match=r"fits 0\.5 GiB; the least that one needs is 0\.9 GiB.*\[16, 16, 14\]"):
+    with pytest.raises(OutOfMemoryError, match=r"fits into 0\.5 GiB; the smallest needs 0\.9 GiB.*\[16, 16, 14\]"):
         fit(config, 2**29)
     fit(config, int(0.9 * 2**30))

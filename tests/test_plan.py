@@ -97,7 +97,9 @@ def test_a_batch_is_cut_only_as_far_as_the_patch_needs(thick):
 
 
 def test_what_can_never_fit_is_refused_with_the_least_that_would_do():
-    with pytest.raises(OutOfMemoryError, match=r"no step of supervised fits 0\.5 GiB.*needs \d\.\d\. Plan for more"):
+    with pytest.raises(
+        OutOfMemoryError, match=r"no step of supervised fits into 0\.5 GiB.*needs \d\.\d GiB\. Plan for more"
+    ):
         make_plan(ISOTROPIC, HEART, vram=0.5, method=METHODS["supervised"])
 
 
@@ -176,7 +178,8 @@ def test_slices_that_files_have_along_several_axes_too_are_turned_as_ever():
     assert not facts.has_mixed_slices
     made = make_plan(facts, HEART, vram=0, method=METHODS["supervised"])
     assert made.to_plain()["data"]["recipe"]["orientation"] == "RAS"
-    assert "slices are thick head-foot in 2 cases, left-right in 1 case: one spacing loses" in made.hints[0]
+    told = "slices are thick along different axes (head-foot in 2 cases, left-right in 1 case): with one spacing, some"
+    assert told in made.hints[0]
     assert not make_plan(
         facts_of(*[((40, 40, 40), spacings[0])] * 3), HEART, vram=0, method=METHODS["supervised"]
     ).hints
@@ -187,7 +190,7 @@ def test_what_is_named_like_ct_and_has_no_air_is_pointed_at():
         facts = facts_of(((40, 40, 40), (1.0, 1.0, 1.0)), channels=(MRI,) * len(channels))
         heart = DatasetConfig(name="heart", classes=KINDS["cardiac"], channels=channels)
         why = make_plan(facts, heart, vram=0, method=METHODS["supervised"]).choices["data"]["recipe"]["intensity"].why
-        assert ("; CT: where levels are Hounsfield units" in why) == ("CT" in channels)
+        assert ("; CT: if levels are Hounsfield units" in why) == ("CT" in channels)
 
 
 def test_every_choice_is_a_line_with_a_reason_and_the_file_says_what_the_plan_says(thick):
@@ -232,10 +235,10 @@ def test_mirrored_names_pieces_and_missing_classes_are_pointed_at(tmp_path):
     facts = replace(ISOTROPIC, classes=classes, labels=3, labelled=3)
     text = str(make_plan(facts, named, vram=0, method=METHODS["combined"]))
     assert "sides: [[left kidney, right kidney]]" in text
-    assert "a mirrored left kidney is a right kidney, as data.sides has it" in " ".join(text.replace("#", "").split())
+    assert "a mirrored left kidney is a right kidney, as in data.sides" in " ".join(text.replace("#", "").split())
     assert "--set method.largest_component=false" in text
     assert "left kidney 40%" in text
-    assert "right kidney: no label that was read holds it" in text
+    assert "right kidney: in none of the labels that were read" in text
     assert "largest_component" not in str(make_plan(facts, named, vram=0, method=METHODS["mean_teacher"]))
     (tmp_path / "plain.yaml").write_text("method: {name: combined}")
     assert "largest_component=false" in str(make_plan(facts, named, vram=0, method=tmp_path / "plain.yaml"))
@@ -263,7 +266,7 @@ def test_channels_are_named_as_given_or_guessed():
         "MRI 1",
         "MRI 2",
     ]
-    with pytest.raises(ConfigError, match="names T1, and each image holds 2 channels"):
+    with pytest.raises(ConfigError, match="names T1, but each image has 2 channels"):
         make_plan(two, HEART.model_copy(update={"channels": ("T1",)}), vram=0)
 
 
@@ -323,9 +326,9 @@ def test_classes_that_nobody_names_are_asked_for_with_the_values_that_were_seen(
     assert isinstance(result.exception, ConfigError)
     assert "cardiac_000.nii.gz holds 0, 1, 2, 3" in str(result.exception)
     assert "--classes background,tooth" in str(result.exception)
-    assert "data.values in a file by --config" in str(result.exception)
+    assert "data.values in a file for --config" in str(result.exception)
     shutil.rmtree(tmp_path / "raw" / "labels")
-    assert "nobody names the classes;" in str(invoke("plan", tmp_path / "raw").exception)
+    assert "the names of the classes are missing;" in str(invoke("plan", tmp_path / "raw").exception)
     assert not (tmp_path / "plan.yaml").exists()
 
 

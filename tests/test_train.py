@@ -184,14 +184,14 @@ def test_a_baseline_has_the_dice_loss_of_its_run(balls, splits):
 def test_patches_that_are_mixed_with_each_other_are_two_in_each_part(balls, splits, tmp_path):
     settings = plain_settings(balls, splits, "fixmatch", unlabelled_batch=2, accumulate=2)
     settings["method"]["cutmix"] = 0.5
-    with pytest.raises(ConfigError, match=r"unlabelled_batch 2 in 2 parts .* needs 2 in each part"):
+    with pytest.raises(ConfigError, match=r"unlabelled_batch must be at least 4, got 2: .* needs 2 in each of 2 parts"):
         train(parse(RunConfig, settings), tmp_path / "run", quiet=True)
 
 
 @pytest.mark.parametrize("again", [False, True])
 def test_a_run_folder_has_one_training_at_a_time(config, tmp_path, again):
     for name in ("run", "run-baseline"):
-        with alone_in(tmp_path / name), pytest.raises(ConfigError, match=f"{name}: another process is at work in it"):
+        with alone_in(tmp_path / name), pytest.raises(ConfigError, match=f"{name}: another process is using it"):
             train(config("bcp"), tmp_path / "run", resume=again, with_baseline=True, quiet=True)
         assert not list(tmp_path.glob("run*"))
 
@@ -210,7 +210,9 @@ def test_a_damaged_checkpoint_is_told_with_the_one_that_is_whole(config, tmp_pat
     (run / ".partial-0123-last.pt").write_bytes(b"half")  # of a save in which it was killed
     content = (run / "last.pt").read_bytes()
     (run / "last.pt").write_bytes(content[: len(content) // 2])
-    with pytest.raises(DataError, match=r"last\.pt: not a readable .*\n.*best\.pt .* whole, of step 5: copy it over"):
+    with pytest.raises(
+        DataError, match=r"last\.pt: not a readable .*\n.*best\.pt .* intact, from step 5; copy it over"
+    ):
         train(settings, run, resume=True, quiet=True)
     shutil.copyfile(run / "best.pt", run / "last.pt")
     train(settings, run, resume=True, quiet=True)
@@ -219,7 +221,7 @@ def test_a_damaged_checkpoint_is_told_with_the_one_that_is_whole(config, tmp_pat
     assert all(torch.equal(tensor, weights(straight)[name]) for name, tensor in weights(run).items())
     for name in ("best.pt", "last.pt"):
         (run / name).write_bytes(content[:1000])
-    with pytest.raises(DataError, match="begin again in another folder"):
+    with pytest.raises(DataError, match="train again in another folder"):
         train(settings, run, resume=True, quiet=True)
 
 
@@ -292,7 +294,7 @@ def test_a_log_or_files_that_a_power_cut_emptied_do_not_keep_a_run_from_beginnin
 def test_resuming_in_a_folder_without_a_run_touches_nothing(config, tmp_path, name):
     (tmp_path / "mine" / name).parent.mkdir(parents=True)
     (tmp_path / "mine" / name).write_text("mine: 1\n")
-    with pytest.raises(ConfigError, match="mine: holds no run to go on from, and a "):
+    with pytest.raises(ConfigError, match="mine: holds no run to go on from, but a "):
         train(config(), tmp_path / "mine", resume=True, quiet=True)
     assert [path.read_text() for path in (tmp_path / "mine").rglob("*") if path.is_file()] == ["mine: 1\n"]
 
@@ -472,11 +474,13 @@ def test_a_patch_that_no_case_fills_is_told_of(config, tmp_path, capsys, patch, 
     train(config(patch=patch), tmp_path / "run", until=1)
     told = [line for line in capsys.readouterr().err.splitlines() if "padding" in line]
     assert len(told) == (0 if enough is None else 2)
-    assert all("no case is larger than [20, 18, 14] " in line and f"train.patch={enough} " in line for line in told)
+    words = "no training case is larger than [20, 18, 14] "
+    assert all(words in line and f"train.patch={enough} " in line for line in told)
 
 
 def test_what_no_machine_holds_is_refused_at_once(config, tmp_path):
-    settings, words = config(patch=[4096, 4096, 4096]), r"a step needs about [\d.]+ GiB .* free here; make train.patch"
+    settings = config(patch=[4096, 4096, 4096])
+    words = r"a training step needs about [\d.]+ GiB .* GiB are free; reduce train\.patch"
     with pytest.raises(OutOfMemoryError, match=words):
         dry_run(settings, device="cpu")
     with pytest.raises(OutOfMemoryError, match=words):
@@ -540,7 +544,8 @@ class TestStartFrom:
         first = run("first")
         assert "start_from" not in capsys.readouterr().err
         run("second", start_from=str(first))
-        told = "stage one of bcp begins anew and makes teachers copies of their students; --set method.pretrain=0"
+        told = "the first stage of bcp runs again and replaces the loaded teachers by copies of their students; --set "
+        told += "method.pretrain=0"
         assert (told in capsys.readouterr().err) == (pretrain > 0)
 
     def test_resumes_as_it_would_have_gone_on(self, config, tmp_path):
@@ -564,7 +569,7 @@ class TestStartFrom:
         first = train(config(iterations=1), tmp_path / "first", quiet=True)
         settings = plain_settings(balls, splits, unlabelled_batch=2, start_from=str(first))
         settings = {**settings, **{key: {**settings[key], **values} for key, values in changed.items()}}
-        with pytest.raises(ConfigError, match=r"last\.pt: holds other networks .*\n  \S"):
+        with pytest.raises(ConfigError, match=r"last\.pt: its networks .* do not fit this run .*\n  \S"):
             train(parse(RunConfig, settings), tmp_path / "second", quiet=True)
         assert not (tmp_path / "second").exists()
 
@@ -574,8 +579,9 @@ class TestStartFrom:
         values["config"]["data"]["classes"] = ["background", "core", "shell"]
         torch.save(values, first / "last.pt")
         train(config(iterations=1, start_from=str(first)), tmp_path / "second", quiet=True)
-        told = "was trained for background, core, shell; here, in the same places, are background, shell, core"
-        assert told in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert "was trained for the classes background, core, shell; in this run, the same network outputs" in told
+        assert "stand for background, shell, core" in told
 
     def test_nobody_seen_before_may_validate_or_test(self, balls, splits, config, tmp_path):
         """Nor whom a forerunner saw, as the weights of the second run tell, resumed or not; the first may be gone."""
@@ -584,7 +590,7 @@ class TestStartFrom:
         for part, one in (("val", "labelled"), ("test", "unlabelled"), ("test", "val")):
             moved = {**drawn, one: drawn[one][1:], part: [drawn[one][0]]}
             splits.write_text(json.dumps(moved))
-            with pytest.raises(ConfigError, match=f"first, or .*trained on or was chosen by .*in its part {part}"):
+            with pytest.raises(ConfigError, match=f"the {part} set has .*first, or .*used for training or validation"):
                 train(config(iterations=1, start_from=str(first)), tmp_path / "second", quiet=True)
         splits.write_text(json.dumps({**drawn, "val": [], "test": [], "left_out": []}))
         settings = config(iterations=2, start_from=str(first))
@@ -594,9 +600,9 @@ class TestStartFrom:
         splits.write_text(json.dumps({**drawn, "unlabelled": [], "test": [trained[0]]}))
         (second / "splits.json").write_text(json.dumps({**drawn, "unlabelled": [], "val": [], "test": []}))
         first.rename(tmp_path / "moved")
-        with pytest.raises(ConfigError, match=f"second, or a run that it was started from, .*by {trained[0]} of b"):
+        with pytest.raises(ConfigError, match=f"has {trained[0]} of b.*second, or a run that it was started from, "):
             train(config(iterations=1, start_from=str(second)), tmp_path / "third", quiet=True)
-        with pytest.raises(DataError, match=r"start_from: .*first/last\.pt, looked for in .* name the folder of a run"):
+        with pytest.raises(DataError, match=r"start_from: .*first/last\.pt does not exist .* name the folder of a run"):
             train(settings, tmp_path / "fourth", quiet=True)
 
     def test_patients_of_another_dataset_may_have_the_same_names(self, balls, splits, tmp_path):
@@ -611,12 +617,12 @@ class TestStartFrom:
         first = train(settings("here"), tmp_path / "first", quiet=True)
         splits.write_text(json.dumps(turned))
         there = settings("there", start_from=str(first))
-        with pytest.raises(ConfigError, match=r"of here, whom the split .* if those of here are other people, say so"):
+        with pytest.raises(ConfigError, match=r"of here, whom .* if the patients of here are other people, use "):
             train(there, tmp_path / "second", quiet=True)
         there = settings("there", start_from=str(first), other_patients=True)
         second = train(there, tmp_path / "second", quiet=True)
         again = settings("here", start_from=str(second), other_patients=True)
-        with pytest.raises(ConfigError, match=r"of here, whom the split has in its part test; make a split .* afresh$"):
+        with pytest.raises(ConfigError, match=r"the test set has .* of here, whom .*; make a split .*\.start_from$"):
             train(again, tmp_path / "third", quiet=True)
         splits.write_text(json.dumps(drawn))
         train(again, tmp_path / "third", quiet=True)
@@ -926,7 +932,7 @@ def test_compiled_networks_give_the_losses_and_weights_of_others(balls, splits):
 
 def test_a_batch_that_cannot_be_cut_in_parts_is_refused(config):
     with pytest.raises(
-        ConfigError, match=r"labelled_batch 2 cannot be shared by 1 processes in 2 parts.*multiple of 4"
+        ConfigError, match=r"labelled_batch must be a multiple of 4, got 2: .* into 2 parts .* even number in each"
     ):
         make_trainer_of(config("bcp", accumulate=2))
 
@@ -937,7 +943,7 @@ def test_a_run_is_fitted_into_a_budget_and_resumes_so(config, tmp_path, capsys):
     with pytest.raises(OutOfMemoryError):
         train(settings, tmp_path / "none", memory=0.5, until=1, device="cpu")
     run = train(settings, tmp_path / "run", memory=1.05, until=1, device="cpu")
-    assert "to fit the memory: train.accumulate 1 -> 2" in capsys.readouterr().err
+    assert "to fit into memory: train.accumulate 1 -> 2" in capsys.readouterr().err
     assert load_checkpoint(run / "last.pt")["config"]["train"]["accumulate"] == 2
     train(settings, run, memory=1.05, until=2, device="cpu", resume=True, quiet=True)
 
@@ -1133,7 +1139,7 @@ class TestRefusals:
         train(parse(RunConfig, settings), run, resume=True, until=2, quiet=True)
         corrected(split.labelled[1])
         with pytest.raises(
-            ConfigError, match=rf"other files of 1 case, .* since: {split.labelled[1]}\. Begin a new run"
+            ConfigError, match=rf"files of 1 case have changed .* again: {split.labelled[1]}\. Begin a new run"
         ):
             train(parse(RunConfig, settings), run, resume=True, quiet=True)
 
@@ -1141,7 +1147,7 @@ class TestRefusals:
         image = read_image(path := raw / "images" / f"{changed}.nii.gz")
         write_image(path, image.array + 1, image.affine)
         prepare(raw, dataset.root, BALLS, workers=0)
-        with pytest.raises(ConfigError, match=rf"other files of 2 cases, .*{changed}"):
+        with pytest.raises(ConfigError, match=rf"files of 2 cases have changed .*{changed}"):
             train(parse(RunConfig, settings), run, resume=True, quiet=True)
 
     @pytest.mark.parametrize(
@@ -1339,7 +1345,7 @@ def test_a_teacher_that_will_stand_still_is_told_of(balls, splits, tmp_path, cap
     plain = plain_settings(balls, splits, "bcp", iterations=20)
     plain["method"].update(ema_decay=decay, pretrain=pretrain)
     train(parse(RunConfig, plain), tmp_path / "run", until=1)
-    assert ("a teacher keeps 0.9999999 of itself in each of 20 steps" in capsys.readouterr().err) == told
+    assert ("an EMA decay of 0.9999999, a teacher hardly changes in 20 steps" in capsys.readouterr().err) == told
 
 
 def test_a_teacher_whom_nobody_teaches_is_told_of(balls, splits, config, tmp_path, monkeypatch, capsys):

@@ -1,7 +1,7 @@
-"""The job behind `medssl doctor`: whether this installation can do the work on this machine, and what to do if not.
+"""The job behind `medssl doctor`: check whether this installation works on this machine, and say what to do if not.
 
-Versions are told, and what matters is tried: convolutions on every device, and the files that jobs write. Nothing heavy
-loads before it is looked at, and a probe that fails is a finding.
+It lists versions and tries what matters: convolutions on every device, and the files that jobs write. Nothing heavy is
+loaded before it has been checked, and a probe that fails is itself a finding.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ Probe = Callable[..., Iterable[Finding]]
 
 
 def diagnose(folder: Path, device: str = "auto") -> Iterator[Finding]:
-    """Look at everything, and yield what is found as it is found.
+    """Check everything, and yield each finding as it is made.
 
-    A package that does not load takes others along; each error is told once.
+    A package that does not load makes others fail; each error is reported once.
 
     Args:
         folder: where small files are written, read back and removed.
-        device: must be usable; `cpu` leaves GPUs alone, whose faults then count as notes.
+        device: the device that must be usable; with `cpu` no GPU is used, and faults of GPUs count as notes.
 
     Raises:
-        ConfigError: the name means no device.
+        ConfigError: `device` is not the name of a device.
     """
     told = set()
     for finding in _all_findings(folder, device):
@@ -69,12 +69,12 @@ def _all_findings(folder: Path, device: str) -> Iterator[Finding]:
 
 
 def _look(topic: str, probe: Probe, *given: Any) -> list[Finding]:
-    """What a probe finds; that it fails is a finding as well."""
+    """Return what a probe finds; if it fails, that is a finding, too."""
     try:
         with quiet():
             return list(probe(*given))
     except Exception as error:
-        fix = "mend the faults above first; if there are none, please report this with all lines"
+        fix = "fix the faults above first; if there are none, report this with all lines"
         return [Finding("fault", topic, f"could not be tried ({said(error)})", fix, {"error": said(error)})]
 
 

@@ -1,4 +1,4 @@
-"""What the doctor found: a state, a topic and a sentence each; on a terminal, in a pipe and as JSON."""
+"""The findings of `medssl doctor`: a state, a topic and a sentence each, for a terminal, a pipe or JSON."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ class Finding:
     topic: str
     found: str
     fix: str = ""
-    """What to do, where `found` does not say it itself."""
+    """What to do, if `found` does not say it."""
     values: dict[str, Any] = field(default_factory=dict)
-    """The numbers of `found`, for a program; sizes in bytes."""
+    """The values behind `found`, for programs; sizes in bytes."""
 
 
 def said(error: BaseException) -> str:
-    """The kind of an error and the first line of what it says."""
+    """Return the type of an error and the first line of its message."""
     first = next(iter(str(error).strip().splitlines()), "")
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what packages print when they load out of the findings."""
+    """Suppress what packages print when they load, so that it does not mix with the findings."""
     with (
         warnings.catch_warnings(),
         contextlib.redirect_stdout(io.StringIO()),
@@ -51,7 +51,7 @@ def quiet() -> Iterator[None]:
 
 
 def print_findings(findings: Iterable[Finding]) -> list[Finding]:
-    """Print findings as they come, and how many are faults; a line each, which a terminal wraps under itself."""
+    """Print findings as they come, one per line (wrapped with an indent on a terminal), and count faults and notes."""
     seen = []
     show, width = _printer()
     for finding in findings:
@@ -66,7 +66,7 @@ def print_findings(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def as_plain(findings: Sequence[Finding]) -> dict[str, Any]:
-    """The environment as env.json has it, and the findings, in plain values."""
+    """Return the environment as in env.json, and the findings, as plain values."""
     with quiet():
         env = environment()
     return {
@@ -77,7 +77,8 @@ def as_plain(findings: Sequence[Finding]) -> dict[str, Any]:
 
 
 def _printer() -> tuple[Callable[[str, str, str], None], int | None]:
-    """What prints a word in a style and the rest of its line, and the width of the terminal, if it is one."""
+    """Return a function that prints a word in a style and the rest of its line, and the width of the terminal (None if
+    the output is not one)."""
     try:
         from rich.console import Console
         from rich.text import Text

@@ -1,4 +1,4 @@
-"""Each GPU and its driver, or why there is none."""
+"""Check each GPU and its driver, or find out why there is none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from medssl.words import gib
 
 
 def gpu_findings(env: dict[str, Any], asked: str) -> Iterator[Finding]:
-    """The driver, then each GPU, or why there is none."""
+    """Yield findings about the driver and each GPU, or why there is none."""
     import torch
 
     driver = find_driver()
@@ -31,14 +31,14 @@ def gpu_findings(env: dict[str, Any], asked: str) -> Iterator[Finding]:
 
 
 def gpus_to_try(env: dict[str, Any], asked: str) -> list[str]:
-    """GPUs to compute on: all, or the one that was asked for; none beside the CPU, where others may be at work."""
+    """Return the GPUs to try: all, or the one that was asked for; none for `cpu`, because GPUs may be in use."""
     if asked in ("auto", "cuda"):
         return [f"cuda:{index}" for index in range(len(env["gpus"]))]
     return [] if asked == "cpu" or (asked.startswith("cuda") and not env["gpus"]) else [asked]
 
 
 def _gpu(index: int, name: str, asked: str) -> Finding:
-    """What a GPU is; its free memory and precision only where it may be touched."""
+    """Describe a GPU; its free memory and precision only if it may be used."""
     import torch
 
     properties = torch.cuda.get_device_properties(index)
@@ -59,7 +59,7 @@ def _gpu(index: int, name: str, asked: str) -> Finding:
 
 
 def _state(index: int) -> dict[str, Any]:
-    """Bytes that are free, None where not even torch itself fits, and whether `auto` is bf16."""
+    """Return the free bytes, None if not even torch itself fits, and whether `auto` is bf16."""
     import torch
 
     from medssl.device import choose_precision
@@ -74,7 +74,7 @@ def _state(index: int) -> dict[str, Any]:
 
 
 def _reason() -> str:
-    """What torch says when it is asked for a GPU."""
+    """Return the error message of torch when it is asked for a GPU; empty if there is none."""
     import torch
 
     try:

@@ -1,4 +1,4 @@
-"""Packages: their versions beside what pyproject.toml asks for, and whether they load."""
+"""Check packages: whether their versions are those that pyproject.toml requires, and whether they load."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 _MODULES = {"pyyaml": "yaml", "simpleitk": "SimpleITK", "connected-components-3d": "cc3d"}
-"""What is imported of a package of another name."""
+"""Module to import, for packages whose module has another name."""
 _FOR_DEVELOPERS = "dev"
 _FIRST = ("numpy", "torch")
-"""What others load, so that an error of theirs is told of them."""
+"""Packages that others load; they are checked first, so that their errors are reported under their own names."""
 
 
 def installation(env: dict[str, Any]) -> Iterator[Finding]:
-    """medssl itself, Python and the system."""
+    """Report medssl itself, Python and the system."""
     place = Path(medssl.__file__).parent
     found = f"{env['medssl']} in {place}; Python {env['python']}, {env['platform']}"
     if version_of("medssl") is None:
-        fix = "versions of packages cannot be checked; python -m pip install -e . in the repository"
+        fix = "package versions cannot be checked; run python -m pip install -e . in the repository"
         yield Finding("note", "medssl", f"{found}; runs without being installed", fix)
     else:
         yield Finding("ok", "medssl", found, values={"place": str(place)})
 
 
 def required_packages(env: dict[str, Any]) -> Iterator[Finding]:
-    """Versions of those that can change a result, then a fault for each that is missing, too old or broken."""
+    """Report the versions of packages that can change a result, then each one that is missing, too old or broken."""
     faults = [fault for requirement in _required() if (fault := _fault(requirement, "packages"))]
     shown = [f"{name} {env[name] or 'missing'}" for name in PACKAGES]
     shown[0] += f" ({_build()})"
@@ -44,7 +44,7 @@ def required_packages(env: dict[str, Any]) -> Iterator[Finding]:
 
 
 def optional_packages() -> Iterator[Finding]:
-    """Those of the extras: which are there, then a fault for each that is too old or broken."""
+    """Report which packages of the extras are installed, then each of them that is too old or broken."""
     wanted = _optional()
     if not wanted:  # medssl is not installed
         return
@@ -52,19 +52,20 @@ def optional_packages() -> Iterator[Finding]:
     absent = [one.name for one in wanted if one.name not in there]
     faults = [fault for one in wanted if one.name in there and (fault := _fault(one, "optional"))]
     found = ", ".join(f"{name} {version}" for name, version in there.items()) or "none"
-    yield Finding("note" if faults else "ok", "optional", found + (f"; absent: {', '.join(absent)}" if absent else ""),
+    rest = f"; not installed: {', '.join(absent)}" if absent else ""
+    yield Finding("note" if faults else "ok", "optional", found + rest,
                   values={**there, **dict.fromkeys(absent)})  # fmt: skip
     yield from faults
 
 
 def fault_behind(error: Exception) -> Finding | None:
-    """What is wrong with a package that failed as it was loaded; None where an error is about something else."""
+    """Return what is wrong with the package that failed to load; None if the error has another cause."""
     loading = [frame.f_globals for frame, _ in walk_tb(error.__traceback__) if frame.f_code.co_name == "<module>"]
     names = [error.name or ""] if isinstance(error, ImportError) else []
     names += [str(module.get("__name__")) for module in reversed(loading)]
     try:
         known = {_MODULES.get(one.name, one.name): one for one in (*_required(), *_optional())}
-    except Exception as broken:  # nothing can tell versions then
+    except Exception as broken:  # versions cannot be compared then
         fix = "python -m pip install --force-reinstall packaging"
         return Finding("fault", "packages", f"packaging does not load ({said(broken)})", fix)
     suspects = dict.fromkeys(known[top] for name in names if (top := name.partition(".")[0]) in known)
@@ -72,7 +73,7 @@ def fault_behind(error: Exception) -> Finding | None:
 
 
 def _fault(requirement: Requirement, topic: str) -> Finding | None:
-    """What is wrong with a package, if anything."""
+    """Return what is wrong with a package, if anything."""
     name, found = requirement.name, version_of(requirement.name)
     wanted = f'"{name}{requirement.specifier}"'
     leave = f", or python -m pip uninstall {name}" if topic == "optional" else ""
@@ -80,7 +81,7 @@ def _fault(requirement: Requirement, topic: str) -> Finding | None:
         return Finding("fault", topic, f"{name} is not installed", f"python -m pip install {wanted}")
     if not requirement.specifier.contains(found, prereleases=True):
         why = f" ({SLOW_TORCH})" if name == "torch" and found.startswith("2.9.") else ""
-        text = f"{name} {found} is installed{why}, and medssl asks for {requirement.specifier}"
+        text = f"{name} {found} is installed{why}, but medssl needs {requirement.specifier}"
         return Finding("fault", topic, text, f"python -m pip install {wanted}{leave}")
     try:
         import_module(_MODULES.get(name, name))
@@ -96,7 +97,7 @@ def _required() -> list[Requirement]:
 
 
 def _optional() -> list[Requirement]:
-    """What the extras add for users, each once."""
+    """Return the packages that the extras for users add, each once."""
     required = {str(one) for one in _required()}
     found: dict[str, Requirement] = {}
     for extra in _extras():
@@ -107,7 +108,8 @@ def _optional() -> list[Requirement]:
 
 
 def _asked() -> list[Requirement]:
-    """What the installed medssl asks for; where it is not installed, what can change a result, in any version."""
+    """Return what the installed medssl requires; if it is not installed, the packages that can change a result, in any
+    version."""
     from packaging.requirements import Requirement
 
     try:
@@ -124,7 +126,7 @@ def _extras() -> list[str]:
 
 
 def _build() -> str:
-    """For what torch was built."""
+    """Return what torch was built for, in words."""
     try:
         import torch
     except Exception:

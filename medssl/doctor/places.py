@@ -1,4 +1,4 @@
-"""Cores, memory, shared memory and the folder to work in."""
+"""Check cores, memory, shared memory and the folder to work in."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from medssl.words import gib
 
 SHARED = Path("/dev/shm")
 LITTLE = 5 * 2**30
-"""Bytes free on a disk below which a dataset and a run may not fit."""
+"""Free bytes on a disk below which a dataset and a run may not fit."""
 AMPLE = 4
-"""How often the batches of the default settings should fit into shared memory, so that larger ones do as well."""
+"""How many times the batches of the default settings should fit into shared memory, so that larger ones fit, too."""
 
 
 def machine(env: dict[str, Any]) -> Iterator[Finding]:
-    """Cores and memory that the process may use."""
+    """Report the cores and memory that this process may use."""
     cores, memory = available_cpus(), available_memory()
     free = "unknown" if memory is None else gib(memory)
     found = f"cores {cores}, torch threads {env['threads'] or 'unknown'}, free memory {free}"
@@ -29,7 +29,7 @@ def machine(env: dict[str, Any]) -> Iterator[Finding]:
 
 
 def shared_memory(on_gpu: bool) -> Iterator[Finding]:
-    """Whether the batches that reading processes hand over fit; these read for a GPU, and large datasets only."""
+    """Check whether the batches of reader processes fit; only training on GPUs with large datasets uses readers."""
     if not SHARED.is_dir():
         return
     from medssl.data.patches import MEMORY_LIMIT
@@ -38,20 +38,21 @@ def shared_memory(on_gpu: bool) -> Iterator[Finding]:
     readers, needed = shared_by_default()
     values = {"free": free, "needed": needed}
     limit = gib(MEMORY_LIMIT)
-    rule = f"{gib(free)} free, and {readers} readers of a dataset beyond {limit} take {gib(needed)} by default"
-    fix = "start the container with --shm-size 16g or --ipc=host; or train with --set train.workers=0, more slowly"
+    rule = f"{gib(free)} free; {readers} readers of a dataset larger than {limit} need {gib(needed)} by default"
+    fix = "start the container with --shm-size 16g or --ipc=host, or train with --set train.workers=0, which is slower"
     if free >= AMPLE * needed:
         yield Finding("ok", str(SHARED), rule, values=values)
     elif not on_gpu:
-        yield Finding("note", str(SHARED), rule, "training on the CPU does not need them", values)
+        yield Finding("note", str(SHARED), rule, "training on the CPU needs no readers", values)
     elif free >= needed:
-        yield Finding("note", str(SHARED), f"{rule}, and more for larger patches and several channels", fix, values)
+        yield Finding("note", str(SHARED), f"{rule}, and more for larger patches or several channels", fix, values)
     else:
         yield Finding("fault", str(SHARED), rule, fix, values)
 
 
 def shared_by_default() -> tuple[int, int]:
-    """Processes that read patches for a GPU, and bytes of the batches of one channel that lie in shared memory."""
+    """Return how many processes read patches for a GPU by default, and the bytes of their one-channel batches in shared
+    memory."""
     import torch
 
     from medssl.data.patches import AHEAD
@@ -64,19 +65,19 @@ def shared_by_default() -> tuple[int, int]:
 
 
 def folder_findings(folder: Path) -> Iterator[Finding]:
-    """Whether a folder is there, can be written to, and has room."""
+    """Check whether a folder exists, can be written to, and has space."""
     folder = folder.resolve()
     try:
         if not folder.is_dir():
-            what = "is a file, and a folder is wanted" if folder.exists() else "is not there"
-            yield Finding("fault", "disk", f"{folder} {what}", "make it, or name another folder")
+            what = "is a file, not a folder" if folder.exists() else "does not exist"
+            yield Finding("fault", "disk", f"{folder} {what}", "create it, or name another folder")
             return
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        fix = "choose another folder, or make it writable, in a container for the user that runs it"
+        fix = "choose another folder, or make it writable (in a container, for the user that runs it)"
         yield Finding("fault", "disk", f"{folder} cannot be written to ({(error.strerror or '').lower()})", fix)
         return
     free = shutil.disk_usage(folder).free
     is_little = free < LITTLE
-    fix = "prepared scans and runs take several; free some, or name another folder" if is_little else ""
+    fix = "prepared scans and runs take several GiB; free some, or name another folder" if is_little else ""
     yield Finding("note" if is_little else "ok", "disk", f"{gib(free)} free in {folder}", fix, {"free": free})

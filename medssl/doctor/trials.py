@@ -1,4 +1,4 @@
-"""Small trials of what jobs do: a convolution on a device, a packed array and a volume on the disk."""
+"""Try in small what jobs do: a convolution on a device, a packed array and a volume on the disk."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _LIMITS = {"fp32": 1e-3, "fp16": 0.01, "bf16": 0.03}
-"""The largest relative error that rounding explains."""
+"""Largest relative error that rounding explains."""
 _PREFIX = ".medssl-doctor-"
 _SHAPE = (5, 6, 7)
 
 
 def try_convolution(name: str, is_asked: bool) -> Iterator[Finding]:
-    """A 3-D convolution, forward and backward, in the precision of `auto`, beside float64 on the CPU.
+    """Compare a 3-D convolution, forward and backward, in the precision of `auto`, with float64 on the CPU.
 
     Args:
-        is_asked: this very device was asked for, so that it must not be taken by others.
+        is_asked: whether the user named this device; it is then a fault if it has no free memory.
     """
     import torch
 
@@ -45,14 +45,12 @@ def try_convolution(name: str, is_asked: bool) -> Iterator[Finding]:
     if off <= _LIMITS[word]:
         yield Finding("ok", name, found, values=values)
     else:  # NaN too
-        fix = "try another build of torch, or another driver; train on another device until this is mended"
-        yield Finding(
-            "fault", name, f"{found}, where {_LIMITS[word]:g} is the most that rounding explains", fix, values
-        )
+        fix = "try another build of torch or another driver, and until then train on another device"
+        yield Finding("fault", name, f"{found}; rounding explains at most {_LIMITS[word]:g}", fix, values)
 
 
 def try_arrays(folder: Path) -> Iterator[Finding]:
-    """A packed array as prepared datasets have them, written and read back."""
+    """Write a packed array as in prepared datasets, and read it back."""
     import numpy as np
 
     from medssl.data.prepared import open_packed, write_packed
@@ -66,7 +64,7 @@ def try_arrays(folder: Path) -> Iterator[Finding]:
 
 
 def try_volumes(folder: Path) -> Iterator[Finding]:
-    """A NIfTI file with axes along none of the world's, written and read back."""
+    """Write a NIfTI file with oblique axes, and read it back."""
     import numpy as np
 
     from medssl.data.io import read_volume, write_image
@@ -87,7 +85,7 @@ def try_volumes(folder: Path) -> Iterator[Finding]:
 
 
 def _convolution(device: torch.device, dtype: torch.dtype, precision: torch.dtype | None) -> list[Tensor]:
-    """Output and both gradients, as float64 on the CPU; the numbers that go in are always the same."""
+    """Return the output and both gradients of a convolution, as float64 on the CPU; its inputs are always the same."""
     import numpy as np
     import torch
     from torch.nn.functional import conv3d
@@ -109,8 +107,8 @@ def _convolution(device: torch.device, dtype: torch.dtype, precision: torch.dtyp
 
 def _failed(name: str, error: Exception, is_asked: bool) -> Finding:
     if "out of memory" in str(error):
-        fix = "wait until others have finished, or name another GPU by --device"
-        return Finding("fault" if is_asked else "note", name, "no memory is left on it", fix)
+        fix = "wait until other jobs have finished, or name another GPU with --device"
+        return Finding("fault" if is_asked else "note", name, "no free memory", fix)
     if isinstance(error, DeviceError):
         return Finding("fault", name, str(error))  # which says what to do
     fix = "install a build of torch that fits the driver and the GPU (https://pytorch.org), or use --device cpu"
@@ -119,6 +117,6 @@ def _failed(name: str, error: Exception, is_asked: bool) -> Finding:
 
 def _compared(topic: str, is_same: bool) -> Finding:
     if is_same:
-        return Finding("ok", topic, "written, read back and the same")
-    fix = "try a folder on another disk; if it is the same there, install the packages again"
-    return Finding("fault", topic, "written, read back and not the same", fix)
+        return Finding("ok", topic, "written and read back unchanged")
+    fix = "try a folder on another disk; if the fault remains, install the packages again"
+    return Finding("fault", topic, "not the same after writing and reading back", fix)

@@ -1,8 +1,9 @@
-"""The job behind `medssl plan`: a dataset's fingerprint to settings for it, with a reason for each.
+"""The job behind `medssl plan`: choose settings for a dataset from its fingerprint, with a reason for each.
 
-The plan is a YAML file like those of `configs/data/`, to be read, changed and given to `prepare` and `train`. Rules
-decide, and no clock, machine or chance: the same data and options give the same file. Spacing, strides and kernels
-follow the reasoning of nnU-Net (Isensee et al., Nature Methods 2021); the patch is the largest that fits the memory.
+The plan is a YAML file like those of `configs/data/`, to be read, edited and given to `prepare` and `train`. Fixed
+rules decide, without clock, machine or chance: the same data and options give the same file. Spacing, strides and
+kernels follow the reasoning of nnU-Net (Isensee et al., Nature Methods 2021); the patch is the largest that fits into
+memory.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from medssl.run import RunConfig
 from medssl.words import how_many
 
 SCATTERED = 0.7
-"""A class is in pieces when less than this of it lies in the largest."""
+"""A class counts as scattered if its largest component holds less than this share of it."""
 
 
 def plan(
@@ -50,10 +51,10 @@ def plan(
     """Look at a dataset and write settings for it.
 
     Args:
-        dataset: names, classes and patients, see `dataset_of`; the recipe is the plan's to find.
+        dataset: names, classes and patients, see `dataset_of`; the plan chooses the recipe itself.
         vram: GiB of the GPU to plan for; 0 plans for a CPU.
-        method: the method file that the memory is reckoned with; its batch is the plan's.
-        fingerprint: where to write all that was found, as JSON.
+        method: the method file for which memory is estimated, and from which the batch sizes are taken.
+        fingerprint: file for all that was found, as JSON; None writes none.
 
     Raises:
         ConfigError: `out` exists, or the method file does not fit.
@@ -84,15 +85,15 @@ def dataset_of(
     name: str | None = None,
     layout: str | None = None,
 ) -> DatasetConfig:
-    """What a plan keeps of a configuration's `data` section, completed by what the dataset says of itself.
+    """Return what a plan keeps of a configuration's `data` section, completed by what the dataset declares.
 
     Args:
-        given: the section; its recipe and places are left out.
-        classes: names by label value, which win over the configuration and what the dataset declares.
+        given: the section; its recipe and paths are left out.
+        classes: names by label value, which take precedence over the configuration and the dataset.
         layout: a name of `LAYOUTS`; otherwise that of the section, otherwise the first that fits.
 
     Raises:
-        ConfigError: nobody names the classes.
+        ConfigError: no source names the classes.
     """
     values = {key: value for key, value in given.items() if key not in ("recipe", "root", "splits")}
     values["name"] = name or values.get("name") or Path(source).resolve().name
@@ -104,21 +105,21 @@ def dataset_of(
     elif "classes" not in values and said.classes:
         values |= {"classes": said.classes, "values": said.values, "ignore": said.ignore, "regions": said.regions}
     if not values.get("classes"):
-        raise ConfigError(f"{source}: nobody names the classes{_seen(source, layout)}; "
-                          "name them by label value, as in --classes background,tooth; where values are not 0, 1, 2 "
-                          "and so on, give data.classes and data.values in a file by --config")  # fmt: skip
+        raise ConfigError(f"{source}: the names of the classes are missing{_seen(source, layout)}; give them in the "
+                          "order of label values, as in --classes background,tooth; if the values are not 0, 1, 2 "
+                          "and so on, set data.classes and data.values in a file for --config")  # fmt: skip
     if "channels" not in values and said.channels:
         values["channels"] = said.channels
     return parse(DatasetConfig, values, where="data")
 
 
 def _seen(source: Path, layout: str | None) -> str:
-    """The values of the first label, in words."""
+    """Return the values in the first label map, in words."""
     label = next((case.label for case in read_layout(source, layout=layout).cases if case.label is not None), None)
     if label is None:
         return ""
     values = np.unique(read_label(label).array)
-    teeth = "; FDI numbers of teeth? Then add --config configs/data/teeth_fdi.yaml" if _are_teeth(values) else ""
+    teeth = "; if these are FDI tooth numbers, add --config configs/data/teeth_fdi.yaml" if _are_teeth(values) else ""
     return f" ({label.path.name} holds {listed(values)}{teeth})"
 
 
@@ -137,12 +138,12 @@ def make_plan(
     source: Path = Path("SOURCE"),
     out: Path = Path("plan.yaml"),
 ) -> Plan:
-    """Settings for a dataset, from its fingerprint; see `plan` for arguments and errors. Nothing is read or written.
+    """Choose settings for a dataset from its fingerprint; see `plan` for arguments and errors.
 
-    `source` and `out` are for the commands in the file's head.
+    Only the method file is read, and nothing is written. `source` and `out` are for the commands in the plan's head.
     """
     theirs = _method_file(method)
-    has_sides = bool(dataset.sides or dataset.likely_sides or dataset.teeth)  # which want left and right in one place
+    has_sides = bool(dataset.sides or dataset.likely_sides or dataset.teeth)  # these need RAS axes
     seen, is_mixed = facts, facts.has_mixed_slices and not has_sides
     facts = facts.as_stored() if is_mixed else facts
     spacing, why = plan_spacing(facts)
@@ -165,19 +166,20 @@ def make_plan(
 def _method_file(path: Path) -> dict[str, Any]:
     values = merge([config_path(path)])
     if "method" not in values:
-        raise ConfigError(f"{path}: has no section `method`; give a file such as configs/method/combined.yaml")
+        raise ConfigError(f"{path}: has no section `method`; use a file such as configs/method/combined.yaml")
     decided = ["network"] if "network" in values else []
     decided += [f"train.{key}" for key in ("patch", "accumulate") if key in values.get("train", {})]
     if decided:
-        raise ConfigError(f"{path}: sets {', '.join(decided)}, which a plan is to find; give a file without")
+        raise ConfigError(f"{path}: sets {', '.join(decided)}, which the plan chooses; use a file without")
     return values
 
 
 def _head(facts: Fingerprint, source: Path, out: Path, method: Path, memory: list[str]) -> list[str]:
     folder, file = shlex.quote(str(source)), shlex.quote(str(out))
-    labels = ["Labels have a say in the shares of classes above, and in the hints at the end, and in no setting."]
+    labels = ["Labels are used only for the shares of classes above and the hints at the end; no setting depends on "
+              "them."]  # fmt: skip
     return [
-        f"Made by medssl {__version__} plan. Change what you know better; then",
+        f"Made by medssl {__version__} plan. Edit it if you know better, then run",
         f"  medssl prepare {folder} prepared --config {file}",
         "  medssl split prepared --help",
         f"  medssl train {file} {shlex.quote(str(method))} --set data.root=prepared",
@@ -188,16 +190,18 @@ def _head(facts: Fingerprint, source: Path, out: Path, method: Path, memory: lis
 
 
 def _hints(facts: Fingerprint, method: MethodConfig) -> list[str]:
-    """What the labels or the method ask for and no setting of the plan can say."""
+    """Return what the labels suggest that no setting of the plan can express."""
     hints = []
     scattered = [one for one in facts.classes[1:] if one.cases and one.largest < SCATTERED]
     if scattered and getattr(method, "largest_component", False):
         told = ", ".join(f"{one.name} {one.largest:.0%}" for one in scattered)
-        hints.append(f"--set method.largest_component=false: the largest piece of a class is but a part of it ({told})")
+        hints.append("--set method.largest_component=false: the largest component of a class is only part of it "
+                     f"({told})")  # fmt: skip
     if len(thick := facts.thick_axes.most_common()) > 1:
         told = ", ".join(f"{AXES[axis]} in {how_many(count, 'case')}" for axis, count in thick)
         hints.append(
-            f"slices are thick {told}: one spacing loses slices, or detail, of some; make a dataset of each kind"
+            f"slices are thick along different axes ({told}): with one spacing, some cases lose slices or detail; make "
+            "a dataset for each kind"
         )
-    hints += [f"{one.name}: no label that was read holds it" for one in facts.classes[1:] if not one.cases]
+    hints += [f"{one.name}: in none of the labels that were read" for one in facts.classes[1:] if not one.cases]
     return hints

@@ -1,4 +1,4 @@
-"""Settings with a reason for each, and how they are written: YAML with comments."""
+"""Settings with a reason for each, written as YAML with comments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WIDTH = 120
 
 @dataclass(frozen=True)
 class Choice:
-    """A setting and why it is so."""
+    """A setting and the reason for it."""
 
     value: Any
     why: str = ""
@@ -29,7 +29,7 @@ Choices = dict[str, "Choice | Choices"]
 
 @dataclass(frozen=True)
 class Plan:
-    """Settings by section, with what to say before and after them."""
+    """Settings by section, with text before and after them."""
 
     head: list[str]
     choices: Choices
@@ -38,7 +38,7 @@ class Plan:
     hints: list[str] = field(default_factory=list)
 
     def to_plain(self) -> dict[str, Any]:
-        """Plain values, as a configuration file holds them."""
+        """Return plain values, as a configuration file holds them."""
         return plain(self.choices)
 
     def __str__(self) -> str:
@@ -46,19 +46,19 @@ class Plan:
         lines = [*_comments(self.head, 0), *_lines(self.choices, 0)]
         if self.hints:
             lines += [
-                *_comments(["Look at"], 0),
+                *_comments(["Hints"], 0),
                 *(line for hint in self.hints for line in _comments([f"- {hint}"], 0)),
             ]
         return "\n".join(lines) + "\n"
 
 
 def plain(choices: Choices) -> dict[str, Any]:
-    """The values without their reasons, nested as they are."""
+    """Return the values without their reasons, nested as they are."""
     return {key: one.value if isinstance(one, Choice) else plain(one) for key, one in choices.items()}
 
 
 def _lines(choices: Choices, depth: int) -> Iterator[str]:
-    """YAML, a key a line, its reason behind it or, where that is too long, before."""
+    """Yield YAML, one key per line, with its reason behind it or, if that is too long, on the lines before."""
     indent = "  " * depth
     for key, one in choices.items():
         if not isinstance(one, Choice):

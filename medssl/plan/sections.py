@@ -1,4 +1,4 @@
-"""The sections of a plan, each from what a dataset is like: spacing, recipe, flips, network, training."""
+"""The sections of a plan, each chosen from a dataset's fingerprint: spacing, recipe, flips, network, training."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from medssl.words import by, how_many
 
 
 def plan_spacing(facts: Fingerprint) -> tuple[tuple[float, float, float], str]:
-    """The spacing to prepare with, and why: the median, and the 10th percentile along thick slices."""
+    """Return the spacing to prepare with, and why: the median, but the 10th percentile across thick slices."""
     spacings = facts.spacings
     spacing, why = np.median(spacings, 0), f"the median of {how_many(len(spacings), 'case')}"
     coarse = int(np.argmax(spacing))
     finer = np.delete(spacing, coarse).max()
     if spacing[coarse] > THICK_SLICE_RATIO * finer:
-        why += f"; along {'xyz'[coarse]} slices are thick, and the 10th percentile loses less of the thinner ones"
+        why += f"; slices are thick along {'xyz'[coarse]}, where the 10th percentile loses less of the thinner ones"
         spacing[coarse] = max(np.percentile(spacings[:, coarse], 10), finer)
     low, high = spacings.min(0), spacings.max(0)
     if (high > low * 1.001).any():
-        why += f" (they go from {by(_digits(low))} to {by(_digits(high))})"
+        why += f" (spacings range from {by(_digits(low))} to {by(_digits(high))})"
     x, y, z = _digits(spacing)
     return (x, y, z), why
 
@@ -40,23 +40,23 @@ def plan_spacing(facts: Fingerprint) -> tuple[tuple[float, float, float], str]:
 def data_section(
     facts: Fingerprint, dataset: DatasetConfig, spacing: tuple[float, ...], why: str, *, as_stored: bool = False
 ) -> Choices:
-    """What the dataset is called and made of, as given; its recipe, with the spacing of `plan_spacing` and why."""
+    """Return the `data` section: names as given, and a recipe with the spacing of `plan_spacing` and its reason."""
     kept = dataset.model_dump(
         mode="json", exclude_unset=True, exclude={"name", "channels", "classes", "subject", "recipe"}
     )
     subject = None if dataset.subject is None else dataset.subject.model_dump(mode="json", exclude_unset=True)
-    orientation = Choice("RAS", "axes grow to the right, the front and up, so that flips have a meaning")
+    orientation = Choice("RAS", "axes point right, to the front and up, so that flips have a meaning")
     if as_stored:
-        orientation = Choice(STORED, "thick slices lie across one axis of the files, and across several of the body")
+        orientation = Choice(STORED, "slices are thick along one axis of the files, but along several of the body")
     recipe: Choices = {
         "orientation": orientation,
         "spacing": Choice(list(spacing), why),
-        "crop": Choice(True, "to the foreground by grey levels; no label is looked at"),
+        "crop": Choice(True, "to the foreground by grey levels; labels are not used"),
         **_intensity(facts, dataset),
     }
-    who = "every case counts as a patient of its own; if some share one, say how to tell: {pattern: '(patient\\d+)'}"
+    who = "every case counts as a patient of its own; if some share one, set a pattern, as {pattern: '(patient\\d+)'}"
     if subject is not None:
-        who = "how to tell who a case is of"
+        who = "how to find the patient of a case"
     elif facts.namesakes is not None:
         subject = {"pattern": PATIENT_FIRST}
         who = f"{' and '.join(facts.namesakes)} look like one patient; null makes each case a patient of its own"
@@ -74,19 +74,19 @@ def data_section(
 
 
 def _sides(dataset: DatasetConfig) -> Choices:
-    """The pairs that names tell of, where they are not given."""
+    """Return the pairs of sides that names suggest, if none are given."""
     if dataset.sides is not None or not dataset.likely_sides:
         return {}
     pairs = [list(pair) for pair in dataset.likely_sides]
-    why = "mirror images of each other, by their names or FDI numbers; add others, or [] if they are none"
+    why = "mirror images of each other, by their names or FDI numbers; add others, or set [] if they are not"
     return {"sides": Choice(pairs, why)}
 
 
 def _channels(facts: Fingerprint, dataset: DatasetConfig) -> list[str]:
-    """The names that were given or declared, or a guess."""
+    """Return the names that were given or declared, otherwise a guess."""
     if "channels" in dataset.model_fields_set:
         if len(dataset.channels) != facts.channels:
-            raise ConfigError(f"data.channels: names {', '.join(dataset.channels)}, and each image holds "
+            raise ConfigError(f"data.channels: names {', '.join(dataset.channels)}, but each image has "
                               f"{how_many(facts.channels, 'channel')}")  # fmt: skip
         return list(dataset.channels)
     guesses = ["CT" if hounsfield else "MRI" for hounsfield in facts.hounsfield]
@@ -96,76 +96,76 @@ def _channels(facts: Fingerprint, dataset: DatasetConfig) -> list[str]:
 def _intensity(facts: Fingerprint, dataset: DatasetConfig) -> Choices:
     units = facts.hounsfield
     zscore: dict[str, Any] = {"kind": "zscore", "percentiles": [0.5, 99.5]}
-    by_case = "grey levels have no unit, as in MRI: each case by its own foreground"
+    by_case = "grey levels have no unit, as in MRI: each case is scaled by its own foreground"
     by_unit = (
         f"Hounsfield units, as in CT: from air to the 99.9th percentile of the foreground, "
-        f"a median of {how_many(len(facts.images), 'case')}, upwards to a hundred"
+        f"the median of {how_many(len(facts.images), 'case')} rounded up to hundreds"
     )
     if not any(units):
         named = [name for name in dataset.channels if re.fullmatch("(cb)?ct", name.lower())]
         hint = ""
         if named:
-            hint = (f"; {', '.join(named)}: where levels are Hounsfield units, though none as low as air, kind: clip "
-                    "with a window of them may suit better")  # fmt: skip
+            hint = (f"; {', '.join(named)}: if levels are Hounsfield units but none is as low as air, kind: clip with "
+                    "a window may suit better")  # fmt: skip
         intensity = Choice(zscore, by_case + hint)
         if not facts.nonzero:
             return {"intensity": intensity}
         return {
-            "threshold": Choice("nonzero", "the background is 0, brighter than the darkest tissue"),
+            "threshold": Choice("nonzero", "the background is 0, which is brighter than the darkest tissue"),
             "intensity": intensity,
         }
     if all(units):
         return {
-            "threshold": Choice(BODY, "Hounsfield units; above it is no air"),
+            "threshold": Choice(BODY, "in Hounsfield units; leaves out air"),
             "intensity": Choice(_window(facts, range(facts.channels)), by_unit),
         }
     rules = [_window(facts, [number]) if is_unit else zscore for number, is_unit in enumerate(units)]
     return {
-        "threshold": Choice([BODY if is_unit else None for is_unit in units], "by channel; above it is no air, which "
-                            "null finds in each volume"),
-        "intensity": Choice(rules, f"by channel. {by_unit}; else {by_case}"),
+        "threshold": Choice([BODY if is_unit else None for is_unit in units], "by channel; leaves out air; null: found "
+                            "for each volume"),
+        "intensity": Choice(rules, f"by channel. {by_unit}; otherwise {by_case}"),
     }  # fmt: skip
 
 
 def _window(facts: Fingerprint, channels: Sequence[int]) -> dict[str, Any]:
-    """From air to what is bright in these channels."""
+    """Return a window from air to the brightest tissue in these channels."""
     brightest = [image.channels[number].p99_9 for image in facts.images for number in channels]
     high = 100 * math.ceil(float(np.median(brightest)) / 100)
     return {"kind": "clip", "window": [AIR, float(max(high, 0))]}
 
 
 def augment_section(spacing: Sequence[float], dataset: DatasetConfig) -> Choices:
-    """How much a patch is changed, and the axes that may be mirrored, from the spacing in millimetres."""
+    """Return the `augment` section: the preset and the axes that may be mirrored, from the spacing in millimetres."""
     thick = [axis for axis in range(3) if spacing[axis] > THICK_SLICE_RATIO * min(spacing)]
     flips = [axis for axis in range(3) if axis not in thick]
-    why = f"not along {'xyz'[thick[0]]}, where slices are thick" if thick else "all axes have like spacing"
+    why = f"not along {'xyz'[thick[0]]}, where slices are thick" if thick else "all axes have similar spacing"
     pairs = dataset.likely_sides if dataset.sides is None else dataset.sides
     if dataset.teeth:
         flips = [axis for axis in flips if axis == 0 and pairs]
-        why = "upside down, an upper tooth is no lower one"
-        why += "" if flips else ", nor a left one a right one in a mirror"
+        why = "a flipped tooth has another FDI number"
+        why += "; only left and right are paired" if flips else ""
     for one, other in pairs[:1]:
-        why += f"; a mirrored {one} is a {other}, as data.sides has it"
-    strong = "rotation, scaling, elastic deformation and grey levels: few labels gain by it with every method"
+        why += f"; a mirrored {one} is a {other}, as in data.sides"
+    strong = "rotation, scaling, elastic deformation and grey levels: with few labels, every method gains from it"
     return {"preset": Choice("strong", strong), "flips": Choice(flips, why)}
 
 
 def network_section(shape: Shape, vram: float) -> Choices:
-    """The network that belongs to a patch; a light one without a GPU, where `vram` is 0."""
+    """Return the `network` section for a patch; a light network if `vram` is 0, for a CPU."""
     levels = len(shape.kernels)
     strides = [_short(stride) for stride in shape.strides]
-    bottom = f"down to {by(shape.bottom)} voxels, by {by(shape.stride)}"
-    bottom += "; a coarse axis waits for the others" if 1 in shape.kernels[0] else ""
+    bottom = f"the patch is reduced to {by(shape.bottom)} voxels, by {by(shape.stride)}"
+    bottom += "; a coarse axis is halved later than the others" if 1 in shape.kernels[0] else ""
     if not vram:
         return {
-            "name": Choice("unet", "light: it starts at half resolution, for a CPU"),
+            "name": Choice("unet", "light, for a CPU: starts at half resolution"),
             "channels": Choice(list(LIGHT_WIDTHS[:levels]), f"{levels} levels"),
             "strides": Choice(strides, bottom),
         }
     kernels = [_short(kernel) for kernel in shape.kernels]
     flat = "1 along an axis that is still coarse" if any(1 in k for k in shape.kernels) else "no axis is coarse"
     return {
-        "name": Choice("dynunet", "full resolution is kept"),
+        "name": Choice("dynunet", "keeps full resolution"),
         "channels": Choice(list(WIDTHS[:levels]), f"{levels} levels"),
         "strides": Choice(strides, bottom),
         "kernels": Choice(kernels if len(set(shape.kernels)) > 1 else kernels[:1], flat),
@@ -173,7 +173,7 @@ def network_section(shape: Shape, vram: float) -> Choices:
 
 
 def optimiser(vram: float) -> dict[str, Any]:
-    """How long and how fast to learn: the defaults, or few and quick steps on a CPU."""
+    """Return number of steps, optimiser and learning rate: the defaults, or few steps and fast learning on a CPU."""
     if vram:
         return {key: TrainConfig.model_fields[key].default for key in ("iterations", "optimizer", "lr")}
     return {"iterations": 2000, "optimizer": "adamw", "lr": 0.003}
@@ -182,33 +182,35 @@ def optimiser(vram: float) -> dict[str, Any]:
 def train_section(
     facts: Fingerprint, shape: Shape, median: Sequence[float], run: RunConfig, method: Path, vram: float
 ) -> Choices:
-    """Patch, batch and schedule of a run that fits.
+    """Return the `train` section: patch, batch and schedule of a run that fits.
 
     Args:
         median: voxels of the median image at the planned spacing.
-        method: the file that the batch comes from.
-        vram: GiB that the patch fits into; 0 for a CPU.
+        method: the file from which the batch sizes come.
+        vram: GiB into which the patch fits; 0 for a CPU.
     """
     train = run.train
     share = shape.voxels / math.prod(median)
-    limit = f"the largest that fits {vram:g} GiB" if vram else "small enough for a CPU"
+    limit = f"this patch is the largest that fits {vram:g} GiB" if vram else "this patch is small enough for a CPU"
     if all(side >= n - t for side, n, t in zip(shape.patch, median, shape.stride, strict=True)):
-        limit = "the whole of it"
+        limit = "this patch covers it"
     whole = by(round(n) for n in median)
-    theirs = f"as in {method}, which wins where it comes last"
+    theirs = f"as in {method}, whose value wins if it comes last"
     rare = min(facts.classes[1:], key=lambda one: one.share, default=None)
     few = f"; the rarest, {rare.name}, is {100 * rare.share:.3g} % of voxels" if rare else ""
-    centred = "the patch sees less than half of an image, so a third is centred on a class"
-    weights = "how often each class is that one; rare ones then come as often as common ones, and in Dice count as much"
+    centred = "a patch covers less than half of an image, so a third is centred on a class"
+    weights = "how often each class is that one; equal, so that rare classes come as often as common ones"
     schedule = optimiser(vram)
-    speed = "usual in the literature" if vram else "few and quick ones, for a CPU"
-    parts = "the whole batch fits at once" if train.accumulate == 1 else "one part after the other, so that they fit"
+    speed = "usual in the literature" if vram else "few steps and fast learning, for a CPU"
+    parts = "the whole batch fits at once" if train.accumulate == 1 else "one after the other, so that they fit"
     return {
         "patch": Choice(list(shape.patch), f"the median image has {whole} voxels at this spacing; {limit}"),
         "labelled_batch": Choice(train.labelled_batch, theirs),
         "unlabelled_batch": Choice(train.unlabelled_batch, theirs),
         "accumulate": Choice(train.accumulate, f"parts of a batch; {parts}"),
-        "foreground": Choice(0.33, centred + few) if share < 0.5 else Choice(0.0, "the patch sees most of an image"),
+        "foreground": Choice(0.33, centred + few)
+        if share < 0.5
+        else Choice(0.0, "a patch covers at least half an image"),
         "class_weights": Choice([1.0] * (len(run.data.classes) - 1), weights),
         **{key: Choice(value, speed) for key, value in schedule.items()},
     }
@@ -219,5 +221,5 @@ def _short(triple: Triple) -> int | list[int]:
 
 
 def _digits(values: Sequence[float] | np.ndarray[Any, Any]) -> list[float]:
-    """Four digits: closer than the tolerance within which a spacing is a file's own."""
+    """Round to four digits, which is finer than the tolerance within which an image keeps its own spacing."""
     return [float(f"{value:.4g}") for value in values]

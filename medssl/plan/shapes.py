@@ -1,4 +1,4 @@
-"""Patches and the levels of a network for each: how spacing decides what is halved, and when kernels are flat."""
+"""Patches and the network levels for each: spacing decides which axes are halved, and where kernels are flat."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from medssl.data.grid import Triple
 from medssl.memory import SMALLEST_SIDE
 
 SMALLEST_MAP = 4
-"""Voxels that an axis keeps at the network's bottom."""
+"""Voxels that are left of an axis at the lowest level of the network."""
 SAME = 2.0
-"""Axes whose spacings differ less than this many times are halved together, and see each other through a kernel."""
+"""Axes whose spacings differ by less than this factor are halved together, and kernels extend along all of them."""
 WIDTHS = (32, 64, 128, 256, 320, 320)
-"""Feature maps by level on a GPU, as nnU-Net's; beyond 320 weights grow and little else."""
+"""Feature maps per level on a GPU, as in nnU-Net; more than 320 add weights and little else."""
 LIGHT_WIDTHS = (16, 32, 64, 128)
-"""The same on a CPU."""
+"""Feature maps per level on a CPU."""
 LARGEST_PATCH = 160**3
-"""Voxels; a larger patch makes steps slow before it makes them better."""
+"""Most voxels of a patch on a GPU; a larger one slows steps more than it improves them."""
 LARGEST_PATCH_CPU = 80_000
-"""Voxels; two cores then take a few seconds a step."""
+"""Most voxels of a patch on a CPU; with two cores, a step then takes a few seconds."""
 SHRINK = 0.9
-"""From one candidate for the patch's side to the next."""
+"""Factor from one candidate for the side of the patch to the next."""
 
 
 @dataclass(frozen=True)
@@ -36,25 +36,25 @@ class Shape:
 
     @property
     def voxels(self) -> int:
-        """Of the patch."""
+        """Voxels of the patch."""
         return math.prod(self.patch)
 
     @property
     def stride(self) -> Triple:
-        """Of all levels together, by axis."""
+        """Total stride of all levels, by axis."""
         return _triple(math.prod(axis) for axis in zip(*self.strides, strict=True))
 
     @property
     def bottom(self) -> Triple:
-        """Voxels of the patch that are left at the last level."""
+        """Size of the patch at the last level, in voxels."""
         return _triple(side // stride for side, stride in zip(self.patch, self.stride, strict=True))
 
 
 def shapes(median: tuple[float, ...], spacing: tuple[float, float, float], *, on_cpu: bool = False) -> list[Shape]:
-    """Patches to choose from, each within the one before: cubes in millimetres that end where the median image does.
+    """Return patches to choose from, each within the one before: cubes in millimetres, cut off at the median image.
 
     Args:
-        median: voxels of the median image at the spacing; a fraction counts.
+        median: size of the median image at the spacing, in voxels; fractions count.
     """
     most, levels = (LARGEST_PATCH_CPU, len(LIGHT_WIDTHS)) if on_cpu else (LARGEST_PATCH, len(WIDTHS))
     side = max(n * mm for n, mm in zip(median, spacing, strict=True))
@@ -75,10 +75,10 @@ def _is_within(patch: Triple, other: Triple) -> bool:
 
 
 def shape_for(sides: Sequence[float], spacing: Sequence[float], levels: int) -> Shape:
-    """The patch nearest to `sides` that its network's strides divide.
+    """Return the patch nearest to `sides` that the strides of its network divide.
 
-    An axis is halved until SMALLEST_MAP voxels are left, a coarse one only when the others have come near its spacing;
-    until then kernels are flat along it.
+    An axis is halved until SMALLEST_MAP voxels are left; a coarse one only once the spacing of the others is close to
+    its own, and until then kernels are flat along it.
     """
     size, mm, flat = list(sides), list(spacing), [True] * 3
     strides: list[Triple] = []

@@ -269,7 +269,7 @@ def test_another_dataset_needs_another_folder_or_permission(balls, tmp_path, cap
             prepare(source, out, CONFIG, workers=0)
     assert stamps(out) == before
     assert set(prepare(none, out, CONFIG, workers=0, overwrite=True).cases) == {f"other_ball_{n:02}" for n in range(12)}
-    assert "12 cases left, since" in capsys.readouterr().err
+    assert "dropped 12 cases not found in" in capsys.readouterr().err
 
 
 def test_cases_that_left_are_named_and_a_dataset_that_was_moved_may_have_grown(balls, tmp_path, capsys):
@@ -279,8 +279,8 @@ def test_cases_that_left_are_named_and_a_dataset_that_was_moved_may_have_grown(b
         (raw / "images" / f"{name}.nii.gz").unlink()
     prepare(raw, out, CONFIG, workers=0)
     said = capsys.readouterr().err
-    assert f"{out}: 2 cases left, since {raw} lacks them; split again: ball_10, ball_11\n" in said
-    assert f"{out / 'cases'}: keeps their arrays until you remove them\n" in said
+    assert f"{out}: dropped 2 cases not found in {raw}: ball_10, ball_11; split again\n" in said
+    assert f"{out / 'cases'}: still has their arrays, which you may delete\n" in said
     moved = raw.rename(tmp_path / "moved")
     shutil.copy(balls[0] / "images" / "ball_11.nii.gz", moved / "images" / "new.nii.gz")
     assert len(prepare(moved, out, CONFIG, workers=0).cases) == 11
@@ -384,7 +384,7 @@ class TestStopped:
         wait_for(lambda: finished(out), process)
         dump({"data": {"name": "slow", "classes": ["a", "b"], "recipe": {"spacing": [2, 2, 2]}}}, other)
         said = start((slow_cases[0], other), out).communicate(timeout=60)[1]
-        assert "another process is at work in it" in said
+        assert "another process is using it" in said
         assert process.poll() is None
         done = finished(out)
         process.kill()
@@ -400,7 +400,7 @@ class TestStopped:
         os.killpg(process.pid, signum)
         said = process.communicate(timeout=60)[1]
         assert process.returncode == 130, said
-        assert "the same command goes on" in said
+        assert "Run the same command again to go on" in said
         assert "Traceback" not in said
         done = finished(out)
         assert 1 <= len(done) < CASES

@@ -57,7 +57,7 @@ def test_no_patient_is_divided_and_everyone_is_somewhere(tmp_path, seed):
     [
         ("[1]", "expected an object with named entries, found a list"),
         ("{", "cannot be read as JSON"),
-        ('{"labelled": "abc"}', "not as medssl writes it; make it again\n  labelled: .*\n  sha256: required"),
+        ('{"labelled": "abc"}', "not as medssl writes it; create it again\n  labelled: .*\n  sha256: required"),
     ],
 )
 def test_a_split_of_another_kind_is_named(tmp_path, text, words):
@@ -483,7 +483,7 @@ def test_what_a_dataset_declares_is_followed_where_nothing_else_is_wished(balls,
         file.write_text(json.dumps({**json.loads(file.read_text()), "part": part}))
     (plain,) = split_dataset(copy, tmp_path / "a.json", Wish(labelled=2)).values()
     assert (plain.test, plain.val, len(plain.labelled)) == (("ball_00",), ("ball_01",), 2)
-    assert "1 test cases as the dataset itself declares them" in capsys.readouterr().err
+    assert "using 1 test case declared by the dataset itself" in capsys.readouterr().err
     made = split_dataset(copy, tmp_path / "b", Wish(labelled=2, given={"test": ["ball_02"]}), folds=2)
     assert list(made) == [tmp_path / "b" / "fold_0.json", tmp_path / "b" / "fold_1.json"]
     assert {one.test for one in made.values()} == {("ball_02",)}

@@ -246,7 +246,7 @@ def test_the_optimiser_holds_each_network_that_learns_once_and_no_teacher(name):
 def test_weights_that_would_never_learn_are_refused(name):
     method = build(name, 1, 3)
     method.forgotten = nn.Conv3d(1, 1, 1)
-    with pytest.raises(TypeError, match=r"forgotten.weight, forgotten.bias take gradients .* `helpers`"):
+    with pytest.raises(TypeError, match=r"forgotten.weight, forgotten.bias require gradients .* `helpers`"):
         make_optimizer(method, TrainConfig())
     method.forgotten.requires_grad_(False)
     make_optimizer(method, TrainConfig())
