@@ -1,6 +1,6 @@
-"""What the scripts of this folder share: `python data_prep/NAME.py SOURCE -o NAME.csv` writes a datalist.
+"""Shared code of the scripts in this folder: `python data_prep/NAME.py SOURCE -o NAME.csv` writes a datalist.
 
-Nothing of the source is changed or copied; `medssl check NAME.csv` and `medssl prepare NAME.csv ...` then read it.
+The source is neither changed nor copied; `medssl check NAME.csv` and `medssl prepare NAME.csv ...` read the datalist.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from medssl.errors import ConfigError, DataError, InputError
 
 
 def run(cases_of: Callable[[Path], Iterable[Case]], description: str | None) -> None:
-    """Parse the arguments of a script, list the cases of its source, and write them; with notes where it has them."""
+    """Parse the arguments of a script, list the cases of its source, and write them, with notes if there are any."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="the dataset's folder")
     parser.add_argument("-o", "--out", type=Path, required=True, help="the datalist (.csv) to write")
@@ -39,7 +39,7 @@ def run(cases_of: Callable[[Path], Iterable[Case]], description: str | None) -> 
 
 
 def with_parts(cases: Iterable[Case], folder: Path) -> list[Case]:
-    """The cases with the parts that `train.txt`, `val.txt` and `test.txt` of a folder list; others keep theirs."""
+    """Return the cases with the parts that `train.txt`, `val.txt` and `test.txt` list; others keep their part."""
     listed: dict[str, str] = {}
     for part in ("train", "val", "test"):
         path = folder / f"{part}.txt"
@@ -49,7 +49,7 @@ def with_parts(cases: Iterable[Case], folder: Path) -> list[Case]:
 
 
 def read_table(path: Path, case: str, patient: str) -> dict[str, str]:
-    """Patient of each case from two columns of a CSV; nothing where there is no such file.
+    """Read the patient of each case from two columns of a CSV; empty if there is no such file.
 
     Raises:
         DataError: a column is missing.
@@ -59,10 +59,10 @@ def read_table(path: Path, case: str, patient: str) -> dict[str, str]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     if rows and not {case, patient} <= set(rows[0]):
-        raise DataError(f"{path}: the columns {case!r} and {patient!r} are wanted, found {', '.join(rows[0])}")
+        raise DataError(f"{path}: must have the columns {case!r} and {patient!r}, found {', '.join(rows[0])}")
     return {row[case]: row[patient] for row in rows}
 
 
 def with_patients(cases: Iterable[Case], patients: Mapping[str, str]) -> list[Case]:
-    """The cases with the patients of a table; others keep theirs."""
+    """Return the cases with the patients of a table; others keep their patient."""
     return [replace(case, subject=patients.get(case.id, case.subject)) for case in cases]

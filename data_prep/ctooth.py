@@ -4,11 +4,11 @@ From: https://github.com/liangjiubujiu/CTooth, on request (Cui et al., ICIRA 202
 Licence: the repository states CC BY 4.0; see what comes with the data.
 Configuration: configs/data/ctooth.yaml.
 
-Expected is, since no public description of the publisher's folders was found,
+Expected folder (no public description of the published one was found):
 
     images/<id>.nii.gz   labels/<id>.nii.gz   unlabelled/<id>.nii.gz
 
-with any of medssl's formats. Each scan is taken for one patient.
+in any format that medssl reads. Each scan counts as one patient.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from medssl.data.layouts.base import case, volumes
 
 
 def cases_of(source: Path) -> list[Case]:
-    """The annotated scans, then those without labels."""
+    """Return the annotated scans, then the scans without labels."""
     without = [case(case_id(path), [path], None, part="unlabelled") for path in volumes(source / "unlabelled")]
     return read_cases(source, layout="folders") + without
 

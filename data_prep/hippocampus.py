@@ -4,12 +4,12 @@ From: http://medicaldecathlon.com (Antonelli et al., Nature Communications 13, 2
 Licence: CC BY-SA 4.0, as stated by the challenge.
 Configuration: configs/data/hippocampus.yaml.
 
-Expected is the published folder:
+Expected folder: the published one.
 
     dataset.json   imagesTr/hippocampus_001.nii.gz   labelsTr/hippocampus_001.nii.gz
 
-The numbers 2k-1 and 2k are nearly always the two sides of one person: they get one patient, so that no split divides
-them. A `cases.csv` with the columns `case` and `inferred_subject` wins over that rule.
+The numbers 2k-1 and 2k are nearly always the two sides of one person. They get the same patient, so that no split
+divides them. A `cases.csv` with the columns `case` and `inferred_subject` overrides this rule.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from medssl.data.layouts import read_cases
 
 
 def cases_of(source: Path) -> list[Case]:
-    """Every case with the person it is of, as far as that is known."""
+    """Return every case with its person, from the table or by the rule."""
     cases = read_cases(source, layout="msd")
     table = read_table(source / "cases.csv", "case", "inferred_subject")
     return with_patients(cases, {case.id: person(case.id) for case in cases} | table)
 
 
 def person(id: str) -> str:
-    """`person_002` for hippocampus_003 and hippocampus_004."""
+    """Return `person_002` for hippocampus_003 and hippocampus_004."""
     number = re.search(r"(\d+)$", id)
     return f"person_{(int(number[1]) + 1) // 2:03}" if number else id
 

@@ -1,17 +1,17 @@
-"""Pancreas-CT of the National Institutes of Health: abdominal CT with contrast, one class, one scan a person.
+"""Pancreas-CT of the National Institutes of Health: abdominal CT with contrast, one class, one scan per person.
 
 From: https://www.cancerimagingarchive.net/collection/pancreas-ct (Roth et al., MICCAI 2015).
-Licence: CC BY 3.0, as stated by the archive. Its labels are a download of their own.
+Licence: CC BY 3.0, as stated by the archive. The labels are a separate download.
 Configuration: configs/data/pancreas_ct.yaml.
 
-Expected are the scans as DICOM, or as NIfTI made of it, and beside them the labels:
+Expected folder: the scans as DICOM, or as NIfTI converted from it, and the labels beside them:
 
     <any folders>/PANCREAS_0001/<study>/<series>/*.dcm       or <any folders>/PANCREAS_0001.nii.gz
     <any folder>/label0001.nii.gz
 
-Those who paired the arrays by index found the labels upside down, and flipped them along y. medssl goes by the headers
-and flips nothing. Look at labels on images all the same before training: where a converter dropped an orientation,
-nothing but the anatomy tells.
+If arrays are paired by index, the labels are upside down and need a flip along y. medssl uses the headers and flips
+nothing. Still, look at the labels on the images before training: if a converter dropped the orientation, only the
+anatomy shows it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LABEL = re.compile(r"label(\d{4})\.nii(\.gz)?", re.IGNORECASE)
 
 
 def cases_of(source: Path) -> list[Case]:
-    """Every scan by its number, with the label of that number."""
+    """Return every scan by its number, with the label of the same number."""
     files = sorted(path for path in source.rglob("*") if is_volume(path))
     labels = {match[1]: path for path in files if (match := LABEL.fullmatch(path.name))}
     scans: dict[str, Path] = {}

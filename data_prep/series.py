@@ -1,7 +1,7 @@
-"""Any export of DICOM: a row for each series below a folder, for you to keep the ones that are cases.
+"""Any DICOM export: a row for each series below a folder, from which you keep the rows that are cases.
 
-Expected are folders with slices directly inside, several series in one folder allowed. The column `note` says what each
-series is: delete the rows of scouts and reconstructions that you do not want, fill in `label` and `patient`, and give
+Expected folder: folders with slices directly inside; one folder may hold several series. The column `note` describes
+each series. Delete the rows of scouts and reconstructions that you do not want, fill in `label` and `patient`, and give
 the table to `medssl check`. A folder that cannot be read is named and left out.
 """
 
@@ -21,7 +21,7 @@ from medssl.errors import DataError
 
 
 def cases_of(source: Path) -> dict[Case, str]:
-    """Every series and what it is, named by its folders and, where a folder has several, by the end of its uid."""
+    """Return every series and its description, named by its folders and, if one has several, the end of its uid."""
     cases = {}
     for folder in series_folders(source):
         names = folder.relative_to(source).parts or (source.name,)

@@ -5,11 +5,11 @@ Licence: see the publisher's page.
 Configuration: configs/data/toothfairy.yaml, for jaws, teeth and canals. `medssl check SOURCE` without a configuration
 lists all classes that the folder's dataset.json declares.
 
-Expected is the published folder, in the form of nnU-Net; own scans without labels may be put into `imagesUn/`:
+Expected folder: the published one, in the form of nnU-Net. Put your own unlabelled scans into `imagesUn/`.
 
     Dataset112_ToothFairy2/  dataset.json  imagesTr/ToothFairy2F_001_0000.mha  labelsTr/ToothFairy2F_001.mha
 
-Each scan is taken for one patient. Scans of ToothFairy 2 are in ToothFairy 3 as well: use one of the two.
+Each scan counts as one patient. ToothFairy 3 contains the scans of ToothFairy 2: use one of the two.
 ToothFairy 1 cannot be read: its arrays (`Dataset/P1/data.npy`) hold neither spacing nor orientation.
 """
 
@@ -25,7 +25,7 @@ from medssl.errors import DataError
 
 
 def cases_of(source: Path) -> list[Case]:
-    """Every scan of the folder."""
+    """Return every scan of the folder."""
     arrays = next(source.glob("**/data.npy"), None)
     if arrays is not None:
         raise DataError(

@@ -1,10 +1,10 @@
 """Batched augmentation on the training device.
 
-What is *drawn* for a sample is a function of its seed alone, and what is *applied* is a function of the draw. Geometry
-moves image and label alike; intensity touches the image only.
+What is *drawn* for a sample depends only on its seed, and what is *applied* depends only on the draw. Geometry moves
+image and label alike; intensity changes the image only.
 
-Nothing waits for the device: parameters go there in one small copy, and the samples that drew an
-operation are picked as views, by number. A sample's result does not depend on the rest of its batch.
+Nothing waits for the device: parameters are copied there in one small transfer, and samples are selected by index. A
+sample's result does not depend on the rest of its batch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from medssl.parts.schedules import generator
 from medssl.parts.warp import CONTROL_POINTS, places_of, turned, uploaded, warp
 
 NORMAL_NUMBERS = 2**22
-"""The least length of the bank that noise is read from."""
+"""Smallest length of the table of normal random numbers that noise is taken from."""
 
 _PLANES = [(0, 1), (0, 2), (1, 2)]
 
@@ -47,7 +47,7 @@ class AugmentConfig(Settings):
 
 @dataclass(frozen=True)
 class Draw:
-    """What happens to one sample; by default nothing. Flips come first, intensity last."""
+    """Augmentation of one sample; the defaults change nothing. Flips come first, intensity last."""
 
     flips: tuple[int, ...] = ()
     turns: tuple[tuple[int, int, int], ...] = ()
@@ -55,21 +55,21 @@ class Draw:
     matrix: NDArray[np.float64] | None = None
     """`(3, 3)`, output position to input position in voxels about the centre; None is the identity."""
     elastic: NDArray[np.float64] | None = None
-    """`(3, P, P, P)`, how far each control point of a cubic B-spline moves the input position, in voxels."""
+    """`(3, P, P, P)`, displacement of the input position at each control point of a cubic B-spline, in voxels."""
     blur: float | None = None
-    """Sigma in voxels, along all axes but those of thick slices."""
+    """Standard deviation in voxels, along all axes without thick slices."""
     zoom: float | None = None
-    """Resolution to go down to and come back from, as a fraction, along the same axes."""
+    """Factor of a temporary reduction of the resolution, along the same axes."""
     gamma: float | None = None
     contrast: float = 1.0
     brightness: float = 0.0
     noise: float = 0.0
-    """Standard deviation."""
+    """Standard deviation of the noise."""
     noise_seed: int = 0
 
 
 class Augment:
-    """Draws and applies what an `AugmentConfig` allows on a given patch."""
+    """Draws and applies the augmentation of an `AugmentConfig` for patches of a given size."""
 
     def __init__(
         self,
@@ -84,10 +84,10 @@ class Augment:
         """
         Args:
             patch: `(X, Y, Z)` voxels; where two sides and spacings are equal, quarter turns keep the grid.
-            spacing: millimetres per axis, None where it differs by case; those axes count as equally spaced.
-            classes: of labels, background included.
-            ignores: whether labels may hold IGNORED beside them.
-            mirrored: the class that a class is in a mirror, for those of which it is another.
+            spacing: in mm along each axis, None where it differs between cases; such axes count as equally spaced.
+            classes: number of classes in labels, including the background.
+            ignores: whether labels may also contain IGNORED.
+            mirrored: for each class with a left and a right form, the class that it becomes in a mirror image.
         """
         self.config, self.patch = config, tuple(patch)
         self.values = [*range(1, classes), *([IGNORED] if ignores else [])]
@@ -95,13 +95,13 @@ class Augment:
         known = [s for s in spacing if s is not None]
         self.spacing = np.array([min(known, default=1.0) if s is None else s for s in spacing])
         self.fine = (self.spacing <= THICK_SLICE_RATIO * self.spacing.min()) & (np.array(self.patch) > 1)
-        """Axes along which patches are turned, scaled, bent and blurred: slices are no thicker there."""
+        """Axes without thick slices, along which patches are rotated, scaled, deformed and blurred."""
         self.mirrored = dict(mirrored or {})
         self._in_a_mirror: dict[torch.device, Tensor] = {}
         self._banks: dict[tuple[torch.device, int], Tensor] = {}
 
     def draw(self, *seed: int) -> Draw:
-        """The fate of one sample, a function of the seed."""
+        """Draw the augmentation of one sample from its seed."""
         if self.config.preset == "none":
             return Draw()
         rng = np.random.default_rng(seed)
@@ -136,10 +136,10 @@ class Augment:
         Args:
             image: `(B, M, X, Y, Z)` float.
             draws: one per sample.
-            label: `(B, X, Y, Z)` integer classes on the same grid, IGNORED being one of them if need be.
+            label: `(B, X, Y, Z)` integer classes on the same grid, possibly with IGNORED.
 
         Returns:
-            New tensors, the label as int64; under the preset `none` what came in.
+            New tensors, the label as int64. With the preset `none`, the image itself and the label as int64.
         """
         if self.config.preset == "none":
             return image, None if label is None else label.long()
@@ -147,10 +147,10 @@ class Augment:
         return self._shaded(rows, draws), label
 
     def views(self, image: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor | None]:
-        """A batch without labels augmented, and as it was when its grey levels were yet to change.
+        """Augment a batch without labels, and return it also as it was before its grey levels were changed.
 
         Returns:
-            Both `(B, M, X, Y, Z)`; the second is None under the preset `none`.
+            Both `(B, M, X, Y, Z)`; the second is None with the preset `none`.
         """
         if self.config.preset == "none":
             return image, None
@@ -158,10 +158,10 @@ class Augment:
         return self._shaded(rows, draws), torch.stack(rows)
 
     def move(self, linear: Tensor, draws: Sequence[Draw], label: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Geometry alone, for whatever lies on the image's grid.
+        """Apply only the geometry, to any data on the image's grid.
 
         Args:
-            linear: `(B, K, X, Y, Z)` float to interpolate linearly: images, probabilities, weights, masks. K may be 0.
+            linear: `(B, K, X, Y, Z)` float, interpolated linearly: images, probabilities, weights, masks. K may be 0.
             draws: one per sample.
             label: `(B, X, Y, Z)` integer classes; the class with the largest interpolated share wins.
 
@@ -172,13 +172,16 @@ class Augment:
         return torch.stack(rows), label
 
     def shade(self, image: Tensor, draws: Sequence[Draw]) -> Tensor:
-        """Intensity alone, `(B, M, X, Y, Z)` float to a new tensor; each channel has its own mean and range."""
+        """Apply only the changes of intensity, `(B, M, X, Y, Z)` float to a new tensor.
+
+        Each channel has its own mean and range.
+        """
         return self._shaded(list(image), draws)
 
     def _matrix(self, rng: np.random.Generator) -> NDArray[np.float64]:
-        """A random scaling and rotation in millimetres, as a change of voxel positions.
+        """Draw a scaling and rotation in mm, as a matrix for voxel positions.
 
-        Thick slices stay where they are: what lies between them was never seen, so it cannot be turned into view.
+        Axes with thick slices are left out, because the scan has no data between the slices to rotate into view.
         """
         matrix = np.diag(np.where(self.fine, rng.uniform(0.85, 1.25), 1.0))
         for a, b in _PLANES:
@@ -190,21 +193,21 @@ class Augment:
         return np.asarray(matrix * self.spacing / self.spacing[:, None])
 
     def _elastic(self, rng: np.random.Generator, reach: float) -> NDArray[np.float64]:
-        """Random moves of the control points, up to a fraction of the shortest side, none across thick slices."""
+        """Draw displacements of the control points, up to a fraction of the shortest side, none across thick slices."""
         sides = [n * s for n, s, fine in zip(self.patch, self.spacing, self.fine, strict=True) if fine and n > 1]
         moves = rng.uniform(-1, 1, (3, *3 * [CONTROL_POINTS])) * reach * min(sides, default=0.0)
         return np.asarray(moves * (self.fine / self.spacing)[:, None, None, None])
 
     def _moved(self, linear: Tensor, draws: Sequence[Draw], label: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
-        """Samples of `linear`, views of it where nothing was drawn, and the label, a new tensor."""
+        """Apply the geometry. Samples of `linear` are views where none was drawn; the label is a new tensor."""
         if linear.dim() != 5 or len(draws) != len(linear):
             raise ValueError(f"expected (B, K, X, Y, Z) and B draws, got {tuple(linear.shape)} and {len(draws)}")
         if label is not None and label.shape != (len(linear), *linear.shape[2:]):
-            raise ValueError(f"labels of {tuple(linear.shape)} have no channels, got {tuple(label.shape)}")
+            raise ValueError(f"label must be {(len(linear), *linear.shape[2:])}, got {tuple(label.shape)}")
         rows = _turned(linear, draws)
         labels = [] if label is None else self._sided(_turned(label, draws), draws)
         which = [i for i, draw in enumerate(draws) if draw.matrix is not None or draw.elastic is not None]
-        # All at once, but one by one on a CPU, for the sake of its cache.
+        # All samples at once; on a CPU one by one, so that they fit its cache.
         groups = [[i] for i in which] if linear.device.type == "cpu" else [which] if which else []
         for group in groups:
             with torch.autocast(linear.device.type, enabled=False):
@@ -224,9 +227,9 @@ class Augment:
         return rows, moved
 
     def _sided(self, labels: list[Tensor], draws: Sequence[Draw]) -> list[Tensor]:
-        """Mirroring makes a left one a right one; along an even number of axes it is a turn, and they stay.
+        """Swap left and right classes in samples that were mirrored along an odd number of axes.
 
-        Along an axis of a single voxel nothing is mirrored.
+        An even number of mirrored axes is a rotation. Axes of a single voxel do not count.
         """
         if not self.mirrored:
             return labels
@@ -241,7 +244,7 @@ class Augment:
         ]
 
     def _shaded(self, rows: list[Tensor], draws: Sequence[Draw]) -> Tensor:
-        """Intensity changes of samples `(M, X, Y, Z)`, as a new batch."""
+        """Apply the changes of intensity to samples `(M, X, Y, Z)`, which gives a new batch."""
         image = torch.stack([_filtered(row, draw, self.fine) for row, draw in zip(rows, draws, strict=True)])
         mean = image.mean((2, 3, 4), keepdim=True)
         tones = np.array([(1 - draw.contrast, draw.brightness) for draw in draws])
@@ -257,7 +260,7 @@ class Augment:
         return image
 
     def _normal_numbers(self, device: torch.device, least: int) -> Tensor:
-        """A bank of normal numbers, the same on every device; samples read theirs from where their draw says."""
+        """Table of normal random numbers, the same on every device; a draw says where in it the noise starts."""
         length = max(NORMAL_NUMBERS, least)
         if (device, length) not in self._banks:
             self._banks[device, length] = torch.randn(length, generator=generator(length)).to(device)
@@ -265,12 +268,12 @@ class Augment:
 
 
 def _turned(batch: Tensor, draws: Sequence[Draw]) -> list[Tensor]:
-    """The samples of a batch, exactly flipped and turned."""
+    """Flip and turn the samples of a batch exactly."""
     return [turned(row, draw.flips, draw.turns) for row, draw in zip(batch, draws, strict=True)]
 
 
 def _filtered(row: Tensor, draw: Draw, fine: Sequence[bool]) -> Tensor:
-    """Blur, low resolution and gamma of one sample, `(M, X, Y, Z)`."""
+    """Apply blur, low resolution and gamma to one sample, `(M, X, Y, Z)`."""
     if draw.blur is not None:
         row = blurred(row, draw.blur, fine)
     if draw.zoom is not None:

@@ -1,4 +1,4 @@
-"""Labelled cases that nobody learns from, on which the labels that unlabelled patches get are scored."""
+"""Canaries: labelled cases kept out of training, on which the pseudo-labels of a method are scored."""
 
 from __future__ import annotations
 
@@ -20,45 +20,45 @@ from medssl.windows import by_windows
 
 
 def canary_cases(config: RunConfig, data: TrainingData) -> list[str]:
-    """The labelled cases that `train.canaries` keeps out of training, drawn by the run's seed."""
+    """Return the labelled cases that `train.canaries` keeps out of training, drawn with the run's seed."""
     order = np.random.default_rng((config.train.seed, 5)).permutation(len(data.split.labelled))
     return [data.split.labelled[place] for place in order[: config.train.canaries]]
 
 
 def learned_cases(config: RunConfig, data: TrainingData, part: Literal["labelled", "unlabelled"]) -> list[str]:
-    """The labelled or unlabelled cases to learn from: all but those of the canaries' patients.
+    """Return the labelled or unlabelled cases to train on: all but those of the canaries' patients.
 
     Raises:
-        ConfigError: none is left.
+        ConfigError: no case is left.
     """
     held = {data.subject(id) for id in canary_cases(config, data)}
     cases: tuple[str, ...] = getattr(data.split, part)
     learned = [id for id in cases if data.subject(id) not in held]
     if not learned:
         raise ConfigError(
-            f"train.canaries {config.train.canaries}: no {part} case is left to learn from; the split has "
-            f"{len(cases)}, of {len({data.subject(id) for id in cases})} patients"
+            f"train.canaries {config.train.canaries}: no {part} case is left to train on (in the split: {len(cases)}, "
+            f"patients: {len({data.subject(id) for id in cases})}); lower train.canaries"
         )
     return learned
 
 
 class PseudoLabels:
-    """What a method in training would tell of a volume's patches, one beside the other; scored as a predictor is."""
+    """The pseudo-labels of a method in training for whole volumes, patch by patch; scored like a predictor."""
 
     def __init__(self, trainer: Trainer, config: RunConfig, classes: Sequence[str]) -> None:
         self.trainer, self.patch, self.classes = trainer, config.train.patch, tuple(classes)
         self.batch = config.window.batch
 
     def likeliest(self, image: NDArray[np.float32]) -> NDArray[np.integer[Any]]:
-        """The class that a voxel is told most, `(M, x, y, z)` to `(x, y, z)`."""
+        """Return the most frequent pseudo-label of each voxel, `(M, x, y, z)` to `(x, y, z)`."""
         classes: NDArray[np.integer[Any]] = self.probabilities(image).argmax(0)
         return classes
 
     @torch.no_grad()
     def probabilities(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """1 for the class that a voxel is told, `(M, x, y, z)` to `(C, x, y, z)`; its share where patches overlap.
+        """Return one-hot pseudo-labels, averaged where patches overlap, `(M, x, y, z)` to `(C, x, y, z)`.
 
-        Trust is left out: a voxel that would count little in training, or not at all, counts as the others do.
+        Weights are ignored: a voxel that would count little or not at all in training counts like any other.
         """
         method, device = self.trainer.method, self.trainer.device
         mode = method.training

@@ -1,7 +1,7 @@
-"""The job behind `medssl methods`: what there is to choose from, where it comes from, and what a step of it costs.
+"""Job of `medssl methods`: the available methods, their sources, and what a step of each costs.
 
-Nothing here is typed in by method: titles and sources are what the files in configs/method say of themselves, networks
-are counted on a built method, and forward and backward passes on a step that it makes with a tiny network.
+Nothing here is written by hand for a method. Titles and sources come from the first comment of each file in
+configs/method; networks are counted on the built method, forward and backward passes in a step with a tiny network.
 """
 
 from __future__ import annotations
@@ -30,22 +30,23 @@ from medssl.parts.views import bare
 from medssl.run import parse_method
 
 BATCH = 2
-"""Labelled patches, and as many unlabelled ones, of the step that is counted."""
+"""Number of labelled patches, and of unlabelled ones, in the counted step."""
 LATE = Progress(90, 100)
-"""Past what a method does first."""
+"""Progress of the counted step, late enough to be past the first stage of every method."""
 _TINY = {"name": "unet", "channels": [2, 4], "strides": [2]}
 _SIDES = (4, 4, 6)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Patches that pass through networks in a step."""
+    """Numbers of patches that pass through networks in a step."""
 
     student: int
     """Forward through students, with or without a gradient."""
     teacher: int
     """Forward through teachers."""
     backward: int
+    """Backward through students."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,14 @@ class Entry:
     sources: tuple[str, ...]
     """arXiv numbers."""
     method: str
-    """What it sets `method.name` to."""
+    """Value of `method.name`."""
     students: int
     teachers: int
     cost: Cost
 
 
 def entries() -> list[Entry]:
-    """All files of configs/method, in the order of their methods."""
+    """Return all files of configs/method, in the order of their methods in `METHODS`."""
     known = bundled("method/supervised.yaml")
     assert known is not None
     found = [entry(path) for path in sorted(known.parent.glob("*.yaml"))]
@@ -72,7 +73,7 @@ def entries() -> list[Entry]:
 
 
 def entry(path: Path) -> Entry:
-    """What a file of configs/method chooses."""
+    """Return the entry of a file of configs/method."""
     values = merge([path])
     network = parse(NetworkConfig, {**values.get("network", {}), **_TINY}, where="network")
     torch.manual_seed(0)
@@ -84,7 +85,7 @@ def entry(path: Path) -> Entry:
 
 
 def said(path: Path) -> tuple[str, tuple[str, ...]]:
-    """Title and arXiv numbers in the comment that a file begins with."""
+    """Return the title and the arXiv numbers in the comment at the top of a file."""
     lines = path.read_text(encoding="utf-8").splitlines()
     comment = " ".join(line.lstrip("# ") for line in lines[: next(i for i, x in enumerate(lines) if x[:1] != "#")])
     title = re.split(r" \(|[.,:]", comment, maxsplit=1)[0]
@@ -92,7 +93,7 @@ def said(path: Path) -> tuple[str, tuple[str, ...]]:
 
 
 def cost(method: Method) -> Cost:
-    """Patches forward and backward in a step, counted as they pass."""
+    """Count the patches that pass through the networks of a method in one step."""
     torch.manual_seed(0)
     image = torch.randn(2 * BATCH, 1, *_SIDES)
     label = torch.randint(0, 2, (BATCH, *_SIDES))
@@ -139,20 +140,20 @@ def print_entries(found: list[Entry]) -> None:
     console = Console()
     console.print(table)
     console.print(
-        f"networks: students + teachers; forward: patches through them in a step of {BATCH} labelled and {BATCH} "
-        "unlabelled patches; back: patches that a gradient comes back from.\n"
-        "Choose one by its file, as in: medssl train configs/data/NAME.yaml configs/method/bcp.yaml\n"
-        "medssl methods NAME tells of one and its settings.",
+        f"networks: students + teachers; forward: patches that pass through them in a step of {BATCH} labelled and "
+        f"{BATCH} unlabelled patches; back: patches in the backward pass.\n"
+        "Choose a method by its file: medssl train configs/data/NAME.yaml configs/method/bcp.yaml\n"
+        "Describe a method and its settings: medssl methods NAME",
         highlight=False,
     )
 
 
 def describe(name: str) -> str:
-    """A method's source, equations and settings, as its module, class and settings tell them.
+    """Return a description of a method: the docstrings of its module and class, and its settings.
 
     Args:
-        name: of a method, or of a file of configs/method, whose values stand for the defaults; a method without a
-            file of its own has these.
+        name: of a method, or of a file in configs/method, whose values replace the defaults. A method without such a
+            file is described with the defaults.
 
     Raises:
         ConfigError: no such method.
@@ -160,15 +161,15 @@ def describe(name: str) -> str:
     file = bundled(f"method/{name}.yaml")
     given = {"name": name} if file is None else merge([file])["method"]
     if given["name"] not in METHODS:
-        raise ConfigError(f"{name!r} is not a method; there are {', '.join(METHODS)}, and what `medssl methods` lists")
+        raise ConfigError(f"{name!r} is not a method; choose {', '.join(METHODS)} or a file listed by `medssl methods`")
     method = METHODS[given["name"]]
     lines = [inspect.getdoc(sys.modules[method.__module__]) or "", "", inspect.getdoc(method) or "", "",
-             "Settings:" if file is None else f"Settings, as configs/method/{name}.yaml has them:"]  # fmt: skip
+             "Settings:" if file is None else f"Settings, with the values of configs/method/{name}.yaml:"]  # fmt: skip
     return "\n".join([*lines, *_settings(method.Config, {key: given[key] for key in given if key != "name"}, "method")])
 
 
 def _settings(model: type[BaseModel], given: Mapping[str, Any], where: str) -> Iterator[str]:
-    """Every setting with its value and its sentence, those of nested sections too."""
+    """Lines with the value and the description of every setting, including those of nested sections."""
     for key, field in model.model_fields.items():
         value = given.get(key, field.get_default(call_default_factory=True))
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):

@@ -1,4 +1,4 @@
-"""The one place where a teacher follows its students, and how far behind it is."""
+"""Updates of teachers as moving averages of their students, and their distance from them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 def ema_update(teacher: nn.Module, students: Sequence[nn.Module], decay: float) -> None:
     """Move a teacher towards the mean of its students: `teacher = decay * teacher + (1 - decay) * mean`.
 
-    Every float of the state takes part, buffers included, so that running statistics follow the
-    weights; integers (counters) are copied from the first student. `decay=0` copies. Teacher and
-    students have the same architecture.
+    All floating-point parameters and buffers take part, so that running statistics follow the weights; integers
+    (counters) are copied from the first student. `decay=0` copies the mean. Teacher and students must have the same
+    architecture.
     """
     floats, counters = _state(teacher)
     means, firsts = _mean_state(students)
@@ -30,7 +30,10 @@ def ema_update(teacher: nn.Module, students: Sequence[nn.Module], decay: float) 
 
 @torch.no_grad()
 def lag(teacher: nn.Module, students: Sequence[nn.Module]) -> Tensor:
-    """Distance between a teacher's floats and the mean of its students', relative to the length of the latter."""
+    """Return the distance between a teacher's weights and the mean of its students', relative to the norm of the mean.
+
+    Buffers with floating-point numbers count as weights.
+    """
     floats, (means, _) = _state(teacher)[0], _mean_state(students)
     apart = torch.stack(torch._foreach_norm(torch._foreach_sub(floats, means))).norm()
     length = torch.stack(torch._foreach_norm(means)).norm()
@@ -38,7 +41,7 @@ def lag(teacher: nn.Module, students: Sequence[nn.Module]) -> Tensor:
 
 
 def _mean_state(students: Sequence[nn.Module]) -> tuple[list[Tensor], list[Tensor]]:
-    """Means of the students' floats, not to be written to, and the first one's integers."""
+    """Means of the students' floats, and the first student's integers; both are read-only."""
     states = [_state(student) for student in students]
     means, firsts = states[0]
     if len(states) > 1:
@@ -49,6 +52,6 @@ def _mean_state(students: Sequence[nn.Module]) -> tuple[list[Tensor], list[Tenso
 
 
 def _state(net: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """Floats and integers of a network's parameters and buffers."""
+    """Parameters and buffers of a network, the floats and the integers separately."""
     tensors = list(chain(net.parameters(), net.buffers()))
     return [t for t in tensors if t.is_floating_point()], [t for t in tensors if not t.is_floating_point()]

@@ -1,4 +1,4 @@
-"""MONAI 3D U-Nets from settings."""
+"""MONAI's 3D U-Nets, built from settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from medssl.errors import ConfigError
 from medssl.parts.views import Axes, Viewed
 
 GROUPS = 8
-"""Groups of `norm: group`."""
+"""Number of groups with `norm: group`."""
 PerAxis = PositiveInt | tuple[PositiveInt, PositiveInt, PositiveInt]
 
 
@@ -53,23 +53,27 @@ class NetworkConfig(Settings):
     @model_validator(mode="after")
     def _lengths(self) -> NetworkConfig:
         if len(self.strides) != len(self.channels) - 1:
-            raise ValueError(f"{len(self.channels)} channels need {len(self.channels) - 1} strides")
+            raise ValueError(
+                f"strides: must have {len(self.channels) - 1} entries, one fewer than channels, got {len(self.strides)}"
+            )
         if len(self.kernels) not in (1, len(self.channels)):
             raise ValueError(
-                f"kernels: give 1, or {len(self.channels)} as channels has levels; got {len(self.kernels)}"
+                f"kernels: must have 1 entry or {len(self.channels)}, one per level, got {len(self.kernels)}"
             )
         if self.name == "dynunet" and len(self.channels) < 3:
-            raise ValueError("network dynunet needs at least 3 channels entries")
+            raise ValueError(f"channels: must have at least 3 entries for dynunet, got {len(self.channels)}")
         if self.name == "dynunet" and self.residual_units not in (0, 2):
-            raise ValueError(f"network dynunet has residual_units 0 or 2, got {self.residual_units}")
+            raise ValueError(f"residual_units: must be 0 or 2 for dynunet, got {self.residual_units}")
         if any(side % 2 == 0 for kernel in self.kernels for side in _triple(kernel)):
-            raise ValueError("kernels: sides must be odd")
+            raise ValueError(f"kernels: sizes must be odd, got {list(self.kernels)}")
         if self.norm == "group" and any(count % GROUPS for count in self.channels):
-            raise ValueError(f"norm group needs channels that are multiples of {GROUPS}")
+            raise ValueError(f"channels: must be multiples of {GROUPS} for norm group, got {list(self.channels)}")
         if sorted(self.axes) != [0, 1, 2]:
             raise ValueError(f"axes must name each of 0, 1 and 2 once, got {list(self.axes)}")
         if self.name == "unet" and len(set(self.level_kernels)) > 1:
-            raise ValueError("network unet takes one kernel for all levels; use dynunet")
+            raise ValueError(
+                "kernels, flat_levels: unet must have the same kernel at all levels; use dynunet for different kernels"
+            )
         return self
 
     @property
@@ -80,37 +84,37 @@ class NetworkConfig(Settings):
 
     @property
     def total_stride(self) -> tuple[int, int, int]:
-        """By what each side of a patch must be divisible."""
+        """Product of the strides along each image axis, by which the sides of a patch must be divisible."""
         total = [1, 1, 1]
         for stride in self.strides:
             total = [t * s for t, s in zip(total, _triple(stride), strict=True)]
         return total[0], total[1], total[2]
 
     def changed(self, **changes: Any) -> NetworkConfig:
-        """These settings with other values for some.
+        """Return these settings with some values replaced.
 
         Raises:
-            ConfigError: there is no such setting, or they do not fit together any more.
+            ConfigError: an unknown setting, or values that do not fit together.
         """
         return parse(NetworkConfig, {**self.model_dump(), **changes}, where="network")
 
 
 def make_network(config: NetworkConfig, channels: int, classes: int) -> nn.Module:
-    """A network from `(B, channels, X, Y, Z)` to logits `(B, classes, X, Y, Z)`, randomly initialised."""
+    """Return a randomly initialised network from `(B, channels, X, Y, Z)` to logits `(B, classes, X, Y, Z)`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from monai.networks import nets
 
     name, arguments = monai_network(config, channels, classes)
     net: nn.Module = getattr(nets, name)(**arguments)
-    net.made_from = config  # type: ignore[assignment]  # for an export, which has the network alone
+    net.made_from = config  # type: ignore[assignment]  # for an export, which has only the network
     for block, encoded in _decoder(net, config):
         block.encoded = encoded  # type: ignore[assignment]  # for methods that perturb features
     return net if config.axes == (0, 1, 2) else Viewed(net, Axes(config.axes))
 
 
 def monai_network(config: NetworkConfig, channels: int, classes: int) -> tuple[str, dict[str, Any]]:
-    """The class of MONAI's, and its arguments, of a network that sees the axes as `config.axes` has them."""
+    """Return the name and the arguments of MONAI's network class, for axes in the order of `config.axes`."""
     strides = [tuple(_triple(stride)[axis] for axis in config.axes) for stride in config.strides]
     kernels = config.level_kernels
     norm = {"instance": ("instance", {"affine": True}), "batch": "batch", "group": ("group", {"num_groups": GROUPS})}
@@ -129,22 +133,22 @@ def monai_network(config: NetworkConfig, channels: int, classes: int) -> tuple[s
 
 
 def _decoder(net: nn.Module, config: NetworkConfig) -> Iterator[tuple[nn.Module, tuple[int, ...]]]:
-    """The blocks of a MONAI U-Net that put coarse and skipped features together, the finest first.
+    """Decoder blocks of a MONAI U-Net, which join coarse and skipped features, the finest first.
 
-    With each comes how many channels of each of its inputs, from the first one on, are the encoder's. At the coarsest
-    block all are.
+    Each comes with the number of leading channels of each of its inputs that are the encoder's. At the coarsest block,
+    all channels are.
     """
     from monai.networks.blocks import UnetUpBlock
     from monai.networks.layers.simplelayers import SkipConnection
 
-    joined = [  # in a UNet a block gets both as one input
+    joined = [  # in a UNet, a block gets both in one input
         after
         for module in net.modules()
         if isinstance(module, nn.Sequential)
         for skip, after in pairwise(module)
         if isinstance(skip, SkipConnection)
     ]
-    apart = [module for module in net.modules() if isinstance(module, UnetUpBlock)][::-1]  # in a DynUNet as two
+    apart = [module for module in net.modules() if isinstance(module, UnetUpBlock)][::-1]  # in a DynUNet, in two
     blocks = joined or apart
     for block, (fine, coarse) in zip(blocks, pairwise(config.channels), strict=True):
         reached = coarse if block is blocks[-1] else 0
@@ -152,13 +156,13 @@ def _decoder(net: nn.Module, config: NetworkConfig) -> Iterator[tuple[nn.Module,
 
 
 def checkpoint_activations(net: nn.Module) -> None:
-    """Let each block of a network keep its inputs alone in training, and compute the rest once more in backward.
+    """Make each block of a network keep only its inputs in training, and recompute the rest in the backward pass.
 
-    Losses and gradients stay what they were, dropout included; names of weights too. A forward pass without
-    gradients or in evaluation mode is left as it is.
+    Losses, gradients (also with dropout) and the names of weights do not change. Nor does a forward pass without
+    gradients or in evaluation mode.
 
     Raises:
-        ConfigError: the network has batch norm, whose running statistics the second computation would move again.
+        ConfigError: the network has batch norm, whose running statistics would be updated twice.
     """
     if any(isinstance(module, _BatchNorm) for module in net.modules()):
         raise ConfigError(
@@ -188,23 +192,27 @@ def _forward(block: nn.Module, *inputs: torch.Tensor) -> Any:
 
 
 def check_patch(patch: tuple[int, int, int], config: NetworkConfig) -> None:
-    """Raise a ConfigError when a patch or window cannot pass through the network and come back in its size."""
+    """Check that a patch or window passes through the network and keeps its size.
+
+    Raises:
+        ConfigError: it does not.
+    """
     stride = config.total_stride
     if any(side % s for side, s in zip(patch, stride, strict=True)):
         fitting = tuple(max(s, round(side / s) * s) for side, s in zip(patch, stride, strict=True))
         raise ConfigError(
             f"patch {list(patch)} is not divisible by the network's strides {list(stride)}; "
-            f"the nearest that is: {list(fitting)}"
+            f"the nearest patch that is: {list(fitting)}"
         )
     if config.norm == "instance" and tuple(patch) == stride:
         raise ConfigError(
-            f"patch {list(patch)} is a single voxel after the network's strides {list(stride)}, and instance norm "
-            "needs more; enlarge the patch, or give fewer strides"
+            f"patch {list(patch)} becomes a single voxel after the network's strides {list(stride)}, and instance "
+            "norm needs more than one; enlarge the patch or use fewer strides"
         )
 
 
 def count_parameters(net: nn.Module) -> int:
-    """Numbers that training changes."""
+    """Return the number of trainable parameters."""
     return sum(p.numel() for p in net.parameters() if p.requires_grad)
 
 

@@ -486,7 +486,7 @@ def test_labels_have_no_channels_and_each_sample_its_draw():
     augment = Augment(AugmentConfig(), (5, 6, 7), (1, 1, 1), 3)
     draws = [augment.draw(seed) for seed in (0, 1)]
     image, label = torch.zeros(2, 1, 5, 6, 7), torch.zeros(2, 5, 6, 7, dtype=torch.long)
-    with pytest.raises(ValueError, match=r"have no channels, got \(2, 1, 5, 6, 7\)"):
+    with pytest.raises(ValueError, match=r"label must be \(2, 5, 6, 7\), got \(2, 1, 5, 6, 7\)"):
         augment.apply(image, draws, label[:, None])
     with pytest.raises(ValueError, match=r"B draws, got \(2, 1, 5, 6, 7\) and 1"):
         augment.apply(image, draws[:1], label)

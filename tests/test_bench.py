@@ -308,7 +308,7 @@ def test_published_lists_give_their_first_patients(make, balls, tmp_path):
     assert found["1-labelled__draw-0"].unlabelled == ("ball_01", "ball_03", "ball_09")
     assert found["2-labelled__draw-0"].labelled == ("ball_01", "ball_05")
     assert all((s.val, s.test) == (("ball_07",), ("ball_00", "ball_02")) for s in found.values())
-    with pytest.raises(ConfigError, match=r"9.*balls has 1 to 5"):
+    with pytest.raises(ConfigError, match=r"--labelled 9: must be from 1 to 5 for balls"):
         write_splits(Bench(make(published=tmp_path / "lists.yaml", labelled=[9], val=1), tmp_path / "more"), dataset)
     dump({**lists, "train": [name for name in train if name != "ball_09"]}, tmp_path / "lists.yaml")
     for labelled, val in ((4, 1), (2, 3), (1, 4), (1, 9)):

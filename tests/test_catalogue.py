@@ -65,7 +65,7 @@ def test_the_command_lists_and_tells():
 def test_every_file_that_is_listed_is_told_of_with_its_values(found):
     for file in found:
         assert "Settings" in describe(file.removesuffix(".yaml"))
-    assert "as configs/method/unimatch.yaml has them:" in describe("unimatch")
+    assert "with the values of configs/method/unimatch.yaml:" in describe("unimatch")
     assert "method.views: 2\n" in describe("unimatch")
     assert "method.views: 1\n" in describe("fixmatch")
 

@@ -171,7 +171,7 @@ def test_a_series_of_splits_goes_out_to_nnunet_and_comes_back(balls, tmp_path):
         (["--folds", 2, "--draws", 2], "--folds"),
         (["--folds", 2, "--val", 1], "--folds"),
         (["--published", "acdc", "--draws", 2], "--published"),
-        (["--published", "ACDC"], "there are acdc, la"),
+        (["--published", "ACDC"], "no such lists; choose one of acdc, la"),
         (["--labelled", "1%", "--test", 2], "less than one"),
         (["--labelled", "few"], "10%"),
         (["--folds", 20, "--labelled", 1], "only 8 patients"),

@@ -183,7 +183,7 @@ def test_dynunet_has_residual_blocks_on_demand():
 def test_changed_settings_are_checked_like_given_ones():
     config = NetworkConfig(**THICK)
     assert config.changed(dropout=0.25) == NetworkConfig(**THICK, dropout=0.25)
-    with pytest.raises(ConfigError, match=r"network.*give 1, or 3 as channels"):
+    with pytest.raises(ConfigError, match=r"network.*kernels: must have 1 entry or 3, one per level, got 2"):
         config.changed(kernels=(3, 3))
     with pytest.raises(ConfigError, match=r"network\.residual_unit: unknown key; did you mean network.residual_units"):
         config.changed(residual_unit=2)

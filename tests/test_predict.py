@@ -163,7 +163,7 @@ def test_volumes_smaller_than_the_window_and_odd_ones_come_back_whole(shape):
 @pytest.mark.parametrize(
     ("shape", "affine", "words"),
     [
-        (SHAPE, np.eye(3), r"image: an affine has 4 x 4 numbers, found shape \(3, 3\)"),
+        (SHAPE, np.eye(3), r"image: the affine must have shape \(4, 4\), got \(3, 3\)"),
         (SHAPE, np.diag([1, np.nan, 1, 1]), "image: its affine holds NaN or infinity"),
         (SHAPE, np.diag([1.0, 0, 1, 1]), "image: its affine cannot be inverted"),
         (SHAPE[:2], np.eye(4), r"image: must have the axes \(X, Y, Z\) or \(X, Y, Z, M\), got 2 axes"),
@@ -771,7 +771,8 @@ def test_channels_on_other_grids_are_told_or_refused(trained, tmp_path, capsys):
     with pytest.raises(DataError, match=r"1 of 4 cases.*\n  apart .*apart_0001.nii.gz: image and other channel lie on"):
         predict(run, [scans], tmp_path / "out", device="cpu")
     said = capsys.readouterr().err
-    assert "off_0001.nii.gz: the grid of the other channel lies up to 0.1 voxels off the image's; harmless" in said
+    told = "off_0001.nii.gz: the grid of the other channel is up to 0.1 voxels off the grid of the image; harmless"
+    assert told in said
     assert "turned_0001" not in said
     same, turned = (read_label(tmp_path / "out" / f"{name}.nii.gz").array for name in ("same", "turned"))
     assert np.array_equal(same, turned)
@@ -891,12 +892,12 @@ def test_scans_unlike_those_of_the_run_are_told_of_once_for_each_kind(trained, t
     capsys.readouterr()
     for number, one in enumerate((run, tmp_path / "model")):
         predict(one, [tmp_path / "alike"], tmp_path / f"alike_{number}", device="cpu")
-        assert "the run's scans" not in capsys.readouterr().err
+        assert "the scans of the run" not in capsys.readouterr().err
         predict(one, [tmp_path / "other"], tmp_path / f"other_{number}", device="cpu")
-        told = [line for line in capsys.readouterr().err.splitlines() if "the run's scans" in line]
+        told = [line for line in capsys.readouterr().err.splitlines() if "the scans of the run" in line]
         kinds = [re.search(r"b\.nii\.gz: (\w+ \w+)", line)[1] for line in told]
         assert kinds == ["spacing 3", "it spans", "its darkest"]
-        assert all("(2 such files); is it a scan of the kind" in line for line in told)
+        assert all("(2 such files); check that it is a scan of the kind" in line for line in told)
 
 
 def test_faulty_scans_are_passed_over_and_predicted_once_they_are_mended(trained, scans, tmp_path):
@@ -1150,7 +1151,7 @@ def test_doubtful_geometry_is_told_once_for_each_kind(trained, tmp_path, capsys)
     write_image(tmp_path / "tiny.nii.gz", np.zeros((12, 12, 8), np.float32), np.diag([0.001, 0.001, 0.001, 1]))
     predict(trained[0], [tmp_path], tmp_path / "out", device="cpu")
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith(f"medssl: {tmp_path}")]
-    told = [line for line in told if "the run's scans" not in line]
+    told = [line for line in told if "the scans of the run" not in line]
     assert len(told) == 2
     assert f"{tmp_path / 'a.nii.gz'}: sform_code and qform_code are 0" in told[0]
     assert "(2 such files)" in told[0]
@@ -1199,7 +1200,7 @@ def test_raw_files_that_moved_are_told_with_what_notes_their_place(trained, tmp_
     config = read_prepared(Path(json_root(trained[0]))).config
     prepare(raw, root, config, workers=0)
     raw.rename(tmp_path / "elsewhere")
-    advice = rf"raw.*\.nii\.gz: no such file any more.*`medssl prepare PLACE {re.escape(str(root))}`"
+    advice = rf"raw.*\.nii\.gz: no such file any more.*`medssl prepare NEW_PLACE {re.escape(str(root))}`"
     with pytest.raises(DataError, match=advice):
         predict(trained[0], [], tmp_path / "out", part="test", prepared=root, device="cpu")
     predict(trained[0], [tmp_path / "elsewhere" / "images" / "ball_00.nii.gz"], tmp_path / "out", device="cpu")

@@ -1317,7 +1317,7 @@ def test_canaries_leave_somebody_to_learn_from(config, tmp_path):
         ("bcp", {"pretrain": 0.0, "ema_decay": 0.9999}, {"lr": 0.3}, "far from its student's"),
         ("bcp", {"pretrain": 0.0, "ema_decay": 0.0}, {}, "a teacher has had its student's weights"),
         ("bcp", {"pretrain": 0.0, "alpha": 0.0}, {}, "no unlabelled voxel has counted"),
-        ("fixmatch", {"threshold": 0.8}, {}, "pseudo-labels of core are 0.00% of the voxels where labels are"),
+        ("fixmatch", {"threshold": 0.8}, {}, "pseudo-labels assign class core to 0.00% of the voxels, labels to"),
         ("fixmatch", {"threshold": 0.999999}, {}, "no unlabelled voxel has counted"),
         ("fixmatch", {"threshold": 0.0}, {}, "every unlabelled voxel has counted"),
         ("uamt", {"threshold": 0.0}, {}, "raise it for uamt"),

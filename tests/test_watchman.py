@@ -10,7 +10,7 @@ HEALTHY = {
     "stat/lag/0": 0.01, "waiting": 0.1,
 }  # fmt: skip
 FAULTS = {
-    "20% of the steps have been left out": {"skipped": 0.2},
+    "20% of the steps have been skipped": {"skipped": 0.2},
     "waiting for patches": {"waiting": 0.6},
     "no unlabelled voxel has counted": {"stat/selected": 0.0, "loss/consistency": 0.0},
     "loss/consistency has been exactly 0": {"loss/consistency": 0.0},
@@ -18,13 +18,18 @@ FAULTS = {
     "a teacher has had its student's weights": {"stat/lag/0": 0.0},
     "far from its student's": {"stat/lag/0": 0.8},
     "the same class in nearly every voxel": {"stat/gap": 0.0},
-    "nearly as many voxels as have foreground": {"stat/gap": 0.09},
-    "pseudo-labels of core are 9.00% of the voxels where labels are 2.00%": {
+    "nearly as many voxels as there are foreground voxels": {"stat/gap": 0.09},
+    "pseudo-labels assign class core to 9.00% of the voxels, labels to 2.00%": {
         "stat/pseudo/0": 0.84,
         "stat/pseudo/2": 0.09,
     },
-    "background alone": {"stat/pseudo/0": 1.0, "stat/pseudo/1": 0.0, "stat/pseudo/2": 0.0, "stat/gap": 0.0},
-    "pseudo-labels of core are 0.10% of the voxels where labels are 2.00%": {"stat/pseudo/2": 0.001},
+    "all pseudo-labels have been background": {
+        "stat/pseudo/0": 1.0,
+        "stat/pseudo/1": 0.0,
+        "stat/pseudo/2": 0.0,
+        "stat/gap": 0.0,
+    },
+    "pseudo-labels assign class core to 0.10% of the voxels, labels to 2.00%": {"stat/pseudo/2": 0.001},
 }
 
 
@@ -83,7 +88,7 @@ def test_a_group_that_goes_wrong_is_noticed_though_another_takes_turns_with_it()
     said = [words for row in rows for words in guard.look(row)]
     assert len(said) == 2
     assert any("a teacher has had its student's weights" in words for words in said)
-    assert any("pseudo-labels of core are 0.00%" in words for words in said)
+    assert any("pseudo-labels assign class core to 0.00%" in words for words in said)
 
 
 def test_advice_names_settings_that_the_method_has():

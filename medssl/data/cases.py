@@ -1,4 +1,4 @@
-"""What a dataset is before anything is read: its cases, its settings, its patients."""
+"""Cases, settings and patients of a dataset, before any volume is read."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from medssl.words import some
 IGNORED = 255
 """The class of a voxel that nobody annotated, in prepared labels; see `DatasetConfig.ignore`."""
 LARGEST_VALUE = 65_535
-"""Of a class in label files."""
+"""Largest value of a class in label files."""
 PATIENT_FIRST = r"^(\D*\d+)"
-"""What ids begin with where they name a patient and then a scan, as `patient001_frame12` and `sub-01_ses-2`."""
+"""Beginning of ids that name a patient and then a scan, such as `patient001_frame12` and `sub-01_ses-2`."""
 _LEFT = re.compile(r"left|(?<![a-z0-9])l(?![a-z0-9])")
-"""What names of classes of the left side hold, in small letters."""
+"""Matches lower-case names of classes on the left side."""
 _TOOTH = re.compile(r"[1-8][1-8]")
 """The FDI number of a tooth: quadrant and place."""
 _ACROSS = dict(zip("12345678", "21436587", strict=True))
-"""The quadrant that a quadrant is in a mirror."""
+"""The mirror image of each quadrant."""
 _LOPSIDED = re.compile(r"heart|cardi|coronar|atri|^(?!.*lateral).*ventric|liver|hepat|portal")
-"""What names of parts of heart and liver hold: a left ventricle is no right one in a mirror, those of the brain are."""
+"""Matches parts of heart and liver, which are no mirror images; the lateral ventricles of the brain are."""
 MOST_SCANS = 10
-"""Of a patient on average, where ids look so; numbers that more cases share are rather those of a year or a site."""
+"""Most scans per patient on average; a number that more cases share is rather a year or a site."""
 
 
 @dataclass(frozen=True)
@@ -48,21 +48,21 @@ class Case:
     label: Source | None
     """None for an unlabelled case."""
     part: str | None = None
-    """`labelled`, `unlabelled`, `train`, `val` or `test` where the dataset says so; `medssl split` may follow."""
+    """`labelled`, `unlabelled`, `train`, `val` or `test` if the dataset says so; `medssl split` may use it."""
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """Where all its volumes lie, images first."""
+        """All volumes of the case, images first."""
         return self.images if self.label is None else (*self.images, self.label)
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files of these."""
+        """The files of all volumes."""
         return tuple(source.path for source in self.sources)
 
 
 def can_name_files(id: str) -> bool:
-    """Whether files and folders of this name lie where they are put, and can be seen there."""
+    """Whether an id can name files and folders: printable, without slashes and not hidden."""
     return id.isprintable() and not id.startswith(".") and not {"/", "\\"} & set(id)
 
 
@@ -133,7 +133,7 @@ class DatasetConfig(Settings):
                 raise ValueError(f"`{section}` names {', '.join(unknown)}, which `classes` does not list")
         paired = [name for pair in self.sides or () for name in pair]
         if unknown := [name for name in paired if name not in self.classes[1:]]:
-            raise ValueError(f"`sides` names {', '.join(unknown)}; it pairs {', '.join(self.classes[1:])}")
+            raise ValueError(f"`sides` names {', '.join(unknown)}; it may name only {', '.join(self.classes[1:])}")
         if twice := {name for name in paired if paired.count(name) > 1}:
             raise ValueError(f"`sides` names {', '.join(sorted(twice))} more than once")
         if twice := {name for name in self.classes if self.regions.get(name, (name,)) != (name,)}:
@@ -144,12 +144,12 @@ class DatasetConfig(Settings):
         for key in ("intensity", "threshold"):
             rules = getattr(self.recipe, key)
             if isinstance(rules, tuple) and len(rules) != len(self.channels):
-                raise ValueError(f"`recipe.{key}` lists {len(rules)}, and `channels` names {len(self.channels)}: "
-                                 f"{', '.join(self.channels)}")  # fmt: skip
+                raise ValueError(f"`recipe.{key}` must have one entry per channel ({', '.join(self.channels)}), got "
+                                 f"{len(rules)}")  # fmt: skip
         values = [value for found in self.class_values for value in found] + list(self.ignore)
         if far := sorted(value for value in values if abs(value) > LARGEST_VALUE):
             raise ValueError(
-                f"the label value {far[0]} is beyond {LARGEST_VALUE}; files of classes hold no such numbers"
+                f"the label value {far[0]} is out of range; values must be from -{LARGEST_VALUE} to {LARGEST_VALUE}"
             )
         if repeated := sorted({value for value in values if values.count(value) > 1}):
             raise ValueError(f"the label value {', '.join(map(str, repeated))} stands for more than one class")
@@ -161,25 +161,25 @@ class DatasetConfig(Settings):
         return tuple(self.values.get(name, (place,)) for place, name in enumerate(self.classes))
 
     def difference(self, other: DatasetConfig, *keys: str) -> tuple[str, Any, Any] | None:
-        """The first of these settings that is another in `other`, with both values."""
+        """Return the first of these settings that differs in `other`, with both values; None if all are equal."""
         values = ((key, getattr(self, key), getattr(other, key)) for key in keys)
         return next((each for each in values if each[1] != each[2]), None)
 
     @property
     def places(self) -> dict[int, int]:
-        """The class that each value of a label file stands for, IGNORED for what nobody annotated."""
+        """The class that each value of a label file stands for, or IGNORED for voxels that nobody annotated."""
         found = {value: place for place, values in enumerate(self.class_values) for value in values}
         return found | dict.fromkeys(self.ignore, IGNORED)
 
     @property
     def mirrored_places(self) -> dict[int, int]:
-        """Each class of a pair of sides to the other; classes of no pair are not in it."""
+        """Map each class of a pair in `sides` to the other one; other classes are absent."""
         places = [(self.classes.index(one), self.classes.index(other)) for one, other in self.sides or ()]
         return dict(places) | {other: one for one, other in places}
 
     @property
     def likely_sides(self) -> tuple[tuple[str, str], ...]:
-        """Pairs of classes whose names differ by left and right, or by L and R as words, and not by more; of teeth."""
+        """Pairs of classes whose names differ only by left and right, or L and R; and mirrored teeth."""
         by_name = {name.lower(): name for name in self.classes if not _LOPSIDED.search(name.lower())}
         others = {name: _LEFT.sub(lambda left: "right" if left[0] == "left" else "r", name) for name in by_name}
         named = tuple((by_name[name], by_name[o]) for name, o in others.items() if o != name and o in by_name)
@@ -189,7 +189,7 @@ class DatasetConfig(Settings):
 
     @property
     def teeth(self) -> dict[str, str]:
-        """Classes by FDI number, where names hold their values and all of these from 11 up are such numbers."""
+        """Classes by FDI number, if names contain their values and all such values above 9 are FDI numbers."""
         named = zip(self.classes[1:], self.class_values[1:], strict=True)
         numbered = {str(values[0]): name for name, values in named if re.findall(r"\d+", name) == [str(values[0])]}
         found = {number: name for number, name in numbered.items() if len(number) > 1}
@@ -197,45 +197,45 @@ class DatasetConfig(Settings):
 
     @property
     def region_places(self) -> dict[str, tuple[int, ...]]:
-        """The places of the classes that make up each region, but for those that are one class of the same name."""
+        """Positions of the classes in each region, except regions that are one class of the same name."""
         unions = {region: names for region, names in self.regions.items() if region not in self.classes}
         return {region: tuple(map(self.classes.index, names)) for region, names in unions.items()}
 
     @property
     def is_plain(self) -> bool:
-        """Whether label files hold the places of classes and nothing else."""
+        """Whether the values in label files are the positions of the classes, and none is ignored."""
         return not self.ignore and self.class_values == tuple((place,) for place in range(len(self.classes)))
 
 
 def subjects_of(ids: Sequence[str], rule: SubjectRule | None, source: Path) -> dict[str, str]:
-    """The patient of each case id by the rule; without a rule each case is its own patient.
+    """Return the patient of each case id by the rule; without a rule, each case is its own patient.
 
     Raises:
-        DataError: ids that the rule does not cover, the first of them named; a case with two patients.
+        DataError: the rule gives some cases no patient, or one case two patients.
         ConfigError: the table or a column of it is missing.
     """
     if rule is None:
         return {id: id for id in ids}
     if rule.pattern is not None:
-        where = f"pattern {rule.pattern}"
+        where = f"data.subject.pattern {rule.pattern}"
         found = {id: match.group(1) for id in ids if (match := re.search(rule.pattern, id))}
     else:
         where = str(source / str(rule.table))
         found = _read_table(source / str(rule.table), rule)
     missing = [id for id in ids if not found.get(id)]
     if missing:
-        raise DataError(f"{where} names no subject for {len(missing)} of {len(ids)} cases: {some(missing)}")
+        raise DataError(f"{where}: finds no patient for {len(missing)} of {len(ids)} cases: {some(missing)}")
     return {id: found[id] for id in ids}
 
 
 def namesakes(subjects: Mapping[str, str]) -> tuple[str, str] | None:
-    """Two cases that look like scans of one patient, in a dataset where each counts as a patient of its own.
+    """Return two cases that look like scans of one patient, in a dataset where each case is its own patient.
 
     Args:
         subjects: the patient that each case id counts for.
 
     Returns:
-        None where somebody told who is who, or where ids do not all look as PATIENT_FIRST has it.
+        None if patients are known, or if not all ids look as PATIENT_FIRST says.
     """
     if len(set(subjects.values())) < len(subjects):
         return None
@@ -263,16 +263,16 @@ def _read_table(path: Path, rule: SubjectRule) -> dict[str, str]:
             columns, rows = table.fieldnames or [], list(table)
     except FileNotFoundError:
         raise ConfigError(
-            f"{path}: no such file, and data.subject.table asks for it; is {path.parent} the dataset's own folder?"
+            f"{path}: no such file, but data.subject.table names it; is {path.parent} the folder of the dataset?"
         ) from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{path}: the table of subjects cannot be read: {error}") from None
+        raise ConfigError(f"{path}: the table of patients cannot be read: {error}") from None
     for column in (rule.case_column, rule.subject_column):
         if column not in columns:
-            raise ConfigError(f"{path}: no column {column!r}; it has {', '.join(columns)}")
+            raise ConfigError(f"{path}: no column {column!r}, as data.subject names it; found {', '.join(columns)}")
     subjects: dict[str, str] = {}
     for row in rows:
         id, subject = ((row[column] or "").strip() for column in (rule.case_column, rule.subject_column))
         if subjects.setdefault(id, subject) != subject:
-            raise DataError(f"{path}: case {id} belongs to subject {subjects[id]} and to subject {subject}")
+            raise DataError(f"{path}: case {id} has two patients, {subjects[id]} and {subject}; keep one of them")
     return subjects

@@ -1,8 +1,8 @@
-"""Every fault of a dataset at once, before anything is written: the job behind `medssl check`.
+"""Find all faults of a dataset before anything is written: the job behind `medssl check`.
 
-An *error* is what `prepare` cannot use; a *warning* is for its owner to judge. Each case is read once, in
-a worker process, by `inspect`, so one that is broken hides no other; what shows only beside the others is left to
-`outliers`.
+An *error* is something that `prepare` cannot use; a *warning* is for the owner of the data to judge. `inspect` reads
+each case once, in a worker process, so a broken case does not hide the faults of others. `outliers` then compares the
+cases with each other.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from medssl.errors import DataError
 from medssl.progress import mapper, tracked
 
 FORMULA = ("=", "+", "-", "@")
-"""What a cell of a spreadsheet begins with that is worked out, not shown."""
+"""First characters of a cell that a spreadsheet evaluates as a formula."""
 NOT_ON_WINDOWS = re.compile(r'[<>:"|?*]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
-"""What an id cannot hold, end with or be there."""
+"""Characters, endings and names that a file name cannot have on Windows."""
 
 Result = tuple[Facts, list[Finding]]
 Draw = Callable[[Volume, Volume | None], Any]
@@ -51,13 +51,13 @@ def check(
 ) -> Report:
     """Read a dataset in any layout and list every finding. Nothing is written.
 
-    Without `dataset`, classes and channels are those that the dataset declares itself; where it declares no channels,
-    as many as most cases have image files.
+    Without `dataset`, classes and channels are those that the dataset itself declares. If it declares no channels,
+    their number is the number of image files that most cases have.
 
     Args:
-        layout: a name of `LAYOUTS`; otherwise that of `dataset`, otherwise the first that fits.
-        workers: processes; below 2 all is read in this one.
-        draw: a function of a module, called with each image and its label while they are in memory.
+        layout: a name in `LAYOUTS`. Default: the layout of `dataset`, or else the first one that fits.
+        workers: number of worker processes; below 2, everything is read in this process.
+        draw: a function defined in a module, called with each image and its label while they are in memory.
 
     Raises:
         DataError: no known layout, no case in it, or a `dataset.json` that does not fit.
@@ -70,7 +70,7 @@ def check(
 
 
 def survey(source: Path, dataset: DatasetConfig | None = None, layout: str | None = None) -> tuple[Layout, Expected]:
-    """What `check` knows before it reads a volume.
+    """Return the layout, and what the cases are expected to hold, before any volume is read.
 
     Raises:
         DataError: as `check`.
@@ -88,7 +88,7 @@ def survey(source: Path, dataset: DatasetConfig | None = None, layout: str | Non
 
 
 def check_cases(cases: Sequence[Case], dataset: DatasetConfig | None = None, *, workers: int = 1) -> Report:
-    """As `check`, for cases that are already known; without `dataset` one channel and any classes."""
+    """Check cases that are already listed, as `check` does; without `dataset`, one channel and any classes."""
     expected = Expected.of(dataset)
     return report_of(None, Layout(tuple(cases)), expected, _check_all(cases, expected, workers))
 
@@ -102,11 +102,11 @@ def report_of(
     *,
     is_all: bool = True,
 ) -> Report:
-    """What is wrong with the cases that were read, with the layout and, where all were read, with cases among others.
+    """Collect the findings of single cases, of the layout and, if all cases were read, of comparing cases.
 
     Args:
-        lone: the same of the labels without an image.
-        is_all: whether `results` are those of all cases, and as complete as `check` wants them.
+        lone: the results of labels without an image.
+        is_all: whether `results` cover all cases, as completely as `check` needs them.
     """
     cases = layout.cases
     facts = tuple(fact for fact, _ in results)
@@ -131,7 +131,7 @@ def _check_all(cases: Sequence[Case], expected: Expected, workers: int, draw: Dr
 
 
 def _check_case(case: Case, expected: Expected, draw: Draw | None) -> Result:
-    """A case as one of many: what there is to compare it by, and its picture."""
+    """Check one case; return the facts by which it is compared, with its picture, and its findings."""
     checked = check_case(case, expected)
     image, label, counts = checked.image, checked.label, checked.counts
     if image is None:
@@ -161,7 +161,7 @@ def _digest(image: Volume | None) -> str:
 
 
 def _check_lone_label(path: Path, expected: Expected) -> tuple[Facts, list[Finding]]:
-    """A label without an image: what it holds, for whoever wonders where it belongs."""
+    """Check a label without an image; what it holds helps to find where it belongs."""
     id, findings = case_id(path), list[Finding]()
     label, counts = check_label(id, Source(path), expected, findings)
     if label is None:
@@ -170,68 +170,72 @@ def _check_lone_label(path: Path, expected: Expected) -> tuple[Facts, list[Findi
 
 
 def _labels_beside(source: Path, layout: Layout) -> Iterator[Finding]:
-    """A folder of images alone was named, and not the dataset around it."""
+    """Warn if the source is a folder of images whose labels lie in a folder beside it."""
     if any(case.label for case in layout.cases) or not source.is_dir():
         return
     labels, count = labels_beside(source)
     if count:
-        found = f"no case has a label, and {count} of these images have one in {labels}"
-        yield Finding(None, source, "warning", "labels_beside", found, f"name {labels.parent} to use them")
+        found = f"no case has a label, but {labels} holds labels for {count} of these images"
+        fix = f"to use them, give {labels.parent} as the source"
+        yield Finding(None, source, "warning", "labels_beside", found, fix)
 
 
 def _layout_findings(layout: Layout, source: Path) -> Iterator[Finding]:
     for odd in layout.contradictions:
         yield Finding(None, source, "warning", odd.code, odd.found, odd.fix)
     for label in layout.labels_without_image:
-        fix = "add the image or remove the label; file names must agree up to the suffix"
+        fix = "add the image or remove the label; their file names must be equal apart from the suffix"
         yield Finding(label_id(label), label, "error", "no_image", "a label without an image", fix)
     for case, label in layout.absent_labels:
         fix = "add the label, or remove it from dataset.json"
-        yield Finding(case, label, "warning", "absent_label", "the listed label is absent; taken as unlabelled", fix)
+        found = "the listed label file does not exist; the case counts as unlabelled"
+        yield Finding(case, label, "warning", "absent_label", found, fix)
     for label in layout.unlisted_labels:
         fix = "list it in dataset.json to use it"
-        found = "a label that dataset.json does not list is not used"
+        found = "dataset.json does not list this label, so it is not used"
         yield Finding(label_id(label), label, "warning", "unlisted_label", found, fix)
     for path in layout.others:
-        fix = "convert it, or move it elsewhere" + ("; of DICOM see `--layout dicom`" if path.is_dir() else "")
-        found = "a folder is not read" if path.is_dir() else "not a volume of a known format; not read"
+        fix = "convert it, or move it elsewhere" + ("; for DICOM, see `--layout dicom`" if path.is_dir() else "")
+        found = "this folder is not read" if path.is_dir() else "not a volume in a known format; not read"
         if is_volume(path) and path.is_file():
-            where = "labels/, if it is a label" if layout.name == "dicom" else "where the layout looks"
-            fix = f"move it to {where}, or elsewhere, or list it in a datalist; see also `--layout`"
-            found = "a volume where the layout does not look; not read"
+            where = "labels/ if it is a label" if layout.name == "dicom" else "a folder that the layout reads"
+            fix = f"move it to {where}, or out of the dataset, or list it in a datalist; see also `--layout`"
+            found = "this volume is not read: the layout does not look here"
         yield Finding(None, path, "warning", "not_read", found, fix)
     for path in layout.scouts:
         fix = "list it in a datalist if it is a case"
-        found = "one slice beside other series of a patient, as a scout is; not read"
+        found = "one slice beside other series of the same patient, probably a scout; not read"
         yield Finding(None, path, "warning", "not_read", found, fix)
 
 
 def _odd_ids(cases: Iterable[Case]) -> Iterator[Finding]:
-    """Ids that are taken twice, or that cannot name a folder, here or on other file systems."""
+    """Report ids that occur twice, or that cannot name a folder here or on other file systems."""
     by_id: dict[str, list[Case]] = {}
     for case in cases:
         by_id.setdefault(case.id, []).append(case)
     for id, same in by_id.items():
         if not can_name_files(id):
-            fix = "give it an id without slashes that does not begin with a dot"
-            yield Finding(id, same[0].images[0].path, "error", "bad_id", f"{id!r} cannot name files", fix)
+            fix = "give it an id of printable characters, without slashes and without a leading dot"
+            yield Finding(id, same[0].images[0].path, "error", "bad_id", f"the id {id!r} cannot be a file name", fix)
         elif NOT_ON_WINDOWS.search(id):
-            fix = "give it another id if the data may ever lie there"
-            yield Finding(id, same[0].images[0].path, "warning", "odd_id", f"{id!r} cannot name files on Windows", fix)
+            fix = "give it another id if the data may be used on Windows"
+            found = f"the id {id!r} cannot be a file name on Windows"
+            yield Finding(id, same[0].images[0].path, "warning", "odd_id", found, fix)
         elif id.startswith(FORMULA):
-            fix = "give it another id; in tables of scores a spreadsheet would work it out"
-            yield Finding(id, same[0].images[0].path, "warning", "odd_id", f"{id!r} begins as a formula does", fix)
+            fix = "give it another id; a spreadsheet would evaluate it in tables of scores"
+            found = f"the id {id!r} begins like a spreadsheet formula"
+            yield Finding(id, same[0].images[0].path, "warning", "odd_id", found, fix)
         if len(same) > 1:
             files = dict.fromkeys(path for case in same for path in case.files)
             found = f"{len(same)} cases have this id: {', '.join(path.name for path in files)}"
-            fix = "keep one image and one label of it, listed once, and move the others elsewhere"
+            fix = "keep one image and one label for this id, listed once, and move the others elsewhere"
             yield Finding(id, same[-1].images[0].path, "error", "duplicate", found, fix)
     folded: dict[str, str] = {}
     for id, same in by_id.items():
         other = folded.setdefault(unicodedata.normalize("NFC", id).casefold(), id)
         if other != id:
-            found = f"{id!r} and {other!r} are one name where case does not count, as on Windows and macOS"
-            fix = "give one of them another id: there, one case would replace the other"
+            found = f"the ids {id!r} and {other!r} are the same file name on Windows and macOS, which ignore case"
+            fix = "give one of them another id; on such a system, one case would replace the other"
             yield Finding(id, same[0].images[0].path, "warning", "odd_id", found, fix)
 
 
@@ -241,7 +245,7 @@ def _dataset_findings(place: Path, facts: Sequence[Facts], expected: Expected) -
         return
     if expected.classes is None:
         found = f"no classes are declared; the labels hold the values {listed(present)}"
-        fix = "name them under data.classes of a configuration, or under `labels` in dataset.json"
+        fix = "name them under data.classes in a configuration, or under `labels` in dataset.json"
         yield Finding(None, place, "warning", "no_classes", found, fix)
         return
     for value, name in enumerate(expected.classes):

@@ -1,4 +1,4 @@
-"""Who is drawn for which part of a split: by patient, as wished, what is given and what the dataset declares first."""
+"""Draw the parts of a split by patient; given lists and parts that the dataset declares take precedence."""
 
 from __future__ import annotations
 
@@ -17,51 +17,49 @@ from medssl.data.strata import Strata
 from medssl.errors import ConfigError, DataError
 
 Amount = int | Fraction | Literal["all"]
-"""A number, a share of those who train, or all that have a label."""
+"""A number, a share of the training patients or cases, or all that have a label."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """What a split shall be like."""
+    """The options of a split."""
 
     labelled: Amount = 0
-    """A share counts all who are neither in val nor in test, with labels or without."""
+    """A share is of all patients or cases that are neither in val nor in test, with or without labels."""
     val: int = 0
     test: int = 0
     seed: int = 0
-    """Of the draw."""
+    """Seed of the draw."""
     unit: Unit = "patients"
-    """What the numbers count. With `cases`, a patient with more cases than are still wanted is passed over, so that the
-    number is met without dividing anyone."""
+    """What the numbers count. With `cases`, a patient with more cases than are still needed is skipped, so that the
+    number is met without dividing a patient."""
     given: Mapping[Part, Sequence[str]] = field(default_factory=dict)
-    """Case or patient ids for some parts, or slices of cases; a given list wins over its number."""
+    """Ids of cases, patients or slices for some parts; a given list replaces the number of its part."""
     renamed_frames: bool = False
-    """In the given lists `P_frame02` is the second frame of patient P, whatever its number; the split says so."""
+    """In the given lists, `P_frame02` is the second frame of patient P, whatever its number. The split records this."""
     val_is_test: bool = False
-    """Validate on the test cases, as some published code does; the split says so."""
+    """Validate on the test cases, as some published code does. The split records this."""
     strata: Strata | None = None
-    """Take the next patient by what its label holds, see `Strata.next_patient`; the split says so."""
+    """Choose patients by what their labels hold, see `Strata.next_patient`. The split records this."""
 
 
 def make_split(dataset: PreparedDataset, wish: Wish, *, where: str = "the split") -> Split:
     """Divide a dataset by patient.
 
-    Patients are shuffled once by the seed; test takes the first, then val, then labelled, and the rest
-    is unlabelled. So val and test do not depend on the number of labelled ones and, when patients are
-    counted, a larger labelled part contains the smaller one. Patients whom the dataset itself declares to validate or
-    test are drawn for nothing else, and train only where a given list names them.
+    Patients are shuffled once by the seed. Test takes the first ones, then val, then labelled; the rest is unlabelled.
+    So val and test do not depend on the number of labelled patients, and if patients are counted, a larger labelled
+    part contains the smaller one. Patients that the dataset itself declares as val or test are drawn for no other part,
+    and train only if a given list names them.
 
     Args:
-        where: what an error calls the split.
+        where: the name of the split in error messages.
 
     Raises:
-        ConfigError: too few labelled patients, or an unknown or twice used id in a given list.
-        DataError: the lists divide a patient.
+        ConfigError: too few labelled patients, or an unknown id in a given list.
+        DataError: the lists divide a patient or name a case twice.
     """
     if wish.val_is_test and (wish.val or "val" in wish.given):
-        raise ConfigError(
-            "the validation cases cannot be the test cases and others too; leave out --val and --val-list"
-        )
+        raise ConfigError("--val-is-test: the test cases are the validation cases; leave out --val and --val-list")
     annotated = by_patient(dataset, annotated=True)
     chosen = resolve_names(dataset, wish.given, renamed_frames=wish.renamed_frames)
     free = _free(dataset, chosen, annotated, wish.seed)
@@ -106,17 +104,17 @@ def make_split(dataset: PreparedDataset, wish: Wish, *, where: str = "the split"
 
 
 def make_folds(dataset: PreparedDataset, wish: Wish, folds: int) -> list[Split]:
-    """Splits that share their test cases, and in which each other annotated patient validates once.
+    """Make splits with the same test cases, in which each other annotated patient validates once.
 
-    Patients in given lists of labelled or unlabelled ones train in every fold. See `make_split`.
+    Patients in given lists of labelled or unlabelled cases train in every fold. See `make_split`.
 
     Raises:
-        ConfigError: fewer than two folds, a wish for validation cases, or more folds than patients.
+        ConfigError: fewer than two folds, options for validation cases, or more folds than patients.
     """
     if folds < 2:
-        raise ConfigError(f"--folds {folds}: expected two or more")
+        raise ConfigError(f"--folds {folds}: must be 2 or more")
     if wish.val or wish.val_is_test or "val" in wish.given:
-        raise ConfigError("--folds: every patient validates once, so leave out --val, --val-list and --val-is-test")
+        raise ConfigError("--folds: every patient validates once; leave out --val, --val-list and --val-is-test")
     base = make_split(dataset, replace(wish, labelled="all"))
     kept: dict[Part, Sequence[str]] = {part: getattr(base, part) for part in {**wish.given, "test": ()}}
     annotated = by_patient(dataset, annotated=True)
@@ -133,17 +131,17 @@ def make_folds(dataset: PreparedDataset, wish: Wish, folds: int) -> list[Split]:
 
 
 def make_draws(dataset: PreparedDataset, wish: Wish, draws: int) -> list[Split]:
-    """Splits that share validation and test cases, with labelled ones drawn by the seed, the next and so on.
+    """Make splits with the same validation and test cases, whose labelled cases are drawn by consecutive seeds.
 
-    They are those of `medssl bench` with these seeds as its `draws`. See `make_split`.
+    `medssl bench` makes the same splits with these seeds as its `draws`. See `make_split`.
 
     Raises:
         ConfigError: no draw is wanted, or the labelled cases are given.
     """
     if draws < 1:
-        raise ConfigError(f"--draws {draws}: expected one or more")
+        raise ConfigError(f"--draws {draws}: must be 1 or more")
     if "labelled" in wish.given or wish.labelled == "all":
-        raise ConfigError("--draws: the labelled cases are named already; give --labelled a number to draw")
+        raise ConfigError("--draws: the labelled cases are fixed already; give --labelled a number to draw")
     base = make_split(dataset, wish)
     held: dict[Part, Sequence[str]] = {"test": base.test} if wish.val_is_test else {"test": base.test, "val": base.val}
     if "unlabelled" in wish.given:
@@ -156,10 +154,10 @@ def make_draws(dataset: PreparedDataset, wish: Wish, draws: int) -> list[Split]:
 
 
 def declared_apart(dataset: PreparedDataset) -> dict[str, Part]:
-    """Patients of whom the dataset says that they validate or test.
+    """Return the patients that the dataset declares as val or test.
 
     Raises:
-        DataError: it says two things of one patient.
+        DataError: it declares several parts for one patient.
     """
     said: dict[str, set[str]] = {}
     for case in dataset.cases.values():
@@ -167,7 +165,8 @@ def declared_apart(dataset: PreparedDataset) -> dict[str, Part]:
             said.setdefault(case.subject, set()).add(case.part if case.part in ("val", "test") else "train")
     divided = [f"  {patient}: {' and '.join(sorted(parts))}" for patient, parts in said.items() if len(parts) > 1]
     if divided:
-        raise DataError(f"{dataset.root}: the dataset divides patients\n" + "\n".join(divided[:20]))
+        title = f"{dataset.root}: the dataset divides patients; put all scans of each into one part"
+        raise DataError("\n".join([title, *divided[:20]]))
     found: dict[str, Part] = {}
     for patient, parts in said.items():
         if "val" in parts or "test" in parts:
@@ -176,7 +175,7 @@ def declared_apart(dataset: PreparedDataset) -> dict[str, Part]:
 
 
 def declared_parts(dataset: PreparedDataset) -> dict[Part, list[str]]:
-    """The parts that the dataset itself declares, of the cases that can be in them; a part of nobody is left out."""
+    """Return the parts that the dataset declares, without cases that lack a needed label; empty parts are left out."""
     found: dict[Part, list[str]] = {}
     for part in PARTS:
         ids = [id for id, case in dataset.cases.items() if case.part == part]
@@ -185,10 +184,10 @@ def declared_parts(dataset: PreparedDataset) -> dict[Part, list[str]]:
 
 
 def parse_amount(text: str) -> Amount:
-    """`8`, `10%` or `all`, as `--labelled` takes it.
+    """Parse `8`, `10%` or `all`, as `--labelled` takes it.
 
     Raises:
-        ConfigError: it is none of these, or not above 0 and at most 100%.
+        ConfigError: it is none of these, or a percentage that is not above 0 and at most 100%.
     """
     percent = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", text.strip())
     if text.strip() == "all":
@@ -201,21 +200,21 @@ def parse_amount(text: str) -> Amount:
 
 
 def number_of(amount: Amount, total: int, of: str) -> int:
-    """An amount of `total` as a number; a share is rounded down, so that 5% of 70 are the published 3.
+    """Turn an amount of `total` into a number; a share is rounded down, so that 5% of 70 are the published 3.
 
     Raises:
-        ConfigError: a share is less than one.
+        ConfigError: the share is less than one.
     """
     if isinstance(amount, int):
         return amount
     number = total if amount == "all" else int(total * amount)
     if not number:
-        raise ConfigError(f"--labelled {_words(amount)}: of {total} {of} that is less than one; ask for more")
+        raise ConfigError(f"--labelled {_words(amount)}: less than one of {total} {of}; ask for more")
     return number
 
 
 def shuffled(patients: Collection[str], seed: int) -> list[str]:
-    """Patients in the order of a draw."""
+    """Return the patients in the order of a draw."""
     names = sorted(patients)
     return [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
 
@@ -231,19 +230,19 @@ def _subjects(dataset: PreparedDataset, *parts: Collection[str]) -> set[str]:
 def _free(
     dataset: PreparedDataset, chosen: Mapping[Part, Sequence[str]], annotated: dict[str, list[str]], seed: int
 ) -> list[str]:
-    """Patients with a label who are in no part yet, in the order of a draw."""
+    """Annotated patients that are in no part yet, in the order of a draw."""
     taken = _subjects(dataset, *chosen.values())
     return [patient for patient in shuffled(annotated, seed) if patient not in taken and annotated[patient]]
 
 
 def _as_drawn(split: Split, base: Split, seed: int) -> Split:
-    """A split of a series, with the seed of its draw and the habits of the lists that the series began with."""
+    """A split of a series, with the seed of its draw and the quirk of the lists of the first split."""
     more = [quirk for quirk in base.quirks if quirk == "renamed frames"]
     return split.model_copy(update={"seed": seed, "quirks": (*more, *split.quirks)})
 
 
 def _draw(free: Sequence[str], annotated: dict[str, list[str]], number: int, part: Part, wish: Wish) -> list[str]:
-    """The first patients of `free`, or those that the strata name, until `number` are drawn."""
+    """Draw the first patients of `free`, or those that the strata choose, until `number` are drawn."""
     size = {patient: 1 if wish.unit == "patients" else len(annotated[patient]) for patient in free}
     drawn: list[str] = []
     left, missing = list(free), number
@@ -253,12 +252,12 @@ def _draw(free: Sequence[str], annotated: dict[str, list[str]], number: int, par
         left.remove(patient)
         missing -= size[patient]
     if missing:
-        raise ConfigError(f"{part}: {number} {wish.unit} wanted, only {number - missing} labelled ones are left")
+        raise ConfigError(f"{part}: {number} {wish.unit} wanted, only {number - missing} with labels are left")
     return drawn
 
 
 def _deal(free: Sequence[str], folds: int, strata: Strata | None) -> list[list[str]]:
-    """Patients dealt out like cards, so that folds differ by one at most."""
+    """Deal patients out in turn, so that the sizes of folds differ by at most one."""
     hands: list[list[str]] = [[] for _ in range(folds)]
     left = list(free)
     for n in range(len(free)):

@@ -1,4 +1,4 @@
-"""What a check of a dataset found: as values, as JSON, on a terminal, and as the error that stops a job."""
+"""Findings of a dataset check: as values, as JSON, printed, and as the error that stops a job."""
 
 from __future__ import annotations
 
@@ -22,19 +22,18 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 FARTHEST = 5
-"""Unlabelled cases that are named with their distance."""
-
+"""Number of unlabelled cases that the summary names with their distance."""
 
 PRINTED = 20
-"""Warnings of a kind that a terminal shows."""
+"""Number of warnings of one kind that are printed."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing about one file. Several lines in `found` belong together, such as two grids."""
+    """One thing that is wrong or unusual in one file. Several lines in `found` belong together, such as two grids."""
 
     case: str | None
-    """None when it concerns the dataset as a whole."""
+    """None if it concerns the dataset as a whole."""
     file: Path
     severity: Literal["error", "warning"]
     code: str
@@ -44,31 +43,31 @@ class Finding:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a readable case adds to the summary."""
+    """What is known of one case for the summary and for comparing cases."""
 
     case: str
     shape: tuple[int, int, int] | None = None
-    """Of the image as stored; None when it cannot be read."""
+    """Shape of the image as stored; None if it cannot be read."""
     spacing: tuple[float, float, float] | None = None
     voxels: dict[int, int] = field(default_factory=dict)
-    """Voxels by label value; empty without a readable label."""
+    """Number of voxels by label value; empty without a readable label."""
     ignored: int = 0
     """Voxels that nobody annotated."""
     look: Look | None = None
     """None when the image cannot be read."""
     sides: dict[int, float] = field(default_factory=dict)
-    """Mean place of each class from the patient's left, -0.5, to the right, 0.5."""
+    """Mean position of each class between the patient's left (-0.5) and right (0.5)."""
     digests: tuple[str, ...] = ()
-    """Names of the images' voxels, equal where these are; an empty one for a constant or unreadable image."""
+    """Digest of the voxels of each image; empty for a constant or unreadable image."""
     label_digest: str = ""
     series: str = ""
-    """The uid of the DICOM series that the image is."""
+    """The uid of the DICOM series that the image was read from."""
     picture: Any = None
-    """What `check` was asked to draw."""
+    """What the `draw` function of `check` returned."""
 
 
 class Distance(NamedTuple):
-    """How far an unlabelled case is from the labelled ones: 1 is as far as the oddest labelled case from the rest."""
+    """Distance of an unlabelled case from the labelled ones; 1 is that of the most unusual labelled case."""
 
     case: str
     score: float
@@ -76,7 +75,7 @@ class Distance(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """What a check found. `unusable` decides the exit code."""
+    """The result of a check. `unusable` decides the exit code."""
 
     source: Path | None
     cases: tuple[Case, ...]
@@ -84,7 +83,7 @@ class Report:
     facts: tuple[Facts, ...]
     """One for each case, in the same order."""
     classes: tuple[str, ...] | None
-    """Names by label value; None when nobody declared them."""
+    """Names by label value; None if they are not declared."""
     distances: tuple[Distance, ...] = ()
     """Unlabelled cases, the farthest from the labelled ones first; empty where nothing could be compared."""
     layout: str | None = None
@@ -142,7 +141,7 @@ class Report:
         }
 
     def print(self, console: Console) -> None:
-        """Findings grouped by what they are, errors first, a line each; then the summary."""
+        """Print the findings, a line each, grouped by kind with errors first, and then the summary."""
         from rich.text import Text
 
         groups: dict[tuple[str, str, str], list[Finding]] = {}
@@ -158,12 +157,12 @@ class Report:
                 line = f"  {finding.case or '':{width}}  " + "; ".join(_lines(finding))
                 console.print(Text(visible(self.relative(line))), soft_wrap=True)
             if len(findings) > len(shown):
-                console.print(f"  ... and {len(findings) - len(shown)} more; --json and --html have them all")
+                console.print(f"  ... and {len(findings) - len(shown)} more; --json and --html list them all")
         for line in self._summary_lines():
             console.print(Text(visible(line)), soft_wrap=True)
 
     def relative(self, text: str) -> str:
-        """A text with its paths inside the source starting there."""
+        """Return a text in which paths inside the source are relative to it."""
         return text if self.source is None else re.sub(rf"(?<![\w/.-]){re.escape(f'{self.source}{os.sep}')}", "", text)
 
     def _summary_lines(self) -> Iterator[str]:
@@ -184,7 +183,7 @@ class Report:
             yield f"{name}: {known['share']:.3%} of voxels, in {known['cases']} cases"
         if self.distances:
             shown = ", ".join(f"{case} {score:.2f}" for case, score in self.distances[:FARTHEST])
-            yield f"farthest unlabelled cases (1 is the oddest labelled case): {shown}"
+            yield f"farthest unlabelled cases (1 is the distance of the most unusual labelled case): {shown}"
         elif facts["labelled"] and facts["unlabelled"]:
             yield "unlabelled cases were not compared with the labelled ones: too few labelled cases"
 
@@ -211,7 +210,7 @@ def require_usable(report: Report) -> None:
 
 
 def _lines(finding: Finding) -> list[str]:
-    """What was found, and in which file where that does not say so itself."""
+    """Return the lines of a finding, with its file unless the text names it."""
     named = str(finding.file) in finding.found
     return (finding.found if named else f"{finding.found}  {finding.file}").split("\n")
 

@@ -1,7 +1,7 @@
-"""What a dataset is like, for `medssl plan`: sizes, spacings and grey levels, from images alone.
+"""Measure a dataset for `medssl plan`: sizes, spacings and grey levels, from images alone.
 
-Cases with and without labels count alike, so that a few annotated scans do not stand for all. What labels say of the
-classes is kept apart, in `Fingerprint.classes`, and no image fact depends on it.
+Cases with and without labels count equally, so a few annotated scans do not stand for all. Facts from labels are kept
+apart, in `Fingerprint.classes`, and no fact about images depends on them.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from medssl.errors import DataError
 from medssl.progress import mapper, tracked
 
 MOST_CASES = 200
-"""Images, and labels, that are read of a larger dataset; they lie evenly in its list of cases."""
+"""Largest number of images, and of labels, that are read; they are spread evenly over the list of cases."""
 VOXELS = 2**18
-"""Voxels that stand for the grey levels of a channel."""
+"""Number of voxels sampled for the grey levels of a channel."""
 AIR = -1000.0
 BODY = -500.0
-"""Hounsfield units above which a voxel is no air."""
+"""Hounsfield units above which a voxel is not air."""
 BELOW_FAT = -200.0
-"""A hundredth of all voxels below this: the grey levels are Hounsfield units, which know air, or nearly so."""
+"""If a hundredth of all voxels lies below this, grey levels count as Hounsfield units."""
 
 T = TypeVar("T")
 _EVERYWHERE = np.ones((3, 3, 3), bool)
@@ -46,7 +46,7 @@ class Grey:
     """Grey levels of a channel's foreground."""
 
     lowest: float
-    """Of all voxels, air included."""
+    """Lowest grey level of all voxels, air included."""
     p0_5: float
     median: float
     p99_5: float
@@ -57,7 +57,7 @@ class Grey:
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """One case as a recipe without a spacing would prepare it."""
+    """The image of one case, as a recipe without a spacing would prepare it."""
 
     case: str
     shape: Triple
@@ -66,12 +66,12 @@ class ImageFacts:
     """Millimetres on RAS axes."""
     channels: tuple[Grey, ...]
     nonzero: bool = False
-    """Whether foreground is what is not 0, and not what is bright."""
+    """Whether the foreground is all voxels that are not 0, instead of bright voxels."""
     axes: Triple = (0, 1, 2)
     """The stored axis that became each of the RAS axes."""
 
     def as_stored(self) -> ImageFacts:
-        """On the axes of the file."""
+        """Return the same facts along the axes of the file."""
         x, y, z = (self.axes.index(axis) for axis in range(3))
         shape, spacing = self.shape, self.spacing
         return replace(self, shape=(shape[x], shape[y], shape[z]), spacing=(spacing[x], spacing[y], spacing[z]),
@@ -80,109 +80,109 @@ class ImageFacts:
 
 @dataclass(frozen=True)
 class ClassFacts:
-    """A class in the labels that were read."""
+    """One class in the labels that were read."""
 
     name: str
     share: float
-    """Of all voxels that somebody annotated."""
+    """Share of all annotated voxels."""
     cases: int
-    """How many hold it."""
+    """Number of cases that hold the class."""
     largest: float
-    """Share of it within its largest connected component, a mean over those cases."""
+    """Share of the class in its largest connected component, averaged over these cases."""
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """A dataset in numbers."""
+    """The facts about a dataset on which `medssl plan` relies."""
 
     cases: int
     labelled: int
     images: tuple[ImageFacts, ...]
     labels: int
-    """How many labels were read."""
+    """Number of labels that were read."""
     classes: tuple[ClassFacts, ...]
-    """Empty where there is no label; the only part that labels have a say in."""
+    """Empty without labels; the only part that depends on labels, besides the counts."""
     patients: int
-    """How many the cases are of."""
+    """Number of patients of all cases."""
     namesakes: tuple[str, str] | None = None
-    """Two cases that look like scans of one patient, where each counts as a patient of its own."""
+    """Two cases that look like scans of one patient although each counts as its own patient; see `namesakes`."""
 
     @property
     def has_mixed_slices(self) -> bool:
-        """Whether slices are thick across another axis of the body in several cases, and across one of the files."""
+        """Whether slices are thick across different axes of the body in several cases, but across one file axis."""
         thick = self.thick_axes.most_common(2)
         return len(thick) > 1 and thick[1][1] > 1 and len(self.as_stored().thick_axes) == 1
 
     @property
     def thick_axes(self) -> Counter[int]:
-        """In how many cases slices are thick across each axis."""
+        """Number of cases with thick slices across each axis."""
         return Counter(axis for one in self.images if (axis := slice_axis(one.spacing)) is not None)
 
     def as_stored(self) -> Fingerprint:
-        """On the axes of the files."""
+        """Return the same facts along the axes of the files."""
         return replace(self, images=tuple(image.as_stored() for image in self.images))
 
     @property
     def spacings(self) -> NDArray[np.float64]:
-        """`(n, 3)`, millimetres by case."""
+        """Spacing of each image in millimetres, `(n, 3)`."""
         return np.array([image.spacing for image in self.images])
 
     @property
     def extents(self) -> NDArray[np.float64]:
-        """`(n, 3)`, millimetres that each case covers."""
+        """Extent of each image in millimetres, `(n, 3)`."""
         return self.spacings * np.array([image.shape for image in self.images], np.float64)
 
     @property
     def channels(self) -> int:
-        """Of every image."""
+        """Number of channels of every image."""
         return len(self.images[0].channels)
 
     @property
     def hounsfield(self) -> tuple[bool, ...]:
-        """Of each channel whether its grey levels are Hounsfield units in most cases."""
+        """For each channel, whether its grey levels are Hounsfield units in most cases."""
         held = np.array([[grey.hounsfield for grey in image.channels] for image in self.images])
         return tuple(bool(share > 0.5) for share in held.mean(0))
 
     @property
     def nonzero(self) -> bool:
-        """Whether foreground is what is not 0 in most cases, and not what is bright."""
+        """Whether the foreground is all voxels that are not 0 in most cases."""
         return sum(image.nonzero for image in self.images) > len(self.images) / 2
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return asdict(self)
 
     def summary(self) -> list[str]:
-        """What a reader wants to know, a line each."""
+        """Return the main facts for a reader, one line each."""
         shapes = np.array([image.shape for image in self.images])
         lines = [
             f"{self.cases} cases, {self.labelled} with a label; "
             f"read: the images of {len(self.images)}, the labels of {self.labels}",
-            f"voxels of the foreground's box, left-right, back-front, down-up: {_ranges(shapes)}",
+            f"voxels of the foreground's box (left-right x back-front x down-up): {_ranges(shapes)}",
             f"spacing in mm: {_ranges(self.spacings)}",
         ]
         for number in range(self.channels):
             greys = [image.channels[number] for image in self.images]
             levels = [np.median([getattr(grey, name) for grey in greys]) for name in ("lowest", "median", "p99_5")]
-            looks = "as Hounsfield units" if self.hounsfield[number] else "as of MRI"
+            looks = "Hounsfield units" if self.hounsfield[number] else "MRI"
             which = f" of channel {number}" if self.channels > 1 else ""
             numbers = ", ".join(f"{level:.4g}" for level in levels)
-            lines.append(f"grey levels{which}, the lowest, and the foreground's median and bright: {numbers}; {looks}")
+            lines.append(f"grey levels{which} (lowest; median and 99.5 % of the foreground): {numbers}; like {looks}")
         if self.classes:
             told = ", ".join(f"{one.name} {100 * one.share:.3g} % in {one.cases}" for one in self.classes)
-            lines.append(f"classes, their share of voxels, and how many labels hold them: {told}")
+            lines.append(f"classes (share of voxels, number of labels that hold them): {told}")
         return lines
 
 
 def take_fingerprint(source: Path, dataset: DatasetConfig, *, workers: int = 2) -> Fingerprint:
-    """Read a dataset's images, then its labels, at most MOST_CASES of each. The same files give the same numbers.
+    """Read the images of a dataset, then its labels, at most MOST_CASES of each. The same files give the same numbers.
 
     Args:
-        dataset: its classes, values and patients; its recipe plays no part.
-        workers: processes; below 2 all is read in this one.
+        dataset: gives classes, values and patients; its recipe is not used.
+        workers: number of worker processes; below 2, everything is read in this process.
 
     Raises:
-        DataError: no known layout, no case in it, a file that cannot be used, or images of unlike channels.
+        DataError: no known layout, no case in it, a file that cannot be used, or images with different channels.
     """
     cases = read_layout(source, dataset).cases
     if not cases:
@@ -206,27 +206,27 @@ def take_fingerprint(source: Path, dataset: DatasetConfig, *, workers: int = 2) 
 
 
 def evenly(cases: Sequence[T]) -> list[T]:
-    """All of them, or MOST_CASES from everywhere in the list."""
+    """Return all cases, or MOST_CASES spread evenly over the list."""
     count = min(len(cases), MOST_CASES)
     return [cases[i * len(cases) // count] for i in range(count)]
 
 
 def image_facts(case: Case) -> ImageFacts:
-    """Read the image of a case, and nothing else of it."""
+    """Read the image of a case, but not its label."""
     image = read_image(*case.images)
     if not np.isfinite(image.array).all():
         raise DataError(f"{case.images[0]}: holds NaN or infinity; `medssl check` lists all such cases")
     nonzero = zero_is_background([*image.channels])
     channels = tuple(_grey(channel.reshape(-1), nonzero) for channel in image.channels)
     threshold: Any = "nonzero" if nonzero else tuple(BODY if grey.hounsfield else None for grey in channels)
-    # A window costs nothing, z-scores would look at every voxel again.
+    # A window costs nothing; z-scores would read every voxel again.
     window = Intensity(kind="clip", window=(0, 1))
     grid = Recipe(threshold=threshold, intensity=window).apply(image).grid
     return ImageFacts(case.id, grid.prepared, grid.spacing, channels, nonzero, grid.axes)
 
 
 def _grey(voxels: NDArray[np.float32], nonzero: bool) -> Grey:
-    """Of `(n,)` voxels, a part of which is looked at."""
+    """Grey levels from a sample of `(n,)` voxels."""
     if len(voxels) > VOXELS:
         voxels = voxels[np.random.default_rng(0).integers(0, len(voxels), VOXELS)]
     lowest, dark, bright = (float(value) for value in np.percentile(voxels, (0, 1, 99.5)))
@@ -242,7 +242,7 @@ def _label_facts(case: Case, dataset: DatasetConfig) -> NDArray[np.int64]:
     assert case.label is not None
     label = as_classes(read_label(case.label), dataset).array
     if label.ndim != 3:
-        raise DataError(f"{case.label}: {label.ndim} axes where a label map has 3; `medssl check` tells what to do")
+        raise DataError(f"{case.label}: a label map must have 3 axes, got {label.ndim}; `medssl check` says what to do")
     voxels = np.bincount(label[label != IGNORED] if dataset.ignore else label.ravel(), minlength=len(dataset.classes))
     boxes = ndimage.find_objects(label, max_label=len(dataset.classes) - 1)
     largest = [0, *(_largest(label[box] == place) if box else 0 for place, box in enumerate(boxes, start=1))]
@@ -269,7 +269,7 @@ def _class_facts(names: Sequence[str], counts: Sequence[NDArray[np.int64]]) -> t
 
 
 def _ranges(values: NDArray[Any]) -> str:
-    """Least, median and largest of each axis of `(n, 3)`, one number where they are the same."""
+    """Median, lowest and highest value of each axis of `(n, 3)`; one number if all are equal."""
     told = []
     for low, middle, high in zip(values.min(0), np.median(values, 0), values.max(0), strict=True):
         least, most = f"{low:.4g}", f"{high:.4g}"
@@ -283,5 +283,5 @@ def _check_channels(source: Path, images: Sequence[ImageFacts]) -> None:
     if other is not None:
         raise DataError(
             f"{source}: case {first.case} has {len(first.channels)} channel(s) and case {other.case} has "
-            f"{len(other.channels)}; every case needs the same. `medssl check {source}` lists all that differ"
+            f"{len(other.channels)}; every case needs the same number. `medssl check {source}` lists all that differ"
         )

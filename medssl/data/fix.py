@@ -1,8 +1,8 @@
-"""A copy of a dataset in which everything is mended that can be mended without a guess: `medssl check --fix`.
+"""Write a copy of a dataset in which all faults are fixed that need no guess: `medssl check --fix`.
 
-The source is read and never written to. Its folder is copied whole, so that the copy is a dataset of the same layout,
-and `fixes.csv` in it tells what was changed in which file, from what to what. A change to a header leaves the bytes of
-the voxels as they are. What could be meant in two ways is left alone, for `check` to list again.
+The source is read and never written to. Its folder is copied whole, so the copy has the same layout. `fixes.csv` in it
+lists what was changed in which file, from what to what. A change to a header leaves the bytes of the voxels as they
+are. Faults that could be fixed in several ways are left, and `check` lists them again.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Fix:
 
     case: str
     file: str
-    """Inside the dataset's folder."""
+    """Path inside the folder of the dataset."""
     change: str
     before: str
     after: str
@@ -56,29 +56,29 @@ class Fix:
 
 @dataclass(frozen=True)
 class Job:
-    """A volume of the dataset and what may be done to it."""
+    """A volume of the dataset and what may be changed in it."""
 
     case: str
     file: str
     is_label: bool
     is_part: bool
-    """Some of its frames are cases: its voxels stay as they are."""
+    """Whether cases are parts of this file; its voxels then stay as they are."""
     remap: DatasetConfig | None
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """A mended copy."""
+    """The result of `apply_fixes`."""
 
     folder: Path
     fixes: tuple[Fix, ...]
     dataset: DatasetConfig | None
     """The settings that hold for the copy: those of the source, without `values` where labels were remapped."""
     unmapped: tuple[Path, ...]
-    """Labels whose values could not be mapped, for which all labels keep theirs."""
+    """Labels whose values could not be mapped; because of them, all labels keep their values."""
 
     def to_json(self) -> dict[str, Any]:
-        """Everything in plain values."""
+        """Return everything in plain values."""
         return {
             "fixed": str(self.folder),
             "fixes": [asdict(fix) for fix in self.fixes],
@@ -86,7 +86,7 @@ class Fixed:
         }
 
     def print(self, console: Console) -> None:
-        """The changes, grouped by what they are."""
+        """Print the changes, grouped by kind."""
         from rich.text import Text
 
         for change, fixes in groupby(sorted(self.fixes, key=lambda fix: fix.change), key=lambda fix: fix.change):
@@ -96,22 +96,22 @@ class Fixed:
                 console.print(Text(f"  {fix.file}  {fix.before} -> {fix.after}"), soft_wrap=True)
         if self.unmapped:
             files = ", ".join(path.name for path in self.unmapped)
-            console.print(Text(f"values of labels were not mapped, for these cannot be: {files}"), soft_wrap=True)
-        where = f"{len(self.fixes)} fixes written to {self.folder}, listed in {LOG} there; what follows is left"
+            console.print(Text(f"label values were not mapped, because these files cannot be: {files}"), soft_wrap=True)
+        where = f"{len(self.fixes)} fixes written to {self.folder}, listed in {LOG} there; the findings below are left"
         console.print(Text(where), soft_wrap=True)
 
 
 def apply_fixes(
     report: Report, out: Path, dataset: DatasetConfig | None = None, *, workers: int = 2, overwrite: bool = False
 ) -> Fixed:
-    """Write a mended copy of the dataset that `report` is about. It appears whole or not at all.
+    """Write a fixed copy of the dataset of `report`. It appears whole or not at all.
 
-    Slightly skewed axes are straightened, forms and units of headers made one, headers and packing corrected where
-    they contradict themselves, float labels of whole numbers stored as integers, and label values mapped by
-    `dataset.values` to the places of classes, with the configuration of the copy written to `data.yaml` in it.
+    Slightly skewed axes are straightened, and contradictions in headers, units and compression are corrected. Float
+    labels of whole numbers become integers. Label values are mapped by `dataset.values` to positions of classes, and
+    `data.yaml` in the copy is the configuration for it.
 
     Raises:
-        ConfigError: `out` exists and is no such copy or may not be replaced, or one folder lies in the other.
+        ConfigError: `out` exists and is no fixed copy or must not be replaced, or one folder lies in the other.
         DataError: a file of a case lies outside the dataset's folder, or the folder cannot be copied.
     """
     source, out = fix_places(report.source, Path(out), overwrite)
@@ -130,27 +130,27 @@ def apply_fixes(
 
 
 def fix_places(dataset: Path | None, out: Path, overwrite: bool) -> tuple[Path, Path]:
-    """The folder to copy, and where to. Asked before a dataset is read, it spares the reading.
+    """Return the folder to copy and the output folder, checked before the dataset is read.
 
     Raises:
         ConfigError: as `apply_fixes`.
     """
     if dataset is not None and dataset.is_file():
-        raise ConfigError(f"{dataset}: a list, whose files may lie anywhere; only a dataset that is a folder can be "
-                          "copied and fixed. Give a folder, or fix the files that `medssl check` names")  # fmt: skip
+        raise ConfigError(f"{dataset}: a list, whose files may lie anywhere; only a folder can be copied and fixed. "
+                          "Give a folder, or fix the files that `medssl check` names")  # fmt: skip
     if dataset is None or not dataset.is_dir():
-        raise ConfigError(f"{dataset}: only a dataset that is a folder can be copied and fixed")
+        raise ConfigError(f"{dataset}: not a folder; only a folder can be copied and fixed")
     source, place = dataset.resolve(), out.resolve()
     if source == place or source in place.parents or place in source.parents:
-        raise ConfigError(f"{out}: lies in the dataset or holds it; choose a place beside it")
+        raise ConfigError(f"{out}: lies inside the dataset or contains it; choose a folder beside it")
     refuse_existing(out, overwrite)
     if out.exists() and not (out / LOG).is_file():
-        raise ConfigError(f"{out}: holds no {LOG}, so it is no fixed copy and is not replaced; remove it yourself")
+        raise ConfigError(f"{out}: has no {LOG}, so it is not a fixed copy and is not replaced; remove it yourself")
     return dataset.absolute(), out
 
 
 def _copy(source: Path, out: Path) -> None:
-    """All files, without their permissions: a source that is read-only makes no copy that is."""
+    """Copy all files without their permissions, so that a read-only source does not make a read-only copy."""
     try:
         for folder, inside, names in os.walk(source, followlinks=True):
             way = Path(folder).relative_to(source)
@@ -159,14 +159,14 @@ def _copy(source: Path, out: Path) -> None:
             to = out / way
             to.mkdir(exist_ok=True)
             for name in names:
-                if (Path(folder) / name).is_file():  # no dangling link
+                if (Path(folder) / name).is_file():  # not a dangling link
                     shutil.copyfile(Path(folder) / name, to / name)
     except OSError as error:
         raise DataError(f"{source}: cannot be copied to {out}: {error.strerror or error}") from None
 
 
 def _jobs(report: Report, source: Path, remap: DatasetConfig | None) -> list[Job]:
-    """The volumes of cases, and labels that no case uses; each file once."""
+    """List the volumes of cases and the labels that no case uses; each file once."""
     found: dict[Path, Job] = {}
     for case in report.cases:
         for each in case.images:
@@ -180,20 +180,20 @@ def _jobs(report: Report, source: Path, remap: DatasetConfig | None) -> list[Job
     for path, job in found.items():
         if is_volume(path) and path.is_file():
             if source not in path.absolute().parents:
-                raise DataError(f"{path}: lies outside {source}, so a copy of that folder would not hold it")
+                raise DataError(f"{path}: lies outside {source}, so a copy of that folder would not contain it")
             jobs.append(replace(job, file=str(path.absolute().relative_to(source))))
     return jobs
 
 
 def _unmappable(report: Report) -> tuple[Path, ...]:
-    """Labels whose values cannot be mapped. One is enough to leave all as they are: a mixture has no meaning."""
+    """Labels whose values cannot be mapped. If there is one, no label is mapped: a mixture has no meaning."""
     labels = {case.label.path for case in report.cases if case.label}
     labels |= {finding.file for finding in report.errors if finding.code == "no_image"}
     return tuple(f.file for f in report.errors if f.code in _SPOILT_VALUES and f.file in labels)
 
 
 def _plain(dataset: DatasetConfig) -> DatasetConfig:
-    """The settings that hold once label files have the places of classes as values."""
+    """The settings for label files whose values are the positions of classes."""
     return dataset.model_copy(update={"values": {}, "ignore": (IGNORED,) if dataset.ignore else ()})
 
 
@@ -208,7 +208,7 @@ def _write_log(path: Path, fixes: tuple[Fix, ...]) -> None:
 
 
 def _mend(job: Job, source: Path, out: Path) -> list[Fix]:
-    """Mend one file of the copy; a file that cannot be read or trusted is left as it is."""
+    """Fix one file of the copy; a file that cannot be read or trusted is left as it is."""
     try:
         volume = read_volume(source / job.file)
     except DataError:
@@ -228,11 +228,11 @@ def _mend(job: Job, source: Path, out: Path) -> list[Fix]:
 
 
 Change = tuple[str, str, str]
-"""What was changed, from what, to what."""
+"""The kind of change, the old value and the new value."""
 
 
 def _mend_header(header: Any, volume: Volume, odd: dict[str, str]) -> Iterator[Change]:
-    """Change a header in place, saying how."""
+    """Correct a header in place, and yield the changes."""
     if "suffix" in odd:
         yield "suffix", odd["suffix"], "packed as its name says"
     if "header_size" in odd:
@@ -256,7 +256,7 @@ def _mend_header(header: Any, volume: Volume, odd: dict[str, str]) -> Iterator[C
 
 
 def _scale(header: Any, factor: float) -> None:
-    """Lengths into millimetres, in every field that holds one."""
+    """Convert every length in a header to millimetres."""
     header["xyzt_units"] = (int(header["xyzt_units"]) & ~7) | 2
     header["pixdim"][1:4] *= factor
     for name in ("srow_x", "srow_y", "srow_z", "qoffset_x", "qoffset_y", "qoffset_z"):
@@ -264,8 +264,8 @@ def _scale(header: Any, factor: float) -> None:
 
 
 def _behind_unit_sform(header: Any) -> Affine | None:
-    """The affine of a header whose sform has a voxel of 1 mm where pixdim says otherwise: its qform's, or else the
-    sform with that spacing. None where the sform is no such placeholder."""
+    """The true affine of a header whose sform has voxels of 1 mm although pixdim says otherwise: the qform, or else the
+    sform with the spacing of pixdim. None if the sform has another spacing."""
     sform = np.array(header.get_sform(), np.float64)
     if np.abs(np.array(spacing_of(sform)) - 1).max() > SPACING_TOLERANCE:
         return None
@@ -283,7 +283,7 @@ def _origin(header: Any) -> str:
 
 
 def _straighten(header: Any, affine: Affine, shape: tuple[int, int, int], shear: float) -> Change:
-    """The nearest axes at right angles, about the middle of the volume."""
+    """Set the nearest axes at right angles, keeping the middle of the volume in place."""
     spacing = np.array(spacing_of(affine))
     left, _, right = np.linalg.svd(affine[:3, :3] / spacing)
     straight = np.eye(4)
@@ -295,13 +295,13 @@ def _straighten(header: Any, affine: Affine, shape: tuple[int, int, int], shear:
     header.set_sform(straight, codes[0])
     near = moved + FORM_TOLERANCE * spacing.min()
     if codes[1] > 0 and corners_apart(shape, straight, header.get_qform()) <= near:
-        header.set_qform(straight, codes[1])  # it differed by the skew alone
+        header.set_qform(straight, codes[1])  # it differed only by the skew
     after = f"at right angles; no voxel moves by more than {moved:.3g} mm"
     return "sheared", f"cosine of {shear:.2g} between two voxel axes", after
 
 
 def _mend_values(volume: Volume, remap: DatasetConfig | None) -> tuple[NDArray[Any] | None, list[Change]]:
-    """The voxels of a label to write, or None where they stay as they are."""
+    """The voxels of a label to write, or None if they stay as they are, and the changes."""
     if volume.array.ndim != 3 or (volume.array.dtype.kind == "f" and volume.scaling != (1.0, 0.0)):
         return None, []
     try:

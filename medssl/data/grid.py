@@ -1,7 +1,8 @@
-"""Where voxels lie: axes in another order or direction, and a prepared array in its raw volume.
+"""Turn and resample voxel grids, and place a prepared array in its raw volume.
 
-A turn is exact and moves no voxel in the world. Images are resampled with a cubic spline (linear along a thick-slice
-axis); labels and probabilities class by class with linear weights, the largest of which wins.
+A turn changes the order and direction of axes; it is exact and moves no voxel in the world. Images are resampled with a
+cubic spline (linear along a thick-slice axis); labels and probabilities class by class with linear weights, of which
+the largest wins.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from medssl.words import by
 Triple = tuple[int, int, int]
 Box = tuple[slice, slice, slice]
 Map = tuple[int, Box, NDArray[np.float32]]
-"""A value, and how much it weighs at the points of a box; nothing elsewhere."""
+"""A value and its weights at the points of a box; 0 elsewhere."""
 NumberT = TypeVar("NumberT", bound=np.generic)
 
 STORED = "stored"
 """The orientation of arrays whose axes stay as they are in the file."""
 _ALL: Box = (slice(None), slice(None), slice(None))
 GRID_ERROR = 0.5
-"""From half a voxel on, a label voxel belongs to another image voxel than the one at its index."""
+"""Largest shift in voxels; beyond it, a label voxel belongs to another image voxel than the one at its index."""
 GRID_WARNING = 0.01
-"""Voxels that a corner of another grid may lie off the image's: rounding of float32 headers stays far below."""
+"""Shift in voxels that is not reported; rounding in float32 headers stays far below it."""
 THICK_SLICE_RATIO = 3.0
-"""An axis is a thick-slice axis when its spacing exceeds the finest one this many times."""
+"""An axis is a thick-slice axis if its spacing is more than this many times the finest one."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Turn:
 
     @classmethod
     def to(cls, orientation: str, affine: NDArray[np.float64]) -> Turn:
-        """The turn after which the axes lie nearest to an orientation such as RAS; none for `stored`."""
+        """Return the turn that brings the axes nearest to an orientation such as RAS; `stored` changes nothing."""
         if orientation == STORED:
             return cls((0, 1, 2), (False, False, False))
         directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
@@ -56,21 +57,21 @@ class Turn:
 
     @classmethod
     def onto(cls, like: Affine, affine: Affine) -> Turn | None:
-        """The turn after which the axes are those of another affine; None where none of them run along these."""
-        order = np.rint(np.linalg.inv(like[:3, :3]) @ affine[:3, :3])  # other axes by own axes: -1, 0 or 1
+        """Return the turn that brings the axes to those of another affine; None if they do not correspond."""
+        order = np.rint(np.linalg.inv(like[:3, :3]) @ affine[:3, :3])  # (other axes, own axes): -1, 0 or 1
         if not all((np.abs(order).sum(axis) == 1).all() for axis in (0, 1)):
             return None
         axes, flips = np.abs(order).argmax(1).tolist(), (order.sum(1) < 0).tolist()
         return cls((axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2]))
 
     def apply(self, array: NDArray[Any]) -> NDArray[Any]:
-        """`(X, Y, Z)` or `(X, Y, Z, M)` as stored to the new axes; a view, not a copy."""
+        """Turn an array `(X, Y, Z)` or `(X, Y, Z, M)` as stored to the new axes; a view, not a copy."""
         turned = np.transpose(array, (*self.axes, *range(3, array.ndim)))
         return turned[tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)]
 
     def apply_to_volume(self, volume: Volume) -> Volume:
-        """The volume on the new axes, every voxel where it was in the world."""
-        back = np.zeros((4, 4))  # from a new index to the one as stored
+        """Turn a volume; every voxel stays where it was in the world."""
+        back = np.zeros((4, 4))  # from a new index to the stored one
         back[3, 3] = 1
         for new, (axis, flip) in enumerate(zip(self.axes, self.flips, strict=True)):
             back[axis, new] = -1 if flip else 1
@@ -78,25 +79,25 @@ class Turn:
         return replace(volume, array=self.apply(volume.array), affine=volume.affine @ back)
 
     def undo(self, array: NDArray[Any]) -> NDArray[Any]:
-        """The inverse of `apply`."""
+        """Undo `apply`."""
         array = array[tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)]
         return np.transpose(array, np.argsort(self.axes))
 
     def apply_to_axes(self, values: tuple[float, float, float]) -> tuple[float, float, float]:
-        """One number per stored axis to one per new axis."""
+        """Reorder one number per stored axis to one per new axis."""
         return values[self.axes[0]], values[self.axes[1]], values[self.axes[2]]
 
 
 def aligned(volume: Volume, like: Volume) -> Volume:
-    """The volume with the axes of another, in order and direction; as it is where its own run along none of these."""
+    """Turn a volume to the axes of another one; unchanged if the axes do not correspond."""
     turn = Turn.onto(like.affine, volume.affine)
     return volume if turn is None else turn.apply_to_volume(volume)
 
 
 def shift_of(label: Volume, image: Volume) -> float | None:
-    """Largest distance, in image voxels along an axis, of a label corner from where it belongs.
+    """Return the largest distance of a label corner from its image corner, in image voxels along an axis.
 
-    None when the axes do not correspond at all: other shapes, or other spacings or directions.
+    None if the grids do not correspond: other shapes, spacings or directions.
     """
     label = aligned(label, image)
     if Turn.onto(image.affine, label.affine) is None or label.shape != image.shape:
@@ -106,23 +107,23 @@ def shift_of(label: Volume, image: Volume) -> float | None:
 
 
 def off_grid(image: Volume, other: Volume, what: str) -> Oddity | None:
-    """Where a label or channel, `what`, does not lie on the image's grid in the world, in whatever order its axes are.
+    """Report a label or channel (`what`) that is not on the grid of the image, whatever the order of its axes.
 
-    The code is `grid` where voxels are others, `grid_shift` where they are a little off.
+    The code is `grid` if voxels do not match, and `grid_shift` if they are slightly off. None if all is well.
     """
     shift = shift_of(other, image)
     if shift is not None and shift <= GRID_WARNING:
         return None
     if shift is not None and shift <= GRID_ERROR:
-        found = f"the grid of the {what} lies up to {shift:.3g} voxels off the image's"
+        found = f"the grid of the {what} is up to {shift:.3g} voxels off the grid of the image"
         return Oddity("grid_shift", found, "harmless if a tool rounded the header; the image's grid is used")
     first = f"image and {what} lie on different grids" + (f", up to {shift:.3g} voxels apart" if shift else "")
     if image.shape != other.shape and image.shape == other.shape[::-1]:
         first += f"; the axes of the {what} look transposed"
     found = "\n".join([first, f"image {_described(image)}", f"{what} {_described(other)}"])
-    fix = f"resample the {what} onto the image's grid, with the nearest voxel of a label"
+    fix = f"resample the {what} onto the grid of the image; use nearest neighbour for a label"
     if image.shape == other.shape:
-        fix = f"resample the {what} onto the image's grid, or copy the image's header if only that is wrong"
+        fix = f"resample the {what} onto the grid of the image, or copy the image's header if only that is wrong"
     return Oddity("grid", found, fix)
 
 
@@ -133,23 +134,23 @@ def _described(volume: Volume) -> str:
 
 @dataclass(frozen=True)
 class Slab:
-    """Class probabilities of a prepared array, or of some of its rows along one axis."""
+    """Class probabilities of a prepared array, or of a range of its rows along one axis."""
 
     probs: NDArray[np.floating[Any]]
     """`(C, x, y, z)`."""
     axis: int = 0
     start: int = 0
-    """The first of the rows."""
+    """Index of the first row."""
 
     @property
     def stop(self) -> int:
-        """One more than the last of the rows."""
+        """Index after the last row."""
         return self.start + int(self.probs.shape[1 + self.axis])
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Where a prepared array lies in its raw volume; plain numbers, so it travels as JSON."""
+    """The place of a prepared array in its raw volume, in plain numbers that can be stored as JSON."""
 
     shape: Triple
     affine: list[list[float]]
@@ -164,22 +165,25 @@ class Grid:
     spacing: tuple[float, float, float]
     """Millimetres between prepared voxels."""
     nearest: bool = False
-    """Everything takes the nearest voxel, see `Recipe.resize`."""
+    """Whether everything is resampled by nearest neighbour; see `Recipe.resize`."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; `Grid.from_json` reads them back."""
+        """Return plain values; `Grid.from_json` reads them back."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Grid:
-        """What `to_json` gave, after a round trip through a file."""
+        """Read back what `to_json` gave, after a round trip through a file."""
         plain: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) and key != "affine" else value for key, value in values.items()
         }
         return cls(**plain)
 
     def resample_image(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Crop grid to prepared grid: cubic, and linear along thick slices, where splines would ring."""
+        """Resample an image from the crop grid to the prepared grid: cubic, but linear along thick-slice axes.
+
+        Splines would ring there.
+        """
         if self.nearest:
             return _nearest(array, self.prepared)
         thick = [s > THICK_SLICE_RATIO * min(self.cropped_spacing) for s in self.cropped_spacing]
@@ -190,7 +194,7 @@ class Grid:
         return _resample(array, self.prepared, self._steps([not t for t in thick]), order=1)
 
     def resample_label(self, label: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.unsignedinteger[Any]]:
-        """Crop grid to prepared grid, each class as a linear mask, the largest winning."""
+        """Resample a label from the crop grid to the prepared grid: a linear mask per class, the largest wins."""
         if self._is_as_cropped():
             return label
         if self.nearest:
@@ -202,11 +206,11 @@ class Grid:
         return _largest(maps, self.prepared, label.dtype.type)[0]
 
     def largest(self, slabs: Iterable[Slab]) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.floating[Any]]]:
-        """Prepared grid to crop grid: the class with the largest interpolated probability, and that probability.
+        """Return the class with the largest interpolated probability on the crop grid, and that probability.
 
         Args:
-            slabs: together the whole, each beginning with the row that ended the one before, so that what lies
-                between two rows is in one of them.
+            slabs: together the whole array; each one begins with the last row of the one before, so that every
+                voxel between two rows is covered.
         """
         classes, certainty = np.zeros(self.cropped, np.uint8), np.zeros(self.cropped, np.float32)
         for slab in slabs:
@@ -222,9 +226,9 @@ class Grid:
         return classes, certainty
 
     def _contenders(self, slab: Slab) -> Iterator[Map]:
-        """`interpolated`, of each class where it may be the likeliest.
+        """Yield `interpolated` for each class, only where the class may be the most likely one.
 
-        There, some class has as much as all have on average, and none has more between voxels than at one of them.
+        The most likely class has at least the mean probability, and no interpolated value exceeds the voxels around it.
         """
         if self.nearest:
             yield from ((value, _ALL, found) for value, found in enumerate(self.interpolated(slab)))
@@ -235,9 +239,9 @@ class Grid:
             yield value, *_linear_near(of_class, of_class >= least, *points)
 
     def interpolated(self, slab: Slab) -> Iterator[NDArray[np.float32]]:
-        """Prepared grid to crop grid: the probabilities of one class after the other, as all may be too large.
+        """Yield the probabilities on the crop grid, one class at a time because all together may be too large.
 
-        Of a slab of some rows, those voxels of the crop that lie between them.
+        For a slab of some rows, only the voxels of the crop between these rows.
         """
         shape, back, offset = self._back(slab)
         for of_class in slab.probs:
@@ -247,7 +251,7 @@ class Grid:
                 yield _linear(of_class, shape, back, offset)
 
     def _back(self, slab: Slab) -> tuple[Triple, list[float], list[float]]:
-        """How many voxels of the crop lie between rows of a slab, their steps on it, and where the first one lies."""
+        """Shape of the crop between the rows of a slab, and its steps and first position on the slab."""
         inside, back = self._reached(slab), [1 / step for step in self._steps()]
         shape = (inside[0].stop - inside[0].start, inside[1].stop - inside[1].start, inside[2].stop - inside[2].start)
         offset = _centred(self.prepared, self.cropped, back)
@@ -255,13 +259,13 @@ class Grid:
         return shape, back, offset
 
     def place(self, array: NDArray[NumberT], outside: float = 0) -> NDArray[NumberT]:
-        """An array of the crop grid on the raw volume's own grid, with a constant outside the crop."""
+        """Place an array on the crop grid in the grid of the raw volume, with a constant outside the crop."""
         whole = np.full(tuple(self.shape[axis] for axis in self.axes), outside, array.dtype)
         whole[tuple(slice(s, s + n) for s, n in zip(self.start, self.cropped, strict=True))] = array
         return Turn(self.axes, self.flips).undo(whole)
 
     def _reached(self, slab: Slab) -> tuple[slice, slice, slice]:
-        """The voxels of the crop that lie between rows of a slab; beyond the first and the last of all, too."""
+        """The voxels of the crop between the rows of a slab; at the ends of the array also those beyond."""
         axis, reached = slab.axis, [slice(0, n) for n in self.cropped]
         step, rows = 1 / self._steps()[axis], self.prepared[axis]
         first = _centred(self.prepared, self.cropped, [step] * 3)[axis]
@@ -273,7 +277,7 @@ class Grid:
         return self.cropped == self.prepared and self.cropped_spacing == self.spacing
 
     def _steps(self, keep: list[bool] | None = None) -> list[float]:
-        """Crop-grid voxels a prepared voxel spans along each axis; 1 along the axes to keep."""
+        """Crop-grid voxels that a prepared voxel spans along each axis; 1 along the axes to keep."""
         keep = keep or [False] * 3
         pairs = zip(self.cropped_spacing, self.spacing, keep, strict=True)
         return [1.0 if kept else new / old for old, new, kept in pairs]
@@ -282,7 +286,7 @@ class Grid:
 def _resample(
     array: NDArray[np.float32], shape: Triple, steps: list[float], order: int, offset: list[float] | None = None
 ) -> NDArray[np.float32]:
-    """Sample `shape` points, `steps` apart from `offset` on, or centred on the array; its edge continues outwards."""
+    """Sample `shape` points `steps` apart, from `offset` or centred on the array; edge values continue outside."""
     offset = offset or _centred(array.shape, shape, steps)
     if array.shape == shape and steps == [1.0, 1.0, 1.0] and not any(offset):
         return array
@@ -293,7 +297,7 @@ def _resample(
 
 
 def _centred(old: tuple[int, ...], new: Triple, steps: list[float]) -> list[float]:
-    """Where on an array of `old` points the first of `new` ones lies, when both have one centre."""
+    """Position of the first of `new` points on an array of `old` points with the same centre."""
     return [(n - 1) / 2 - step * (m - 1) / 2 for n, m, step in zip(old, new, steps, strict=True)]
 
 
@@ -306,7 +310,7 @@ def _linear(
 def _linear_near(
     array: NDArray[Any], mask: NDArray[np.bool_], shape: Triple, steps: list[float], offset: list[float]
 ) -> tuple[Box, NDArray[np.float32]]:
-    """A box with all points that lie within a voxel of what is set in `mask`, and what `_linear` gives there."""
+    """A box with all points within one voxel of the set voxels of `mask`, and the result of `_linear` there."""
     found = ndimage.find_objects(mask.view(np.uint8))
     if not found:
         return (slice(0), slice(0), slice(0)), np.zeros((0, 0, 0), np.float32)
@@ -324,21 +328,21 @@ def _linear_near(
 
 
 def _nearest(array: NDArray[NumberT], shape: Triple) -> NDArray[NumberT]:
-    """The nearest of the array's voxels for each of `shape`, corners on corners."""
+    """Resample an array to `shape` by nearest neighbour, with corners aligned."""
     factors = [new / old for new, old in zip(shape, array.shape, strict=True)]
     zoomed: NDArray[NumberT] = ndimage.zoom(array, factors, order=0, mode="nearest")
     return zoomed
 
 
 def class_type(highest: int) -> type[np.unsignedinteger[Any]]:
-    """The smallest type that holds classes up to this one."""
+    """Return the smallest unsigned type that holds classes up to this one."""
     return np.uint8 if highest < 256 else np.uint16
 
 
 def _largest(
     maps: Iterable[Map], shape: tuple[int, ...], dtype: type[np.unsignedinteger[Any]]
 ) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.float32]]:
-    """Of maps, one by one, the value of the largest at each point, and what it held. Ties go to the first."""
+    """At each point, the value of the map with the largest weight, and that weight. Ties go to the first."""
     classes, best = np.zeros(shape, dtype), np.zeros(shape, np.float32)
     for value, box, weights in maps:
         better = weights > best[box]

@@ -1,4 +1,4 @@
-"""One case, read and looked at: everything that is wrong with its files, by themselves and beside each other."""
+"""Read one case and find everything that is wrong with its files, each alone and together."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from medssl.errors import DataError
 from medssl.words import by, how_many, plain
 
 SPACINGS = (0.01, 20.0)
-"""Millimetres; a finer or coarser voxel is more likely a wrong unit than a scan."""
+"""Usual range in millimetres; a spacing outside it more likely has a wrong unit."""
 FAR_ORIGIN = 10_000.0
-"""Millimetres from the world's origin; no scanner is so long, and float32 coordinates get coarse."""
+"""Millimetres from the origin of the world; no scanner is that long, and float32 coordinates become coarse."""
 STRAIGHTENED = 0.02
-"""Cosine up to which `fix` straightens axes: more is no small slip, and voxels would move."""
+"""Cosine between two voxel axes up to which `fix` straightens them; beyond it, voxels would move too far."""
 LISTED = 10
 """Label values named in one finding."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a dataset says of itself."""
+    """What the cases of a dataset are expected to hold."""
 
     classes: tuple[str, ...] | None
     channels: int
     places: dict[int, int]
     """See `DatasetConfig.places`."""
     seeks_foreground: bool = True
-    """Whether the recipe finds the foreground by itself, and something depends on it."""
+    """Whether the recipe needs the foreground and finds it by an automatic threshold."""
     orientation: str = "RAS"
     """See `Recipe.orientation`."""
 
     @classmethod
     def of(cls, dataset: DatasetConfig | None) -> Expected:
-        """Without settings any classes, and one channel."""
+        """Return what the settings expect; without settings, any classes and one channel."""
         if dataset is None:
             return cls(None, 1, {})
         recipe, channels = dataset.recipe, len(dataset.channels)
@@ -59,11 +59,11 @@ class Checked:
 
     findings: list[Finding]
     images: list[Volume | None]
-    """A volume of each file, float32; None where it cannot be read."""
+    """The volume of each file, float32; None if it cannot be read."""
     label: Volume | None
-    """int32, with the values of the file; None where there is none, or it is no label map."""
+    """int32, with the values of the file; None if there is no label, or it is not a label map."""
     counts: Counts
-    """Of the label."""
+    """Voxels of the label."""
 
     @property
     def image(self) -> Volume | None:
@@ -77,22 +77,22 @@ class Checked:
 
 
 def check_case(case: Case, expected: Expected) -> Checked:
-    """Read the files of one case; everything that is wrong with them."""
+    """Read the files of one case, and note everything that is wrong with them."""
     findings: list[Finding] = []
     channels = expected.channels if len(case.images) == 1 else 1
     images = [_check_image(_Notes(case.id, source.path, findings), source, channels) for source in case.images]
     image = images[0]
     if len(images) not in (1, expected.channels):
         found = f"{len(images)} image files for {how_many(expected.channels, 'declared channel')}"
-        fix = "give each case a file per declared channel, or declare the channels"
+        fix = "give each case one file per declared channel, or correct the declared channels"
         _Notes(case.id, case.images[0].path, findings).error("channels", found, fix)
     for source, other in zip(case.images[1:], images[1:], strict=True):
         if image is not None and other is not None:
             _check_grids(image, other, _Notes(case.id, source.path, findings), "other channel")
     greys = [channel for one in images if one is not None for channel in one.channels]
     if expected.seeks_foreground and all(one is not None for one in images) and zero_is_background(greys):
-        found = "the background is 0, and some tissue darker: by grey levels, all of it is foreground"
-        fix = "set data.recipe.threshold=nonzero, or nothing is cropped, and grey levels count the background"
+        found = "the background is 0 and some tissue is darker: the automatic threshold takes all voxels as foreground"
+        fix = "set data.recipe.threshold=nonzero; otherwise nothing is cropped, and the background is normalised too"
         _Notes(case.id, case.images[0].path, findings).warning("zero_background", found, fix)
     label, counts = None, Counts({})
     if case.label is not None:
@@ -103,7 +103,7 @@ def check_case(case: Case, expected: Expected) -> Checked:
 
 
 def check_label(id: str, source: Source, expected: Expected, findings: list[Finding]) -> tuple[Volume | None, Counts]:
-    """The label map and what it holds, by class where a value is one's; what is wrong with it joins `findings`."""
+    """Read a label map and count its voxels, by class where a value stands for one; faults are added to `findings`."""
     notes = _Notes(id, source.path, findings)
     label = _read_label(notes, source)
     if label is None:
@@ -118,7 +118,7 @@ def check_label(id: str, source: Source, expected: Expected, findings: list[Find
 
 @dataclass(frozen=True)
 class _Notes:
-    """Takes down what is found in one file of a case."""
+    """Collects the findings of one file of a case."""
 
     case: str
     file: Path
@@ -131,7 +131,7 @@ class _Notes:
         self.findings.append(Finding(self.case, self.file, "warning", code, found, fix))
 
     def unreadable(self, error: DataError) -> None:
-        fix = "mend the folder as each line says" if self.file.is_dir() else "replace the file"
+        fix = "correct the folder as each line says" if self.file.is_dir() else "replace the file"
         self.error("unreadable", self.without_file(error), fix)
 
     def without_file(self, error: DataError) -> str:
@@ -147,28 +147,29 @@ def _check_image(notes: _Notes, source: Source, declared: int) -> Volume | None:
     _check_geometry(image, notes)
     channels = len(image.channels)
     if channels != declared:
-        found = f"shape {by(image.array.shape)}: {how_many(channels, 'volume')} where {declared} is declared"
-        notes.error("channels", found, "keep one volume per declared channel, or declare the channels")
+        counts = f"{how_many(channels, 'volume')}, but {how_many(declared, 'channel')} declared"
+        found = f"shape {by(image.array.shape)}: {counts}"
+        notes.error("channels", found, "keep one volume per declared channel, or correct the declared channels")
     finite = np.isfinite(image.array)
     if not finite.all():
         first = tuple(map(int, np.unravel_index(int(np.argmin(finite)), finite.shape)))
         count = finite.size - int(np.count_nonzero(finite))
-        found = f"{how_many(count, 'voxel')} NaN, infinite or beyond float32, the first at index {first}"
+        found = f"{how_many(count, 'voxel')} with NaN, infinity or a value beyond float32, the first at index {first}"
         notes.error("not_finite", found, "replace these voxels, or export the image again")
         return image
     for number, channel in enumerate(image.channels):
         if channel.min() == channel.max():
             name = "every voxel" if channels == 1 else f"every voxel of channel {number}"
-            notes.warning("constant", f"{name} is {channel[0, 0, 0]:g}", "look at the image: it shows nothing")
+            notes.warning("constant", f"{name} is {channel[0, 0, 0]:g}", "look at the image; it shows nothing")
     seen = few_levels(image)
     if len(seen) > 1:
-        found = f"holds {', '.join(map(str, seen))} and hardly anything else, as a label map does"
-        notes.warning("like_label", found, "if it is one, name it so that its image is found, or move it elsewhere")
+        found = f"holds hardly any values but {', '.join(map(str, seen))}, like a label map"
+        notes.warning("like_label", found, "if it is a label, give it the name of its image, or move it elsewhere")
     return image
 
 
 def _read_label(notes: _Notes, source: Source) -> Volume | None:
-    """The label map as int32, or None where it is none."""
+    """Read the label map as int32; None if it is not a label map."""
     try:
         volume = read_volume(source)
     except DataError as error:
@@ -176,8 +177,8 @@ def _read_label(notes: _Notes, source: Source) -> Volume | None:
         return None
     _check_geometry(volume, notes)
     if volume.array.ndim != 3:
-        found = f"shape {by(volume.array.shape)}: 4 axes where a label map has 3"
-        notes.error("label_axes", found, "write one map of class numbers; from one-hot channels, their argmax")
+        found = f"shape {by(volume.array.shape)}: a label map must have 3 axes, got 4"
+        notes.error("label_axes", found, "write one map of class numbers; for one-hot channels, write their argmax")
         return None
     try:
         return as_label(volume)
@@ -194,7 +195,7 @@ def _check_geometry(volume: Volume, notes: _Notes) -> None:
 
 
 def odd_geometry(volume: Volume) -> Iterator[Oddity]:
-    """What makes one file's place or size in space doubtful."""
+    """Yield what makes the position or the size of a volume in space doubtful."""
     yield from volume.oddities
     low, high = SPACINGS
     if min(volume.spacing) < low or max(volume.spacing) > high:
@@ -202,12 +203,12 @@ def odd_geometry(volume: Volume) -> Iterator[Oddity]:
         yield Oddity("spacing", f"spacing {by(volume.spacing)} mm", fix)
     if np.abs(volume.affine[:3, 3]).max() > FAR_ORIGIN:
         found = f"the first voxel lies at {by(volume.affine[:3, 3])} mm"
-        yield Oddity("far_origin", found, "correct the origin: coordinates so large lose precision")
+        yield Oddity("far_origin", found, "correct the origin; coordinates this large lose precision")
     if volume.shear > SHEAR:
         found = f"the voxel axes are not at right angles: the cosine between two of them is {volume.shear:.2g}"
         small = volume.shear <= STRAIGHTENED
-        fix = "`medssl check --fix` straightens so little" if small else "resample the volume on straight axes"
-        yield Oddity("sheared", found, f"{fix}: ITK-based tools refuse it or place it elsewhere")
+        fix = "`medssl check --fix` straightens such a small skew" if small else "resample the volume on straight axes"
+        yield Oddity("sheared", found, f"{fix}; ITK-based tools refuse the file or place it elsewhere")
 
 
 def _check_values(label: Volume, voxels: dict[int, int], by_class: Counts, expected: Expected, notes: _Notes) -> None:
@@ -217,26 +218,28 @@ def _check_values(label: Volume, voxels: dict[int, int], by_class: Counts, expec
     if expected.classes is not None:
         _check_declared(label, voxels, expected.places, notes)
     if not by_class.voxels:
-        found = f"every voxel is {_list(voxels)}, which means that nobody looked there"
+        found = f"every voxel is {_list(voxels)}, a value for voxels that nobody annotated"
         notes.warning("empty_label", found, "remove the label, so that the case counts as unlabelled")
     elif by_class.voxels.keys() <= {0}:
-        found = "no voxel but background" + (" and what nobody annotated" if by_class.ignored else "")
-        notes.warning("empty_label", found, "correct when nothing is there to see")
+        found = "only background" + (" and voxels that nobody annotated" if by_class.ignored else "")
+        notes.warning("empty_label", found, "correct if the image shows none of the classes")
     elif 0 not in by_class.voxels:
-        notes.warning("no_background", f"no voxel of background, only {_list(voxels)}", "look at the label")
+        notes.warning("no_background", f"no background voxel, only {_list(voxels)}", "look at the label")
 
 
 def _check_declared(label: Volume, voxels: dict[int, int], places: dict[int, int], notes: _Notes) -> None:
     unknown = {value: count for value, count in voxels.items() if value >= 0 and value not in places}
     if unknown:
-        found = f"the label holds {_list(unknown)}; the dataset names {_spans(places)}"
+        found = f"the label holds {_list(unknown)}; the declared values are {_spans(places)}"
         fix = "correct the label, declare a class for them, or map them with data.values, such as `NAME: [1, 85]`"
         notes.error("unknown_value", found, fix)
     slope, inter = label.scaling
     stored = {round((value - inter) / slope, 3) for value in voxels}
     if not unknown and stored != set(voxels) and stored <= places.keys():
-        found = f"stored as {listed(stored)}, read with scl_slope {slope:g} and scl_inter {inter:g} as {listed(voxels)}"
-        notes.error("scaled_label", found, "write the label without scaling: either reading is a valid label")
+        found = (
+            f"stored as {listed(stored)}, but read as {listed(voxels)} with scl_slope {slope:g} and scl_inter {inter:g}"
+        )
+        notes.error("scaled_label", found, "write the label without scaling; both sets of values are valid")
 
 
 def _check_grids(image: Volume, other: Volume, notes: _Notes, what: str) -> None:
@@ -246,13 +249,13 @@ def _check_grids(image: Volume, other: Volume, notes: _Notes, what: str) -> None
 
 
 def listed(values: Iterable[float]) -> str:
-    """The first of some numbers."""
+    """Write out the smallest LISTED numbers."""
     ordered = sorted(values)
     return ", ".join(plain(value) for value in ordered[:LISTED]) + (" and more" if len(ordered) > LISTED else "")
 
 
 def _spans(values: Iterable[int]) -> str:
-    """Whole numbers as few ranges, such as `0 to 3, 7`."""
+    """Write whole numbers as ranges, such as `0 to 3, 7`."""
     runs: list[list[int]] = []
     for value in sorted(values):
         if runs and value == runs[-1][-1] + 1:

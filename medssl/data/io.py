@@ -1,7 +1,7 @@
 """Read and write volumes of any format: NIfTI, NRRD and MetaImage, DICOM series, data sets of HDF5 files.
 
-An array is indexed `[x, y, z]` as stored in the file, and `affine` takes such an index to RAS millimetres (the NIfTI
-world), whatever the format. A file that cannot be trusted is a DataError that names it.
+An array is indexed `[x, y, z]` as stored in the file, and `affine` maps such an index to RAS millimetres (the world of
+NIfTI), whatever the format. A file that cannot be trusted is a DataError that names it.
 """
 
 from __future__ import annotations
@@ -30,36 +30,36 @@ from medssl.words import by, plain
 SUFFIXES = (*nifti.SUFFIXES, *itk.SUFFIXES)
 
 INTEGER_TOLERANCE = 1e-3
-"""A stored float this close to an integer is that label; farther away it was interpolated or is a probability."""
+"""A float this close to an integer is that label value; others come from interpolation or are probabilities."""
 
 _INT32 = np.iinfo(np.int32)
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)"
 
 
 def is_volume(path: Path) -> bool:
-    """Whether the file name ends like a volume that can be read, in any case."""
+    """Whether a file name has the suffix of a volume that can be read, in upper or lower case."""
     return path.name.lower().endswith(SUFFIXES)
 
 
 def case_id(path: Path) -> str:
-    """The file name without its volume suffix; dots inside the name stay."""
+    """Return the file name without its volume suffix; other dots in the name stay."""
     suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), path.suffix)
     return path.name[: len(path.name) - len(suffix)]
 
 
 def label_id(path: Path) -> str:
-    """The `case_id` of a label, without the `.seg` of 3D Slicer's segmentations."""
+    """Return the `case_id` of a label, without the `.seg` of 3D Slicer segmentations."""
     id = case_id(path)
     return id[:-4] if path.name.lower().endswith(itk.SEGMENTATION) else id
 
 
 def list_volumes(folder: Path) -> list[Path]:
-    """Volume files directly inside a folder, sorted by name; hidden files are left out."""
+    """Return the volume files directly inside a folder, sorted by name, without hidden ones."""
     return sorted(path for path in folder.iterdir() if is_volume(path) and not path.name.startswith("."))
 
 
 def read_volume(source: Path | Source) -> Volume:
-    """Read a volume in its own number type, the file's scaling applied.
+    """Read a volume in its own number type, with the scaling of the file applied.
 
     Axes of length 1 after the third are dropped; a true fourth axis is kept last. Micrometres and
     metres become millimetres.
@@ -75,16 +75,17 @@ def read_volume(source: Path | Source) -> Volume:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     except MemoryError:
-        raise DataError(f"{path}: its voxels are more than memory holds") from None
+        raise DataError(f"{path}: its voxels do not fit into memory") from None
     check_affine(path, volume.affine)
     shape = (*volume.shape, *(n for n in volume.array.shape[3:] if n > 1))
     return replace(volume, array=volume.array.reshape(shape), path=path)
 
 
 def read_grid(source: Source) -> tuple[tuple[int, ...], Affine]:
-    """Voxels along all axes of the file, also where a frame of it is meant, and the affine, from headers alone.
+    """Read the voxels along all axes of the file and the affine, from headers alone.
 
-    Lengths are in millimetres, as `read_volume` has them; the spacing of a DICOM series is that of one slice.
+    The shape is that of the whole file, even if `source` is one frame of it. Lengths are in millimetres. The spacing of
+    a DICOM series is the one in the header of one slice.
 
     Raises:
         DataError: the header cannot be read, or its affine cannot be inverted.
@@ -97,7 +98,7 @@ def read_grid(source: Source) -> tuple[tuple[int, ...], Affine]:
 def read_image(*sources: Path | Source) -> Volume:
     """Read an intensity volume as float32; values too large for it become infinite.
 
-    Several files are stacked along the fourth axis, in the place and with the axes of the first.
+    Several files are stacked along the fourth axis, on the grid of the first one.
 
     Raises:
         DataError: as `read_volume`, or the files lie on different grids.
@@ -115,7 +116,7 @@ def read_label(path: Path | Source) -> Volume:
 
 
 def as_label(volume: Volume) -> Volume:
-    """The same volume with int32 voxels.
+    """Return a label map with int32 voxels.
 
     Raises:
         DataError: a value is not within 1e-3 of an integer that int32 holds.
@@ -127,23 +128,23 @@ def as_label(volume: Volume) -> Volume:
             odd = ~(np.abs(array - rounded) <= INTEGER_TOLERANCE)  # NaN and infinity too
         if odd.any():
             raise DataError(
-                f"{volume.path}: a label map holds whole numbers, found {int(odd.sum())} other voxels, "
+                f"{volume.path}: a label map must hold whole numbers, found {int(odd.sum())} other voxels, "
                 f"for example {plain(array[odd][0])}; was it interpolated, or is it a probability map?"
             )
         array = rounded
     low, high = array.min(), array.max()
     if low < _INT32.min or high > _INT32.max:
         raise DataError(
-            f"{volume.path}: a label map holds class numbers, found values from {plain(low)} to {plain(high)}"
+            f"{volume.path}: a label map must hold class numbers, found values from {plain(low)} to {plain(high)}"
         )
     return replace(volume, array=array.astype(np.int32))
 
 
 def stacked(volumes: Sequence[Volume]) -> Volume:
-    """Volumes on one grid in the world as the channels of one, in the place and with the axes of the first.
+    """Stack volumes on the same grid in the world as channels of one volume, with the axes of the first.
 
     Raises:
-        DataError: one lies on another grid.
+        DataError: a volume lies on another grid.
     """
     first, *others = volumes
     if not others:
@@ -163,13 +164,13 @@ def write_label(path: Path, array: NDArray[Any], like: Volume) -> None:
     whole or not at all.
 
     Raises:
-        ValueError: the shape is not that of `like`, or a value no whole number from 0 to 65535.
+        ValueError: the shape is not that of `like`, or a value is not a whole number from 0 to 65535.
     """
     if array.shape != like.shape:
-        raise ValueError(f"{path}: an array of {by(array.shape)} voxels where `like` has {by(like.shape)}")
+        raise ValueError(f"{path}: the array must have the shape of `like`, {by(like.shape)}, got {by(array.shape)}")
     low, high = array.min(initial=0), array.max(initial=0)
     if low < 0 or high > np.iinfo(np.uint16).max or (array.dtype.kind == "f" and (array != np.rint(array)).any()):
-        raise ValueError(f"{path}: a label map holds whole numbers from 0 to 65535, found {low:g} to {high:g}")
+        raise ValueError(f"{path}: a label map must hold whole numbers from 0 to 65535, got {low:g} to {high:g}")
     dtype = np.uint8 if array.max(initial=0) < 256 else np.uint16
     nifti.write(Path(path), array.astype(dtype), like.affine, like.header)
 
@@ -188,13 +189,13 @@ def write_image(path: Path, array: NDArray[Any], affine: Affine) -> None:
 
 
 def rewrite(path: Path, out: Path, header: Nifti1Header | None, array: NDArray[Any] | None = None) -> None:
-    """Write a file again with a mended header, or with other voxels of the same shape; all else stays as it is.
+    """Write a file again with a corrected header, or with new voxels of the same shape; all else is kept.
 
-    The name of `out` decides whether it is packed.
+    The suffix of `out` decides whether the file is compressed.
 
     Args:
-        header: of `Volume.header`, changed at will; None for a file that is not NIfTI, which keeps its own.
-        array: takes the place of the voxels in its own dtype, without scaling; None keeps their bytes.
+        header: a changed copy of `Volume.header`; None for a file that is not NIfTI, which keeps its own header.
+        array: replaces the voxels, in its own dtype and without scaling; None keeps their bytes.
     """
     if header is None:
         itk.rewrite(path, out, array)
@@ -221,16 +222,16 @@ def _read_file(path: Path) -> Volume:
 
 @lru_cache(maxsize=1)
 def _read_once(path: Path, stamp: tuple[int, int] | None) -> Volume:
-    """A file as it was at `stamp`, kept until another is read: the frames of one come one after the other."""
+    """Read a file as it was at `stamp`, and keep it until another is read, because its frames are read in a row."""
     return _read_file(path)
 
 
 def _read_h5(source: Source) -> Volume:
-    """A data set by name, then what its file does not say: the order of its axes and its spacing."""
+    """Read a data set; `source.part` names it, and may add the order of its axes and its spacing."""
     match = re.fullmatch(rf"([^@]*)(?:@(xyz|zyx))?(?:@({_NUMBER}(?:x{_NUMBER}x{_NUMBER})?))?", source.part)
     if match is None:
         raise DataError(
-            f"{source}: after the # a data set is wanted, such as image, image@zyx or image@xyz@0.6x0.6x1.2"
+            f"{source}: the part after # must name a data set, such as image, image@zyx or image@xyz@0.6x0.6x1.2"
         )
     numbers = [float(number) for number in match[3].split("x")] if match[3] else []
     axes: Axes = "zyx" if match[2] == "zyx" else "xyz"
@@ -238,10 +239,10 @@ def _read_h5(source: Source) -> Volume:
 
 
 def _frame(volume: Volume, source: Source) -> Volume:
-    """One of the volumes along the fourth axis."""
+    """Take one of the volumes along the fourth axis."""
     count = volume.array.shape[3] if volume.array.ndim > 3 else 1
     if not source.part.isdecimal() or int(source.part) >= count:
-        raise DataError(f"{source.path}: frame {source.part} is wanted, it has {count}, counted from 0")
+        raise DataError(f"{source.path}: no frame {source.part}; the file has {count}, counted from 0")
     array = volume.array.reshape(*volume.shape, count, -1)
     return replace(volume, array=np.ascontiguousarray(array[..., int(source.part), :]))
 
@@ -271,9 +272,9 @@ def _check_file(path: Path) -> None:
     if not path.exists():
         raise DataError(f"{path}: no such file")
     if not path.is_file():
-        raise DataError(f"{path}: a folder, device or pipe, where a file is wanted")
+        raise DataError(f"{path}: a folder, device or pipe; expected a file")
     if not is_volume(path):
-        raise DataError(f"{path}: not a format that can be read; known are {', '.join(SUFFIXES)}")
+        raise DataError(f"{path}: not a known format; expected one of {', '.join(SUFFIXES)}")
     with path.open("rb") as file:
         head = file.read(512)
     if not head:

@@ -1,4 +1,4 @@
-"""NRRD and MetaImage files by SimpleITK, their LPS world turned to RAS."""
+"""Read NRRD and MetaImage files with SimpleITK, and turn their LPS coordinates to RAS."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from medssl.errors import DataError
 
 SUFFIXES = (".nrrd", ".mha", ".mhd")
 SEGMENTATION = ".seg.nrrd"
-"""What 3D Slicer's segmentations end in; their header tells the segments, and where a cut one lies in the scan."""
+"""Suffix of 3D Slicer segmentations; their header names the segments and the full grid of a cropped one."""
 LENGTHS = {"um": 1e-3, "\u00b5m": 1e-3, "\u03bcm": 1e-3, "micron": 1e-3, "microns": 1e-3, "micrometer": 1e-3,
            "micrometers": 1e-3, "cm": 10.0, "centimeter": 10.0, "centimeters": 10.0, "m": 1e3, "meter": 1e3,
            "meters": 1e3}  # fmt: skip
-"""Millimetres in what NRRD may call a unit."""
+"""Millimetres in the units that NRRD may name."""
 VOXEL_FILES = (".raw", ".zraw")
-"""Voxels that a `.mhd` header beside them names."""
+"""Suffixes of voxel files that belong to a `.mhd` header."""
 
 
 def read(path: Path) -> Volume:
-    """A file's voxels as stored, and its affine; of a segmentation that was cut to its segments, the whole grid.
+    """Read the voxels of a file as stored, and its affine; a cropped segmentation is padded to its full grid.
 
     Raises:
-        DataError: it cannot be read, is not of three axes and real numbers, names a file that is missing, or is a
+        DataError: it cannot be read, has not three axes of real numbers, names a file that is missing, or is a
             segmentation of several layers.
     """
     import SimpleITK as sitk
@@ -43,34 +43,34 @@ def read(path: Path) -> Volume:
 
 
 def _volume(path: Path, image: Any) -> Volume:
-    """An image of SimpleITK, read from a file, as `read` gives it."""
+    """Turn an image of SimpleITK, read from a file, into the result of `read`."""
     import SimpleITK as sitk
 
     if image.GetDimension() != 3:
-        raise DataError(f"{path}: a 3D volume is wanted, found {image.GetDimension()} axes")
+        raise DataError(f"{path}: expected a 3D volume, found {image.GetDimension()} axes")
     array = sitk.GetArrayFromImage(image)  # (Z, Y, X[, M])
     check_type(path, array.dtype)
     array = np.moveaxis(array, (0, 1, 2), (2, 1, 0))
     volume = Volume(array, _scaled(affine_of(image), unit := _unit_of(path)), None, path)
     if unit != 1:
-        odd = f"lengths are in units of {unit:g} mm, and converted to millimetres"
+        odd = f"lengths are in units of {unit:g} mm; they are converted to millimetres"
         volume = replace(volume, oddities=(Oddity("unit", odd, "write the file in millimetres; ITK ignores the unit"),))
     return _segmentation(volume, image) if path.name.lower().endswith(SEGMENTATION) else volume
 
 
 def _of_three_axes(image: Any) -> Any:
-    """Without axes of length 1 after the third."""
+    """Drop axes of length 1 after the third."""
     while image.GetDimension() > 3 and image.GetSize()[-1] == 1:
         image = image[(*[slice(None)] * (image.GetDimension() - 1), 0)]
     return image
 
 
 def _segmentation(volume: Volume, image: Any) -> Volume:
-    """With the names of its segments, and uncut where its header says of what grid it is a part."""
+    """Add the names of the segments, and pad to the full grid if the header gives it."""
     if volume.array.ndim > 3:
         raise DataError(
-            f"{volume.path}: {volume.array.shape[3]} layers of segments that overlap, where a voxel has one class; in "
-            "3D Slicer, take the overlaps away or export the segments as a labelmap"
+            f"{volume.path}: {volume.array.shape[3]} layers of overlapping segments, but a voxel has only one class; "
+            "in 3D Slicer, remove the overlaps, or export the segments as a labelmap"
         )
     said = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
     names = [(int(value), said.get(key.replace("_LabelValue", "_Name"), "")) for key, value in said.items()
@@ -93,7 +93,7 @@ def _segmentation(volume: Volume, image: Any) -> Volume:
 
 
 def read_grid(path: Path) -> tuple[tuple[int, ...], Affine]:
-    """Voxels along the axes, then channels, and the affine, from the header alone; ITK's RuntimeError if it is none."""
+    """Read voxels along the axes, channels and the affine from the header alone; a RuntimeError if there is none."""
     import SimpleITK as sitk
 
     reader = sitk.ImageFileReader()
@@ -106,7 +106,7 @@ def read_grid(path: Path) -> tuple[tuple[int, ...], Affine]:
 
 
 def affine_of(image: Any) -> Affine:
-    """Of an image of SimpleITK, or of a reader that has read its header."""
+    """Return the affine of an image of SimpleITK, or of a reader that has read its header."""
     axes = image.GetDimension()
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (axes, axes))[:3, :3] * np.array(image.GetSpacing()[:3])
@@ -115,10 +115,10 @@ def affine_of(image: Any) -> Affine:
 
 
 def _unit_of(path: Path) -> float:
-    """Millimetres in the unit of a file; NRRD may name one for each axis of space, which ITK does not look at.
+    """Return the millimetres in the unit of a file. NRRD may name one per axis of space, which ITK ignores.
 
     Raises:
-        DataError: the axes have different ones.
+        DataError: the axes have different units.
     """
     if not path.name.lower().endswith(".nrrd"):
         return 1.0
@@ -130,8 +130,8 @@ def _unit_of(path: Path) -> float:
             if key.lower() == "space units":
                 names = [name.strip().lower() for name in re.findall(r'"([^"]+)"', said)[:3]]
                 if len(units := {LENGTHS.get(name, 1.0) for name in names}) > 1:
-                    raise DataError(f"{path}: one unit of length is wanted, `space units` are {', '.join(names)}")
-                return min(units, default=1.0)  # what is no length, such as "pixel", is taken as mm
+                    raise DataError(f"{path}: `space units` must be equal for all axes, found {', '.join(names)}")
+                return min(units, default=1.0)  # a unit that is no length, such as "pixel", counts as mm
     return 1.0
 
 
@@ -140,7 +140,7 @@ def _scaled(affine: Affine, unit: float) -> Affine:
 
 
 def rewrite(path: Path, out: Path, array: NDArray[Any] | None) -> None:
-    """Write a file again, with other voxels of the same shape if given."""
+    """Write a file again, with new voxels of the same shape if given."""
     import SimpleITK as sitk
 
     old = _of_three_axes(sitk.ReadImage(str(path)))
@@ -153,10 +153,10 @@ def rewrite(path: Path, out: Path, array: NDArray[Any] | None) -> None:
 
 
 def _check_parts(path: Path) -> None:
-    """A MetaImage header names the file of its voxels; ITK would not say which one is missing."""
+    """Check that the voxel file of a MetaImage header exists; ITK would not say which one is missing."""
     if path.suffix.lower() != ".mhd":
         return
     for name in re.findall(r"^\s*ElementDataFile\s*=(.+)$", path.read_text(errors="replace"), re.MULTILINE):
         voxels = path.parent / name.strip()
         if not re.search("^LOCAL$|LIST|%", name.strip()) and not voxels.exists():
-            raise DataError(f"{path}: its voxels should lie in {voxels}, which does not exist")
+            raise DataError(f"{path}: its voxel file {voxels} does not exist")

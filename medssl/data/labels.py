@@ -1,4 +1,4 @@
-"""Values of label files to classes: several to one, some to nobody's; and what to compare of two label maps."""
+"""Map the values of label files to classes, and read predictions and references for comparison."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from medssl.data.volume import Source, Volume
 from medssl.errors import DataError
 from medssl.words import by
 
-NUMBERED = "give segments the same values in every file; 3D Slicer exports labelmaps by a colour table"
+NUMBERED = "give each segment the same value in every file; 3D Slicer can export labelmaps with a colour table"
 
 
 def read_classes(source: Path | Source, config: DatasetConfig | None) -> Volume:
-    """A label file as `as_classes` gives it; with its own values where nobody says what they mean.
+    """Read a label file and map its values to classes; without `config`, keep its own values.
 
     Raises:
         DataError: as `read_label` and `as_classes`.
@@ -33,19 +33,18 @@ def read_classes(source: Path | Source, config: DatasetConfig | None) -> Volume:
 
 
 def misnamed(label: Volume, classes: Sequence[str], places: Mapping[int, int]) -> list[str]:
-    """Values that the file itself calls by the name of another class: files number segments as they were drawn."""
+    """Report values to which the file gives the name of another class; 3D Slicer numbers segments as drawn."""
     named = {name.lower(): place for place, name in enumerate(classes)}
-    meant = {**dict(enumerate(classes)), IGNORED: "what is ignored"}
+    meant = {**dict(enumerate(classes)), IGNORED: "ignored"}
     return [
-        f"the file calls the value {value} {name}; by the settings it is {meant.get(places.get(value, -1), 'no class')}"
+        f"the file calls value {value} {name}, but by the settings it is {meant.get(places.get(value, -1), 'no class')}"
         for value, name in label.segments
         if named.get(name.lower(), places.get(value)) != places.get(value) and (label.array == value).any()
     ]
 
 
 def read_prediction(source: Path | Source) -> Volume:
-    """A predicted label map with the places of classes as its values, also where predictions.json beside it lists
-    `own_values` of the classes.
+    """Read a predicted label map; its values become positions of classes if predictions.json lists `own_values`.
 
     Raises:
         DataError: as `read_label`; predictions.json cannot be read, or does not list a value of the label map.
@@ -54,7 +53,7 @@ def read_prediction(source: Path | Source) -> Volume:
     try:
         own = read_record(path.parent / NAME).own_values
     except DataError as error:
-        raise DataError(f"{error}; nobody knows what values {path} holds") from None
+        raise DataError(f"{error}; without it, the meaning of the values in {path} is unknown") from None
     if not own:
         return label
     found = mapped(label.array, {value: place for place, value in enumerate(own)})
@@ -68,8 +67,9 @@ def read_prediction(source: Path | Source) -> Volume:
 def read_pair(
     prediction: Path | Source, reference: Path | Source, config: DatasetConfig | None
 ) -> tuple[Volume, Volume]:
-    """A prediction and its reference as they are compared: along the axes of the prediction, and with background
-    wherever nobody annotated the reference.
+    """Read a prediction and its reference for comparison, along the axes of the prediction.
+
+    In voxels that nobody annotated in the reference, both become background.
 
     Raises:
         DataError: as `read_prediction` and `read_classes`, or their shapes differ.
@@ -77,9 +77,7 @@ def read_pair(
     ours = read_prediction(prediction)
     theirs = aligned(read_classes(reference, config), ours)
     if ours.shape != theirs.shape:
-        raise DataError(
-            f"{prediction}: {by(ours.shape)} voxels, where the reference {reference} has {by(theirs.shape)}"
-        )
+        raise DataError(f"{prediction}: {by(ours.shape)} voxels, but the reference {reference} has {by(theirs.shape)}")
     if config is None or not config.ignore:
         return ours, theirs
     known = theirs.array != IGNORED
@@ -87,7 +85,7 @@ def read_pair(
 
 
 def as_classes(label: Volume, config: DatasetConfig) -> Volume:
-    """The label map with the places of `config.classes` as its values, and IGNORED where nobody annotated.
+    """Return the label map with positions in `config.classes` as its values, and IGNORED where nobody annotated.
 
     Raises:
         DataError: it holds a value that stands for no class.
@@ -98,7 +96,7 @@ def as_classes(label: Volume, config: DatasetConfig) -> Volume:
         unknown = np.unique(label.array[found < 0])
         raise DataError(
             f"{label.path}: the label holds {', '.join(map(str, unknown[:10]))}, which stands for no class; "
-            f"data.classes and data.values know {', '.join(map(str, sorted(places)))}. "
+            f"data.classes and data.values define {', '.join(map(str, sorted(places)))}. "
             f"Correct the label, or give the value to a class under data.values in a file for --config, such as "
             f"`NAME: [{unknown[0]}]`"
         )
@@ -106,8 +104,8 @@ def as_classes(label: Volume, config: DatasetConfig) -> Volume:
 
 
 def mapped(array: NDArray[np.int32], places: Mapping[int, int]) -> NDArray[np.int32]:
-    """The place of each value, and -1 where it has none."""
-    low, high = min(places, default=0) - 1, max(places, default=0) + 1  # both have none, as everything beyond them
+    """Return the position of each value in `places`, or -1 if it has none."""
+    low, high = min(places, default=0) - 1, max(places, default=0) + 1  # neither has a place, nor has any value beyond
     if all(places.get(value) == value for value in range(low + 1, high)) and low < array.min() and array.max() < high:
         return array
     table = np.full(high - low + 1, -1, np.int32)

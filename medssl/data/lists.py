@@ -1,5 +1,5 @@
-"""Lists that others made or read: published ones, as the files of `configs/split/` hold them, nnU-Net's
-splits_final.json, and folders of `*.list`, one id a line."""
+"""Import and export splits of others: published lists in `configs/split/`, nnU-Net's splits_final.json, and folders of
+`*.list` files with one id per line."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ from medssl.errors import ConfigError, DataError
 from medssl.files import read_json, whole_file, write_json
 
 TRAIN = "train"
-"""A list of patients who train, with their labels or without."""
+"""A list of training cases, with or without labels."""
 FILES = (TRAIN, *PARTS)
 RECORD = "split.json"
-"""Beside exported lists: the split as medssl has it, with its seed and quirks, which lists cannot say."""
+"""File beside exported lists: the split of medssl, with its seed and quirks, which lists cannot express."""
 
 
 class PublishedSplit(Settings):
-    """Who trained, validated and tested in the literature: patients, or cases where a patient has one."""
+    """A split from the literature, by patients, or by cases if each patient has one."""
 
     name: str
     source: str
     """Where the lists were published."""
     train: tuple[str, ...]
-    """In the published order: the first ones are the labelled ones."""
+    """In the published order: the first ones are labelled."""
     val: tuple[str, ...] = ()
-    """Empty where the literature has no validation set."""
+    """Empty if the literature has no validation set."""
     test: tuple[str, ...]
     labelled: tuple[PositiveInt, ...]
-    """How many of `train` were labelled in what was published."""
+    """Published numbers of labelled names in `train`."""
 
     def parts(self, labelled: int, without: Collection[str] = ()) -> dict[Part, list[str]]:
-        """The lists by part, with the first `labelled` names of `train` labelled and its others unlabelled.
+        """Return the lists by part: the first `labelled` names of `train` are labelled, the others unlabelled.
 
         Args:
             without: names that are left out, because the caller uses them elsewhere.
 
         Raises:
-            ConfigError: `train` has fewer names, or none is wanted.
+            ConfigError: `labelled` is less than 1, or more than `train` has.
         """
         if not 1 <= labelled <= len(self.train):
             published = ", ".join(map(str, self.labelled))
             raise ConfigError(
-                f"--labelled {labelled}: {self.name} has 1 to {len(self.train)}; published are {published}"
+                f"--labelled {labelled}: must be from 1 to {len(self.train)} for {self.name}; published are {published}"
             )
         found: dict[Part, list[str]] = {
             "labelled": list(self.train[:labelled]),
@@ -63,17 +63,17 @@ class PublishedSplit(Settings):
 
 
 def read_published_split(path: Path) -> PublishedSplit:
-    """Read a file of `configs/split/`; a word alone, such as `acdc`, names one that the package brings.
+    """Read a file in the form of `configs/split/`; a word such as `acdc` names one that is part of the package.
 
     Raises:
-        ConfigError: it cannot be read, or a key of it is wrong.
+        ConfigError: it cannot be read, or one of its keys is wrong.
     """
     if path.parent == Path() and not path.suffix:
         named = bundled(f"split/{path}.yaml")
         if named is None and not path.is_file():
             known = bundled("split/acdc.yaml")
             names = sorted(file.stem for file in known.parent.glob("*.yaml")) if known else []
-            raise ConfigError(f"--published {path}: no such lists; there are {', '.join(names)}, or name a file")
+            raise ConfigError(f"--published {path}: no such lists; choose one of {', '.join(names)}, or give a file")
         path = named or path
     return parse(PublishedSplit, merge([config_path(path)]))
 
@@ -88,26 +88,27 @@ def import_split(
     renamed_frames: bool = False,
     rest_unlabelled: bool = False,
 ) -> Split:
-    """The split that nnU-Net's splits_final.json or a folder of lists holds.
+    """Import a split from nnU-Net's splits_final.json or from a folder of lists.
 
-    Of a training list, cases with a label are labelled and the others unlabelled. The folder holds `train`, or
-    `labelled` and `unlabelled`, and `val` and `test`, each as `.list` or `.txt`; with `labelled` there, `train` is not
-    read. What no list names is left out.
+    In a training list, cases with a label become labelled and the others unlabelled. The folder holds `train`, or
+    `labelled` and `unlabelled`, and `val` and `test`, each as `.list` or `.txt`; if `labelled` exists, `train` is not
+    read. Cases that no list names are left out.
 
     Args:
-        fold: which entry of splits_final.json; not needed where it has one.
-        labelled: how many patients of the training list keep their labels, a share being one of all who train, as in
-            `Wish`: the first of a `train.list`, whose order is a published one, and by `seed` of other lists.
+        fold: the entry of splits_final.json; not needed if it has only one.
+        labelled: how many patients of the training list keep their labels; a share is one of all training patients,
+            as in `Wish`. The first ones of a `train.list`, whose order is a published one; from other lists, drawn by
+            `seed`.
         renamed_frames: see `Wish`.
-        rest_unlabelled: cases of nobody who validates or tests, and which no list names, are unlabelled.
+        rest_unlabelled: cases that no list names become unlabelled, unless their patient validates or tests.
 
     Raises:
-        ConfigError: no list is there, the fold does not exist, or a name is unknown.
+        ConfigError: there is no list, the fold does not exist, or a name is unknown.
         DataError: the file cannot be read, or the lists divide a patient or name a case twice.
     """
     if source.is_dir():
         if fold is not None:
-            raise ConfigError(f"--fold {fold}: {source} holds lists, and these have no folds; leave it out")
+            raise ConfigError(f"--fold {fold}: {source} holds lists, which have no folds; leave --fold out")
         lists = _read_lists(source)
     else:
         lists = _read_nnunet(source, fold)
@@ -132,13 +133,13 @@ def import_split(
 
 
 def export_nnunet(splits: Sequence[Split], path: Path) -> None:
-    """Write splits_final.json, each split a fold: `train` holds the labelled cases alone.
+    """Write splits_final.json with one fold per split, in which `train` holds the labelled cases only.
 
-    So nnU-Net learns from the labels that medssl learns from. It passes over `unlabelled` and `test`, by which
-    `import_split` finds the whole split again, and over `seed` and `quirks`, which are there for people.
+    So nnU-Net learns from the same labels as medssl. It ignores `unlabelled` and `test`, from which `import_split`
+    restores the whole split, and `seed` and `quirks`, which are for human readers.
 
     Raises:
-        ConfigError: a split selects on its test cases.
+        ConfigError: a split validates on its test cases.
     """
     for split in splits:
         _refuse_test_as_val(split)
@@ -154,10 +155,10 @@ def export_nnunet(splits: Sequence[Split], path: Path) -> None:
 def export_lists(split: Split, folder: Path) -> None:
     """Write a `.list` for each part, train.list, and the split itself as RECORD.
 
-    In train.list stand the labelled cases, then the unlabelled ones.
+    train.list holds the labelled cases, then the unlabelled ones.
 
     Raises:
-        ConfigError: the split selects on its test cases.
+        ConfigError: the split validates on its test cases.
     """
     _refuse_test_as_val(split)
     refuse_file(folder)
@@ -172,8 +173,8 @@ def export_lists(split: Split, folder: Path) -> None:
 
 def _refuse_test_as_val(split: Split) -> None:
     if "selection on test" in split.quirks:
-        raise ConfigError("the split validates on its test cases, which other tools' files cannot say; "
-                          "export one that was made without --val-is-test")  # fmt: skip
+        raise ConfigError("the split validates on its test cases, which files of other tools cannot express; "
+                          "export a split that was made without --val-is-test")  # fmt: skip
 
 
 def _read_lists(folder: Path) -> dict[str, list[str]]:
@@ -189,7 +190,7 @@ def _read_lists(folder: Path) -> dict[str, list[str]]:
     elif TRAIN not in files:
         files[TRAIN] = folder / f"{TRAIN}_slices.list"
         if not files[TRAIN].is_file():
-            raise ConfigError(f"{folder}: has neither {TRAIN}.list nor labelled.list (or .txt), so nobody would train")
+            raise ConfigError(f"{folder}: has neither {TRAIN}.list nor labelled.list (or .txt), so no case would train")
     return {name: read_id_list(path) for name, path in files.items()}
 
 
@@ -197,11 +198,11 @@ def _read_nnunet(path: Path, fold: int | None) -> dict[str, list[str]]:
     folds = read_json(path)
     if not (isinstance(folds, list) and folds and all(map(_is_fold, folds))):
         raise DataError(f"{path}: expected a list of folds, each {{\"train\": [...], \"val\": [...]}}, as nnU-Net "
-                        "writes it; a splits.json of medssl is used as it is")  # fmt: skip
+                        "writes it; a splits.json of medssl needs no import")  # fmt: skip
     if fold is None and len(folds) > 1:
         raise ConfigError(f"{path}: has {len(folds)} folds; choose one with --fold, 0 to {len(folds) - 1}")
     if not 0 <= (fold or 0) < len(folds):
-        raise ConfigError(f"--fold {fold}: {path} has the folds 0 to {len(folds) - 1}")
+        raise ConfigError(f"--fold {fold}: must be from 0 to {len(folds) - 1} for {path}")
     return {name: names for name, names in folds[fold or 0].items() if name in FILES}
 
 
@@ -217,10 +218,10 @@ def _is_fold(value: Any) -> bool:
 def _keep_labels(
     dataset: PreparedDataset, ids: Sequence[str], amount: Amount, total: int, seed: int | None, of: str
 ) -> tuple[list[str], list[str]]:
-    """Cases that train with their label, and those that do not: by patient, in their order or shuffled by `seed`.
+    """Cases that keep their label, and the other ones: by patient, in the given order or shuffled by `seed`.
 
     Args:
-        amount: of patients, a share being one of `total`.
+        amount: of patients; a share is one of `total`.
     """
     patients: Mapping[str, None] = dict.fromkeys(dataset.cases[id].subject for id in ids)
     annotated = {dataset.cases[id].subject for id in ids if dataset.cases[id].labelled}

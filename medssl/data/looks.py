@@ -1,4 +1,4 @@
-"""What one case looks like in a few numbers, taken while it is in memory; `outliers` compares them.
+"""Describe one case in a few numbers, taken while it is in memory; `outliers` compares them.
 
 Axes are those of the world, left-right first, so that scans stored in another order compare. Grey levels are those of
 a sample of the voxels of the first modality.
@@ -19,29 +19,29 @@ from medssl.data.grid import Turn
 from medssl.data.volume import Volume
 
 PERCENTILES = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)
-"""Of the grey levels in `Look.levels`."""
+"""Percentiles of the grey levels in `Look.levels`."""
 SAMPLED = 32
-"""Voxels of the sample along each axis; more say little more."""
+"""Voxels of the sample along each axis; more add little."""
 FEW = 8
-"""Grey levels; no scan of more than a few voxels has so few."""
+"""Most grey levels of an image that looks like a label map; scans have more."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a readable image looks like."""
+    """Shape, spacing and grey levels of a readable image."""
 
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
     levels: tuple[float, ...]
-    """Grey levels at `PERCENTILES`; empty for a constant image, or one with voxels that are no numbers."""
+    """Grey levels at `PERCENTILES`; empty for a constant image, or one with NaN or infinity."""
     texture: float
     """Mean step between neighbouring voxels of a slice, as a share of the range of grey levels."""
     is_identity: bool
-    """Whether its affine says no more than that a voxel is 1 mm."""
+    """Whether its affine is the identity."""
 
     @classmethod
     def of_grid(cls, volume: Volume, levels: tuple[float, ...] = (), texture: float = 0.0) -> Look:
-        """Where a volume lies, with what is known of its grey levels."""
+        """Return the geometry of a volume, with what is known of its grey levels."""
         turn = Turn.to("RAS", volume.affine)
         x, y, z = (volume.shape[axis] for axis in turn.axes)
         is_identity = np.array_equal(volume.affine, np.eye(4))
@@ -49,7 +49,7 @@ class Look:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Look:
-        """What `asdict` gave, after a round trip through a file."""
+        """Read back what `asdict` gave, after a round trip through a file."""
         plain: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
@@ -63,7 +63,7 @@ class Look:
 
     @property
     def range(self) -> float:
-        """Between the lowest and the highest grey level of all but a few voxels."""
+        """Difference between the highest and the lowest of `levels`."""
         return self.levels[-1] - self.levels[0] if self.levels else 0.0
 
 
@@ -73,13 +73,13 @@ class Counts:
 
     voxels: dict[int, int]
     sides: dict[int, float] = field(default_factory=dict)
-    """Mean place of each value from the patient's left end of the volume, -0.5, to the right one, 0.5. Empty where
-    values are too many to be classes."""
+    """Mean position of each value between the patient's left end of the volume (-0.5) and the right one (0.5). Empty if
+    there are too many values to be classes."""
     ignored: int = 0
-    """Voxels that nobody annotated, which are no value's."""
+    """Voxels that nobody annotated; `voxels` does not count them."""
 
     def by_class(self, places: dict[int, int]) -> Counts:
-        """Several values may stand for one class; what stands for none keeps its number."""
+        """Return the counts by class; several values may stand for one, and a value that stands for none is kept."""
         voxels: Counter[int] = Counter()
         ignored = 0
         moments: dict[int, float] = {}
@@ -95,18 +95,18 @@ class Counts:
 
 
 def look_at(image: Volume) -> Look:
-    """The numbers of an image `(X, Y, Z)` or `(X, Y, Z, M)`."""
+    """Return the `Look` of an image `(X, Y, Z)` or `(X, Y, Z, M)`."""
     return Look.of_grid(image, *_grey(Turn.to("RAS", image.affine).apply(image.channels[0])))
 
 
 def few_levels(image: Volume) -> list[int]:
-    """The grey levels of an image as far as a sample has them, where they are few and whole; otherwise none."""
+    """Return the grey levels in a sample of an image if they are few and whole numbers; otherwise none."""
     seen = np.unique(_sample(image.array))
     return [int(level) for level in seen] if len(seen) <= FEW and (seen == np.rint(seen)).all() else []
 
 
 def digest(array: NDArray[Any]) -> str:
-    """A name for the voxels and their arrangement, whatever the file was called and however it was packed."""
+    """Return a digest of voxels and shape, which does not depend on the name or the packing of the file."""
     if array.dtype == np.int32 and array.min() >= 0 and array.max() < 256:
         array = array.astype(np.uint8)  # a quarter of the bytes
     hashed = hashlib.blake2b(repr(array.shape).encode(), digest_size=16)
@@ -115,7 +115,7 @@ def digest(array: NDArray[Any]) -> str:
 
 
 def count_voxels(label: Volume) -> Counts:
-    """Voxels by value, slab by slab across left and right: counting is faster than sorting, and slabs keep it small."""
+    """Count the voxels of each value, slab by slab from left to right, which is faster than sorting all values."""
     array = label.array
     low, high = int(array.min()), int(array.max())
     if high - low >= 2**16:

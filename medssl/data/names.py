@@ -1,4 +1,4 @@
-"""Who is meant: names in lists of cases, of patients, of frames by their order, or of slices, as ids of cases."""
+"""Resolve names in lists to case ids: names of cases, patients, slices, or frames by their order."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ FRAME = re.compile(r"(.+)_frame(\d+)")
 SLICE = re.compile(r"(.+)_slice_?\d+")
 """A case and the number of a slice, as in `patient001_frame12_slice_3`."""
 ENDING = re.compile(f"({'|'.join(map(re.escape, (*SUFFIXES, *H5_SUFFIXES, '.npy', '.npz')))})$", re.IGNORECASE)
-"""What lists may write behind an id."""
+"""Suffixes that lists may add to an id."""
 SHOWN = 10
-"""Unknown names that an error spells out."""
+"""Number of unknown names that an error message lists."""
 PartT = TypeVar("PartT", bound=str)
 
 
 def read_id_list(path: Path) -> list[str]:
-    """Ids of cases, patients or slices from a text file, one a line; an ending such as .h5 is dropped."""
+    """Read ids of cases, patients or slices from a text file, one per line; a suffix such as .h5 is dropped."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -36,12 +36,12 @@ def read_id_list(path: Path) -> list[str]:
 def resolve_names(
     dataset: PreparedDataset, given: Mapping[PartT, Sequence[str]], *, renamed_frames: bool = False
 ) -> dict[PartT, list[str]]:
-    """Case ids of each part from names of cases, of patients, or of slices of cases.
+    """Return the case ids of each part from names of cases, patients, or slices of cases.
 
-    A patient stands for its annotated scans, in a list of unlabelled or training cases for all of them.
+    The name of a patient stands for all annotated scans, or for all scans in a list of unlabelled or training cases.
 
     Raises:
-        ConfigError: a name that is not known, or that has no label where it needs one.
+        ConfigError: a name is unknown, or has no label but needs one.
     """
     every, annotated = by_patient(dataset, annotated=False), by_patient(dataset, annotated=True)
     plain = {part: _without_slices(names, dataset, every) for part, names in given.items()}
@@ -54,7 +54,7 @@ def resolve_names(
 
 
 def by_patient(dataset: PreparedDataset, *, annotated: bool) -> dict[str, list[str]]:
-    """Sorted case ids of each patient; with `annotated` those with a label, which may be none."""
+    """Return the sorted case ids of each patient; with `annotated`, only cases with a label, perhaps none."""
     found: dict[str, list[str]] = {}
     for id, case in sorted(dataset.cases.items()):
         found.setdefault(case.subject, []).extend([id] if case.labelled or not annotated else [])
@@ -62,7 +62,7 @@ def by_patient(dataset: PreparedDataset, *, annotated: bool) -> dict[str, list[s
 
 
 def _without_slices(names: Sequence[str], dataset: PreparedDataset, patients: Collection[str]) -> list[str]:
-    """Names of slices as the cases that these are of, each once; other names as they are."""
+    """Replace names of slices by their cases, each once; other names stay as they are."""
     found, seen = [], set()
     for name in names:
         match = None if name in dataset.cases or name in patients else SLICE.fullmatch(name)
@@ -75,30 +75,28 @@ def _without_slices(names: Sequence[str], dataset: PreparedDataset, patients: Co
 
 
 def _resolve(names: Sequence[str], patients: dict[str, list[str]], part: str, dataset: PreparedDataset) -> list[str]:
-    """Case ids from names of cases or of patients, whose usable cases `patients` holds."""
+    """Case ids from names of cases or patients; `patients` holds the usable cases of each patient."""
     ids = {id for members in patients.values() for id in members}
     unknown = [name for name in names if name not in ids and not patients.get(name)]
     if unknown:
         bare = [name for name in unknown if name in dataset.cases or name in patients]
         frames = [match for name in unknown if (match := FRAME.fullmatch(name))]
         known = any(id.startswith(f"{match.group(1)}_frame") for match in frames for id in ids)
-        fault = "a case without a label" if bare else "neither a usable case nor a patient"
+        fault = "cases without a label" if bare else "unknown cases or patients"
         wrong = bare or unknown
-        advice = (
-            f"{dataset.root} holds {len(ids)} others, such as {min(ids, default='none')}; leave these out of the list"
-        )
-        advice += "" if bare else ", or prepare them as well"
+        advice = "leave them out of the list" + ("" if bare else ", or prepare them as well")
+        advice += f" ({dataset.root} has {len(ids)} usable cases, such as {min(ids, default='none')})"
         if known:
-            advice = ("if the list counts frames, frame02 being a patient's second one whatever its number, as the "
-                      "lists of SSL4MIS do, add --renamed-frames")  # fmt: skip
+            advice = ("if frame02 in the list means a patient's second frame, whatever its number, as in the lists of "
+                      "SSL4MIS, add --renamed-frames")  # fmt: skip
         raise ConfigError(f"the {part} list names {fault}: {some(wrong, SHOWN)}; {advice}")
     return [id for name in names for id in ([name] if name in ids else patients[name])]
 
 
 def _frames_by_order(names: Sequence[str], dataset: PreparedDataset) -> list[str]:
-    """Names that count a patient's frames to the ids of those frames; other names as they are.
+    """Replace names that count the frames of a patient by the ids of these frames; other names stay as they are.
 
-    Counted are the annotated frames, in the order of their numbers; all of a patient where none is annotated.
+    Annotated frames are counted, in the order of their numbers; if a patient has none, all frames are counted.
     """
     frames: dict[str, list[tuple[bool, int, str]]] = {}
     for id, case in dataset.cases.items():
@@ -115,6 +113,8 @@ def _frames_by_order(names: Sequence[str], dataset: PreparedDataset) -> list[str
         counted = [id for labelled, _, id in sorted(of_patient) if labelled == kind]
         place = int(match.group(2))
         if not 1 <= place <= len(counted):
-            raise ConfigError(f"{name}: {match.group(1)} has {len(counted)} frames to count: {', '.join(counted)}")
+            raise ConfigError(
+                f"{name}: no such frame; {match.group(1)} has {len(counted)}, in this order: {', '.join(counted)}"
+            )
         found.append(counted[place - 1])
     return found

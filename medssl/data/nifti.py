@@ -1,7 +1,7 @@
-"""NIfTI files by nibabel: voxels, the affine that counts, and what of a header looks odd; and writing them.
+"""Read and write NIfTI files with nibabel: voxels, the affine in use, and oddities of the header.
 
-A file that cannot be trusted is a DataError; one that can be read but looks odd comes back with `oddities`, for
-`medssl check` to report.
+A file that cannot be trusted is a DataError. A file that can be read but looks odd has `oddities`, which `medssl check`
+reports.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from medssl.words import by
 SUFFIXES = (".nii.gz", ".nii")
 
 SPACING_TOLERANCE = 0.01
-"""sform and pixdim may differ by this share of a spacing, more than rounding and less than any real difference."""
+"""sform and pixdim may differ by this share of a spacing: more than rounding, less than any real difference."""
 FORM_TOLERANCE = 0.1
-"""sform and qform may place a corner this many voxels apart: a quaternion in float32 rounds to less."""
+"""sform and qform may place a corner this many voxels apart; rounding of a float32 quaternion causes less."""
 
 MILLIMETRES = {1: 1000.0, 3: 0.001}
-"""Of the units of length that are not one, by their code in the header: metre, micron."""
+"""Millimetres in the other units of length, by their code in the header: metre and micrometre."""
 
 ERRORS = (OSError, ValueError, TypeError, KeyError, ImageFileError, HeaderDataError)
-"""What nibabel raises for a file that it cannot read."""
+"""Errors that nibabel raises for a file that it cannot read."""
 
-_QUIET = logging.Logger("quiet", logging.CRITICAL + 1)  # `oddities` tells of repairs, with the file's name
+_QUIET = logging.Logger("quiet", logging.CRITICAL + 1)  # repairs are reported in `oddities`
 
 
 def read(path: Path) -> Volume:
-    """A file's voxels, scaled, its affine in millimetres, its header repaired, and what is odd about it.
+    """Read the scaled voxels of a file, its affine in millimetres, its repaired header, and its oddities.
 
     Raises:
-        DataError: it is damaged, or no volume of real numbers.
+        DataError: it is damaged, or not a volume of real numbers.
     """
     raw, oddities = _content(path)
     header_class = _header_class(path, raw)
@@ -62,7 +62,7 @@ def read(path: Path) -> Volume:
     except ERRORS as error:
         raise DataError(f"{path}: cannot be read as NIfTI ({' '.join(str(error).split())})") from None
     except MemoryError:
-        raise DataError(f"{path}: its voxels are more than memory holds") from None
+        raise DataError(f"{path}: its voxels do not fit into memory") from None
     oddities += _header_oddities(header, repaired, affine)
     return Volume(
         array, _in_millimetres(affine, header), repaired, path, (float(voxels.slope), float(voxels.inter)), oddities
@@ -70,10 +70,10 @@ def read(path: Path) -> Volume:
 
 
 def read_grid(path: Path) -> tuple[tuple[int, ...], Affine]:
-    """Voxels along all axes and the affine in millimetres, from the header alone.
+    """Read the voxels along all axes and the affine in millimetres from the header alone.
 
     Raises:
-        DataError, EOFError, zlib.error, or one of ERRORS: there is none that can be read.
+        DataError, EOFError, zlib.error, or one of ERRORS: the header cannot be read.
     """
     with path.open("rb") as file:
         is_packed = file.read(2) == b"\x1f\x8b"
@@ -86,7 +86,7 @@ def read_grid(path: Path) -> tuple[tuple[int, ...], Affine]:
 
 
 def rewrite(path: Path, out: Path, header: nib.Nifti1Header, array: NDArray[Any] | None) -> None:
-    """Write a file again with a mended header, or with other voxels of the same shape; all else stays as it is."""
+    """Write a file again with a corrected header, or with new voxels of the same shape; all else is kept."""
     raw, header = _content(path)[0], header.copy()
     start = max(int(header["vox_offset"]), len(header.binaryblock))
     voxels = raw[start:]
@@ -101,10 +101,10 @@ def rewrite(path: Path, out: Path, header: nib.Nifti1Header, array: NDArray[Any]
 def write(
     path: Path, array: NDArray[Any], affine: Affine, header: nib.Nifti1Header | None, *, slope: float = 1
 ) -> None:
-    """Write voxels under a header, or under a new one with an affine; the file appears whole or not at all.
+    """Write voxels with a given header, or with a new one from an affine; the file appears whole or not at all.
 
-    Of a header that is given, codes, units, both forms and its description stay, and the affine is not looked at.
-    Extensions, and what databases wrote into it, do not.
+    A given header keeps its codes, units, both forms and its description, and `affine` is ignored. Its extensions and
+    the fields of databases are removed.
     """
     if header is None:
         image = nib.Nifti1Image(array, affine, dtype=array.dtype)
@@ -115,7 +115,7 @@ def write(
         header.set_intent("none")
         header["cal_min"] = header["cal_max"] = 0
         for field in {"db_name", "aux_file"}.intersection(header.keys()):
-            header[field] = b""  # where some scanners and databases name the patient
+            header[field] = b""  # some scanners and databases name the patient here
         header.extensions.clear()  # such as a whole DICOM header
         image_class = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
         # No affine is passed: nibabel then keeps both forms of the header, codes included.
@@ -127,7 +127,7 @@ def write(
 
 
 def foreign(head: bytes) -> str | None:
-    """What the first bytes of a file give away when they are no volume."""
+    """Say what a file is by its first bytes, if it is no volume; otherwise None."""
     if head.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, not the volume itself; fetch it with `git lfs pull`"
     if head.lstrip().lower().startswith((b"<!doctype html", b"<html", b"<?xml")):
@@ -140,14 +140,14 @@ def foreign(head: bytes) -> str | None:
 
 
 def _content(path: Path) -> tuple[bytes, tuple[Oddity, ...]]:
-    """The file's bytes, unpacked and with their checksum compared whatever the name says."""
+    """The bytes of a file, unpacked if they are gzip data, whatever the name says, with the checksum verified."""
     raw = path.read_bytes()
     packed, named = raw[:2] == b"\x1f\x8b", path.name.lower().endswith(".gz")
     if packed:
         try:
             raw = gzip.decompress(raw)
         except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{path}: the gzip stream is damaged or cut ({error}); copy the file again") from None
+            raise DataError(f"{path}: the gzip stream is damaged or cut short ({error}); copy the file again") from None
     if packed == named:
         return raw, ()
     found = "gzip data in a file named .nii" if packed else "plain NIfTI in a file named .nii.gz"
@@ -155,7 +155,7 @@ def _content(path: Path) -> tuple[bytes, tuple[Oddity, ...]]:
 
 
 def _header_class(path: Path, raw: bytes) -> Any:
-    """Nifti1Header or Nifti2Header, by the magic text in it."""
+    """Nifti1Header or Nifti2Header, by the magic text of the header."""
     if len(raw) < 348:
         raise DataError(f"{path}: the header is incomplete: {len(raw)} bytes where NIfTI needs 348")
     if raw[4:7] == b"n+2":
@@ -167,13 +167,13 @@ def _header_class(path: Path, raw: bytes) -> Any:
 
 
 def _check_header(path: Path, header: nib.Nifti1Header, size: int) -> None:
-    """Compare what the header promises with the file before anything is allocated."""
+    """Compare the header with the size of the file before memory is allocated."""
     axes = int(header["dim"][0])
     shape = [int(n) for n in header["dim"][1 : axes + 1]]
     if not 1 <= axes <= 7 or min(shape) < 1:
-        raise DataError(f"{path}: every axis needs at least one voxel, the header says {by(shape)}")
+        raise DataError(f"{path}: every axis needs at least one voxel, but the header says {by(shape)}")
     if axes < 3 or sum(n > 1 for n in shape[3:]) > 1:
-        raise DataError(f"{path}: a 3D volume is wanted, found shape {by(shape)}")
+        raise DataError(f"{path}: expected a 3D volume, found shape {by(shape)}")
     try:
         dtype = header.get_data_dtype()
     except KeyError:
@@ -182,8 +182,8 @@ def _check_header(path: Path, header: nib.Nifti1Header, size: int) -> None:
     begin, first = header["vox_offset"], header.template_dtype.itemsize
     if not begin >= first:
         raise DataError(
-            f"{path}: the header says that voxels begin at byte {float(begin):g}, within itself; {first} or more is "
-            "wanted. Write the file again from its source"
+            f"{path}: the header says that voxels begin at byte {float(begin):g}, but the header itself has {first} "
+            "bytes. Write the file again from its source"
         )
     promised, held = math.prod(shape) * dtype.itemsize, max(0, size - int(header["vox_offset"]))
     if promised > held:
@@ -191,14 +191,14 @@ def _check_header(path: Path, header: nib.Nifti1Header, size: int) -> None:
 
 
 def _header_oddities(header: nib.Nifti1Header, repaired: nib.Nifti1Header, affine: Affine) -> tuple[Oddity, ...]:
-    """What readers pass over in silence; `affine` is the one in use, in the header's own unit."""
+    """Oddities that other readers do not report; `affine` is the one in use, in the unit of the header."""
     found = []
     if int(header["sizeof_hdr"]) != header.template_dtype.itemsize:
         text = f"the header gives its own size as {int(header['sizeof_hdr'])} bytes"
         found.append(Oddity("header_size", text, "rewrite the file; other tools may refuse it"))
     unit = int(header["xyzt_units"]) & 7
     if unit in MILLIMETRES:
-        text = f"lengths are in {'metres' if unit == 1 else 'micrometres'}; they are read as millimetres"
+        text = f"lengths are in {'metres' if unit == 1 else 'micrometres'}; they are converted to millimetres"
         found.append(Oddity("unit", text, "rewrite the file in millimetres; other tools ignore the unit"))
     pixdim = np.asarray(header["pixdim"][1:4], np.float64)
     if not (pixdim > 0).all():
@@ -208,7 +208,7 @@ def _header_oddities(header: nib.Nifti1Header, repaired: nib.Nifti1Header, affin
 
 
 def _affine_of(header: nib.Nifti1Header) -> Affine:
-    """The affine that is used of those in a header, in the header's own unit."""
+    """The affine in use of those in a header, in the unit of the header."""
     return np.array(header.get_qform() if _is_unit_scale(header) else header.get_best_affine(), np.float64)
 
 
@@ -219,7 +219,7 @@ def _in_millimetres(affine: Affine, header: nib.Nifti1Header) -> Affine:
 
 
 def _is_unit_scale(header: nib.Nifti1Header) -> bool:
-    """Whether a tool wrote directions without lengths into the sform, as in ACDC, beside a qform that has them."""
+    """Whether the sform has directions without voxel lengths, as in ACDC, while the qform has both."""
     if int(header["sform_code"]) <= 0 or int(header["qform_code"]) <= 0:
         return False
     pixdim = np.abs(np.asarray(header["pixdim"][1:4], np.float64))
@@ -228,7 +228,7 @@ def _is_unit_scale(header: nib.Nifti1Header) -> bool:
 
 
 def _form_oddities(header: nib.Nifti1Header, affine: Affine, pixdim: NDArray[np.float64]) -> tuple[Oddity, ...]:
-    """Disagreement between the two affines and the spacing of a header; the sform is the one in use."""
+    """Report disagreement between the two affines and pixdim; the sform is the one in use."""
     sform, qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
     if not sform and not qform:
         text = "sform_code and qform_code are 0: orientation and position are unknown"

@@ -1,10 +1,10 @@
-"""Training patches: sample n of a run is a function of (seed, n) alone.
+"""Draw training patches: sample n of a run depends only on (seed, n).
 
-Reader count, number of processes, resuming and prefetching therefore change nothing. A stream that was
-built without labels has none to give: it never opens a label file.
+The number of readers and processes, resuming and prefetching therefore change nothing. A stream that was built without
+labels cannot return any: it never opens a label file.
 
-Volumes that fit are held in memory once, and threads cut patches from them; larger sets stay on disk, and
-processes read of each volume what a patch touches.
+Volumes that fit into memory are kept there, and threads cut patches from them. Larger sets stay on disk, and processes
+read only the part of a volume that a patch covers.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ from medssl.progress import ignore_signals
 MEMORY_LIMIT = 4 * 2**30
 """Bytes of prepared volumes that a stream keeps in memory; larger sets are read from disk patch by patch."""
 SHARE = 4
-"""A stream takes at most one part in so many of the free memory: there are two, and networks need some as well."""
+"""A stream takes at most 1/SHARE of the free memory, because there are two streams and networks need some too."""
 OPEN_FILES = 64
-"""Volumes of a larger set whose files stay open."""
+"""Number of volumes whose files stay open, if the set is read from disk."""
 AHEAD = 2
-"""Batches that each reader prepares in advance."""
+"""Number of batches that each reader prepares in advance."""
 
 Patches = tuple[Tensor, ...]
 
 
 class TrainingData:
-    """What training may see of a dataset: no test case, and labels of `labelled` and `val` only."""
+    """The part of a dataset that training may read: no test case, and labels of `labelled` and `val` only."""
 
     def __init__(self, dataset: PreparedDataset, split: Split) -> None:
         self._dataset = dataset
         self.split = split
 
     def image(self, id: str) -> Any:
-        """The image array of a training or validation case, `(M, x, y, z)`.
+        """Return the image array of a training or validation case, `(M, x, y, z)`.
 
         Raises:
             DataError: the case is a test case or in no part.
@@ -61,18 +61,18 @@ class TrainingData:
         return self._case(id).open_image()
 
     def label(self, id: str) -> Any:
-        """The label array of a labelled or validation case, `(x, y, z)`.
+        """Return the label array of a labelled or validation case, `(x, y, z)`.
 
         Raises:
-            DataError: training may not see this case's label.
+            DataError: training must not read the label of this case.
         """
         return self._labelled_case(id).open_label()
 
     def centres(self, id: str) -> dict[int, NDArray[np.uint16]]:
-        """Voxels of each foreground class of a labelled or validation case, `(n, 3)` each.
+        """Return voxels of each foreground class of a labelled or validation case, `(n, 3)` each.
 
         Raises:
-            DataError: training may not see this case's label.
+            DataError: training must not read the label of this case.
         """
         return self._labelled_case(id).centres()
 
@@ -83,29 +83,32 @@ class TrainingData:
 
     @property
     def likeness(self) -> Likeness | None:
-        """What its raw images are like; None where that is not known of all, or they are few."""
+        """What the raw images of the split look like; None if some are not known, or there are too few."""
         cases = [self._case(id) for id in (*self.split.labelled, *self.split.unlabelled, *self.split.val)]
         looks = [case.look for case in cases if case.look is not None]
         return Likeness.of(looks) if len(looks) == len(cases) else None
 
     def subject(self, id: str) -> str:
-        """The patient of a training or validation case."""
+        """Return the patient of a training or validation case."""
         return self._case(id).subject
 
     def _labelled_case(self, id: str) -> PreparedCase:
         if id not in self.split.labelled and id not in self.split.val:
-            raise DataError(f"case {id}: training may not read its label, it is {self.split.part_of(id) or 'unlisted'}")
+            part = self.split.part_of(id)
+            where = f"in part {part}" if part else "left out of the split"
+            raise DataError(f"case {id}: training must not read its label, because the case is {where}")
         return self._case(id)
 
     def _case(self, id: str) -> PreparedCase:
         part = self.split.part_of(id)
         if part not in ("labelled", "unlabelled", "val"):
-            raise DataError(f"case {id}: training may not see it, it is {part or 'left out of the split'}")
+            where = f"in part {part}" if part else "left out of the split"
+            raise DataError(f"case {id}: training must not read it, because it is {where}")
         return self._dataset.cases[id]
 
 
 class PatchStream(Dataset[Patches]):
-    """An endless list of random patches: every case once per round, in an order drawn anew each round."""
+    """An endless list of random patches: each round takes every case once, in a new random order."""
 
     def __init__(
         self,
@@ -122,10 +125,10 @@ class PatchStream(Dataset[Patches]):
         """
         Args:
             patch: `(X, Y, Z)` voxels; a smaller volume is padded with zeros around it.
-            labels: give `(image, label)`; otherwise `(image,)`, and no label file is opened.
+            labels: return `(image, label)`; otherwise `(image,)`, and no label file is opened.
             foreground: share of patches that are centred on a voxel of a random foreground class.
-            class_weights: how often each foreground class is that one, by label value less one; None: all alike.
-            sharing: how many processes of this machine make such a stream.
+            class_weights: how often each foreground class is chosen, indexed by label value minus 1; None: equally.
+            sharing: number of processes on this machine that each make such a stream.
         """
         self.data, self.ids, self.patch = data, tuple(ids), patch
         self.seed, self.labels, self.foreground, self.class_weights = seed, labels, foreground, class_weights
@@ -134,7 +137,7 @@ class PatchStream(Dataset[Patches]):
         self._remember()
 
     def __getitem__(self, n: int) -> Patches:
-        """`(image,)` or `(image, label)` of sample n: float32 `(M, X, Y, Z)`, and `(X, Y, Z)` as stored."""
+        """Return sample n, `(image,)` or `(image, label)`: float32 `(M, X, Y, Z)`, and `(X, Y, Z)` as stored."""
         id = self.case_of(n)
         rng = np.random.default_rng((*self.seed, 1, n))
         image = self._image(id)
@@ -145,18 +148,18 @@ class PatchStream(Dataset[Patches]):
         return tuple(torch.from_numpy(array) for array in patch)
 
     def case_of(self, n: int) -> str:
-        """The id of the case that sample n is cut from."""
+        """Return the id of the case that sample n is cut from."""
         round, place = divmod(n, len(self.ids))
         return self.ids[int(np.random.default_rng((*self.seed, 0, round)).permutation(len(self.ids))[place])]
 
     def batches(
         self, numbers: Sequence[Sequence[int]], workers: int = 0, *, pin: bool = False
     ) -> Generator[Patches, None, None]:
-        """Batches of the samples with these numbers, in order.
+        """Yield batches of the samples with these numbers, in order.
 
         Args:
-            workers: readers that work ahead, threads or processes; 0 reads when asked.
-            pin: put them where a GPU can fetch them by itself.
+            workers: number of readers that work ahead, threads or processes; 0 reads on demand.
+            pin: copy batches to pinned memory for the transfer to a GPU.
         """
         if not workers:
             yield from (self.batch(n, pin=pin) for n in numbers)
@@ -171,17 +174,17 @@ class PatchStream(Dataset[Patches]):
             try:
                 yield from loader
             except (OSError, EOFError) as error:
-                if str(error).startswith("Caught "):  # in a reader that is alive
+                if str(error).startswith("Caught "):  # raised inside a reader that is alive
                     raise
                 raise _ReaderLostError(f"{type(error).__name__}: {error}") from error
 
     def batch(self, numbers: Sequence[int], *, pin: bool = False) -> Patches:
-        """The samples with these numbers, stacked."""
+        """Return the samples with these numbers, stacked."""
         stacked: Sequence[Tensor] = default_collate([self[n] for n in numbers])
         return tuple(array.pin_memory() if pin else array for array in stacked)
 
     def _remember(self) -> None:
-        """Keep volumes in memory where all fit; otherwise only some files open."""
+        """Keep all volumes in memory if they fit; otherwise keep only some files open."""
         keep = len(self.ids) if self.in_memory else OPEN_FILES
         self._image = lru_cache(keep)(self._open_image)
         self._label = lru_cache(keep)(self._open_label)
@@ -203,7 +206,7 @@ class PatchStream(Dataset[Patches]):
         self._remember()
 
     def _start(self, id: str, shape: Sequence[int], rng: np.random.Generator) -> list[int]:
-        """The first voxel of the patch; negative where the volume is smaller and padding is needed."""
+        """The first voxel of the patch; negative if the volume is smaller and padding is needed."""
         room = [n - p for n, p in zip(shape, self.patch, strict=True)]
         if self.labels and rng.random() < self.foreground:
             of_class = self._of_a_class(id, rng)
@@ -214,7 +217,7 @@ class PatchStream(Dataset[Patches]):
         return [int(rng.integers(r + 1)) if r >= 0 else r // 2 for r in room]
 
     def _of_a_class(self, id: str, rng: np.random.Generator) -> NDArray[np.uint16]:
-        """Voxels of a random class of the case, `(n, 3)`; none where it has no class that may be drawn."""
+        """Voxels of a random class of the case, `(n, 3)`; none if it has no class that may be drawn."""
         voxels = self._centres(id)
         weights = np.array([1.0 if self.class_weights is None else self.class_weights[value - 1] for value in voxels])
         if not weights.any():
@@ -224,47 +227,47 @@ class PatchStream(Dataset[Patches]):
 
 
 def _room(sharing: int) -> int:
-    """Bytes that a stream may keep in memory, one of so many."""
+    """Bytes that a stream may keep in memory, if `sharing` processes make one each."""
     free = available_memory()
     return MEMORY_LIMIT if free is None else min(MEMORY_LIMIT, free // (SHARE * sharing))
 
 
 class _ReaderLostError(RuntimeError):
-    """A reader was gone when its batch was fetched."""
+    """A reading process had ended when its batch was fetched."""
 
 
 @contextmanager
 def ending_readers() -> Iterator[None]:
-    """Let no reading process outlive an error, and tell what to do where one was lost, as torch says anywhere.
+    """End all reading processes after an error, and say what to do if one was lost.
 
     Raises:
-        OutOfMemoryError: one ended, or found no room for its batch in shared memory.
+        OutOfMemoryError: a reading process ended, or had no room for its batch in shared memory.
     """
     try:
         yield
     except BaseException as error:
-        # They hold the readers, on whom Python would wait for good as it ends: its SIGTERM is nothing to them.
+        # The frames hold the readers, which ignore SIGTERM, so Python would wait for them forever when it ends.
         with _deaf_to_readers():
             traceback.clear_frames(error.__traceback__)
         said = str(error).strip()
         if not isinstance(error, _ReaderLostError) and not (isinstance(error, RuntimeError) and _tells_of_loss(said)):
             raise
         raise OutOfMemoryError(
-            f"a process that reads patches was lost ({said.splitlines()[-1]}). Where memory ran out, lower "
-            "train.workers; where shared memory did, start the container with --shm-size 16g or --ipc=host. "
-            "train.workers=0 needs neither. `medssl doctor` tells how much there is; a run goes on with --resume. "
+            f"a process that reads patches was lost ({said.splitlines()[-1]}). If memory ran out, lower train.workers. "
+            "If shared memory ran out, start the container with --shm-size 16g or --ipc=host. train.workers=0 needs "
+            "neither. `medssl doctor` shows how much there is; continue the run with --resume. "
             'A script of your own needs the guard `if __name__ == "__main__":`.'
         ) from None
 
 
 def _tells_of_loss(said: str) -> bool:
-    """Whether these are torch's words for a reader that was killed, or could not hand over its batch."""
+    """Whether this is a message of torch about a reader that was killed or could not hand over its batch."""
     return "DataLoader worker (pid" in said or "shared memory" in said
 
 
 @contextmanager
 def _deaf_to_readers() -> Iterator[None]:
-    """Let readers end without torch raising, at the end of each, that another was lost before."""
+    """Let readers end without torch raising again that one was lost."""
     if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -278,7 +281,7 @@ def _deaf_to_readers() -> Iterator[None]:
 def _read_ahead(
     stream: PatchStream, numbers: Sequence[Sequence[int]], workers: int, pin: bool
 ) -> Generator[Patches, None, None]:
-    """Batches in order, some of them read in advance by threads."""
+    """Yield batches in order, read in advance by threads."""
     on_gpu = (torch.cuda.set_device, (torch.cuda.current_device(),)) if pin else (None, ())
     pool = ThreadPoolExecutor(workers, "patches", *on_gpu)
     try:
@@ -293,12 +296,12 @@ def _read_ahead(
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    """A terminal sends Ctrl-C to every process; a worker that died of it would keep the trainer from saving."""
+    """Ignore signals: a terminal sends Ctrl-C to every process, and without its readers the trainer could not save."""
     ignore_signals()
 
 
 def _cut(array: Any, start: Sequence[int], patch: Sequence[int], *, channels: bool) -> NDArray[Any]:
-    """Slice a patch, zeros where it reaches outside; only the part inside is read."""
+    """Cut a patch, with zeros outside the volume; only the part inside is read."""
     shape = array.shape[1:] if channels else array.shape
     inside = tuple(slice(max(s, 0), min(s + p, n)) for s, p, n in zip(start, patch, shape, strict=True))
     pads = [(max(-s, 0), max(s + p - n, 0)) for s, p, n in zip(start, patch, shape, strict=True)]

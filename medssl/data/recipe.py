@@ -1,9 +1,8 @@
-"""How a raw volume becomes a prepared one, and how class probabilities go back.
+"""Prepare raw volumes, and bring class probabilities back to the grid of the raw volume.
 
-`prepare` and `predict` share this file, so a network meets at inference what it met in training.
-The steps are: turn the axes to one orientation, crop to the foreground by intensity, normalise,
-resample as `grid` says. `resize` instead takes the nearest voxel for everything, as the 2D
-literature does.
+`prepare` and `predict` share this file, so a network sees the same input at inference as in training. The steps are:
+turn the axes to one orientation, crop to the foreground by intensity, normalise, and resample as `grid` says. With
+`resize`, everything is resampled by nearest neighbour instead, as in the literature on 2D slices.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ Side = Annotated[int, Field(ge=2)]
 Threshold = float | Literal["nonzero"] | None
 
 AIR_FRACTION = 0.02
-"""Without a threshold, foreground is brighter than this share of the way from the minimum to the 99.5th percentile."""
+"""Without a threshold, foreground starts at this share of the way from the minimum to the 99.5th percentile."""
 DARKEST = -200.0
-"""Normalised grey levels are not below, as air in Hounsfield units is."""
+"""Normalised grey levels stay above this; air in Hounsfield units is below."""
 SAMPLED = 2**20
-"""About so many voxels, evenly spaced, tell that percentile; sorting all of a large volume takes as long as reading."""
+"""Number of voxels from which that percentile is taken; sorting all voxels would take as long as reading."""
 
 
 class Intensity(Settings):
@@ -60,7 +59,7 @@ OneOrEach = Annotated[
     Annotated[T, Tag("one")] | Annotated[tuple[T, ...], Tag("each")],
     Discriminator(lambda value: "each" if isinstance(value, list | tuple) else "one"),
 ]
-"""For all channels or a list with one for each, told apart before they are checked, so that a fault is told once."""
+"""One value for all channels, or a list with one for each; told apart before validation, so errors appear once."""
 
 
 class Recipe(Settings):
@@ -96,17 +95,17 @@ class Recipe(Settings):
 
     @property
     def nominal_spacing(self) -> tuple[float, float, float]:
-        """Millimetres between prepared voxels; an axis where they differ by case counts as the finest other, or 1."""
+        """Millimetres between prepared voxels; an axis that keeps its own spacing takes the finest other, or 1."""
         finest = min((mm for mm in self.spacing if mm is not None), default=1.0)
         x, y, z = (finest if mm is None else mm for mm in self.spacing)
         return x, y, z
 
     def intensities(self, channels: int) -> tuple[Intensity, ...]:
-        """The rule of each channel."""
+        """Return the intensity rule of each channel."""
         return self.intensity if isinstance(self.intensity, tuple) else (self.intensity,) * channels
 
     def thresholds(self, channels: int) -> tuple[Threshold, ...]:
-        """The threshold of each channel."""
+        """Return the threshold of each channel."""
         return self.threshold if isinstance(self.threshold, tuple) else (self.threshold,) * channels
 
     def apply(self, image: Volume, label: Volume | None = None) -> Prepared:
@@ -117,10 +116,10 @@ class Recipe(Settings):
             label: a class map on the same grid in the world; its axes may be stored in another order.
 
         Raises:
-            DataError: the prepared image would be larger than memory; the label's axes run elsewhere.
+            DataError: the prepared image would not fit into memory, or the axes of the label do not correspond.
         """
         turn = Turn.to(self.orientation, image.affine)
-        # In memory as it is walked through from here on, which files seldom are: (M, x, y, z).
+        # (M, x, y, z), contiguous in memory for the steps below.
         oriented = np.ascontiguousarray([turn.apply(channel) for channel in image.channels])
         foreground = self._foreground(oriented)
         box = _bounding_box(foreground, self.margin) if self.crop else [(0, n) for n in foreground.shape]
@@ -167,7 +166,7 @@ class Recipe(Settings):
         return Prepared(image=prepared, label=prepared_label, grid=grid)
 
     def uncropped(self, shape: Triple, affine: NDArray[np.float64]) -> Triple:
-        """Voxels of a prepared volume from which nothing was cropped: what it takes at most."""
+        """Return the shape of a prepared volume without any crop, which is the largest one possible."""
         turn = Turn.to(self.orientation, affine)
         turned: Triple = tuple(shape[axis] for axis in turn.axes)  # type: ignore[assignment]
         if self.resize is not None:
@@ -176,7 +175,7 @@ class Recipe(Settings):
         return _resampled_shape(turned, spacing, _target_spacing(spacing, self.spacing))
 
     def undo(self, slabs: Iterable[Slab], grid: Grid) -> NDArray[np.unsignedinteger[Any]]:
-        """The most likely class of each voxel on the image's own grid; background outside the crop.
+        """Return the most likely class of each voxel on the grid of the image; background outside the crop.
 
         Args:
             slabs: probabilities on the prepared grid; see `Grid.largest`.
@@ -187,20 +186,20 @@ class Recipe(Settings):
     def undo_with_certainty(
         self, slabs: Iterable[Slab], grid: Grid
     ) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.floating[Any]]]:
-        """What `undo` gives, and the interpolated probability of each voxel's class; 1 outside the crop."""
+        """Return the result of `undo`, and the interpolated probability of each voxel's class; 1 outside the crop."""
         classes, certainty = grid.largest(slabs)
         return grid.place(classes), grid.place(certainty, outside=1)
 
     def undo_by_class(self, probs: NDArray[np.floating[Any]], grid: Grid) -> Iterator[NDArray[np.float32]]:
-        """The interpolated probabilities of which `undo` takes the largest, of one class after the other.
+        """Yield the interpolated probabilities of one class after the other, of which `undo` takes the largest.
 
-        Outside the crop that of the background is 1.
+        Outside the crop, the probability of the background is 1.
         """
         for place, of_class in enumerate(grid.interpolated(Slab(probs))):
             yield grid.place(of_class, outside=float(place == 0))
 
     def _foreground(self, channels: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Voxels brighter than air, or not 0, in any channel; all of them where nothing is."""
+        """Voxels brighter than the threshold, or not 0, in any channel; all voxels if there are none."""
         found = np.zeros(channels.shape[1:], bool)
         for channel, threshold in zip(channels, self.thresholds(len(channels)), strict=True):
             if threshold == "nonzero":
@@ -221,7 +220,7 @@ def _normalise(channel: NDArray[np.float32], foreground: NDArray[np.bool_], rule
     low, high = np.percentile(inside, rule.percentiles)
     mean, spread = _moments(np.clip(inside, low, high))
     normal = np.empty(channel.shape, np.float32)
-    for slab, place in zip(channel, normal, strict=True):  # in float64, which would be large as a whole
+    for slab, place in zip(channel, normal, strict=True):  # float64, slab by slab to save memory
         place[...] = (np.clip(slab, low, high) - mean) / spread
     return normal
 
@@ -234,10 +233,10 @@ def _air(channel: NDArray[np.float32]) -> float:
 
 
 def zero_is_background(channels: Sequence[NDArray[np.float32]]) -> bool:
-    """Whether 0 fills the corners and a tenth of every channel of a case, and is too bright for air in some.
+    """Whether 0 is the background of a case: it fills the corners and a tenth of all channels, and is no air in some.
 
-    Then `threshold: nonzero` finds the foreground, and null takes all for it. Hounsfield units, in which 0 is water and
-    air is far below, are not meant.
+    Then `threshold: nonzero` finds the foreground, and null takes all voxels as foreground. Images in Hounsfield units,
+    in which 0 is water and air is far below, do not count.
     """
     return all(
         not channel[np.ix_(*([0, -1] for _ in channel.shape))].any()  # first: it seldom needs a look at the rest
@@ -248,7 +247,7 @@ def zero_is_background(channels: Sequence[NDArray[np.float32]]) -> bool:
 
 
 def _moments(values: NDArray[np.float64]) -> tuple[np.float64, np.float64]:
-    """Mean and standard deviation, or 1 where that is 0; `values` is used up."""
+    """Mean and standard deviation, or 1 if that is 0; `values` is overwritten."""
     mean = values.mean()
     values -= mean
     np.multiply(values, values, out=values)
@@ -258,7 +257,7 @@ def _moments(values: NDArray[np.float64]) -> tuple[np.float64, np.float64]:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A case in memory as the store holds it."""
+    """A prepared case in memory."""
 
     image: NDArray[np.float32]
     """`(M, x, y, z)`."""
@@ -268,20 +267,20 @@ class Prepared:
 
 
 def _refuse_beyond_memory(image: Volume, channels: int, grid: Grid) -> None:
-    """Before anything is allocated: a wrong spacing can ask for any number of voxels."""
+    """Stop before memory is allocated; a wrong spacing can ask for any number of voxels."""
     needed, free = 4 * channels * math.prod(grid.prepared), available_memory()
     if free is not None and needed > free:
         raise DataError(
             f"{image.path}: {by(grid.cropped)} voxels at {by(grid.cropped_spacing)} mm would become "
-            f"{by(grid.prepared)} at {by(grid.spacing)} mm, which take {gib(needed)} where "
-            f"{gib(free)} are free; is the spacing right? Mend it, or change data.recipe.spacing"
+            f"{by(grid.prepared)} at {by(grid.spacing)} mm and need {gib(needed)}, but only "
+            f"{gib(free)} are free. Correct the spacing in the header if it is wrong, or change data.recipe.spacing"
         )
 
 
 def _target_spacing(
     own: tuple[float, float, float], wanted: tuple[float | None, float | None, float | None]
 ) -> tuple[float, float, float]:
-    """The wanted spacing, or the file's own where none is wanted or the two agree to 0.1 %."""
+    """The wanted spacing, or that of the file if none is wanted or the two agree to 0.1 %."""
     x, y, z = (
         old if new is None or abs(new - old) <= 1e-3 * new else float(new) for old, new in zip(own, wanted, strict=True)
     )
@@ -289,7 +288,7 @@ def _target_spacing(
 
 
 def _corner_spacing(old: Triple, spacing: tuple[float, float, float], new: Triple) -> tuple[float, float, float]:
-    """The spacing at which `new` voxels reach from the first to the last of `old` ones."""
+    """The spacing at which `new` voxels span from the first to the last of `old` voxels."""
     x, y, z = (s * max(a - 1, 1) / (b - 1) if a != b else s for a, s, b in zip(old, spacing, new, strict=True))
     return x, y, z
 

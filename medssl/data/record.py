@@ -1,4 +1,4 @@
-"""predictions.json: how the label maps beside it were made, and what their values mean."""
+"""Read and write predictions.json, which says how the label maps beside it were made and what their values mean."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OwnValue = Annotated[int, Field(strict=True, ge=-LARGEST_VALUE, le=LARGEST_VALUE
 
 
 class Record(BaseModel):
-    """What predictions.json tells, as far as it is known: one written by hand may hold `classes` alone."""
+    """The content of predictions.json; a file written by hand may hold `classes` only."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -27,39 +27,39 @@ class Record(BaseModel):
     checkpoint: str | None = None
     iteration: int | None = None
     weights: str | None = None
-    """A digest of the networks, so that others in the same place are told from them; None in a record of before."""
+    """Digest of the networks, to recognise others at the same path; None in a file of an older version."""
     network: str | None = None
     classes: tuple[str, ...] = ()
-    """The name of each place; label maps hold these places, or else `own_values`."""
+    """Class names; label maps hold their positions in this list, or else `own_values`."""
     window: dict[str, Any] = {}
     values: dict[str, tuple[int, ...]] = {}
     ignore: tuple[int, ...] = ()
     regions: dict[str, tuple[str, ...]] = {}
-    """These three as in `DatasetConfig`: what evaluation needs to read references."""
+    """`values`, `ignore` and `regions` of `DatasetConfig`, which evaluation needs to read references."""
     averaged: int = 1
-    """How many runs the model folder was made of."""
+    """How many runs the model folder was made from."""
     also: tuple[str, ...] = ()
     """Other runs that the probabilities are averaged with."""
     uncertainty: str | None = None
     probabilities: str | None = None
-    """Folders beside the label maps; None where nothing was written."""
+    """`uncertainty` and `probabilities`: folders beside the label maps; None if nothing was written."""
     own_values: tuple[OwnValue, ...] = ()
-    """The value of each place in the label maps, where they hold no places."""
+    """The value of each class in the label maps, if they do not hold positions in `classes`."""
     images: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] = {}
-    """The files that each case was predicted from."""
+    """The image files that each case was predicted from."""
     stamps: dict[str, tuple[tuple[int, int], ...]] = {}
-    """Size of each of these files, and when it was last changed, in nanoseconds; none in a record of before."""
+    """Size and time of the last change (ns) of each of these files; empty in a file of an older version."""
 
     def to_plain(self) -> dict[str, Any]:
-        """What is known, as plain values."""
+        """Return all values that are not defaults, as plain values."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
 
 def read_record(path: Path) -> Record:
-    """What predictions.json holds; nothing is known where there is none.
+    """Read predictions.json; an empty record if there is no such file.
 
     Raises:
-        DataError: it cannot be read, or every key that does not fit.
+        DataError: it cannot be read, or keys are wrong; all of them are listed.
     """
     return read_model(Record, path) if path.exists() else Record()
 
@@ -70,13 +70,13 @@ def write_record(path: Path, record: Record) -> None:
 
 
 def differing(earlier: Record, record: Record) -> list[str]:
-    """In what one differs from another, cases aside; what an earlier version did not note is as it is now."""
+    """Return the keys in which two records differ, except cases; missing `weights` in `earlier` count as equal."""
     keys = Record.model_fields.keys() - {"images", "stamps"} - (set() if earlier.weights else {"weights"})
     return sorted(key for key in keys if getattr(earlier, key) != getattr(record, key))
 
 
 def add_image(path: Path, record: Record, id: str, files: tuple[str, ...], stamps: tuple[tuple[int, int], ...]) -> None:
-    """Note one case more in predictions.json, beside those that other processes of this machine noted meanwhile."""
+    """Add a case to predictions.json, and keep cases that other processes of this machine added meanwhile."""
     with in_turn(path.parent):
         try:
             earlier = read_record(path)

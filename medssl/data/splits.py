@@ -1,4 +1,4 @@
-"""Who trains, who is unlabelled, who validates, who tests: what splits.json holds, and what is checked of it."""
+"""Splits of a dataset into training, validation and test cases: the content of splits.json and its checks."""
 
 from __future__ import annotations
 
@@ -16,45 +16,45 @@ Part = Literal["labelled", "unlabelled", "val", "test"]
 PARTS: tuple[Part, ...] = ("labelled", "unlabelled", "val", "test")
 Unit = Literal["patients", "cases"]
 SplitQuirk = Literal["selection on test", "renamed frames", "stratified by labels", "unlabelled labels seen"]
-"""What a split does only when asked to; a report says so."""
+"""Deviations that must be requested; the split records them and a report names them."""
 
 SHOWN = 20
-"""Faults of a split that an error spells out."""
+"""Number of faults that an error message lists."""
 
 
 class Split(Settings):
-    """Case ids by part, as splits.json holds them."""
+    """The case ids of each part, as in splits.json."""
 
     labelled: tuple[str, ...]
     unlabelled: tuple[str, ...] = ()
     val: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
-    """Nobody may train on these: unlabelled scans of validation and test patients, and what an imported file leaves
-    out."""
+    """Cases that no part uses: unlabelled scans of validation and test patients, and cases that an imported file does
+    not name."""
     seed: int | None = None
-    """Seed of the draw; null when every part was given as a list."""
+    """Seed of the draw; null if every part was given as a list."""
     counted: Unit | None = None
-    """What the number of labelled ones counted when they were drawn; null when they were given as a list."""
+    """What the number of labelled cases counted when they were drawn; null if they were given as a list."""
     sha256: str
-    """Digest of the prepared case list that the split divides."""
+    """Digest of the prepared case list that the split was made for."""
     patients: dict[str, str] = {}
-    """Patient of each case that the split lists; empty in a file of a version that did not record them."""
+    """Patient of each case that the split lists; empty in files of older versions."""
     content: dict[str, str] = {}
-    """In a run folder, a digest of the files of each case that it learned from; of an unlabelled one, whose label may
-    come or change, of its images alone."""
+    """In a run folder, a digest of the files of each case that it learned from; for an unlabelled case, of its images
+    only, because a label may be added or changed."""
     quirks: tuple[SplitQuirk, ...] = ()
     """`selection on test`: the validation cases are the test cases. `renamed frames`: the lists counted frames.
-    `stratified by labels`: drawn by what labels hold. `unlabelled labels seen`: among these were labels of cases that
-    now count as unlabelled."""
+    `stratified by labels`: drawn by what labels hold. `unlabelled labels seen`: these included labels of cases that now
+    count as unlabelled."""
 
     def part_of(self, id: str) -> str | None:
-        """The part that holds a case."""
+        """Return the part that holds a case; None if no part does."""
         return next((part for part in PARTS if id in getattr(self, part)), None)
 
 
 def read_split(path: Path, dataset: PreparedDataset) -> Split:
-    """Read splits.json and check it against the dataset; patients that an old file lacks are filled in.
+    """Read splits.json and check it against the dataset; patients missing in an old file are added.
 
     Raises:
         DataError: it cannot be read, was made for another case list, names unknown ids or other patients,
@@ -67,7 +67,7 @@ def read_split(path: Path, dataset: PreparedDataset) -> Split:
 
 
 def load_split(path: Path, root: Path | str = "PREPARED") -> Split:
-    """Read splits.json without a look at the dataset; `root` is named in the advice of an error.
+    """Read splits.json without checking it against the dataset; error messages name `root`.
 
     Raises:
         DataError: it cannot be read.
@@ -89,7 +89,7 @@ def write_series(folder: Path, stem: str, splits: Sequence[Split], *, overwrite:
     """Write `stem_0.json`, `stem_1.json` and so on.
 
     Raises:
-        ConfigError: the folder holds such files and they are not to be replaced.
+        ConfigError: the folder holds such files, and `overwrite` is not set.
     """
     refuse_file(folder)
     found = [path for path in folder.glob(f"{stem}_*.json") if re.fullmatch(rf"{stem}_\d+", path.stem)]
@@ -101,7 +101,7 @@ def write_series(folder: Path, stem: str, splits: Sequence[Split], *, overwrite:
     for path, split in zip(paths, splits, strict=True):
         write_split(path, split)
     for path in set(found) - set(paths):
-        path.unlink()  # of an earlier, longer series
+        path.unlink()  # from an earlier, longer series
     return paths
 
 
@@ -115,7 +115,7 @@ def check_split(split: Split, dataset: PreparedDataset, where: str) -> None:
     if "selection on test" in split.quirks:
         parts_apart = ("labelled", "unlabelled", "test")
         if not split.test or set(split.val) != set(split.test):
-            faults.append("says `selection on test`, so its val must list the cases of its test, at least one")
+            faults.append("has the quirk `selection on test`, so val must list the same cases as test, at least one")
     listed = [(id, part) for part in parts_apart for id in getattr(split, part)]
     unknown = [id for id, _ in listed if id not in dataset.cases]
     faults += [f"unknown case {id}" for id in unknown]
@@ -128,44 +128,44 @@ def check_split(split: Split, dataset: PreparedDataset, where: str) -> None:
         if id in seen:
             faults.append(f"case {id} is listed twice")
         seen.add(id)
-        # Labelled and unlabelled scans of one patient may both train; val and test share nobody.
+        # Labelled and unlabelled scans of one patient may both train; val and test share no patient with others.
         parts.setdefault(dataset.cases[id].subject, set()).add("train" if part in ("labelled", "unlabelled") else part)
     divided = [f"patient {subject} is in {' and '.join(sorted(p))}" for subject, p in parts.items() if len(p) > 1]
     faults += divided
-    faults += [f"patient of case {id} is {subject}, in {dataset.root} {dataset.cases[id].subject}"
+    faults += [f"patient of case {id} is {subject}, but {dataset.cases[id].subject} in {dataset.root}"
                for id, subject in split.patients.items()
                if id in dataset.cases and subject != dataset.cases[id].subject]  # fmt: skip
-    faults += [f"unknown case {id}, left out" for id in split.left_out if id not in dataset.cases]
+    faults += [f"unknown case {id} in left_out" for id in split.left_out if id not in dataset.cases]
     left_out = set(split.left_out)
-    faults += [f"case {id} is left out, and {part}" for id, part in known if id in left_out]
+    faults += [f"case {id} is in left_out and in {part}" for id, part in known if id in left_out]
     if not split.labelled:
-        faults.append("no labelled case; ask for some with --labelled, or name them in a list")
+        faults.append("no labelled case; set their number with --labelled, or name them in a list")
     if faults:
         lines = [f"{where} cannot be used", *(f"  {fault}" for fault in faults[:SHOWN])]
         lines += [f"  and {len(faults) - SHOWN} more"] * (len(faults) > SHOWN)
-        lines += ["All scans of a patient belong on one side; move them there, or draw by patient with `medssl split`."
+        lines += ["All scans of a patient must be on one side; move them there, or draw by patient with `medssl split`."
                   ] * bool(divided)  # fmt: skip
         raise DataError("\n".join(lines))
 
 
 def refuse_file(folder: Path) -> None:
-    """Raise a ConfigError where a file is in the place of a folder."""
+    """Raise a ConfigError if the path is a file instead of a folder."""
     if folder.is_file():
         raise ConfigError(f"{folder}: is a file; name a folder with --out")
 
 
 def content_of(dataset: PreparedDataset, split: Split) -> dict[str, str]:
-    """What `Split.content` holds of a run that learns from this split."""
+    """Return `Split.content` for a run with this split."""
     whole = {id: dataset.cases[id].content for id in (*split.labelled, *split.val)}
     images = {id: dataset.cases[id].image_content for id in split.unlabelled}
     return whole | {id: content for id, content in images.items() if content}
 
 
 def changed_content(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """The cases of which two times have a digest, and not the same."""
+    """Return the cases whose digests are known at both times and differ."""
     return [id for id, content in before.items() if now.get(id, content) != content]
 
 
 def patients_of(dataset: PreparedDataset, ids: Collection[str]) -> dict[str, str]:
-    """The patient of each case."""
+    """Return the patient of each case."""
     return {id: dataset.cases[id].subject for id in sorted(ids)}

@@ -1,7 +1,7 @@
-"""What labels hold, and whom to draw next so that classes and volumes are spread over the parts of a split.
+"""Choose patients by what their labels hold, so that classes and volumes are spread over the parts of a split.
 
-Looking at labels to choose who is labelled is something that a split must be asked for, and says: where
-labelled cases play unlabelled ones, their labels have had a say.
+A split does this only on request and records it: if annotated cases are used as unlabelled ones, their labels have
+influenced the choice.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from medssl.data.prepared import PreparedCase, PreparedDataset
 from medssl.progress import tracked
 
 LEVELS = 3
-"""A class is absent, or its volume is among the small, middle or large ones of those who have it."""
+"""Levels of the volume of a class: small, middle or large among the patients that have it."""
 TRIED = 8
-"""Patients that are compared for the next place, the first ones of the shuffled order: more would spread volumes
-better, and make the draws of different seeds more alike."""
+"""Number of patients, the first ones of the shuffled order, that are compared for the next place. More would spread
+volumes better, but make draws with different seeds more alike."""
 SLAB = 32
-"""Slices of a label that are counted at a time."""
+"""Number of slices of a label that are counted at a time."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Strata:
     def next_patient(
         self, drawn: Sequence[str], fitting: Sequence[str], free: Sequence[str], *, spare: bool = False
     ) -> str:
-        """The one of `fitting` that adds most classes to `drawn`, then the one that best keeps the mix of volumes.
+        """Return the patient of `fitting` that adds most classes to `drawn`; among equals, the best mix of volumes.
 
         Args:
-            fitting: shuffled; what comes first is preferred.
-            free: everyone who is not in a part yet.
-            spare: pass over whoever is the last of `free` with a class, so that parts drawn later can have it.
+            fitting: shuffled; the first ones are preferred.
+            free: all patients that are not in a part yet.
+            spare: skip a patient who is the last of `free` with a class, so that parts drawn later can have it.
         """
         mine, theirs = self._places(fitting), self._places(drawn)
         if spare:
@@ -67,7 +67,7 @@ class Strata:
 
     @cached_property
     def _levels(self) -> NDArray[np.float64]:
-        """One-hot, `(patients, classes x LEVELS)`: the third of its volumes that a class is in; none where absent."""
+        """One-hot, `(patients, classes x LEVELS)`: the level of the volume of each class; all 0 if it is absent."""
         found = np.zeros((*self.volumes.shape, LEVELS))
         for number, volumes in enumerate(self.volumes.T):
             having = np.flatnonzero(volumes)
@@ -77,7 +77,7 @@ class Strata:
 
 
 def read_strata(dataset: PreparedDataset) -> Strata:
-    """Count the voxels of every label of a prepared dataset; cases without a label are not touched."""
+    """Compute the volumes of classes in all labels of a prepared dataset; unlabelled cases are skipped."""
     cases = [case for _, case in sorted(dataset.cases.items()) if case.labelled]
     counted = (_volumes(case, len(dataset.config.classes)) for case in cases)
     volumes = tracked("labels", [case.id for case in cases], counted)

@@ -1,4 +1,4 @@
-"""A volume in memory with its place in the world, and where volumes lie; nothing here reads a file."""
+"""Volumes in memory with their geometry, and the sources that volumes are read from; nothing here reads a file."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from medssl.errors import DataError
 Affine = NDArray[np.float64]
 """`(4, 4)`, voxel index to RAS millimetres."""
 LPS_TO_RAS = np.diag([-1.0, -1, 1, 1])
-"""From the world of DICOM and ITK to that of NIfTI."""
+"""From the world coordinates of DICOM and ITK to those of NIfTI."""
 SHEAR = 1e-3
-"""Cosine between two voxel axes; more is no rounding, and ITK's geometry cannot hold it."""
+"""Cosine between two voxel axes; more is not rounding, and the geometry of ITK cannot represent it."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Oddity:
 
 @dataclass(frozen=True, order=True)
 class Source:
-    """Where a volume lies: a file or DICOM folder, or a part of one that holds several."""
+    """Where a volume is stored: a file or DICOM folder, or a part of one that holds several volumes."""
 
     path: Path
     part: str = ""
@@ -44,13 +44,13 @@ class Source:
 
     @classmethod
     def parse(cls, text: str, base: Path | None = None) -> Source:
-        """What `str` gave, or a path; relative ones start at `base`. A `#` in a file's own name is no mark."""
+        """Read what `str` gave, or a path; relative ones start at `base`. A `#` in the name of a file is allowed."""
         whole = (base or Path()) / text
         path, mark, part = text.rpartition("#")
         return cls(whole) if not mark or whole.exists() else cls((base or Path()) / path, part)
 
     def absolute(self) -> Source:
-        """The same with an absolute path. Links are followed, but not to a file whose name says less of what it is."""
+        """Return the source with an absolute path. Links are followed, except to files without the link's suffix."""
         real, name = self.path.resolve(), self.path.name.lower()
         ending = ".nii.gz" if name.endswith(".nii.gz") else self.path.suffix.lower()
         is_named = real.is_dir() or real.name.lower().endswith(ending)
@@ -59,7 +59,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume in memory with its place in the world."""
+    """A volume in memory with its geometry."""
 
     array: NDArray[Any]
     """`(X, Y, Z)`, or `(X, Y, Z, M)` for several modalities or time points in one file."""
@@ -71,7 +71,7 @@ class Volume:
     """Slope and intercept that took the stored voxels to `array`."""
     oddities: tuple[Oddity, ...] = ()
     segments: tuple[tuple[int, str], ...] = ()
-    """Values of a label map and what its file calls them; empty where it does not say."""
+    """Values of a label map and the names that its file gives them; empty if there are none."""
     series: str = ""
     """The uid of the DICOM series that it was read from."""
 
@@ -83,7 +83,7 @@ class Volume:
 
     @property
     def channels(self) -> NDArray[Any]:
-        """`(M, X, Y, Z)`: the array by modality, of which there is one where it has three axes. A view."""
+        """`(M, X, Y, Z)`: a view of the array by channel; one channel if the array has three axes."""
         return self.array[None] if self.array.ndim == 3 else np.moveaxis(self.array, -1, 0)
 
     @property
@@ -93,7 +93,7 @@ class Volume:
 
     @property
     def steps(self) -> NDArray[np.float64]:
-        """`spacing`, where the axes are perpendicular; else the `(3, 3)` matrix from voxels to millimetres."""
+        """`spacing` if the axes are perpendicular, otherwise the `(3, 3)` matrix from voxels to millimetres."""
         return np.array(self.spacing) if self.shear <= SHEAR else self.affine[:3, :3]
 
     @property
@@ -103,49 +103,51 @@ class Volume:
 
     @property
     def shear(self) -> float:
-        """The largest cosine between two voxel axes; 0 when all are perpendicular."""
+        """The largest cosine between two voxel axes; 0 if all are perpendicular."""
         axes = self.affine[:3, :3] / np.array(self.spacing)
         return float(np.abs(axes.T @ axes - np.eye(3)).max())
 
 
 def spacing_of(affine: Affine) -> tuple[float, float, float]:
-    """Lengths in millimetres of the three voxel axes of an affine."""
+    """Return the lengths in millimetres of the three voxel axes of an affine."""
     x, y, z = np.sqrt((affine[:3, :3] ** 2).sum(0))
     return float(x), float(y), float(z)
 
 
 def corners_of(shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """`(8, 4)`: the homogeneous indices of a grid's eight corner voxels."""
+    """Return the homogeneous indices of the eight corner voxels of a grid, `(8, 4)`."""
     return np.array([(*corner, 1) for corner in itertools.product(*((0, n - 1) for n in shape[:3]))], np.float64)
 
 
 def corners_apart(shape: tuple[int, ...], affine: Affine, other: Affine) -> float:
-    """The largest distance in millimetres between where two affines put a corner voxel of a grid."""
+    """Return the largest distance in millimetres between the positions that two affines give a corner voxel."""
     steps = corners_of(shape) @ (other - affine).T
     return float(np.linalg.norm(steps[:, :3], axis=1).max())
 
 
 def check_affine(path: Path | None, affine: Affine) -> None:
-    """
+    """Check that an affine places a volume in space.
+
     Raises:
-        DataError: an affine puts no volume into space.
+        DataError: it is not 4 x 4, not finite or cannot be inverted.
     """
     named = path or "image"
     if affine.shape != (4, 4):
-        raise DataError(f"{named}: an affine has 4 x 4 numbers, found shape {affine.shape}")
+        raise DataError(f"{named}: the affine must have shape (4, 4), got {affine.shape}")
     if not np.isfinite(affine).all():
         raise DataError(f"{named}: its affine holds NaN or infinity, so the volume has no place in space")
     spacing = np.array(spacing_of(affine))
-    # Of unit axes, so that a tiny spacing is not taken for a missing axis.
+    # Axes of unit length, so that a tiny spacing is not taken for a missing axis.
     if (spacing == 0).any() or abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-4:
         raise DataError(f"{named}: its affine cannot be inverted, so the volume has no place in space")
 
 
 def check_type(path: Path, dtype: np.dtype[Any]) -> None:
-    """
+    """Check that the voxels of a file are real numbers.
+
     Raises:
-        DataError: a file's voxels are not one real number each.
+        DataError: they are of another type.
     """
     if dtype.kind not in "iuf":
         kind = {"c": "complex numbers", "V": "colours"}.get(dtype.kind, str(dtype))
-        raise DataError(f"{path}: one real number per voxel is wanted, found {kind}")
+        raise DataError(f"{path}: expected one real number per voxel, found {kind}")

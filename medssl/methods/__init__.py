@@ -1,4 +1,4 @@
-"""The methods by name. A new one is a file beside these, a line here, and `configs/method/NAME.yaml`."""
+"""The methods by name. To add one, write a module in this folder, a line here, and `configs/method/NAME.yaml`."""
 
 from medssl.methods.base import Method
 from medssl.methods.bcp import BCP

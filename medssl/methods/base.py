@@ -1,7 +1,7 @@
-"""What a method is to the rest of the package.
+"""The interface between methods and the rest of the package.
 
-A method owns its networks and turns a batch into losses. It does not move weights, log, save,
-choose a device or draw from global random state; the trainer does the first four and hands it an `rng`.
+A method owns its networks and turns a batch into losses. It does not update weights, log, save or choose a device; the
+trainer does. Nor does it draw from the global random state: the trainer passes it a generator, `rng`.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from medssl.parts.sample import Progress, Sample, TrainBatch
 
 
 class MakeNet(Protocol):
-    """Makes a method's networks, each initialised anew, as the `network` section of the settings says."""
+    """Function that makes the networks of a method from the `network` section of the settings."""
 
     def __call__(self, **changes: Any) -> nn.Module:
-        """A network from `(B, M, X, Y, Z)` to logits `(B, C, X, Y, Z)`.
+        """Return a newly initialised network from `(B, M, X, Y, Z)` to logits `(B, C, X, Y, Z)`.
 
         Args:
-            changes: other values for some keys of the section.
+            changes: values that replace those of the section.
 
         Raises:
-            ConfigError: the section does not take them, or a patch does not fit the network.
+            ConfigError: a value does not fit the section, or a patch does not fit the network.
         """
 
 
@@ -42,7 +42,7 @@ Dice = Annotated[
         "`linear` over each volume by itself."
     ),
 ]
-"""The key `dice` of a method's settings; its default is the method's."""
+"""Type of the setting `dice` of a method, which gives its own default."""
 
 
 class MethodConfig(Settings):
@@ -53,66 +53,68 @@ class MethodConfig(Settings):
 
     @property
     def fewest_unlabelled(self) -> int:
-        """How many unlabelled patches a step, or each part of one, needs."""
+        """Smallest number of unlabelled patches in a step, or in each part of a step."""
         return 1
 
     def on_grid(self, spacing: tuple[float, float, float]) -> Self:
-        """These settings for images of this spacing in mm; most methods count in voxels, and theirs stay the same."""
+        """Return these settings for images of this spacing in mm. Most methods count in voxels and change nothing."""
         return self
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step gives back."""
+    """Losses and logged values of a step."""
 
     losses: dict[str, Tensor]
-    """Scalars, already weighted; the trainer adds them up."""
+    """Weighted scalars; the trainer minimises their sum."""
     stats: dict[str, Tensor] = field(default_factory=dict)
     """Detached scalars that are only logged."""
 
 
 @dataclass(frozen=True)
 class Follow:
-    """After the optimiser's step, `teacher` moves towards the mean of `students`."""
+    """Instruction to move `teacher` towards the mean of `students` after the optimiser's step."""
 
     teacher: nn.Module
     students: Sequence[nn.Module]
     decay: float
-    """How much of the teacher survives; 0 copies the students."""
+    """Weight of the teacher's old value in its moving average; 0 copies the students' mean."""
 
 
 class Method(nn.Module):
-    """Base of all methods."""
+    """Base class of all methods."""
 
     Config: ClassVar[type[MethodConfig]]
     needs_unlabelled: ClassVar[bool] = True
-    """Whether training is refused without unlabelled cases."""
+    """Whether the method needs unlabelled cases; training without them is then refused."""
     even_batch: ClassVar[bool] = False
-    """Whether the method pairs halves of both batches, which must then be even and as large as each other."""
+    """Whether the method pairs the halves of both batches, which must then be even and of equal size."""
 
     def __init__(self, config: Any, make_net: MakeNet) -> None:
         super().__init__()
         self.config = config
 
     def equip(self, device: torch.device) -> None:
-        """Load what training alone needs, before the first step; most methods need nothing beyond their networks."""
+        """Load what only training needs, before the first step. Most methods need only their networks."""
 
     def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
-        """Losses of one batch, a pure function of its arguments and the weights."""
+        """Return the losses of one batch, a pure function of the arguments and the weights."""
         raise TypeError(f"{type(self).__name__} must define step")
 
     def pseudo_label(self, image: Tensor) -> Sample | None:
-        """What a step would tell of unlabelled patches `(B, M, X, Y, Z)`, as they are before augmentation changed their
-        grey levels; None from a method that makes none. Canaries are scored by it; by predictions where a class
-        does not define it."""
+        """Return the pseudo-labels that a step would make for unlabelled patches `(B, M, X, Y, Z)`, or None.
+
+        The patches are those before augmentation changed their grey levels. Canaries are scored by these
+        pseudo-labels, or by predictions for a class that does not define this method.
+        """
         return None
 
     def students(self) -> Sequence[nn.Module]:
-        """The networks that learn; each is an optimiser group of its own."""
+        """The networks that learn; each is a parameter group of the optimiser."""
         raise TypeError(f"{type(self).__name__} must define students")
 
     def helpers(self) -> Sequence[nn.Module]:
-        """Networks that learn beside the students, each an optimiser group of its own, and do not predict."""
+        """Networks that learn with the students but do not predict; each is a parameter group of the optimiser."""
         return []
 
     def learners(self) -> list[nn.Module]:
@@ -120,19 +122,19 @@ class Method(nn.Module):
         return [*self.students(), *self.helpers()]
 
     def teachers(self) -> Sequence[nn.Module]:
-        """The networks that follow; none for a method without teachers."""
+        """The networks that follow students; none for a method without teachers."""
         return []
 
     def followers(self, progress: Progress) -> Sequence[Follow]:
-        """Who follows whom after this step."""
+        """The updates of the teachers after this step."""
         return []
 
     def pretraining(self, progress: Progress) -> bool:
-        """Whether this step belongs to a stage before unlabelled patches count: a setting `pretrain` is its share."""
+        """Whether this step is in a first stage without unlabelled patches, whose length is the setting `pretrain`."""
         return progress.is_within(getattr(self.config, "pretrain", 0.0))
 
     def train(self, mode: bool = True) -> Self:
-        """Put the students into a mode; teachers stay in evaluation mode whatever happens."""
+        """Set the mode of the students; teachers always stay in evaluation mode."""
         super().train(mode)
         for teacher in self.teachers():
             teacher.eval()
@@ -140,7 +142,7 @@ class Method(nn.Module):
 
 
 class Pair(nn.Module):
-    """A student and the teacher that follows it; the teacher starts as a copy and takes no gradient."""
+    """A student and its teacher, which starts as a copy and has no gradient."""
 
     def __init__(self, make_net: MakeNet, **changes: Any) -> None:
         super().__init__()
@@ -148,15 +150,15 @@ class Pair(nn.Module):
         self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
 
     def taught(self, image: Tensor, *, dropout: Sequence[int] | None = None) -> Tensor:
-        """The teacher's logits, `(B, M, X, Y, Z)` to `(B, C, X, Y, Z)`; as `at_rest` gives them."""
+        """The teacher's logits, `(B, M, X, Y, Z)` to `(B, C, X, Y, Z)`; see `at_rest`."""
         return at_rest(self.teacher, image, dropout=dropout)
 
 
 def at_rest(net: nn.Module, image: Tensor, *, dropout: Sequence[int] | None = None) -> Tensor:
-    """A network's logits in evaluation mode and without a trace for gradients; its own mode is as before afterwards.
+    """Return a network's logits in evaluation mode and without gradients; afterwards the network's mode is restored.
 
     Args:
-        dropout: one seed per volume, for a network whose dropout alone is live; by default it is off.
+        dropout: one seed per volume, to keep dropout, and nothing else, active; by default dropout is off.
     """
     mode = net.training
     net.eval()

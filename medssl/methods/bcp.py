@@ -1,8 +1,8 @@
 """Bidirectional copy-paste.
 
 Bai et al., "Bidirectional Copy-Paste for Semi-Supervised Medical Image Segmentation", CVPR 2023,
-arXiv 2305.00673. Equations are the paper's, named and not numbered, as its full text was not at hand; where its
-released code differs, a setting chooses.
+arXiv 2305.00673. Equations have the names of the paper but no numbers, because its full text was not available. Where
+its released code differs, a setting chooses.
 """
 
 from __future__ import annotations
@@ -23,19 +23,22 @@ from medssl.parts.sample import Progress, Sample, TrainBatch, concat
 
 
 class BCP(Method):
-    """Labelled and unlabelled volumes exchange a box; the teacher labels the unlabelled voxels.
+    """Bidirectional copy-paste: labelled and unlabelled patches exchange a box; the teacher labels unlabelled voxels.
 
-    Stage one pastes labelled patches into each other and trains the student alone. In stage two,
-    with labelled `i, j` and unlabelled `p, q` (inward and outward copy-paste; the mask is 1 outside the box):
+    Stage one pastes labelled patches into each other and trains only the student. Stage two, with labelled patches
+    `i, j` and unlabelled patches `p, q`, pastes inward and outward (the mask is 1 outside the box):
 
         x_in  = x_j outside the box, x_p inside;    x_out = x_q outside, x_i inside
 
-    and the loss, `L_in + L_out`, scores each side of the box apart, the unlabelled one `alpha` times.
+    The loss, `L_in + L_out`, scores the two sides of the box separately; the unlabelled side has weight `alpha`.
 
-    Stage one pastes both ways too, so that a step has as many pasted patches as labelled ones; the released code
-    pastes the second half of the batch into the first alone, half as many. Stage two goes on from the last weights
-    of stage one, with the optimiser's state; the released code starts it from the best validated ones. Boxes reach
-    every face of the patch; the released ones never touch the far faces.
+    Departures from the released code:
+
+    - Stage one pastes in both directions, so that a step has as many pasted patches as labelled ones. The released code
+      only pastes the second half of the batch into the first, which gives half as many.
+    - Stage two continues from the last weights of stage one, with the optimiser's state. The released code starts it
+      from the weights with the best validation score.
+    - Boxes can touch every face of the patch. Those of the released code never touch the far faces.
     """
 
     class Config(MethodConfig):
@@ -92,7 +95,11 @@ class BCP(Method):
         )
 
     def pretrain_step(self, labelled: Sample, box: Tensor, *, partly: bool = False) -> StepResult:
-        """Each half of the labelled batch is pasted into the other; `partly`: some voxels are not known."""
+        """Losses of stage one: each half of the labelled batch is pasted into the other.
+
+        Args:
+            partly: whether some voxels are not annotated.
+        """
         half = len(labelled) // 2
         first, second = labelled[:half], labelled[half:]
         mixed = concat(paste(inside=first, outside=second, box=box), paste(inside=second, outside=first, box=box))
@@ -103,24 +110,24 @@ class BCP(Method):
         return StepResult({"pretrain": dice_ce(logits, mixed.target, weight, dice=self.config.dice)})
 
     def pseudo_label(self, image: Tensor) -> Sample:
-        """The teacher's classes on unpasted patches, cleaned, each voxel trusted `alpha`."""
+        """The teacher's classes on unpasted patches, cleaned; each voxel has weight `alpha`."""
         said = self.pair.taught(image)
         return self.cleaned(image, likeliest(said), said.shape[1])
 
     def cleaned(self, image: Tensor, named: Tensor, classes: int) -> Sample:
-        """What a teacher named, `(B, X, Y, Z)`, or the largest component of each of the classes."""
+        """Pseudo-labels from a teacher's classes `(B, X, Y, Z)`, of which the largest components are kept if set."""
         target = largest_component(named, classes) if self.config.largest_component else named
         return Sample.of(image, target, trust=self.config.alpha)
 
     def mixed_loss(self, logits: Tensor, mixed: Sample, box: Tensor) -> Tensor:
-        """Cross-entropy and Dice of a pasted batch, `mixed.weight` being 1 or `alpha` by side, 0 where not known."""
+        """Cross-entropy and Dice of a pasted batch, whose weight is 1 or `alpha` by side, and 0 where not annotated."""
         if self.config.weighting == "voxel":
             ce = cross_entropy(logits, mixed.target, mixed.weight) * trusted(mixed.weight)
             return (ce + dice_loss(logits, mixed.target, mixed.weight, self.config.dice)) / 2
         return self.by_side(logits, mixed, box)
 
     def by_side(self, logits: Tensor, mixed: Sample, box: Tensor) -> Tensor:
-        """The same, each side averaged over its own voxels, whatever the `weighting`."""
+        """Cross-entropy and Dice of a pasted batch, averaged over each side of the box separately."""
         sides = (torch.stack([box, ~box]).unsqueeze(1) & (mixed.weight > 0)).to(mixed.weight.dtype)  # (2, B, X, Y, Z)
         space = (1, 2, 3, 4)
         trust = (mixed.weight * sides).sum(space) / sides.sum(space).clamp_min(1)

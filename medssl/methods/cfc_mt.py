@@ -1,9 +1,9 @@
 """Cross-frequency collaborative training with a mean teacher.
 
 "Cross-Frequency Collaborative Training Network and Dataset for Semi-supervised First Molar Root Canal Segmentation"
-(CFC-Net), arXiv 2504.11856. No code was released and only the abstract was at hand, so this is a reading of it:
-`configs/method/cfc_mt.yaml` says item by item what is certain, what is inferred and what is not known. Bands that let
-some of each other in follow XNet v2 (Zhou et al., BIBM 2024).
+(CFC-Net), arXiv 2504.11856. No code was found and only the abstract was available, so this is an interpretation of it:
+`configs/method/cfc_mt.yaml` lists what is certain, what is inferred and what is unknown. Bands that contain a share of
+each other follow XNet v2 (Zhou et al., BIBM 2024).
 """
 
 from __future__ import annotations
@@ -44,37 +44,37 @@ class Frequencies(Settings):
     here; otherwise they are treated as thin."""
 
     def on_grid(self, spacing: tuple[float, float, float]) -> Self:
-        """These settings for prepared data of this spacing."""
+        """Return these settings for prepared data of this spacing in mm."""
         return self.model_copy(update={"spacing": self.spacing or spacing})
 
     def split(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Low and high frequencies of `(B, M, X, Y, Z)`, which sum to the image."""
+        """Split `(B, M, X, Y, Z)` into low and high frequencies, which sum to the image."""
         spacing = self.spacing or (1.0, 1.0, 1.0)
         return split_frequencies(image, self.kind, levels=self.levels, sigma=self.sigma * min(spacing), spacing=spacing)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Logits `(B, C, X, Y, Z)` of one batch, the low student's first."""
+    """Logits `(B, C, X, Y, Z)` of one batch; those of the low-frequency student come first."""
 
     labelled: tuple[Tensor, Tensor]
     unlabelled: tuple[Tensor, Tensor]
     teacher: Tensor
-    """On the unlabelled patches, without a gradient."""
+    """Logits on the unlabelled patches, without a gradient."""
 
 
 class CFCMT(Method):
-    """A low- and a high-frequency student and a teacher that sees all frequencies and follows the mean of both.
+    """CFC-MT: a low- and a high-frequency student, and a teacher that sees all frequencies and follows their mean.
 
-    With `x_L = low + a high`, `x_H = high + b low`, students' probabilities `p_L`, `p_H` and the teacher's `p`:
+    With `x_L = low + a high`, `x_H = high + b low`, the students' probabilities `p_L`, `p_H` and the teacher's `p`:
 
         L       = sum_s L_seg(s(x_s), y) + r(t) (w_cross L_cross + w_full L_full)
         L_cross = 1/2 (|p_L - sg p_H|^2 + |p_H - sg p_L|^2)         cross-frequency consistency
         L_full  = 1/2 (|p_L - p|^2 + |p_H - p|^2)                   full-frequency consistency
 
-    `L_seg` is on labelled patches, the squares are averaged over voxels and classes of unlabelled ones, `sg` stops the
-    gradient. After each step `teacher <- m teacher + (1 - m) (L + H) / 2`. The mean of two networks is one only while
-    they stay near each other, hence all three start from the same weights.
+    `L_seg` is computed on labelled patches; the squares are averaged over voxels and classes of unlabelled ones; `sg`
+    stops the gradient. After each step `teacher <- m teacher + (1 - m) (L + H) / 2`. The mean of two networks works as
+    a network only while they stay close to each other, so all three start from the same weights.
     """
 
     class Config(MethodConfig):
@@ -113,7 +113,7 @@ class CFCMT(Method):
         return StepResult(self.losses(seen, batch, progress), self.stats(seen, batch))
 
     def look(self, batch: TrainBatch) -> Seen:
-        """What students and teacher make of a batch."""
+        """Logits of students and teacher on a batch."""
         low, high = batch.through(self.low), batch.through(self.high)
         return Seen((low[0], high[0]), (low[1], high[1]), at_rest(self.teacher, batch.unlabelled))
 
@@ -132,7 +132,7 @@ class CFCMT(Method):
         }
 
     def stats(self, seen: Seen, batch: TrainBatch) -> dict[str, Tensor]:
-        """The gauges of the teacher, whose gap is that to its students on average, and the gap between students."""
+        """The teacher's gauges, with the mean gap to its students, and the gap between the students."""
         (low, high), taught = seen.unlabelled, likeliest(seen.teacher)
         return {
             **gauges(batch.label, taught, low.shape[1], known=batch.known),

@@ -1,9 +1,10 @@
-"""Groups that label for each other, copy-paste beside whole patches, and frequency bands where asked for.
+"""Groups of networks that label for each other, copy-paste beside whole patches, and optional frequency bands.
 
-A design of this project out of parts of others: bidirectional copy-paste (BCP, arXiv 2305.00673), views that label for
-each other, the surer ones counting more (UMCT, arXiv 1811.12506), labels read from a weak view of what students see in
-a strong one (FixMatch, arXiv 2001.07685), students on frequency bands under one teacher (CFC-Net, arXiv 2504.11856),
-and groups that take turns (RAIL, arXiv 2505.03538). Which of them are on by default was decided by docs/benchmarks.md.
+This project's own combination of parts of other methods: bidirectional copy-paste (BCP, arXiv 2305.00673); views that
+label for each other, in which more certain ones count more (UMCT, arXiv 1811.12506); pseudo-labels from a weak view of
+what students see in a strong one (FixMatch, arXiv 2001.07685); students on frequency bands under one teacher (CFC-Net,
+arXiv 2504.11856); and groups that take turns (RAIL, arXiv 2505.03538). The measurements in docs/benchmarks.md decided
+which of them are on by default.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ from medssl.parts.views import Band, Identity, View, Viewed
 
 @dataclass(frozen=True)
 class Said:
-    """What each teacher says of unlabelled patches."""
+    """Predictions of all K teachers for unlabelled patches."""
 
     probs: Tensor
-    """`(K, B, C, X, Y, Z)`."""
+    """Class probabilities, `(K, B, C, X, Y, Z)`."""
     uncertainty: Tensor
-    """Entropy, `(K, B, X, Y, Z)`."""
+    """Normalised entropy, `(K, B, X, Y, Z)`."""
     disputed: Tensor
-    """Where they name different classes, `(B, X, Y, Z)`."""
+    """Where the teachers predict different classes, `(B, X, Y, Z)` bool."""
 
     @classmethod
     def of(cls, probs: Tensor) -> Said:
@@ -48,50 +49,49 @@ class Said:
 
 @dataclass(frozen=True)
 class Told:
-    """What the students of a group are told of these."""
+    """Targets for the students of a group on unlabelled patches, made from all teachers' predictions."""
 
     pseudo: Sample
-    """Their classes, and how far each voxel is trusted."""
+    """Pseudo-labels with a weight for each voxel."""
     probs: Tensor
-    """The same before a class was chosen, `(B, C, X, Y, Z)`."""
+    """The combined class probabilities, `(B, C, X, Y, Z)`."""
     named: Tensor
-    """Their classes before pieces were taken away, `(B, X, Y, Z)`."""
+    """The likeliest classes of `probs`, before `largest_component` is applied, `(B, X, Y, Z)`."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What a student is shown of a step's patches."""
+    """How a student sees the patches of a step."""
 
     view: View
     box: Tensor
-    """Where patches are pasted, `(X, Y, Z)` bool. Each student of a group has a box of its own: they start alike, and
-    from the same patches would stay one network."""
+    """Where patches are pasted, `(X, Y, Z)` bool. Each student of a group has its own box: the students start with the
+    same weights, and would stay identical on the same patches."""
 
 
 class Combined(Method):
-    """What all groups' teachers say together labels the unlabelled voxels that copy-paste mixes in.
+    """Copy-paste whose unlabelled voxels are labelled by the combined prediction of all groups' teachers.
 
-    A group starts from weights of its own, may look along its own order of the axes, and has a student for each band
-    and a teacher that follows the students' mean. Teachers see the unlabelled patches before their grey levels were
-    changed, students see them after. In a step, with the teachers' predictions `p_k` and entropies `U_k`:
+    Each group has its own initial weights and may have its own order of the axes. It has a student for each band and a
+    teacher that follows the students' mean. Teachers see the unlabelled patches before their grey levels were changed,
+    students see them after. In a step, with the teachers' predictions `p_k` and normalised entropies `U_k`:
 
         q    = sum_k r_k c_k p_k / sum_k r_k c_k,    c_k = 1 / (U_k + floor),  r_k = `own` for the group's own, else 1
-        w    = (1 - entropy q), `disputed` times where teachers name different classes
+        w    = 1 - entropy q, times `disputed` where teachers predict different classes
         L_s  = S(p_s, y) + alpha w CE(p_s, argmax q) + r(t) w (w_full |p_s - q|^2 + w_cross |p_s - sg p_s'|^2)
 
-    for each student `s` of a group that learns, `s'` the others of its group. `S` is Dice and cross-entropy, over
-    whole labelled patches and over the labelled side of pasted ones, each by itself as in BCP. The other terms are
-    sums over unlabelled voxels, each counted `w` times, divided by the number of these voxels: where all are unsure,
-    they teach little. BCP's students learn on pasted patches alone, and whole ones are new to them. Where
-    `largest_component` took a piece of a class away, `argmax q` is background and `q` is left as it was.
+    for each student `s` of a learning group, where `s'` are the other students of its group and `sg` stops the
+    gradient. `S` is Dice and cross-entropy over whole labelled patches, and over the labelled side of pasted ones,
+    separately as in BCP. The other terms are sums over unlabelled voxels with weights `w`, divided by the number of
+    these voxels, so that uncertain voxels teach little. BCP's students learn from pasted patches only and never see a
+    whole one. Where `largest_component` removed a component, `argmax q` is background and `q` is unchanged.
 
-    In stage one students learn from labelled patches, whole and pasted into each other, and the networks of a group
-    stay one: after each step all take the students' mean. The mean of students is a teacher only while they are near
-    each other.
+    In stage one, students learn from labelled patches, whole and pasted into each other. All networks of a group take
+    the students' mean after each step, because the mean works as a teacher only while the students stay close.
 
-    Switches take it apart. One group of one student, pasted patches only, and Dice on hard labels trusted alike is
-    BCP; without copy-paste and with alpha 0 it is Mean Teacher, or CFC-MT for `bands: [low, high]`; `own: 0` has
-    others label, as UMCT.
+    Settings reduce it to other methods. One group of one student, pasted patches only, and Dice on pseudo-labels of
+    equal weight give BCP. Without copy-paste and with `alpha: 0` it is Mean Teacher, or CFC-MT with
+    `bands: [low, high]`. With `own: 0`, only other groups label, as in UMCT.
     """
 
     class Config(MethodConfig):
@@ -172,7 +172,10 @@ class Combined(Method):
         @model_validator(mode="after")
         def _labelled_by_someone(self) -> Self:
             if self.own == 0 and len(self.axes) == 1:
-                raise ValueError("own: 0 leaves labels to other groups, and axes names one; use two, or own above 0")
+                raise ValueError(
+                    "own: 0 leaves pseudo-labels to other groups, but axes has one group only; "
+                    "add a group, or set own above 0"
+                )
             return self
 
         def on_grid(self, spacing: tuple[float, float, float]) -> Self:
@@ -208,7 +211,7 @@ class Combined(Method):
         return StepResult(losses, stats)
 
     def drawn(self, image: Tensor, rng: torch.Generator) -> list[Shown]:
-        """What each student of a group is shown in this step, of patches like `(B, M, X, Y, Z)`."""
+        """Draw how each student of a group sees this step's patches, which have the shape of `(B, M, X, Y, Z)`."""
 
         def box() -> Tensor:
             return random_box(image.shape[2:], self.config.box, rng, image.device)
@@ -225,7 +228,7 @@ class Combined(Method):
         return [progress.iteration // self.config.turn % count] if self.config.turn else range(count)
 
     def steps(self, progress: Progress) -> int:
-        """How many steps a group whose turn it is has made before this one, without a stage one."""
+        """Number of steps that the group whose turn it is has made before this one, if there is no stage one."""
         if not self.config.turn:
             return progress.iteration
         turns, step = divmod(progress.iteration, self.config.turn)
@@ -234,7 +237,11 @@ class Combined(Method):
     def pretrain_step(
         self, turn: Sequence[int], labelled: Sample, shown: Sequence[Shown], *, partly: bool = False
     ) -> StepResult:
-        """Students on labelled patches, pasted into each other; `partly`: some voxels are not known."""
+        """Losses of stage one: students on labelled patches, whole and pasted into each other.
+
+        Args:
+            partly: whether some voxels are not annotated.
+        """
         losses = []
         for number in turn:
             for student, each in zip(self.group(number).students, shown, strict=True):
@@ -252,13 +259,13 @@ class Combined(Method):
         shown: Sequence[Shown],
         rise: float,
     ) -> StepResult:
-        """The losses of one group's students, summed over them.
+        """Losses of one group, summed over its students.
 
         Args:
-            image: unlabelled, as students see it, `(B, M, X, Y, Z)`.
-            said: of it by all teachers.
-            shown: to each student.
-            rise: how far the ramp is up.
+            image: unlabelled patches as students see them, `(B, M, X, Y, Z)`.
+            said: predictions of all teachers for these.
+            shown: how each student sees the patches.
+            rise: value of the ramp-up, from 0 to 1.
         """
         config, told = self.config, self.told(number, image, said)
         again = config.filtered == "consistency"
@@ -270,7 +277,7 @@ class Combined(Method):
             sizes = [len(part) for part in parts]
             for part, mask, seen in zip(parts, masks, torch.split(logits, sizes), strict=True):
                 sides.append(self.sides(seen, part, mask))
-            # In the order of `image`: as pasted, or seen a second time.
+            # In the order of `image`: logits on the pasted patches, or on the unlabelled ones seen a second time.
             unlabelled.append(student.net(each.view.apply(image)) if again else logits[-len(image) :])
             pasted = torch.cat([mask.expand(len(image) // len(foreign), -1, -1, -1) for mask in foreign])
             where.append(torch.ones_like(pasted) if again else pasted)
@@ -280,15 +287,19 @@ class Combined(Method):
         return StepResult(losses, self.stats(labelled, unlabelled, told, where, said))
 
     def pseudo_label(self, image: Tensor) -> Sample:
-        """What the first group is told."""
+        """The pseudo-labels for the first group."""
         return self.told(0, image, self.said(image)).pseudo
 
     def said(self, image: Tensor) -> Said:
-        """What the teachers say of patches `(B, M, X, Y, Z)`."""
+        """Predictions of all teachers for patches `(B, M, X, Y, Z)`."""
         return Said.of(torch.stack([probabilities(at_rest(net, image)) for net in self.teachers()]))
 
     def sides(self, logits: Tensor, part: Sample, foreign: Tensor) -> Tensor:
-        """The loss on what experts labelled, and on pseudo-labels where `foreign`, `(X, Y, Z)`: `(2,)`."""
+        """Loss on expert labels, and loss on pseudo-labels, `(2,)`.
+
+        Args:
+            foreign: where `part` has pseudo-labels, `(X, Y, Z)` bool.
+        """
         regions = part.weight * torch.stack([~foreign, foreign]).unsqueeze(1)  # (2, B, X, Y, Z)
         if self.config.pseudo == "dice_ce":
             labelled, told = dice_ce(logits, part.target, regions, dice=self.config.dice)
@@ -298,7 +309,7 @@ class Combined(Method):
         return torch.stack([labelled, told * trusted(part.weight, foreign)])
 
     def told(self, number: int, image: Tensor, said: Said) -> Told:
-        """What the students of a group are told of unlabelled patches; arguments as `group_step`."""
+        """Targets for the students of a group on unlabelled patches; for the arguments see `group_step`."""
         config, each, probs, uncertainty = self.config, len(self.group(number).teachers), said.probs, said.uncertainty
         if config.scope == "sample":
             uncertainty = uncertainty.mean((2, 3, 4), keepdim=True)
@@ -311,7 +322,7 @@ class Combined(Method):
     def look(
         self, net: nn.Module, shown: Shown, labelled: Sample, pseudo: Sample | None
     ) -> tuple[list[Sample], Tensor]:
-        """What a student learns from, and its logits on all of that, `(B, C, X, Y, Z)`."""
+        """The patches that a student learns from, and its logits on all of them, `(B, C, X, Y, Z)`."""
         filtered, view = self.config.filtered, shown.view
         if filtered == "before":
             labelled = replace(labelled, image=view.apply(labelled.image))
@@ -322,7 +333,7 @@ class Combined(Method):
         return parts, net(view.apply(image) if filtered == "after" else image)
 
     def parts(self, labelled: Sample, pseudo: Sample | None, box: Tensor) -> list[Sample]:
-        """Whole labelled patches, if any, then pasted ones: with unlabelled voxels, or with each other's."""
+        """Whole labelled patches, if set, then patches pasted with unlabelled ones, or in stage one with each other."""
         config = self.config
         if not config.copy_paste:
             return [labelled] if pseudo is None else [labelled, pseudo]
@@ -336,10 +347,11 @@ class Combined(Method):
     def consistencies(
         self, seen: Sequence[Tensor], told: Told, where: Sequence[Tensor], rise: float
     ) -> dict[str, Tensor]:
-        """Squares to what the teachers say and, for several students, to what the others say of voxels that both saw.
+        """Consistency with the teachers and, between several students, on the unlabelled voxels that both saw.
 
         Args:
-            seen: each student's logits on patches with the unlabelled voxels `where`, `(B, X, Y, Z)`.
+            seen: each student's logits, `(B, C, X, Y, Z)`.
+            where: the unlabelled voxels in these, `(B, X, Y, Z)`.
         """
 
         def squares(logits: Tensor, probs: Tensor, where: Tensor) -> Tensor:
@@ -357,7 +369,7 @@ class Combined(Method):
     def stats(
         self, labelled: Sample, seen: Sequence[Tensor], told: Told, where: Sequence[Tensor], said: Said
     ) -> dict[str, Tensor]:
-        """The gauges of a group's turn, and the share of voxels for which teachers name different classes."""
+        """Gauges of a group, and the share of voxels for which teachers predict different classes."""
         pseudo = told.pseudo
         stats = gauges(
             labelled.target, pseudo.target, said.probs.shape[2], known=labelled.weight > 0, weight=pseudo.weight
@@ -389,7 +401,7 @@ class Combined(Method):
 
 
 class Group(nn.Module):
-    """Students that start alike and see different bands, with a teacher for all, or for each."""
+    """Students that start with the same weights and see different bands, with one teacher for all or one for each."""
 
     def __init__(self, start: nn.Module, views: Sequence[View], each: bool) -> None:
         super().__init__()
@@ -407,17 +419,17 @@ class Group(nn.Module):
         return cast(list[Viewed], list(self._teachers))
 
     def followers(self, decay: float) -> list[Follow]:
-        """Each teacher after its own student, or the one after their mean."""
+        """Let each teacher follow its own student, or the only teacher the students' mean."""
         followed = [[student] for student in self.students] if self.each else [self.students]
         return [Follow(teacher, them, decay) for teacher, them in zip(self.teachers, followed, strict=True)]
 
     def united(self) -> list[Follow]:
-        """All networks after the students' mean, at once; students by way of the first teacher."""
+        """Set all networks to the students' mean; the students receive it from the first teacher."""
         first, *rest = self.teachers
         return [Follow(first, self.students, 0.0), *(Follow(net, [first], 0.0) for net in (*rest, *self.students))]
 
 
 def disputed(probs: Tensor) -> Tensor:
-    """Where predictions `(K, B, C, X, Y, Z)` name different classes, `(B, X, Y, Z)`."""
+    """Where the likeliest classes of predictions `(K, B, C, X, Y, Z)` differ, `(B, X, Y, Z)` bool."""
     named = probs.max(2).indices
     return (named != named[0]).any(0)

@@ -1,8 +1,8 @@
 """Cross pseudo supervision.
 
 Chen et al., "Semi-Supervised Semantic Segmentation with Cross Pseudo Supervision", CVPR 2021, arXiv 2106.01226. Its
-losses are named here and not numbered, as its full text was not at hand. The settings in `configs/method/cps.yaml` are
-those that SSL4MIS uses on medical volumes.
+losses have the paper's names but no numbers, because its full text was not available. The settings in
+`configs/method/cps.yaml` are those that SSL4MIS uses on medical volumes.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from medssl.parts.schedules import ramp_up
 
 
 class CPS(Method):
-    """Two networks of one architecture and two initialisations; each learns the other's likeliest classes.
+    """Cross pseudo supervision: two networks that start differently, each trained on the other's predicted classes.
 
         L = L_sup(1) + L_sup(2) + w(t) [ CE(p_1, argmax p_2) + CE(p_2, argmax p_1) ]
 
-    The first two terms are the paper's supervision loss, the last two its cross pseudo supervision loss, here on
-    unlabelled patches as in SSL4MIS; the paper has it on labelled ones as well. No gradient passes through the argmax.
-    There is no teacher and no threshold. A prediction is the mean of both networks; published results take one.
+    The first two terms are the paper's supervision loss. The last two are its cross pseudo supervision loss, here on
+    unlabelled patches only, as in SSL4MIS; the paper uses labelled ones as well. No gradient passes through the argmax.
+    There is no teacher and no threshold. The prediction is the mean of both networks; published results use one.
     """
 
     class Config(MethodConfig):
@@ -66,7 +66,7 @@ class CPS(Method):
         return dice_ce(logits, batch.label, batch.known, dice=self.config.dice)
 
     def pseudo_label(self, image: Tensor) -> Sample:
-        """What the first network is told."""
+        """The pseudo-labels for the first network, which are the classes that the second one predicts."""
         return Sample.of(image, likeliest(at_rest(self.second, image)))
 
     def students(self) -> Sequence[nn.Module]:

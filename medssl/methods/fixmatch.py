@@ -1,9 +1,9 @@
 """FixMatch, and UniMatch's additions to it, for 3D segmentation.
 
 Sohn et al., "FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence", NeurIPS 2020, arXiv
-2001.07685, whose equations are meant (section 2.2); Yang et al., "Revisiting Weak-to-Strong Consistency in
+2001.07685; equation numbers are those of its section 2.2. Yang et al., "Revisiting Weak-to-Strong Consistency in
 Semi-Supervised Semantic Segmentation" (UniMatch), CVPR 2023, arXiv 2208.09910. UniMatch's additions are those of its
-released medical branch; they are named and not numbered, as its full text was not at hand.
+released medical branch; they have its names but no numbers, because its full text was not available.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from medssl.parts.schedules import mix
 
 
 class FixMatch(Method):
-    """The network's own classes on a weak view, where it is confident, are its target on a strong view (eq. 4).
+    """FixMatch: the network's confident classes on a weak view are its targets on a strong view (eq. 4).
 
-    Beside it stands the loss on labelled patches (eq. 3), in Dice and cross-entropy, and on patches as the trainer
-    augments them, which can be more than the paper's weak augmentation.
+    The supervised loss (eq. 3) is Dice and cross-entropy on labelled patches as the trainer augments them, which can be
+    stronger than the paper's weak augmentation.
 
-    The weak view is the patch before the trainer changed its grey levels; a strong one has those changes, and on top
-    other contrast and blur on the same grid. UniMatch asks for two strong views (its dual-stream perturbation), each of
-    which may get a box of another unlabelled patch (`cutmix`), and for the weak view once more with channels of the
-    encoder's features missing (its feature perturbation, `feature_dropout`). There is no teacher: the student in
-    training mode labels the weak view, as released.
+    The weak view is the patch before the trainer changed its grey levels. A strong view has these changes and further
+    changes of contrast and focus, on the same grid. UniMatch uses two strong views (its dual-stream perturbation), each
+    of which may get a box of another unlabelled patch (`cutmix`), and one more pass of the weak view without some
+    channels of the encoder (its feature perturbation, `feature_dropout`). There is no teacher: as in the released code,
+    the student labels the weak view in training mode.
     """
 
     class Config(MethodConfig):
@@ -71,9 +71,7 @@ class FixMatch(Method):
         super().__init__(config, make_net)
         self.student = make_net()
         if config.feature_dropout > 0 and not decoder_blocks(self.student):
-            raise ConfigError(
-                "method.feature_dropout: this network does not say which blocks are its decoder; set it to 0"
-            )
+            raise ConfigError("method.feature_dropout: must be 0 for this network, whose decoder blocks are not marked")
 
     def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
         weak = self.pseudo_label(batch.weak_view())
@@ -95,17 +93,17 @@ class FixMatch(Method):
 
     @torch.no_grad()
     def pseudo_label(self, image: Tensor) -> Sample:
-        """The likeliest classes, trusted where their probability reaches the threshold."""
+        """The likeliest classes, with weight 1 where their probability reaches the threshold and 0 elsewhere."""
         confidence, target = self.student(image).float().softmax(1).max(1)
         return Sample(image, target, (confidence >= self.config.threshold).to(image.dtype))
 
     def strong(
         self, patches: Sample, seeds: Sequence[int], rng: torch.Generator, fine: Sequence[bool] = (True, True, True)
     ) -> Sample:
-        """A strong view of each patch, with the target of what it shows.
+        """Return a strong view of each patch, with the targets that belong to it.
 
-        Boxes come from the patch half a batch further. Their side is `(1 - l)^(1/3)` of the patch's with `l` of
-        Beta(4, 4), which is how the middle one of seven uniform numbers is distributed.
+        A box comes from the patch half a batch further on. Its side is `(1 - l)^(1/3)` of the patch's, with `l` from
+        Beta(4, 4), drawn as the median of seven uniform numbers.
         """
         view = replace(patches, image=strong_view(patches.image, seeds, fine))
         exchanges, middle = float(torch.rand((), generator=rng)), float(torch.rand(7, generator=rng).median())
@@ -117,7 +115,7 @@ class FixMatch(Method):
         return paste(inside=other, outside=view, box=box)
 
     def unsupervised(self, logits: Tensor, sample: Sample) -> Tensor:
-        """The loss on pseudo-labels of confident voxels; for `ce` that of eq. 4."""
+        """The loss on pseudo-labels of confident voxels; with `ce` that of eq. 4."""
         if self.config.loss == "dice":
             return dice_loss(logits, sample.target, sample.weight, self.config.dice)
         return trusted(sample.weight) * cross_entropy(logits, sample.target, sample.weight)

@@ -1,8 +1,7 @@
-"""Forward passes with something done inside the network: dropout where it predicts, and a decoder whose channels are
-missing or weighed.
+"""Forward passes that change something inside the network: active dropout, or decoder channels dropped or weighted.
 
-Noise is drawn from one seed per volume, so it is the same on however many devices a batch is spread. Weights, modes and
-global random state are left alone, and so is a compiled network, which is run as it was before compilation.
+Noise is drawn from one seed per volume, so it does not depend on the number of devices that share a batch. Weights,
+modes and the global random state do not change. A compiled network is run uncompiled.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ from medssl.parts.schedules import mix
 
 
 def dropout_layers(net: nn.Module) -> list[_DropoutNd]:
-    """The layers of a network that drop something."""
+    """The dropout layers of a network whose rate is above 0."""
     return [module for module in net.modules() if isinstance(module, _DropoutNd) and module.p > 0]
 
 
 def decoder_blocks(net: nn.Module) -> list[nn.Module]:
-    """The blocks that put coarse and skipped features together, as `medssl.networks` marks them."""
+    """The decoder blocks, which join coarse and skipped features, as marked by `medssl.networks`."""
     return [module for module in net.modules() if hasattr(module, "encoded")]
 
 
 def with_dropout(net: nn.Module, image: Tensor, seeds: Sequence[int]) -> Tensor:
-    """Logits with live dropout, whatever mode the network is in."""
+    """Logits with active dropout, whatever mode the network is in."""
 
     def hook(number: int, whole: bool) -> Any:
         return lambda layer, inputs, output: dropped(inputs[0], layer.p, _apart(seeds, number), channels=whole)
@@ -44,9 +43,10 @@ def with_dropout(net: nn.Module, image: Tensor, seeds: Sequence[int]) -> Tensor:
 
 
 def with_fewer_channels(net: nn.Module, image: Tensor, rate: float, seeds: Sequence[int]) -> Tensor:
-    """Logits of a decoder that gets the encoder's features with a share of the channels missing.
+    """Logits of a network whose decoder receives the encoder's features with a share of their channels dropped.
 
-    These are the skipped features and the coarsest ones. The encoder is whole, and so are the decoder's own features.
+    The encoder's features are the skipped ones and the coarsest ones. The encoder itself and the decoder's own features
+    are complete.
     """
 
     def hook(number: int) -> Any:
@@ -67,11 +67,11 @@ def _first_dropped(features: Tensor, channels: int, rate: float, seeds: Sequence
 
 
 def with_agreeing_channels(net: nn.Module, image: Tensor, views: int, strength: float) -> Tensor:
-    """Logits of a decoder whose channels, coarse and skipped ones, weigh by how far views agree on them.
+    """Logits of a network whose decoder weights its coarse and skipped channels by how far views agree on them.
 
     Args:
-        image: `(V B, M, X, Y, Z)`, B volumes as each of the V views shows them.
-        strength: see `by_agreement`; 0 leaves the network as it is.
+        image: `(V B, M, X, Y, Z)`, all B volumes in the first of V views, then in the second, and so on.
+        strength: see `by_agreement`; 0 changes nothing.
     """
 
     def hook(block: nn.Module, inputs: Any) -> Any:
@@ -82,12 +82,12 @@ def with_agreeing_channels(net: nn.Module, image: Tensor, views: int, strength: 
 
 
 def _apart(seeds: Sequence[int], *place: int) -> list[int]:
-    """Other seeds for each place in the network."""
+    """Seeds that differ between places in the network."""
     return [mix(seed, *place) for seed in seeds]
 
 
 def _hooked(net: nn.Module, image: Tensor, handles: Sequence[RemovableHandle]) -> Tensor:
-    compiled = getattr(net, "_compiled_call_impl", None) is not None  # such code does not look at hooks that came later
+    compiled = getattr(net, "_compiled_call_impl", None) is not None  # compiled code ignores later hooks
     try:
         with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
             return cast(Tensor, net(image))

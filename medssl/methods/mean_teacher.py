@@ -21,11 +21,11 @@ from medssl.parts.schedules import normal, ramp_up, warmed_up
 
 
 class MeanTeacher(Method):
-    """`L = L_sup + w(t) mean (p_student - p_teacher)^2`, the second term on unlabelled patches.
+    """Mean Teacher: `L = L_sup + w(t) mean (p_student - p_teacher)^2`, the second term on unlabelled patches.
 
-    That term is the paper's consistency cost, which it has on labelled images too. The student sees labelled and
-    unlabelled patches in one forward pass; the teacher, an exponential moving average of the student, sees the
-    unlabelled ones with input noise.
+    That term is the paper's consistency cost, which the paper also computes on labelled images. The student sees
+    labelled and unlabelled patches in one forward pass. The teacher, an exponential moving average of the student, sees
+    the unlabelled ones with input noise.
     """
 
     class Config(MethodConfig):
@@ -63,7 +63,7 @@ class MeanTeacher(Method):
         )
 
     def counts(self, batch: TrainBatch, progress: Progress) -> Tensor | None:
-        """How much each unlabelled voxel counts, `(B, X, Y, Z)`; None for all alike."""
+        """Weight of each unlabelled voxel, `(B, X, Y, Z)`; None if all have the same."""
         return None
 
     def noisy(self, image: Tensor, seeds: Sequence[int]) -> Tensor:

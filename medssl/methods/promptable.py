@@ -1,8 +1,8 @@
-"""Networks that segment what they are pointed at: a small one of our own, and the SAM 2 family from a local checkpoint.
+"""Promptable networks, which segment what a prompt points at: a small one of our own, and the SAM 2 family.
 
-Ravi et al., "SAM 2: Segment Anything in Images and Videos", arXiv 2408.00714. The package `sam2` is wanted only where
-such a network is asked for. The weights that Meta released were not at hand when this was written, and nothing was run
-with them. How prompts and masks are translated is tested; the package itself, 1.1.0, was run with random weights.
+Ravi et al., "SAM 2: Segment Anything in Images and Videos", arXiv 2408.00714. The package `sam2` is needed only with
+`backbone: sam2`, and its weights are read from a local file. Nothing was run with the weights that Meta released. Tests
+cover the conversion of prompts and masks; the package itself, version 1.1.0, was run with random weights.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from medssl.errors import ConfigError, DeviceError
 from medssl.parts.prompts import Prompt
 
 AT_ONCE = 8
-"""Slices that pass through a backbone together."""
+"""Number of slices in one forward pass of a backbone."""
 SAM2_NEEDS = """method.backbone: sam2 needs
   the package   pip install git+https://github.com/facebookresearch/sam2.git
   the weights   https://dl.fbaipublicfiles.com/segment_anything_2/092824/sam2.1_hiera_small.pt (about 180 MB),
-                downloaded to any place on this machine: --set method.checkpoint=FILE
-Those of another size want their own method.architecture. To train without: --set method.backbone=none"""
+                download them, then name the file: --set method.checkpoint=FILE
+Weights of another model size need their own method.architecture. To train without SAM 2: --set method.backbone=none"""
 
 
 class PromptableBackbone(Protocol):
-    """A network that is shown slices once, and then segments in each what its prompts point at."""
+    """A network that encodes slices once and then segments what each prompt points at."""
 
     def encode(self, slices: Tensor) -> Any:
-        """What `predict` wants to know of `(N, 3, X, Y)`: slices, each between its neighbours, as three channels."""
+        """Encode slices `(N, 3, X, Y)` for `predict`; the three channels are a slice between its two neighbours."""
 
     def predict(self, encoded: Any, prompts: Sequence[Prompt], where: Sequence[int]) -> Tensor:
-        """Logits `(P, X, Y)` of the prompted components.
+        """Return logits `(P, X, Y)` of the prompted components.
 
         Args:
-            encoded: what the last call of `encode` gave.
+            encoded: result of the last call of `encode`.
             where: the slice of each prompt, in [0, N).
         """
 
 
 def answers(backbone: PromptableBackbone, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-    """Logits `(P, X, Y)` of prompts for the slices of images, `(B, X, Y, Z)`, in the order of the prompts.
+    """Return a backbone's logits for prompts on slices of `(B, X, Y, Z)`: `(P, X, Y)`, in the order of the prompts.
 
-    Without prompts a backbone passes no slice, so that its weights have a gradient of 0 rather than none.
+    Without prompts the backbone still runs, on no slice, so that its weights have a gradient of 0 rather than none.
     """
     places = sorted({(prompt.volume, prompt.plane) for prompt in prompts})
     logits, order = [], []
@@ -59,7 +59,9 @@ def answers(backbone: PromptableBackbone, images: Tensor, prompts: Sequence[Prom
 
 
 def triples(images: Tensor, places: Sequence[tuple[int, int]]) -> Tensor:
-    """Slices of `(B, X, Y, Z)` between their neighbours, `(N, 3, X, Y)`; an outermost one stands in for a missing one.
+    """Return slices of `(B, X, Y, Z)` with their two neighbours as channels, `(N, 3, X, Y)`.
+
+    The first and the last slice of a volume are repeated in place of a missing neighbour.
 
     Args:
         places: volume and slice of each.
@@ -72,18 +74,18 @@ def triples(images: Tensor, places: Sequence[tuple[int, int]]) -> Tensor:
 def vote(
     probs: Tensor, prompts: Sequence[Prompt], answer: Tensor, *, share: float, overlap: float
 ) -> tuple[Tensor, Tensor]:
-    """Class probabilities with a network's answers mixed in, each within the box of its prompt.
+    """Combine class probabilities with a promptable network's answers, each within the box of its prompt.
 
-    There the prompted class gets the probability of the answer, and the other classes share the rest as before; this
-    counts `share` times where `probs` count once.
+    There the vote gives the prompted class the probability of the answer, and divides the rest between the other
+    classes as before. The vote has weight `share`, `probs` have weight 1.
 
     Args:
-        probs: `(B, C, X, Y, Z)`, slices last.
+        probs: `(B, C, X, Y, Z)`, slices along the last axis.
         answer: probabilities of the prompted components, `(P, X, Y)`.
-        overlap: Dice with the prompt's component that an answer must exceed within the box, or it does not count.
+        overlap: Dice with the prompt's component that an answer must exceed within the box to count.
 
     Returns:
-        New probabilities, and how many answers counted.
+        New probabilities, and the number of answers that counted.
     """
     boxes, own = (each.to(answer.device) for each in shown(prompts, answer.shape[1:]))
     inside = (answer > 0.5) & boxes
@@ -94,7 +96,7 @@ def vote(
         if agrees:
             here = voted[(prompt.volume, slice(None), *prompt.box, prompt.plane)]  # (C, x, y), a view
             mask = mask[prompt.box]
-            here += 1e-6  # where the prompted class was certain, the others come back as equals
+            here += 1e-6  # where the prompted class was certain, the others share the rest equally
             here[prompt.target] = 0
             here *= (1 - mask) / here.sum(0)
             here[prompt.target] = mask
@@ -102,7 +104,7 @@ def vote(
 
 
 def shown(prompts: Sequence[Prompt], sides: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Boxes and components of prompts, `(P, X, Y)` bool each."""
+    """Masks of the boxes and components of prompts, `(P, X, Y)` bool each."""
     boxes, own = torch.zeros(2, len(prompts), *sides, dtype=torch.bool)
     for box, mask, prompt in zip(boxes, own, prompts, strict=True):
         box[prompt.box] = True
@@ -111,10 +113,10 @@ def shown(prompts: Sequence[Prompt], sides: Sequence[int]) -> tuple[Tensor, Tens
 
 
 class StandIn(nn.Module):
-    """A small promptable network, trained from nothing beside a student.
+    """A small promptable network, trained from random weights beside a student.
 
-    It sees a prompt as three more channels: the box, points inside and points outside. Its kernels are flat 3D ones, as
-    whoever lays out a 3D network expects.
+    It sees a prompt as three more channels: the box, points inside and points outside. Its convolutions are 3D with
+    flat kernels, because code that changes the memory layout of networks expects 3D ones.
     """
 
     def __init__(self, width: int = 16) -> None:
@@ -149,16 +151,16 @@ def _drawn(prompts: Sequence[Prompt], sides: Sequence[int]) -> Tensor:
 
 
 class SAM2:
-    """The image predictor of the package `sam2` behind our interface; it is not trained.
+    """The image predictor of the package `sam2` as a `PromptableBackbone`; it is not trained.
 
-    The predictor stretches slices to the square that its network wants, and its masks back.
+    The predictor stretches slices to the square input of its network, and masks back.
     """
 
     def __init__(self, predictor: Any) -> None:
         self.predictor = predictor
 
     def encode(self, slices: Tensor) -> Tensor:
-        """Hand grey levels from 0 to 255 over, as `(X, Y, 3)` each; the predictor keeps them until the next call."""
+        """Pass slices to the predictor as `(X, Y, 3)` of grey levels 0 to 255; it keeps them until the next call."""
         flat = slices.detach().float().flatten(1)
         low, high = (flat.quantile(share, 1).view(-1, 1, 1, 1) for share in (0.005, 0.995))
         grey = ((slices - low) / (high - low).clamp_min(1e-6)).clamp(0, 1).mul(255).round().to(torch.uint8)
@@ -192,15 +194,15 @@ def _corners(prompt: Prompt) -> Tensor:
 
 
 def load_sam2(checkpoint: Path | None, architecture: str, device: torch.device) -> SAM2:
-    """A network of the SAM 2 family on a device.
+    """Load a network of the SAM 2 family onto a device.
 
     Args:
-        checkpoint: a file with the weights; nothing is downloaded.
-        architecture: the package's name for their configuration.
+        checkpoint: file with the weights; nothing is downloaded.
+        architecture: name of their configuration in the package `sam2`.
 
     Raises:
-        ConfigError: no such file, or it does not hold such weights.
-        DeviceError: the package is not installed.
+        ConfigError: the file is missing or does not hold such weights.
+        DeviceError: the package cannot be imported.
     """
     if checkpoint is None:
         raise ConfigError(f"method.checkpoint: not given\n{SAM2_NEEDS}")
@@ -213,10 +215,10 @@ def load_sam2(checkpoint: Path | None, architecture: str, device: torch.device) 
         raise DeviceError(f"the package sam2 cannot be imported: {error}\n{SAM2_NEEDS}") from error
     try:
         model = build_sam2(architecture, str(checkpoint), device=str(device))
-    except Exception as error:  # whatever hydra, pickle or torch raise
+    except Exception as error:  # hydra, pickle and torch raise many kinds
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise ConfigError(
-            f"method.checkpoint: {checkpoint}: no weights of method.architecture {architecture} ({reason})\n"
-            f"{SAM2_NEEDS}"
+            f"method.checkpoint: {checkpoint}: cannot be loaded as weights of method.architecture {architecture} "
+            f"({reason})\n{SAM2_NEEDS}"
         ) from error
     return SAM2(SAM2ImagePredictor(model))

@@ -1,8 +1,8 @@
 """RAIL: two groups of two students of different architecture, alternating.
 
 "RAIL: Region-Aware Instructive Learning for Semi-Supervised Tooth Segmentation in CBCT", arXiv 2505.03538. The losses
-are those of its released code, read as its abstract means them where the two disagree. They have the paper's names
-and not its numbers, as its full text was not at hand.
+are those of its released code, or follow the abstract where the two disagree. They have the paper's names but no
+numbers, because its full text was not available.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from medssl.parts.schedules import ramp_up, warmed_up
 
 
 class RAIL(Method):
-    """Each student learns from labels, its group's teacher, and the best of all four students.
+    """RAIL: each student learns from labels, from its group's teacher and from the best of all four students.
 
-    With `b` the student of the lowest Dice loss on labelled patches, and for another student `s` of the group whose
-    turn it is:
+    `b` is the student with the lowest Dice loss on labelled patches. For every student `s` of the group whose turn it
+    is, the terms of the loss are:
 
         supervised    CE + Dice
         disagreement  0.5 mean (p_s - y)^2 over voxels where s and b name different classes,
@@ -36,22 +36,24 @@ class RAIL(Method):
         confidence    w_b (mean (p_s - sharp p_b)^2 + 0.1 mean CE(uniform, p_s) where s and b name different classes)
         teacher       w_t mean (p_s - sharp p_teacher)^2
 
-    the last two on unlabelled patches. The second is the paper's Disagreement-Focused Supervision (DFS), the third its
-    Confidence-Aware Learning (CAL). `b` itself has no third term, and its second looks at all voxels. A group's teacher
-    follows its first student. In their first turns groups have no terms between students.
+    The last two are computed on unlabelled patches. The second is the paper's Disagreement-Focused Supervision (DFS),
+    the third its Confidence-Aware Learning (CAL). `b` itself has no third term, and its second covers all voxels. A
+    group's teacher follows its first student. In the first turn of each group, the second and third terms are absent.
 
-    The paper segments one foreground class. For several, its squares are averaged over classes (for two this is the
-    same number) and its masks compare the likeliest classes. Other departures:
+    The paper segments one foreground class. For several classes, squares are averaged over classes (for two classes
+    this is the same number) and masks compare the likeliest classes. Other departures:
 
-    - Errors are voxels whose likeliest class is not the label; the released code takes a maximum over a spatial axis
-      there, and in the second half of the disagreement term a softmax over one.
-    - The teacher predicts once a step, in evaluation mode; resting students as those that learn, without gradients.
-    - `b` is chosen by the running mean of that loss, and stays until another is better by a margin. The released code
-      takes the best of each batch, which for batches of one patch changes in most steps.
-    - A group sees new patches in its turn. The released code keeps two epochs of patches, so that each group sees each.
-    - The learning rate is the trainer's.
-    - The two architectures are what `networks` makes of the `network` section: plain and residual blocks for the
-      paper's V-Net and its V-Net with a ResNet encoder.
+    - Errors are voxels whose likeliest class is not the label. The released code takes a maximum over a spatial axis
+      there, and a softmax over one in the second half of the disagreement term.
+    - The teacher predicts once per step, in evaluation mode. Resting students predict in the same mode as the learning
+      ones, without gradients.
+    - `b` is chosen by the running mean of its loss, and stays until another is better by a margin. The released code
+      takes the best of each batch, which changes in most steps with batches of one patch.
+    - A group sees new patches in its turn. The released code keeps two epochs of patches, and each group sees all of
+      them.
+    - The trainer sets the learning rate.
+    - `networks` changes the `network` section to get two architectures: plain and residual blocks stand for the paper's
+      V-Net and its V-Net with a ResNet encoder.
     """
 
     class Config(MethodConfig):
@@ -94,7 +96,7 @@ class RAIL(Method):
         self.running: Tensor
         self.leader: Tensor
         self.looks: Tensor
-        self.register_buffer("running", torch.zeros(4))  # of all students, those of the first group first
+        self.register_buffer("running", torch.zeros(4))  # mean losses of all students, first group first
         self.register_buffer("leader", torch.zeros(1, dtype=torch.int64))
         self.register_buffer("looks", torch.zeros((), dtype=torch.int64))
 
@@ -128,14 +130,16 @@ class RAIL(Method):
         return cast(Group, self.groups[turn % 2])
 
     def turn(self, progress: Progress) -> tuple[int, int]:
-        """The number of the turn, and how many steps its group has made before this one."""
+        """Return the number of the turn, and the number of steps that its group has made before this one."""
         length = max(1, round(self.config.turn * progress.total))
         turn, step = divmod(progress.iteration, length)
         return turn, turn // 2 * length + step
 
     @torch.no_grad()
     def best(self, turn: int, labelled: Sequence[Tensor], label: Tensor, known: Tensor | None = None) -> Tensor:
-        """The best student's place in `labelled`, `(1,)`, after a look at this batch; the same in all processes.
+        """Update the running mean losses with this batch and return the best student's index in `labelled`, `(1,)`.
+
+        The result is the same in all processes.
 
         Args:
             labelled: logits of all students, those of the learning group first.
@@ -157,8 +161,8 @@ class RAIL(Method):
 
         Args:
             labelled: logits of all students, those of the learning group first.
-            best: as `best` gives it.
-            known: where the label is one; see `TrainBatch.known`.
+            best: result of `best`.
+            known: annotated voxels; see `TrainBatch.known`.
         """
         named = torch.stack([likeliest(z) for z in labelled])  # (S, B, X, Y, Z)
         truth = F.one_hot(label, labelled[0].shape[1]).movedim(-1, 1)  # (B, C, X, Y, Z)
@@ -176,7 +180,7 @@ class RAIL(Method):
 
     @torch.no_grad()
     def contested(self, labelled: Sequence[Tensor], best: Tensor, known: Tensor | None = None) -> Tensor:
-        """The gauge of that name; arguments as `disagreement_loss`."""
+        """The gauge `contested`; for the arguments see `disagreement_loss`."""
         named = torch.stack([likeliest(z) for z in labelled])  # (S, B, X, Y, Z)
         differs = named[:2] != named.index_select(0, best)
         if known is None:
@@ -184,7 +188,7 @@ class RAIL(Method):
         return (differs & known).sum() / (2 * known.sum()).clamp_min(1)
 
     def confidence_loss(self, unlabelled: Sequence[Tensor], best: Tensor) -> Tensor:
-        """The third term (CAL), summed over the first two students, for a weight of 1; see `disagreement_loss`."""
+        """The third term (CAL) with weight 1, summed over the first two students; see `disagreement_loss`."""
         told = torch.stack([z.detach() for z in unlabelled]).index_select(0, best)[0]
         target, named = self.sharpened(told), likeliest(told)
         losses = []
@@ -194,11 +198,11 @@ class RAIL(Method):
         return torch.stack(losses).sum()
 
     def sharpened(self, logits: Tensor) -> Tensor:
-        """Class probabilities that leave little doubt."""
+        """Class probabilities, sharpened with the temperature."""
         return sharpen(probabilities(logits), self.config.temperature)
 
     def pseudo_label(self, image: Tensor) -> Sample:
-        """What the first group is told."""
+        """The classes that the first group's teacher predicts."""
         return Sample.of(image, likeliest(self.group(0).pair.taught(image)))
 
     def students(self) -> Sequence[nn.Module]:
@@ -214,7 +218,7 @@ class RAIL(Method):
 
 
 class Group(nn.Module):
-    """Two students of different architecture, and the teacher that follows the first."""
+    """Two students of different architecture and a teacher that follows the first."""
 
     def __init__(self, make_net: MakeNet, first: dict[str, Any], second: dict[str, Any]) -> None:
         super().__init__()

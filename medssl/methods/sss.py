@@ -1,8 +1,8 @@
 """Weak-to-strong consistency on features that several strong views agree on, with votes of a promptable network.
 
 "SSS: Semi-Supervised SAM-2 with Efficient Prompting for Medical Imaging Segmentation", arXiv 2506.08949. Only its
-abstract and README were at hand, so this is in its style and cites no equations: `configs/method/sss.yaml` says item by
-item what is certain, what is inferred and what is not known.
+abstract and README were available, so this method is in its style and cites no equations: `configs/method/sss.yaml`
+lists what is certain, what is inferred and what is unknown.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from medssl.parts.sample import Progress, Sample, TrainBatch
 from medssl.parts.schedules import generator, mix
 
 REMEMBERED = 1024
-"""Components of labelled patches, the latest, that those of unlabelled ones are compared with."""
+"""Number of the latest components of labelled patches with which components of unlabelled ones are compared."""
 OVERLAP = 0.5
-"""Dice with the student's component that an answer must exceed to be heard."""
+"""Dice with the student's component that an answer must exceed to count."""
 
 
 class Prompting(Settings):
@@ -56,26 +56,27 @@ class Prompting(Settings):
 
 
 class SSS(Method):
-    """The student's own classes on a weak view are its target on strong views, from features that these agree on.
+    """SSS: the student's classes on a weak view are its targets on strong views, from features that these agree on.
 
-    With `p` the student's probabilities on the patch before the trainer changed its grey levels:
+    With the student's probabilities `p` on the patch before the trainer changed its grey levels:
 
         L = L_seg(s(x), y) + w mean_v L_seg(s(x_v), argmax q; trust)
-        q = (p + vote m) / (1 + vote) where a promptable network was heard, else p
+        q = (p + vote m) / (1 + vote) where an answer of the promptable network counts, else p
         trust = max q where that reaches the threshold, else 0
 
-    `L_seg` on strong views is as much smaller as voxels are trusted less on average, rather than averaged over the
-    trusted ones.
+    `L_seg` on strong views is multiplied by the mean trust over all voxels, so that it is small if few voxels are
+    trusted.
 
-    `x_v` are strong views of the patch as the trainer augments it. In each block of the decoder, so at each scale, the
-    channels on which they agree weigh more (`by_agreement`). A single image passes the student unchanged, which is how
-    it labels weak views, learns from labels and predicts. There is no teacher, as the paper has one stream: the student
-    labels in evaluation mode.
+    `x_v` are strong views of the patch as the trainer augments it. In each block of the decoder, hence at each scale,
+    the channels on which the views agree are amplified (`by_agreement`). A single image passes through the student
+    unchanged; in this way it labels weak views, learns from labels and predicts. There is no teacher, because the paper
+    has one stream: the student labels in evaluation mode.
 
-    `m` is a network's answer to prompts. A component of `p` in a slice becomes a prompt, a box and points, if it is
-    reliable, and plausible beside the components of labelled patches: in volume, place and intensity, and in how its
-    area changes from slice to slice. Answers that overlap it with a Dice above 0.5 are heard within the box. Places
-    are those in the patch, which says less the smaller patches are. Slices are those of the first modality.
+    `m` is the answer of a promptable network. A component of `p` in a slice becomes a prompt, with a box and points, if
+    it is reliable and plausible. Plausible components resemble those of labelled patches in volume, place and mean
+    intensity, and keep about the same area from slice to slice. An answer whose Dice with the component is above 0.5
+    counts, within the box. Places are relative to the patch, so they say less if patches are small. The promptable
+    network sees the first modality.
     """
 
     class Config(MethodConfig):
@@ -108,7 +109,7 @@ class SSS(Method):
         super().__init__(config, make_net)
         self.student = make_net()
         if config.enhancement > 0 and not decoder_blocks(self.student):
-            raise ConfigError("method.enhancement: this network does not say which blocks are its decoder; set it to 0")
+            raise ConfigError("method.enhancement: must be 0 for this network, whose decoder blocks are not marked")
         self.backbone: PromptableBackbone | None = StandIn() if config.backbone == "stand_in" else None
         self.known: Tensor
         if config.backbone != "none":
@@ -136,11 +137,11 @@ class SSS(Method):
         return StepResult(losses, {**stats, "gap": gap(by_view[0], target)})
 
     def pseudo_label(self, image: Tensor) -> Sample:
-        """Without the promptable network's votes."""
+        """The pseudo-labels without votes of the promptable network."""
         return Sample(image, *self.trusted_classes(probabilities(at_rest(self.student, image))))
 
     def trusted_classes(self, probs: Tensor) -> tuple[Tensor, Tensor]:
-        """The likeliest classes, and the probability of each where that reaches the threshold, else 0."""
+        """The likeliest classes, and their probabilities where these reach the threshold, else 0."""
         confidence, target = probs.max(1)
         return target, torch.where(confidence >= self.config.threshold, confidence, 0)
 
@@ -153,12 +154,12 @@ class SSS(Method):
         return logits.chunk(count)
 
     def lesson(self, backbone: StandIn, batch: TrainBatch, classes: int, rng: torch.Generator) -> Tensor:
-        """The cross-entropy of the stand-in on components of the labels, within what is known of their boxes."""
+        """Cross-entropy of the stand-in on components of the labels, over annotated voxels in the prompts' boxes."""
         images, labels = self.sliced(batch.image[:, 0]), self.sliced(batch.label)
         probs = F.one_hot(labels, classes).movedim(-1, 1).float()
         known = None if batch.known is None else self.sliced(batch.known)
         if known is not None:
-            probs = probs * known.unsqueeze(1)  # not even background, in which prompts have points
+            probs = probs * known.unsqueeze(1)  # not background either, so no points lie there
         starts = [first_slice(self.config.prompts.every, rng)] * len(images)
         prompts = self.prompts(images, probs, starts)
         logits = answers(backbone, images, prompts).float()
@@ -168,20 +169,20 @@ class SSS(Method):
         return voxel_mean(F.binary_cross_entropy_with_logits(logits, own.float(), reduction="none"), boxes)
 
     def remember(self, batch: TrainBatch, classes: int) -> None:
-        """Note the components of labelled patches, those of all processes."""
+        """Add the components of labelled patches, from all processes, to the known ones."""
         volumes = zip(_array(self.sliced(batch.label)), _array(self.sliced(batch.image[:, 0])), strict=True)
         rows = torch.cat([torch.from_numpy(describe(label, image, classes)) for label, image in volumes])[:REMEMBERED]
         table = self.known.new_zeros(processes.count(), *self.known.shape)
         table[processes.rank(), : len(rows)] = rows.to(self.known)
         table = torch.cat([processes.total(table).flatten(0, 1), self.known])
-        latest = (table[:, 0] == 0).int().argsort(stable=True)  # rows that say nothing go last
+        latest = (table[:, 0] == 0).int().argsort(stable=True)  # empty rows go last
         self.known.copy_(table[latest[:REMEMBERED]])
 
     def heard(self, backbone: PromptableBackbone, batch: TrainBatch, probs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Probabilities with the answers to prompts mixed in, and two gauges.
+        """Probabilities combined with the answers to prompts, and two gauges.
 
-        `prompted` is the share of the student's foreground that is in a prompted component, `heard` the share of
-        prompts whose answer counts.
+        `prompted` is the share of the student's foreground that is in prompted components, `heard` the share of prompts
+        whose answer counts.
         """
         config, images, sliced = self.config, self.sliced(batch.unlabelled[:, 0]), self.sliced(probs)
         starts = [first_slice(config.prompts.every, generator(seed, config.views)) for seed in batch.seeds]
@@ -199,14 +200,14 @@ class SSS(Method):
     def prompts(
         self, images: Tensor, probs: Tensor, starts: Sequence[int], known: Tensor | None = None
     ) -> list[Prompt]:
-        """Prompts for the volumes of a batch, `(B, X, Y, Z)` and `(B, C, X, Y, Z)` with their slices last."""
+        """Prompts for images `(B, X, Y, Z)` with probabilities `(B, C, X, Y, Z)`; slices lie along the last axis."""
         rules = self.config.prompts.model_dump(exclude={"axis"})
         rules["known"] = None if known is None else _array(known)
         volumes = enumerate(zip(_array(probs), _array(images), starts, strict=True))
         return [one for n, (p, x, start) in volumes for one in make_prompts(p, x, volume=n, start=start, **rules)]
 
     def sliced(self, volumes: Tensor) -> Tensor:
-        """`(..., X, Y, Z)` with the axis that is cut across last."""
+        """`(..., X, Y, Z)` with the axis across which volumes are cut into slices moved last."""
         return volumes.movedim(self.config.prompts.axis - 3, -1)
 
     def students(self) -> Sequence[nn.Module]:
@@ -217,10 +218,10 @@ class SSS(Method):
 
 
 def first_slice(every: int, rng: torch.Generator) -> int:
-    """Where a window that gives prompts to every so many slices begins."""
+    """Draw the first of the slices that get prompts, which are `every` slices apart."""
     return int(torch.randint(every, (), generator=rng))
 
 
 def _array(tensor: Tensor) -> Any:
-    """Numbers on the CPU, for numpy."""
+    """A tensor as a numpy array."""
     return tensor.detach().cpu().numpy()

@@ -13,7 +13,7 @@ from medssl.parts.sample import Progress, TrainBatch
 
 
 class Supervised(Method):
-    """`L = (CE + Dice) / 2` on labelled patches. Unlabelled patches are not looked at."""
+    """The supervised baseline: `L = (CE + Dice) / 2` on labelled patches. Unlabelled patches are not used."""
 
     class Config(MethodConfig):
         dice: Dice = "squared"

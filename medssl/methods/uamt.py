@@ -1,7 +1,8 @@
 """Uncertainty-aware Mean Teacher.
 
 Yu et al., "Uncertainty-aware Self-ensembling Model for Semi-supervised 3D Left Atrium Segmentation", MICCAI 2019,
-arXiv 1907.07034. Its formulas are those of the released code, named and not numbered, as its full text was not at hand.
+arXiv 1907.07034. The formulas are those of the released code; they have no numbers, because the paper's full text was
+not available.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from medssl.parts.schedules import mix, ramp_up
 
 
 class UAMT(MeanTeacher):
-    """Mean Teacher whose consistency counts only voxels that the teacher is sure of.
+    """Mean Teacher whose consistency counts only voxels of which the teacher is certain.
 
-    The teacher is asked `passes` times, each time with other input noise and live dropout. The entropy of its mean
-    prediction (the paper's uncertainty) must be below a threshold, which rises from 0.75 (and a little) to 1 times that
-    of a uniform prediction. The target is one further prediction, with noise.
+    The teacher predicts `passes` times, each time with new input noise and active dropout. A voxel counts if the
+    entropy of the mean prediction (the paper's uncertainty) is below a threshold, which rises from slightly above 0.75
+    times the entropy of a uniform prediction to that entropy. The target is one more prediction, with input noise.
 
-    The released code keeps dropout live in that one as well, and writes log 2 for any number of classes.
+    The released code keeps dropout active in the target as well, and uses log 2 for any number of classes.
     """
 
     class Config(MeanTeacher.Config):
@@ -45,7 +46,7 @@ class UAMT(MeanTeacher):
         super().__init__(config, make_net)
         if not dropout_layers(self.pair.teacher):
             raise ConfigError(
-                "method uamt takes a voxel's uncertainty from predictions with dropout, and the network has none; "
+                "method uamt measures uncertainty by dropout, but the network has none; "
                 "set network.dropout above 0, as configs/method/uamt.yaml does"
             )
 
@@ -53,12 +54,12 @@ class UAMT(MeanTeacher):
         return (self.uncertainty(batch.unlabelled, batch.seeds) < self.highest(progress)).float()
 
     def uncertainty(self, image: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Entropy of the mean of the teacher's predictions, `(B, X, Y, Z)`, from 0 to 1 for a uniform one."""
+        """Entropy of the teacher's mean prediction, `(B, X, Y, Z)`, from 0 for a certain to 1 for a uniform one."""
         draws = ([mix(seed, number) for seed in seeds] for number in range(1, self.config.passes + 1))
         probs = (probabilities(self.pair.taught(self.noisy(image, drawn), dropout=drawn)) for drawn in draws)
         return entropy(reduce(Tensor.add_, probs) / self.config.passes)
 
     def highest(self, progress: Progress) -> float:
-        """The entropy that a voxel must stay below to count."""
+        """The entropy below which a voxel counts."""
         start = self.config.threshold
         return start + (1 - start) * ramp_up(progress, 1.0)

@@ -1,8 +1,8 @@
 """Cross-frequency collaborative training with the uncertainty-guided cross-frequency mix (UCF-Mix): the whole CFC-Net.
 
-arXiv 2504.11856, of which only the abstract was at hand. It promises three things of the mix: pseudo-labels of high
-confidence, frequencies brought together, structures left whole. This is the simplest rule with all three; how the
-authors do it is not known, and `configs/method/ucf_mix.yaml` says so.
+arXiv 2504.11856, of which only the abstract was available. According to it, the mix gives pseudo-labels of high
+confidence, combines frequencies and leaves structures whole. This is the simplest rule that does all three. How the
+authors do it is unknown; see `configs/method/ucf_mix.yaml`.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from medssl.parts.schedules import ramp_up
 
 
 class UCFMix(CFCMT):
-    """CFC-MT, and both students learn from patches whose frequencies are mixed block by block.
+    """CFC-MT whose students also learn from patches whose frequencies are mixed block by block.
 
     With normalised entropies `u_L`, `u_H` of the students, averaged over blocks, and `K = [u_L <= u_H]`:
 
-        q      = K p_L + (1 - K) p_H                  the surer student of each block
-        x_hard = K x_H + (1 - K) x_L                  what that student did not see
-        x_easy = K x_L + (1 - K) x_H                  what it saw
+        q      = K p_L + (1 - K) p_H                  prediction of the more certain student
+        x_hard = K x_H + (1 - K) x_L                  band that this student did not see
+        x_easy = K x_L + (1 - K) x_H                  band that it saw
 
-    `L_mix = sum_s L_seg(s(x_mixed), argmax q)` has each voxel count `1 - u(q)` times, and is as much smaller as the
-    voxels are unsure on average, rather than averaged over sure ones. All bands are those of one volume in their
-    places, so that no foreign anatomy comes in. The loss is `L + r(t) w_mix L_mix`, with the `L` of CFC-MT.
+    In `L_mix = sum_s L_seg(s(x_mixed), argmax q)` each voxel has weight `1 - u(q)`, and the whole is multiplied by the
+    mean of these weights, so that uncertain voxels teach little. All bands come from the same place of the same volume,
+    so that no foreign anatomy is mixed in. The loss is `L + r(t) w_mix L_mix`, with the `L` of CFC-MT.
     """
 
     class Config(CFCMT.Config):
@@ -56,18 +56,18 @@ class UCFMix(CFCMT):
         weight = self.config.mix_weight * ramp_up(progress, self.config.ramp) * trusted(mixed.weight)
         losses = self.losses(seen, batch, progress)
         for name, student in {"mix_low": self.low, "mix_high": self.high}.items():
-            logits = student.net(mixed.image)  # bands already
+            logits = student.net(mixed.image)  # the image consists of bands already
             losses[name] = weight * dice_ce(logits, mixed.target, mixed.weight, dice=self.config.dice)
         told = volumes("pseudo", mixed.target, low.shape[1], mixed.weight)
         return StepResult(losses, {**self.stats(seen, batch), **told, "selected": mean_trust(mixed.weight)})
 
     def pseudo_label(self, image: Tensor) -> Sample:
-        """What students are told of the mix, whose bands are its image."""
+        """The mixed patches with their pseudo-labels."""
         return self.mix(image, *(probabilities(at_rest(student, image)) for student in (self.low, self.high)))
 
     @torch.no_grad()
     def mix(self, image: Tensor, low: Tensor, high: Tensor) -> Sample:
-        """Bands of `(B, M, X, Y, Z)` mixed, with the surer student's classes, trusted as far as it is sure.
+        """Mix the bands of `(B, M, X, Y, Z)`; targets are the classes of the more certain student, weights `1 - u(q)`.
 
         Args:
             low, high: the students' probabilities, `(B, C, X, Y, Z)`.
@@ -80,7 +80,7 @@ class UCFMix(CFCMT):
         return Sample(torch.where(low_is_surer, own, other), likeliest(target), 1 - entropy(target))
 
     def surer(self, low: Tensor, high: Tensor) -> Tensor:
-        """Where the low student is at least as sure as the high one, `(B, 1, X, Y, Z)`, alike in a block."""
+        """Blocks where the low-frequency student is at least as certain as the other, `(B, 1, X, Y, Z)` bool."""
         spacing = self.config.frequency.spacing or (1.0, 1.0, 1.0)
         sides = [max(1, round(self.config.block * min(spacing) / mm)) for mm in spacing]
         unsure_low, unsure_high = (block_mean(entropy(probs).unsqueeze(1), sides) for probs in (low, high))

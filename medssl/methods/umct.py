@@ -2,8 +2,8 @@
 
 Xia et al., "3D Semi-Supervised Learning with Uncertainty-Aware Multi-View Co-Training", WACV 2020, arXiv 1811.12506,
 and the longer "Uncertainty-aware multi-view co-training for semi-supervised medical image segmentation and domain
-adaptation", arXiv 2006.16806. No code was released. The losses are those of a summary of the second paper, named and
-not numbered, as the full text of neither was at hand.
+adaptation", arXiv 2006.16806. No code was released. The losses are those of a summary of the second paper; they have
+names but no numbers, because neither full text was available.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from medssl.parts.schedules import mix
 
 
 class UMCT(Method):
-    """Networks that look at a volume along different axes label unlabelled patches for each other.
+    """UMCT: networks that see a volume along different axes label unlabelled patches for each other.
 
-    Each network takes the axes in another order, and its kernels are one voxel thick along the last, so that each has
-    its own idea of a volume; predictions `p_v` come back on the volume's axes. In stage one every network learns from
-    labels alone. In stage two, for V views with an uncertainty `U_v`,
+    Each network takes the axes in a different order, and the kernels of its finest levels are one voxel thick along the
+    last, so that each sees a volume differently. Predictions `p_v` are returned on the volume's axes. In stage one,
+    every network learns from labels only. In stage two, for V views with uncertainties `U_v`,
 
         L = sum_v Dice(p_v, y) + w sum_v Dice(p_v, q_v),    q_v = sum_{u != v} p_u / U_u  /  sum_{u != v} 1 / U_u
 
-    the second, the co-training loss, on unlabelled patches and without gradients through `q_v`, which is the papers'
-    uncertainty-weighted label fusion. `U` is the variance of K passes with live dropout, `p_u` in `q_v` their mean.
-    With two views `q_v` is just the other's prediction.
+    The second term, the co-training loss, is computed on unlabelled patches and without gradients through `q_v`, the
+    papers' uncertainty-weighted label fusion. `U` is the variance of K passes with active dropout, and `p_u` in `q_v`
+    is their mean. With two views, `q_v` is the prediction of the other view.
 
-    What the sources leave open is a setting: whether `U` is one number for a patch or one for each voxel, how
-    many levels have flat kernels, and a bound on how far one view can outweigh another. The published networks start
-    from 2D weights and are trained one after the other in stage one; here they start at random, and share their
-    patches in both stages. One learning rate, the trainer's, falls over both.
+    What the sources leave open is a setting: whether `U` is one number per patch or per voxel, how many levels have
+    flat kernels, and how far one view can outweigh another. The published networks start from 2D weights and are
+    trained one after the other in stage one. Here they start from random weights and share the patches in both stages.
+    The trainer's learning rate decays over both stages.
     """
 
     class Config(MethodConfig):
@@ -78,8 +78,8 @@ class UMCT(Method):
         self.nets = nn.ModuleList(make_net(axes=axes, flat_levels=config.flat_levels) for axes in config.views)
         if config.uncertainty == "dropout" and not dropout_layers(self.nets):
             raise ConfigError(
-                "method umct takes a view's uncertainty from predictions with dropout, and the network has none; set "
-                "network.dropout above 0, as configs/method/umct.yaml does, or method.uncertainty: entropy"
+                "method umct measures uncertainty by dropout, but the network has none; set network.dropout above 0, "
+                "as configs/method/umct.yaml does, or use method.uncertainty: entropy"
             )
 
     def step(self, batch: TrainBatch, progress: Progress, rng: torch.Generator) -> StepResult:
@@ -100,11 +100,14 @@ class UMCT(Method):
         )
 
     def supervised_loss(self, logits: Sequence[Tensor], batch: TrainBatch) -> Tensor:
-        """Dice summed over views, of their logits on the labelled patches."""
+        """Dice loss on labelled patches, summed over the views."""
         return torch.stack([dice_loss(z, batch.label, batch.known) for z in logits]).sum()
 
     def opinions(self, image: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """What each view says of `(B, M, X, Y, Z)`, `(V, B, C, X, Y, Z)`, and how unsure it is, `(V, B, X, Y, Z)`."""
+        """Probabilities `(V, B, C, X, Y, Z)` and uncertainties `(V, B, X, Y, Z)` of all views for `(B, M, X, Y, Z)`.
+
+        With `scope: sample`, the last three axes of the uncertainties have length 1.
+        """
         found = [self.opinion(net, image, [mix(seed, view) for seed in seeds]) for view, net in enumerate(self.nets)]
         probs, uncertainty = (torch.stack(each) for each in zip(*found, strict=True))
         if self.config.scope == "sample":
@@ -120,13 +123,13 @@ class UMCT(Method):
         return mean_and_variance(probabilities(at_rest(net, image, dropout=drawn)) for drawn in draws)
 
     def targets(self, probs: Tensor, uncertainty: Tensor) -> Tensor:
-        """The fused labels `q_v` of each view, `(V, B, C, X, Y, Z)`; arguments as `opinions` gives them."""
+        """The fused labels `q_v` for each view, `(V, B, C, X, Y, Z)`; the arguments are results of `opinions`."""
         floor, most = self.config.floor, self.config.most
         views = range(len(probs))
         return torch.stack([fuse(others(probs, v), others(uncertainty, v), floor=floor, most=most)[0] for v in views])
 
     def pseudo_label(self, image: Tensor) -> Sample:
-        """What the first view is told."""
+        """The pseudo-labels for the first view."""
         return Sample.of(image, likeliest(self.targets(*self.opinions(image, range(len(image))))[0]))
 
     def students(self) -> Sequence[nn.Module]:

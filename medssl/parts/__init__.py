@@ -1,1 +1,1 @@
-"""Pure functions on tensors that methods are made of; nothing here knows files, networks or methods."""
+"""Building blocks of methods: pure functions on tensors, which know nothing of files, networks or methods."""

@@ -1,4 +1,4 @@
-"""Features of several views of the same volume, weighed by how far the views agree on them."""
+"""Weighting of features by how far several views of the same volume agree on them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def by_agreement(features: Tensor, views: int, strength: float) -> Tensor:
-    """Channels on which the views of a volume agree made stronger, and the others weaker.
+    """Amplify the channels on which the views of a volume agree, and weaken the others.
 
     For the channels of a volume, with means over voxels and views:
 
@@ -15,13 +15,13 @@ def by_agreement(features: Tensor, views: int, strength: float) -> Tensor:
         deviation  d = mean |f_v - F| / mean |f_v|        0 where the views agree, below 2
         gate       g = K exp(-strength d) / sum exp(-strength d)
 
-    The K gates of a volume are 1 on average, which keeps its scale, and they take no gradient. Views that agree as well
-    on all channels, and a single view, leave everything as it is.
+    The K gates of a volume are 1 on average, which keeps the scale of the features, and have no gradient. Nothing
+    changes with a single view, or if the views agree equally on all channels.
 
     Args:
-        features: `(V B, K, X, Y, Z)`, B volumes as the first view shows them, then as the second does, and so on.
+        features: `(V B, K, X, Y, Z)`, all B volumes in the first view, then in the second, and so on.
         views: V.
-        strength: at least 0, where nothing is weighed.
+        strength: at least 0; 0 changes nothing.
     """
     by_view = features.reshape(views, -1, *features.shape[1:])  # (V, B, K, X, Y, Z)
     with torch.no_grad():

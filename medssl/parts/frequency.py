@@ -1,7 +1,7 @@
-"""Splitting images into low and high frequencies that sum to the image, in float32 whatever the precision around.
+"""Splitting of images into low and high frequencies, which sum to the image. Always computed in float32.
 
-A cutoff is a length in space, the same along all axes in millimetres. An axis whose samples are further apart than the
-cutoff could tell has no high frequencies to give away and is left as it is.
+A cutoff is a length in millimetres, the same along all axes. An axis whose spacing is too coarse for the cutoff is not
+filtered.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Kind = Literal["haar", "gauss", "fft"]
 REACH = 4
 """Standard deviations after which a Gaussian counts as zero."""
 FINEST = 1 / math.pi
-"""Standard deviation in voxels below which a Gaussian is not sampled: its response falls to 1/e^2 beyond what an axis
-can hold, half a cycle per voxel."""
+"""Standard deviation in voxels at or below which no Gaussian is applied: its response would fall to 1/e^2 only at one
+cycle per voxel or more, while an axis holds at most half a cycle per voxel."""
 
 
 def split_frequencies(
@@ -33,19 +33,23 @@ def split_frequencies(
     sigma: float = 1.5,
     spacing: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> tuple[Tensor, Tensor]:
-    """Low and high frequencies of `(B, M, X, Y, Z)`, of its shape, in float32; they sum to the image.
+    """Split `(B, M, X, Y, Z)` into low and high frequencies, float32 of the same shape, which sum to the image.
 
-    Beyond the faces of a volume its outermost voxels go on (for `haar`, the last blocks are smaller), so that nothing
-    wraps around, sides may be odd or shorter than the filter, and a constant image has no high frequencies.
+    Outside a volume its outermost voxels are repeated (for `haar`, the last blocks are smaller). So nothing wraps
+    around, sides may be odd or shorter than the filter, and a constant image has no high frequencies.
 
     Args:
-        kind: `haar`: low is what the coarsest band of a 3D Haar wavelet transform gives back, the mean of each block of
-            `2^levels` voxels; blocks start at the first voxel, so a patch cut elsewhere has other ones. `gauss`: low is
-            smoothed by a Gaussian. `fft`: the same Gaussian, whole, as a product of Fourier transforms; the better
-            choice for a large `sigma`.
-        levels: `haar`: how often the finest axis is halved; a coarser one is halved less often. 0: low is the image.
-        sigma: `gauss` and `fft`: standard deviation in mm. 0: low is the image.
+        kind: `haar`: low is the reconstruction from the coarsest band of a 3D Haar wavelet transform, which is the mean
+            of each block of `2^levels` voxels per side; blocks start at the first voxel, so they depend on where a
+            patch is cut. `gauss`: low is smoothed by a Gaussian. `fft`: the same Gaussian, not truncated, as a product
+            of Fourier transforms; the better choice for a large `sigma`.
+        levels: for `haar`: number of times the finest axis is halved; coarser axes are halved less often. 0: low is the
+            image.
+        sigma: for `gauss` and `fft`: standard deviation in mm. 0: low is the image.
         spacing: mm between voxels along each axis.
+
+    Raises:
+        ValueError: an unknown kind.
     """
     with torch.autocast(image.device.type, enabled=False):
         image = image.float()
@@ -53,7 +57,7 @@ def split_frequencies(
             low = block_mean(image, [2**n for n in halvings(levels, spacing)])
         else:
             if kind not in ("gauss", "fft"):
-                raise ValueError(f"frequencies are split by haar, gauss or fft, not by {kind!r}")
+                raise ValueError(f"kind must be haar, gauss or fft, got {kind!r}")
             widths = [sigma / mm for mm in spacing]
             widths = [width if width > FINEST else 0.0 for width in widths]
             low = smoothed(image, widths, REACH) if kind == "gauss" else _smoothed_by_fft(image, widths)
@@ -61,14 +65,14 @@ def split_frequencies(
 
 
 def halvings(levels: int, spacing: Sequence[float]) -> list[int]:
-    """How often each axis is halved, so that blocks come near a cube in mm: `levels` times the finest one."""
+    """Number of times each axis is halved, `levels` for the finest, so that blocks are nearly cubes in mm."""
     return [max(0, round(levels - math.log2(mm / min(spacing)))) for mm in spacing]
 
 
 def block_mean(image: Tensor, sides: Sequence[int]) -> Tensor:
-    """Each voxel's mean over its block of `sides` voxels, `(B, M, X, Y, Z)` to the same.
+    """Replace each voxel by the mean of its block of `sides` voxels, `(B, M, X, Y, Z)` to the same.
 
-    Blocks start at the first voxel; the last one along an axis holds what is left.
+    Blocks start at the first voxel; the last one along an axis may be smaller.
     """
     if max(sides) == 1:
         return image

@@ -1,4 +1,4 @@
-"""Several predictions made into one, the surer ones counting more.
+"""Fusion of several predictions into one, in which more certain predictions count more.
 
 Predictions are class probabilities, stacked as `(V, B, C, X, Y, Z)`: V views or networks, all on the image's own axes.
 """
@@ -21,18 +21,19 @@ def fuse(
     most: float = 20.0,
     share: Sequence[float] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The mean of predictions, each voxel of each counting `1 / (uncertainty + floor)` times.
+    """Return the mean of predictions, in which each voxel of each has weight `1 / (uncertainty + floor)`.
 
     Args:
         probs: `(V, B, C, X, Y, Z)`.
-        uncertainty: `(V, B, X, Y, Z)`, at least 0; axes of length 1 stand for all of theirs.
-        floor: keeps a prediction that is sure of itself from being infinitely heavy.
-        most: how many times heavier than the lightest a prediction can be.
-        share: how often each prediction counts besides; 0 leaves one out, but not all. Once by default.
+        uncertainty: `(V, B, X, Y, Z)`, at least 0; axes of length 1 are broadcast.
+        floor: keeps the weight of a certain prediction finite.
+        most: largest ratio between a prediction's weight and the smallest, before `share`.
+        share: factor on the weight of each prediction, by default 1; 0 leaves a prediction out, and at least one must
+            be above 0.
 
     Returns:
-        Class probabilities `(B, C, X, Y, Z)`, and how little they leave open, `(B, X, Y, Z)`: 1 for a certain class,
-        0 for equal chances. A single prediction comes back as it is.
+        Class probabilities `(B, C, X, Y, Z)`, and their certainty `(B, X, Y, Z)`: 1 if one class has probability 1, 0
+        if all classes are equally likely. A single prediction is returned unchanged.
     """
     weight = 1 / (uncertainty + floor)
     share = [1.0] * len(probs) if share is None else share
@@ -45,18 +46,21 @@ def fuse(
 
 
 def others(stacked: Tensor, index: int) -> Tensor:
-    """`(V, ...)` without its entry `index`, `(V - 1, ...)`."""
+    """Remove the entry `index` from `(V, ...)`, which gives `(V - 1, ...)`."""
     return torch.cat([stacked[:index], stacked[index + 1 :]])
 
 
 def mean_and_variance(passes: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Of several passes through a network with live dropout: what they say, and how much they differ.
+    """Return the mean and the variance of several passes through a network with active dropout.
 
     Args:
-        passes: class probabilities `(B, C, X, Y, Z)` each; one at a time is in memory.
+        passes: class probabilities `(B, C, X, Y, Z)` each; only one at a time is in memory.
 
     Returns:
-        Their mean, `(B, C, X, Y, Z)`, and their variance averaged over classes, `(B, X, Y, Z)`; 0 for one pass.
+        The mean, `(B, C, X, Y, Z)`, and the variance averaged over classes, `(B, X, Y, Z)`; 0 for one pass.
+
+    Raises:
+        ValueError: no passes.
     """
     count, mean, squares = 0, None, None
     for probs in passes:

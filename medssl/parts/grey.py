@@ -1,4 +1,4 @@
-"""Changes of grey levels that augmentation, strong views and frequency splits share."""
+"""Changes of grey levels, shared by augmentation, strong views and frequency splits."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from torch import Tensor
 
 
 def smoothed(image: Tensor, widths: Sequence[float], reach: float = 3.0) -> Tensor:
-    """A Gaussian along each axis, `(B, M, X, Y, Z)` to the same; beyond the faces the outermost voxels go on.
+    """Smooth `(B, M, X, Y, Z)` by a Gaussian along each axis; outside the volume its outermost voxels are repeated.
 
-    A sum of shifted copies: on a CPU three to seven times as fast as a convolution, and not rounded to TF32 on GPUs.
+    Computed as a sum of shifted copies: on a CPU this is three to seven times as fast as a convolution, and on GPUs it
+    is not rounded to TF32.
 
     Args:
-        widths: standard deviations in voxels; 0 leaves an axis as it is.
-        reach: standard deviations after which it counts as zero.
+        widths: standard deviations in voxels; 0 does not smooth an axis.
+        reach: number of standard deviations at which the Gaussian is truncated.
     """
     for axis, width in enumerate(widths, start=2):
         if width == 0:
@@ -33,19 +34,19 @@ def smoothed(image: Tensor, widths: Sequence[float], reach: float = 3.0) -> Tens
 
 
 def blurred(volume: Tensor, width: float, fine: Sequence[bool]) -> Tensor:
-    """A volume `(M, X, Y, Z)`, `smoothed` by as many voxels along the axes that are `fine`, and not along others."""
+    """Smooth a volume `(M, X, Y, Z)` by `width` voxels along the axes that are `fine`, and not along others."""
     return smoothed(volume[None], [width if is_fine else 0.0 for is_fine in fine])[0]
 
 
 def extended(image: Tensor, axis: int, reach: int) -> Tensor:
-    """`(B, M, X, Y, Z)` with its outermost voxels repeated `reach` times at both ends of an axis."""
+    """Pad `(B, M, X, Y, Z)` at both ends of an axis by repeating its outermost voxels `reach` times."""
     pads = [0] * 6
     pads[2 * (4 - axis)] = pads[2 * (4 - axis) + 1] = reach
     return F.pad(image, pads, mode="replicate")
 
 
 def bent(volume: Tensor, gamma: float) -> Tensor:
-    """A volume `(M, X, Y, Z)` to the power of gamma, each channel over its own range, which stays."""
+    """Apply a gamma correction to a volume `(M, X, Y, Z)`; each channel keeps its own range."""
     low, high = volume.amin((1, 2, 3), keepdim=True), volume.amax((1, 2, 3), keepdim=True)
     span = (high - low).clamp_min_(1e-6)
     return (volume - low).div_(span).pow_(gamma).mul_(span).add_(low)

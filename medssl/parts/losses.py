@@ -1,7 +1,7 @@
-"""Losses on logits, each voxel counted as often as its weight says.
+"""Losses on logits, with a weight for each voxel.
 
-All are computed in float32, whatever precision the network ran in. Dice and cross-entropy share one softmax and have
-their gradient written out: left to autograd they cost half as much as a small network.
+All are computed in float32, whatever precision the network ran in. Dice and cross-entropy share one softmax, and their
+gradient is written out: with autograd they would cost half as much as a small network.
 """
 
 from __future__ import annotations
@@ -18,62 +18,62 @@ from medssl.parts import processes
 DiceForm = Literal["linear", "squared", "foreground"]
 
 EPS = 1e-5
-"""Keeps a share of no voxels from being 0 / 0."""
+"""Constant that keeps ratios over no voxels from being 0 / 0."""
 
 _CACHED = 2**18
-"""Logits that a CPU takes at once: its cache holds them a few times over."""
+"""Number of logits that a CPU processes at once, so that its cache holds them a few times over."""
 
 
 def dice_ce(logits: Tensor, target: Tensor, weight: Tensor | None = None, *, dice: DiceForm = "squared") -> Tensor:
-    """Mean of soft Dice loss and cross-entropy, each counting a voxel `weight` times.
+    """Return the mean of soft Dice loss and cross-entropy, both weighted by voxel.
 
-    `weight` is how a voxel's trust enters the loss: 1 for an expert's label, the pseudo-label's
-    confidence for an unlabelled voxel, 0 to leave it out. A term that only looks inside a pasted
-    box is this same function with the box as its weight; several boxes can share one call.
+    Typical weights are 1 for an expert's label, the confidence for a pseudo-label, and 0 to leave a voxel out. For a
+    loss inside a pasted box, pass the box as the weight; one call can score several boxes.
 
-    Sums over the batch go over the batches of all processes that train together. A mean over voxels that all
-    count once, or over volumes, is each process's own: averaged over processes it is the same.
+    Sums over the batch run over the batches of all processes that train together. An unweighted mean over voxels, or a
+    mean over volumes, is taken in each process, because its average over processes is the same.
 
     Args:
         logits: `(B, C, X, Y, Z)`, before the softmax.
         target: `(B, X, Y, Z)`, integer classes in `[0, C)`.
-        weight: `(B, X, Y, Z)`, at least 0; `None` counts every voxel once. `(R, B, X, Y, Z)` scores R regions, each
-            as if it were alone. B may be 1 for a weight that all volumes share. It gets no gradient.
-        dice: see `dice_loss`.
+        weight: `(B, X, Y, Z)`, at least 0; None counts every voxel once. `(R, B, X, Y, Z)` scores R regions
+            separately. B may be 1 for a weight that all volumes share. It gets no gradient.
+        dice: form of the Dice loss; see `dice_loss`.
 
     Raises:
-        ValueError: shapes that do not fit, a target that is not of whole numbers, or no such form.
+        ValueError: shapes that do not fit, a target of floating-point numbers, or an unknown form.
 
     Returns:
-        A scalar, or `(R,)`; 0 where every weight is 0. Background counts as a class, in Dice unless its form says not.
+        A scalar, or `(R,)` for regions; 0 where every weight is 0. The background counts as a class, except in Dice of
+        the form `foreground`.
     """
     return _loss(logits, target, weight, dice, 0.5)
 
 
 def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Weighted mean of `-log p` of the target class; 0 where every weight is 0. Shapes as `dice_ce`."""
+    """Return the weighted mean of `-log p` of the target class; 0 where every weight is 0. Shapes as in `dice_ce`."""
     return _loss(logits, target, weight, None, 1.0)
 
 
 def dice_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None, form: DiceForm = "squared") -> Tensor:
-    """One minus soft Dice, averaged over classes. Shapes as `dice_ce`.
+    """Return one minus soft Dice, averaged over classes. Shapes as in `dice_ce`.
 
     Args:
-        form: `squared` sums over batch and voxels with `p^2 + t^2` below the line, `foreground` does so too and leaves
-            the background out of the mean; `linear` sums over the voxels of each volume apart with `p + t` below it,
-            and averages over volumes.
+        form: `squared`: sums over batch and voxels, with `p^2 + t^2` in the denominator. `foreground`: the same,
+            without the background in the mean. `linear`: sums over the voxels of each volume, with `p + t` in the
+            denominator, averaged over volumes.
 
     Returns:
-        A scalar, or `(R,)`; an empty region or class counts as perfect, since both sums are then `EPS`.
+        A scalar, or `(R,)` for regions. An empty region or class counts as perfect, because its ratio is `EPS / EPS`.
     """
     return _loss(logits, target, weight, form, 0.0)
 
 
 def consistency(logits: Tensor, teacher_probs: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean squared difference of class probabilities over voxels and classes (Mean Teacher).
+    """Return the mean squared difference of class probabilities over voxels and classes (Mean Teacher).
 
     Args:
-        logits: the student's, `(B, C, X, Y, Z)`.
+        logits: the student's logits, `(B, C, X, Y, Z)`.
         teacher_probs: `(B, C, X, Y, Z)`, detached.
         weight: see `voxel_mean`.
     """
@@ -81,11 +81,11 @@ def consistency(logits: Tensor, teacher_probs: Tensor, weight: Tensor | None = N
 
 
 def soft_dice_loss(logits: Tensor, probs: Tensor) -> Tensor:
-    """`dice_loss` of the form `squared` against class probabilities, 0 where the network gives the same.
+    """Return `dice_loss` of the form `squared` with class probabilities as targets; 0 if predictions equal them.
 
     Args:
         logits: `(B, C, X, Y, Z)`.
-        probs: `(B, C, X, Y, Z)`, detached.
+        probs: targets, `(B, C, X, Y, Z)`, detached.
     """
     ours, space = logits.float().softmax(1), (0, 2, 3, 4)
     overlap, size = _everywhere((ours * probs).sum(space)), _everywhere((ours**2 + probs**2).sum(space))
@@ -93,7 +93,7 @@ def soft_dice_loss(logits: Tensor, probs: Tensor) -> Tensor:
 
 
 def flatness(logits: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Cross-entropy to equal probabilities for all classes, least where the network is undecided (RAIL).
+    """Return the cross-entropy to equal probabilities of all classes, which is least for undecided networks (RAIL).
 
     Args:
         logits: `(B, C, X, Y, Z)`.
@@ -103,26 +103,29 @@ def flatness(logits: Tensor, weight: Tensor | None = None) -> Tensor:
 
 
 def voxel_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean of `(B, X, Y, Z)` over the voxels of all processes, each counted `weight` times.
+    """Return the weighted mean of `(B, X, Y, Z)` over the voxels of all processes.
 
     Args:
-        weight: `(B, X, Y, Z)`, at least 0; `None` counts every voxel once. It gets no gradient.
+        weight: `(B, X, Y, Z)`, at least 0; None counts every voxel once. It gets no gradient.
 
     Returns:
-        A scalar; 0 where every weight is 0.
+        A scalar; 0 if every weight is 0.
+
+    Raises:
+        ValueError: `values` and `weight` differ in shape.
     """
     if weight is None:
         return values.mean()
     if weight.shape != values.shape:
-        raise ValueError(f"weights have the shape of the values, {tuple(values.shape)}, got {tuple(weight.shape)}")
+        raise ValueError(f"weight must have the shape of values, {tuple(values.shape)}, got {tuple(weight.shape)}")
     return _everywhere((values * weight).sum()) / processes.total(weight.float().sum()).clamp_min(EPS)
 
 
 def trusted(weight: Tensor, region: Tensor | None = None) -> Tensor:
-    """How far the voxels of a region are trusted, the mean over those of all processes; 0 where it is empty.
+    """Return the mean weight of a region's voxels, over all processes; 0 if it is empty.
 
-    A loss that is averaged by weight, times this, is a sum over the region's voxels by their weights, divided by their
-    number: where all are unsure they teach little, instead of as much as sure ones.
+    A weighted mean of losses, multiplied by this, is the weighted sum divided by the number of the region's voxels. So
+    voxels with small weights teach little; in the weighted mean alone, they teach as much as those with large weights.
 
     Args:
         weight: `(B, X, Y, Z)`, at least 0.
@@ -135,12 +138,12 @@ def trusted(weight: Tensor, region: Tensor | None = None) -> Tensor:
 
 
 def _everywhere(local: Tensor) -> Tensor:
-    """A sum over all processes. They average their gradients afterwards, so that each one's own counts as often."""
+    """Sum over all processes. Its gradient counts `count()` times, because processes average theirs afterwards."""
     return processes.total(local.detach()) + processes.count() * (local - local.detach())
 
 
 def _loss(logits: Tensor, target: Tensor, weight: Tensor | None, form: DiceForm | None, ce_share: float) -> Tensor:
-    """`ce_share` of cross-entropy and the rest of Dice, which `form` None leaves out."""
+    """Weighted sum of cross-entropy (`ce_share`) and Dice (the rest); `form` None leaves Dice out."""
     _check(logits, target, weight, form)
     target, regions = target.long(), weight
     if weight is not None:
@@ -153,27 +156,28 @@ def _check(logits: Tensor, target: Tensor, weight: Tensor | None, form: DiceForm
     batch, space = len(logits), logits.shape[2:]
     if logits.dim() != 5 or target.shape != (batch, *space) or target.is_floating_point():
         raise ValueError(
-            f"logits are (B, C, X, Y, Z) and targets (B, X, Y, Z) whole numbers, got {tuple(logits.shape)} and "
+            f"logits must be (B, C, X, Y, Z) and target integers (B, X, Y, Z), got {tuple(logits.shape)} and "
             f"{tuple(target.shape)} of {target.dtype}"
         )
     if weight is not None and (
         weight.dim() not in (4, 5) or weight.shape[-3:] != space or weight.shape[-4] not in (1, batch)
     ):
         raise ValueError(
-            f"weights of {tuple(target.shape)} voxels have that shape, or regions before it, got {tuple(weight.shape)}"
+            f"weight must have the target's shape, {tuple(target.shape)}, or regions before it, "
+            f"got {tuple(weight.shape)}"
         )
     if form is not None and form not in get_args(DiceForm):
-        raise ValueError(f"a Dice loss is one of {', '.join(get_args(DiceForm))}, got {form}")
+        raise ValueError(f"the form of Dice must be one of {', '.join(get_args(DiceForm))}, got {form!r}")
 
 
 class _VoxelLoss(torch.autograd.Function):
-    """Cross-entropy and Dice of R regions, `(R,)`, from one softmax and with the gradient in closed form.
+    """Cross-entropy and Dice of R regions, `(R,)`, from one softmax, with the gradient in closed form.
 
-    Both losses are functions of weighted sums over voxels: of `-log p_t` and 1; of `p_c [t = c]` (overlap) and
-    `p_c + [t = c]` or `p_c^2 + [t = c]` (size). Forward derives the losses by these sums as well, so that backward
-    needs the probabilities and a few numbers.
+    Both losses are functions of weighted sums over voxels: of `-log p_t` and 1 for cross-entropy; of `p_c [t = c]`
+    (overlap) and `p_c + [t = c]` or `p_c^2 + [t = c]` (size) for Dice. The forward pass also computes the derivatives
+    of the losses by these sums, so that the backward pass needs only the probabilities and a few numbers.
 
-    No sum is written as a matrix product: those are rounded to TF32 on GPUs, and to 16 bits under autocast.
+    No sum is written as a matrix product, because these are rounded to TF32 on GPUs and to 16 bits under autocast.
     """
 
     @staticmethod
@@ -198,7 +202,7 @@ class _VoxelLoss(torch.autograd.Function):
             if form is not None:
                 dice[:, :, part] = _dice_sums(probs[part], labels, weights, form)
 
-        # Where a sum is that of all processes, its gradient counts as often, since they average theirs afterwards.
+        # A sum over all processes counts `count()` times in the gradient, because processes average theirs afterwards.
         ce, ce_copies, dice_copies = ce.sum(2), 1, 1
         if form in ("squared", "foreground"):
             ce, dice = _over_processes(ce, dice.sum(2, keepdim=True))
@@ -238,7 +242,7 @@ class _VoxelLoss(torch.autograd.Function):
 
 
 def _class_shares(ratio: Tensor, form: DiceForm | None) -> Tensor:
-    """What each class counts in the mean of `(R, B, C)`, `(C,)`."""
+    """Weight of each class in the mean of `(R, B, C)`, `(C,)`."""
     _, volumes, classes = ratio.shape
     share = ratio.new_ones(classes)
     if form == "foreground":
@@ -250,7 +254,7 @@ def _class_shares(ratio: Tensor, form: DiceForm | None) -> Tensor:
 def _ce_sums(logits: Tensor, probs: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
     """`w * -log p_t` and `w` summed over voxels, `(2, R, B)`."""
     chosen = logits.gather(1, target.unsqueeze(1)).squeeze(1).float()  # (B, N)
-    # By the likeliest class: its p cannot be too small for a float, which that of the target can.
+    # Computed from the likeliest class, whose p cannot underflow; that of the target can.
     nll = logits.amax(1).float() - chosen - probs.amax(1).log()
     if weights is None:
         return torch.stack([nll.sum(-1), torch.full_like(nll[:, 0], nll.shape[1])]).unsqueeze(1)
@@ -267,7 +271,7 @@ def _dice_sums(probs: Tensor, target: Tensor, weights: Tensor | None, form: Dice
 def _dice_slope(
     probs: Tensor, onehot: Tensor, weights: Tensor | None, by_overlap: Tensor, by_size: Tensor, form: DiceForm
 ) -> Tensor:
-    """Dice differentiated by each probability, `(B, C, N)`, from its derivatives by the sums, `(R, B, C)`."""
+    """Derivative of Dice by each probability, `(B, C, N)`, from its derivatives by the sums, `(R, B, C)`."""
     slopes = []
     for region in range(len(by_overlap)):
         slope = onehot * by_overlap[region].unsqueeze(-1)
@@ -280,7 +284,7 @@ def _dice_slope(
 
 
 def _parts(logits: Tensor) -> list[slice]:
-    """The batch as a whole, and on a CPU in parts that its cache holds; a volume is never cut."""
+    """The whole batch as one part; on a CPU, parts of whole volumes that fit its cache."""
     step = max(1, len(logits))
     if logits.device.type == "cpu":
         step = max(1, _CACHED * len(logits) // max(1, logits.numel()))
@@ -300,21 +304,21 @@ def _weighted_sums(values: Tensor, weights: Tensor | None) -> Tensor:
 
 
 def _pull(by_nll: Tensor, weights: Tensor | None) -> Tensor:
-    """Cross-entropy differentiated by each voxel's `-log p_t`, to be broadcast to `(B, C, N)`."""
+    """Derivative of cross-entropy by each voxel's `-log p_t`, to be broadcast to `(B, C, N)`."""
     if weights is None:
         return by_nll.view(1, 1, 1)
     return (by_nll.view(-1, 1, 1) * weights).sum(0).unsqueeze(1)
 
 
 def _onehot(target: Tensor, classes: int) -> Tensor:
-    """`(B, N)` classes as zeros and ones, `(B, C, N)`. Compared as floats, which CPUs do several numbers at a time."""
+    """One-hot encoding `(B, C, N)` of classes `(B, N)`. Classes are compared as floats, which CPUs vectorise."""
     values = torch.arange(classes, dtype=torch.float32, device=target.device).unsqueeze(-1)
     onehot = torch.empty(len(target), classes, target.shape[1], device=target.device)
     return torch.eq(target.float().unsqueeze(1), values, out=onehot)
 
 
 def _over_processes(*sums: Tensor) -> list[Tensor]:
-    """Sums over the batches of all processes, sent as one message."""
+    """Total of each sum over all processes, exchanged in one message."""
     packed = processes.total(torch.cat([one.flatten() for one in sums]))
     apart = torch.split(packed, [one.numel() for one in sums])
     return [part.view_as(one) for part, one in zip(apart, sums, strict=True)]

@@ -1,7 +1,6 @@
-"""Copy-paste between volumes: draw a box once, cut image, target and weight with it.
+"""Copy-paste between volumes: one box cuts image, target and weight alike.
 
-Everything here is a pure function of its arguments: no files, no networks, no global random
-state. A box is a boolean `(X, Y, Z)` mask, true inside.
+A box is a boolean `(X, Y, Z)` mask, true inside.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from medssl.parts.sample import Sample
 def random_box(
     shape: Sequence[int], fraction: float, rng: torch.Generator, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """A box of `fraction` of each side at a uniformly drawn place, both faces reachable.
+    """Draw a box at a uniformly random place; it can touch every face of the patch.
 
     Args:
         shape: `(X, Y, Z)` of the patch.
-        fraction: side of the box over side of the patch, in (0, 1]; at least one voxel.
+        fraction: side of the box as a share of the side of the patch, in (0, 1]; a side has at least one voxel.
         rng: a CPU generator.
-        device: where the box is made.
+        device: device of the box.
 
     Returns:
         `(X, Y, Z)` bool.
@@ -39,7 +38,7 @@ def random_box(
 
 
 def paste(inside: Sample, outside: Sample, box: Tensor) -> Sample:
-    """`inside` within the box, `outside` around it: image, target and weight alike.
+    """Return `inside` within the box and `outside` around it: image, target and weight alike.
 
     Args:
         box: `(X, Y, Z)` bool, shared by the whole batch.

@@ -1,4 +1,4 @@
-"""Making a volume harder, or features fewer, by draws that belong to one seed per volume."""
+"""Random perturbations of grey levels and features, each drawn from one seed per volume."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from medssl.parts.grey import bent, blurred
 from medssl.parts.schedules import generator
 
 SHADED, BLURRED, BENT = 0.8, 0.5, 0.5
-"""Chances that a strong view changes contrast and brightness, that it blurs, and that it bends the grey scale."""
+"""Probabilities that a strong view changes contrast and brightness, that it is blurred, and that its gamma changes."""
 
 
 def strong_view(image: Tensor, seeds: Sequence[int], fine: Sequence[bool] = (True, True, True)) -> Tensor:
-    """Each volume with other grey levels and in other focus; its geometry stays, so that its target does too.
+    """Return a strong view of each volume: changed grey levels and blur, but the same geometry, so targets stay valid.
 
-    Contrast by up to a half, brightness by up to half a standard deviation, gamma from 0.5 to 2, Gaussian blur of up to
-    2 voxels: the jitter and blur that 2D methods use, with gamma in place of hue. Across thick slices nothing is
-    blurred, for what one of them alone shows would be gone.
+    Contrast changes by up to a half, brightness by up to half a standard deviation; gamma is 0.5 to 2, Gaussian blur up
+    to 2 voxels. These are the jitter and blur of 2D methods, with gamma in place of hue. There is no blur across thick
+    slices, because it would remove what only one of them shows.
 
     Args:
         image: `(B, M, X, Y, Z)`.
@@ -33,7 +33,7 @@ def strong_view(image: Tensor, seeds: Sequence[int], fine: Sequence[bool] = (Tru
 
 
 def _shaded(volume: Tensor, seed: int, fine: Sequence[bool]) -> Tensor:
-    """One strong view, `(M, X, Y, Z)`; all numbers are drawn on the host, so nothing waits for the device."""
+    """One strong view, `(M, X, Y, Z)`. All numbers are drawn on the CPU, so nothing waits for the device."""
     chance, reach = torch.rand(2, 5, generator=generator(seed)).tolist()
     if chance[0] < BENT:
         volume = bent(volume, 4 ** (reach[0] - 0.5))
@@ -46,12 +46,13 @@ def _shaded(volume: Tensor, seed: int, fine: Sequence[bool]) -> Tensor:
 
 
 def dropped(features: Tensor, rate: float, seeds: Sequence[int], *, channels: bool = False) -> Tensor:
-    """Features with a share of their numbers, or of whole channels, set to 0 and the others scaled up.
+    """Dropout with one seed per volume: set a random share of the features to 0 and scale up the others.
 
     Args:
         features: `(B, K, X, Y, Z)`.
-        rate: in [0, 1).
+        rate: share to drop, in [0, 1).
         seeds: one per volume.
+        channels: drop whole channels instead of single values.
     """
     kept = torch.ones_like(features[:, :, :1, :1, :1] if channels else features)
     for volume, seed in zip(kept, seeds, strict=True):

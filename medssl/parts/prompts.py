@@ -1,7 +1,7 @@
-"""Prompts for a network that segments what it is pointed at: a box and points for a component in a slice.
+"""Prompts for a promptable network: a box and points for each component in a slice.
 
-Slices are numbered along the last axis of a volume, and places in them are (row, column) along the first two. All
-is done on the CPU, in numpy.
+Slices are numbered along the last axis of a volume; positions in a slice are (row, column) along the first two axes.
+Everything is computed on the CPU, in numpy.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 NEGATIVES = 4
-"""Points in the background that a prompt has."""
+"""Number of background points in a prompt."""
 FACTS = 5
-"""Numbers that are known of a component: its voxels, the place of its centre (3), its mean intensity."""
+"""Number of values that describe a component: number of voxels, centre (3) and mean intensity."""
 TAILS = np.array([0.05, 0, 0, 0, 0])
-"""Share of the known components that lies below the least, and above the most, that is believed of each number."""
+"""For each of these values, the share of known components below the lower bound, and above the upper bound, of what is
+plausible."""
 
 _FULL = np.ones((3, 3, 3), bool)
 _Array = NDArray[np.floating[Any]]
@@ -27,22 +28,22 @@ _Array = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a promptable network is told about a component of a class in a slice."""
+    """Prompt for a component of a class in a slice."""
 
     volume: int
-    """Its place in the batch."""
+    """Index of the volume in the batch."""
     plane: int
-    """The slice."""
+    """Number of the slice."""
     target: int
     """The class."""
     box: tuple[slice, slice]
     """Rows and columns around the component, with a margin."""
     points: NDArray[np.int64]
-    """`(1 + NEGATIVES, 2)`: the innermost place of the component, then some in the background."""
+    """`(1 + NEGATIVES, 2)`: the innermost point of the component, then points in the background."""
     signs: NDArray[np.int64]
     """`(1 + NEGATIVES,)`: 1 for a point inside, 0 for one outside, -1 for one that does not count."""
     mask: NDArray[np.bool_]
-    """The component itself, which no network is told, `(X, Y)`."""
+    """The component itself, `(X, Y)`; it is not shown to the promptable network."""
 
 
 def make_prompts(
@@ -58,19 +59,20 @@ def make_prompts(
     single: Sequence[int] = (),
     known: _Array | None = None,
 ) -> list[Prompt]:
-    """Prompts for those components of a volume's classes that are reliable and look like the known ones.
+    """Return prompts for the components of a volume that are reliable and resemble known components.
 
     Args:
-        probs: class probabilities, `(C, X, Y, Z)`; of a label they are 0 and 1.
+        probs: class probabilities, `(C, X, Y, Z)`; for a label they are 0 and 1.
         image: `(X, Y, Z)`.
-        volume: what the prompts call this volume.
+        volume: index of the volume, which is written into the prompts.
         start: the first slice that gets prompts.
         every: slices from one that gets prompts to the next.
         margin: voxels between a component and its box.
-        reliable: probability that a component must exceed on average, and background for a point in it.
-        change: share of its area by which a component may grow or shrink towards a neighbouring slice, at most.
-        single: classes with one component, the largest.
-        known: components to compare with, see `describe`; None believes all of them.
+        reliable: mean probability that a component must exceed, and probability of background that a background point
+            must exceed.
+        change: largest change of a component's area between a slice and its neighbour, as a share of the larger area.
+        single: classes that form one component, of which only the largest gets prompts.
+        known: components to compare with, see `describe`; None skips the comparison.
     """
     target, confidence = probs.argmax(0), probs.max(0)
     background = probs[0] > reliable
@@ -92,7 +94,7 @@ def make_prompts(
 
 
 def describe(label: NDArray[np.integer[Any]], image: _Array, classes: int) -> NDArray[np.float64]:
-    """The components of a labelled volume, `(N, 1 + FACTS)`: the class of each, then what is known of it.
+    """Describe the components of a labelled volume, `(N, 1 + FACTS)`: the class of each, then its values.
 
     Args:
         label: `(X, Y, Z)`.
@@ -106,21 +108,21 @@ def describe(label: NDArray[np.integer[Any]], image: _Array, classes: int) -> ND
 
 
 def _facts(numbers: NDArray[np.integer[Any]], count: int, image: _Array) -> _Array:
-    """`(count, FACTS)` of the components that are numbered from 1."""
+    """Values that describe components numbered from 1, `(count, FACTS)`."""
     sizes = np.bincount(numbers.ravel(), minlength=count + 1)[1:]
     centres = [_means(numbers, count, places) for places in np.ogrid[tuple(map(slice, numbers.shape))]]
     return np.stack([sizes, *centres, _means(numbers, count, image)], 1)
 
 
 def _means(numbers: NDArray[np.integer[Any]], count: int, values: NDArray[Any]) -> _Array:
-    """The mean of values over each component, `(count,)`."""
+    """Mean of `values` over each component, `(count,)`."""
     which = numbers.ravel()
     sums = np.bincount(which, np.broadcast_to(values, numbers.shape).ravel(), minlength=count + 1)
     return sums[1:] / np.bincount(which, minlength=count + 1)[1:]
 
 
 def _plausible(facts: _Array, known: _Array) -> NDArray[np.bool_]:
-    """Which components lie within the bounds that known ones set, `(N, FACTS)` each; none where nothing is known."""
+    """Which components are within the bounds of the known ones, `(N, FACTS)` each; none if there are no known ones."""
     if not len(known):
         return np.zeros(len(facts), bool)
     ordered = np.sort(known, 0)
@@ -132,7 +134,7 @@ def _plausible(facts: _Array, known: _Array) -> NDArray[np.bool_]:
 
 
 def _steady_slices(mask: NDArray[np.bool_], start: int, every: int, change: float) -> Iterator[int]:
-    """Slices of the window that show the component in about the area that the slices beside them do, if they do."""
+    """Slices that get prompts: the component's area in them is close to that in those neighbours that contain it."""
     areas = mask.sum((0, 1))
     for place in range(start, len(areas), every):
         beside = areas[max(0, place - 1) : place + 2]
@@ -144,11 +146,11 @@ def _steady_slices(mask: NDArray[np.bool_], start: int, every: int, change: floa
 def _shape(
     mask: NDArray[np.bool_], background: NDArray[np.bool_], margin: int
 ) -> tuple[tuple[slice, slice], NDArray[np.int64], NDArray[np.int64]]:
-    """Box, points and their signs for a component in a slice."""
+    """Box, points and signs of the points for a component in a slice."""
     spans = [np.flatnonzero(mask.any(axis)) for axis in (1, 0)]
     box = tuple(slice(max(0, int(span[0]) - margin), int(span[-1]) + 1 + margin) for span in spans)
     rows, columns = (slice(s.start, min(s.stop, side)) for s, side in zip(box, mask.shape, strict=True))
-    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]  # beyond the slice is outside
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]  # outside the slice counts as outside
     inside = np.array(np.unravel_index(depth.argmax(), depth.shape))
     outside = np.argwhere(background[rows, columns]) + np.array([rows.start, columns.start])
     if not len(outside):

@@ -1,4 +1,4 @@
-"""Making pseudo-labels out of a teacher's prediction."""
+"""Pseudo-labels from predictions, and measures of their certainty."""
 
 from __future__ import annotations
 
@@ -13,52 +13,56 @@ from torch import Tensor
 
 _FULL = np.ones((3, 3, 3), bool)
 _ROUNDS = 5
-"""Rounds between two looks at whether pointers still move, each of which waits for the device."""
+"""Rounds between two checks whether pointers still move; each check waits for the device."""
 _JUMPS = 3
-"""Times that a round halves chains of pointers."""
+"""Number of times that a round halves chains of pointers."""
 
 
 def likeliest(logits: Tensor) -> Tensor:
-    """The class of each voxel, `(B, C, X, Y, Z)` to `(B, X, Y, Z)`. On a CPU `argmax` takes fifteen times as long."""
+    """Return the likeliest class of each voxel, `(B, C, X, Y, Z)` to `(B, X, Y, Z)`.
+
+    On a CPU, `argmax` takes fifteen times as long.
+    """
     return logits.max(1).indices
 
 
 def probabilities(logits: Tensor) -> Tensor:
-    """Class probabilities `(B, C, X, Y, Z)` as targets: in float32 and without a gradient."""
+    """Return class probabilities `(B, C, X, Y, Z)` for use as targets: in float32 and without a gradient."""
     return logits.detach().float().softmax(1)
 
 
 def entropy(probs: Tensor) -> Tensor:
-    """How undecided a voxel is, `(..., C, X, Y, Z)` to `(..., X, Y, Z)`: 0 for one sure class, 1 for C equal ones.
+    """Return normalised entropies, `(..., C, X, Y, Z)` to `(..., X, Y, Z)`.
 
-    As a weight, not as a loss: its gradient is NaN where a probability has become 0.
+    The entropy is 0 if one class is certain and 1 if all are equally likely. Use it for weights, not for losses: its
+    gradient is NaN where a probability is 0.
     """
     return cast(Tensor, torch.special.entr(probs)).sum(-4) / math.log(probs.shape[-4])
 
 
 def sharpen(probs: Tensor, temperature: float) -> Tensor:
-    """Class probabilities `(B, C, X, Y, Z)` to the power of `1 / temperature`, made to sum to 1 again.
+    """Raise class probabilities `(B, C, X, Y, Z)` to the power of `1 / temperature` and normalise them.
 
-    A temperature of 1 changes nothing; towards 0 all goes to the likeliest class.
+    A temperature of 1 changes nothing; towards 0 the likeliest class gets probability 1.
     """
     return torch.softmax(probs.log() / temperature, 1)
 
 
 def largest_component(target: Tensor, classes: int) -> Tensor:
-    """Keep each foreground class's largest 26-connected component; the rest becomes background.
+    """Keep the largest 26-connected component of each foreground class; the rest becomes background.
 
     Args:
         target: `(B, X, Y, Z)`, integer classes in `[0, classes)`.
 
     Returns:
-        A new tensor of the same shape, type and device; an absent class stays absent, ties keep
-        the component met first.
+        A new tensor of the same shape, type and device. An absent class stays absent. Of components of equal size, the
+        first in memory order is kept.
     """
     return propagated_largest_component(target, classes) if target.is_cuda else _labelled(target, classes)
 
 
 def _labelled(target: Tensor, classes: int) -> Tensor:
-    """`largest_component` by SciPy, which sees no more of a class than its bounding box."""
+    """`largest_component` with SciPy, within the bounding box of each class."""
     volumes = target.detach().cpu().numpy()
     kept = np.zeros(volumes.shape, volumes.dtype)
     for volume, clean in zip(volumes, kept, strict=True):
@@ -71,11 +75,11 @@ def _labelled(target: Tensor, classes: int) -> Tensor:
 
 
 def propagated_largest_component(target: Tensor, classes: int) -> Tensor:
-    """`largest_component` by torch operations alone, for all volumes and classes at once on the target's device.
+    """`largest_component` with torch operations only, for all volumes and classes at once on the target's device.
 
-    Every voxel points at one of its component, at first itself. A round moves each pointer to the first voxel in
+    Every voxel points at a voxel of its component, at first itself. A round moves each pointer to the first voxel in
     memory order that a neighbour of the same class points at, moves the pointer of the voxel it pointed at likewise,
-    and shortens chains of pointers. In the end a whole component points at its first voxel.
+    and shortens chains of pointers. In the end all voxels of a component point at its first voxel.
     """
     if classes < 2:
         return torch.zeros_like(target)
@@ -91,7 +95,7 @@ def propagated_largest_component(target: Tensor, classes: int) -> Tensor:
         moving = not torch.equal(before, first)
 
     sizes = torch.zeros_like(labels).scatter_add_(1, first, torch.ones_like(labels))
-    rank = sizes * voxels - own  # above 0 at first voxels: by size, and of equal sizes the one met first
+    rank = sizes * voxels - own  # above 0 at first voxels; larger for larger components, then for earlier ones
     best = torch.stack([torch.where(labels == value, rank, 0).amax(1) for value in range(1, classes)], 1)  # (B, C - 1)
     kept = (rank.gather(1, first) == best.gather(1, (labels - 1).clamp_min(0))) & (labels > 0)
     return torch.where(kept.view_as(target), target, 0)
@@ -105,7 +109,7 @@ def _round(first: Tensor, own: Tensor, labels: Tensor, inside: Tensor) -> Tensor
     field = F.max_pool3d(field, 3, stride=1, padding=1).flatten(2)
     field = field.gather(1, (labels - 1).clamp_min(0).unsqueeze(1)).squeeze(1)
     near = -torch.where(labels > 0, field, place).long()
-    told = torch.where(near < first, first, own)  # whose pointer moves along; where nothing is new, nobody's
+    told = torch.where(near < first, first, own)  # whose pointer moves as well; without a change, one's own
     first = torch.minimum(first.scatter_reduce(1, told, near, "amin"), near)
     for _ in range(_JUMPS):
         first = first.gather(1, first)

@@ -1,4 +1,4 @@
-"""What travels through a training step: the batch, a volume with its target, and how far the run is."""
+"""Data of a training step: the batch, volumes with targets and weights, and the progress of the run."""
 
 from __future__ import annotations
 
@@ -20,28 +20,29 @@ class TrainBatch:
     unlabelled: Tensor
     """Unlabelled images, `(Bu, M, X, Y, Z)`; Bu is 0 where the method needs none, and nowhere else."""
     seeds: tuple[int, ...]
-    """One per unlabelled image. What a method draws for a volume it draws from these, so that it is the same on
-    however many devices a batch is spread; what it draws for a step it draws from the step's `rng`."""
+    """One per unlabelled image, for random numbers that belong to a volume, so that they do not depend on the number
+    of devices that share a batch. Random numbers that belong to a step come from the step's `rng`."""
     weak: Tensor | None = None
-    """The unlabelled images, turned and bent alike, before their grey levels were changed; None where nothing did."""
+    """The unlabelled images with the same geometry, before their grey levels were changed; None if nothing changed
+    them."""
     known: Tensor | None = None
-    """Where someone annotated the labelled images, `(Bl, X, Y, Z)` bool; None: everywhere. Labels are 0 elsewhere,
-    and no loss counts them there."""
+    """Annotated voxels of the labelled images, `(Bl, X, Y, Z)` bool; None: all. Labels are 0 elsewhere and do not count
+    in any loss."""
     fine: tuple[bool, bool, bool] = (True, True, True)
-    """Axes that are no stack of thick slices: what is blurred is blurred along these."""
+    """Axes along which slices are not thick; images are blurred along these only."""
 
     def weak_view(self) -> Tensor:
-        """What an unlabelled patch is labelled from, `(Bu, M, X, Y, Z)`: `weak` where there is one."""
+        """Return the images from which unlabelled patches are labelled, `(Bu, M, X, Y, Z)`: `weak` if there is one."""
         return self.unlabelled if self.weak is None else self.weak
 
     def through(self, net: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits of labelled and unlabelled images, `(Bl, C, X, Y, Z)` and `(Bu, C, X, Y, Z)`, in one forward pass."""
+        """Return logits of labelled and unlabelled images, `(Bl, C, X, Y, Z)` and `(Bu, C, X, Y, Z)`, from one pass."""
         logits = net(torch.cat([self.image, self.unlabelled]))
         labelled, unlabelled = logits.tensor_split([len(self.image)])
         return labelled, unlabelled
 
     def part(self, index: int, count: int) -> TrainBatch:
-        """Every `count`-th sample from `index` on: halves of a batch stay paired as they were."""
+        """Return every `count`-th sample from `index` on, so that the halves of a batch stay paired."""
         parts = (self.image[index::count], self.label[index::count], self.unlabelled[index::count])
         weak, known = (None if one is None else one[index::count] for one in (self.weak, self.known))
         return TrainBatch(*parts, self.seeds[index::count], weak, known, self.fine)
@@ -49,34 +50,34 @@ class TrainBatch:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: step `iteration` of `total`, counted from 0."""
+    """Progress of a run: step `iteration` of `total`, counted from 0."""
 
     iteration: int
     total: int
     before: int = 0
-    """Steps of the runs that its first weights come from: teachers that have followed so long go on as they are."""
+    """Steps of the earlier runs that the initial weights come from; they count in the warm-up of teachers."""
 
     def is_within(self, share: float) -> bool:
-        """Whether the step is in the first part of the run; a thousandth of a step is a share's rounding."""
+        """Whether the step is in the first `share` of the run, with a tolerance of a thousandth of a step."""
         return self.iteration < share * self.total - 1e-3
 
     @property
     def steps(self) -> int:
-        """Steps so far, with those before the run."""
+        """Number of steps so far, including those before the run."""
         return self.before + self.iteration
 
     @property
     def fraction(self) -> float:
-        """Share of the run that is done, in [0, 1]."""
+        """Completed share of the run, in [0, 1]."""
         return self.iteration / self.total
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Volumes with a target and a voxel-wise trust in it.
+    """Volumes with targets and a weight for each voxel.
 
-    An expert's voxel weighs 1, a pseudo-labelled one its confidence, one that nobody knows 0. Where the
-    target came from is forgotten on purpose: every loss just sums with the weight.
+    An expert's label has weight 1, a pseudo-label its confidence, a voxel without annotation 0. The source of a target
+    is not kept on purpose: losses use only the weight.
     """
 
     image: Tensor
@@ -88,7 +89,7 @@ class Sample:
 
     @classmethod
     def of(cls, image: Tensor, target: Tensor, trust: float = 1.0, known: Tensor | None = None) -> Sample:
-        """A sample whose voxels all have the same weight, or 0 where they are not `known`, `(B, X, Y, Z)`."""
+        """Make a sample whose voxels have the weight `trust`, or 0 where not `known`, `(B, X, Y, Z)` bool."""
         weight = torch.full_like(target, trust, dtype=image.dtype)
         return cls(image, target, weight if known is None else weight * known)
 
@@ -100,7 +101,7 @@ class Sample:
 
 
 def concat(*samples: Sample) -> Sample:
-    """Samples one after the other along the batch axis."""
+    """Concatenate samples along the batch axis."""
     return Sample(
         torch.cat([sample.image for sample in samples]),
         torch.cat([sample.target for sample in samples]),

@@ -1,4 +1,4 @@
-"""Numbers that depend on how far a run is, and the randomness of one step."""
+"""Schedules over a run, and seeded random numbers."""
 
 from __future__ import annotations
 
@@ -12,29 +12,32 @@ from medssl.parts.sample import Progress
 
 
 def poly(progress: Progress) -> float:
-    """`(1 - t/T)^0.9`, the usual decay of the learning rate."""
+    """Return `(1 - t/T)^0.9`, the usual decay of the learning rate."""
     return math.pow(max(0.0, 1 - progress.fraction), 0.9)
 
 
 def ramp_up(progress: Progress, length: float) -> float:
-    """Sigmoid ramp `exp(-5 (1 - x)^2)`, from 0.0067 to 1 over the first `length` (a fraction) of the run."""
+    """Return the sigmoid ramp `exp(-5 (1 - x)^2)`, from 0.0067 to 1 over the first `length` (a share) of the run."""
     if length <= 0:
         return 1.0
     return math.exp(-5 * (1 - min(1.0, progress.fraction / length)) ** 2)
 
 
 def warmed_up(decay: float, step: int) -> float:
-    """An EMA decay reached from 0 as `1 - 1/(step + 1)`: a teacher is the mean of its students so far, until then."""
+    """Return an EMA decay that rises from 0 as `1 - 1/(step + 1)` up to `decay`.
+
+    During the rise, a teacher is the mean of all its students so far.
+    """
     return min(1 - 1 / (step + 1), decay)
 
 
 def generator(*seed: int) -> torch.Generator:
-    """A CPU generator that is a function of its seeds, such as (run seed, iteration)."""
+    """Return a CPU generator for the given seeds, such as (run seed, iteration)."""
     return torch.Generator().manual_seed(mix(*seed))
 
 
 def mix(*seed: int) -> int:
-    """One seed, in [0, 2^63), out of several."""
+    """Combine several seeds into one, in [0, 2^63)."""
     mixed = 0
     for number in seed:
         mixed = (mixed * 6364136223846793005 + number + 1442695040888963407) % 2**63
@@ -42,7 +45,7 @@ def mix(*seed: int) -> int:
 
 
 def normal(image: Tensor, seeds: Sequence[int]) -> Tensor:
-    """Standard normal noise of the shape `(B, ...)` and on the device of an image, each volume's from its own seed."""
+    """Return standard normal noise with the shape `(B, ...)` and device of an image; each volume has its own seed."""
     noise = torch.empty_like(image)
     for volume, seed in zip(noise, seeds, strict=True):
         volume.normal_(generator=torch.Generator(image.device).manual_seed(seed))

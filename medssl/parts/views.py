@@ -1,6 +1,6 @@
-"""Views: what a network is shown of an image, and how its prediction comes back.
+"""Views: how a network sees an image, and how its prediction is mapped back to the image.
 
-A view knows no network and draws nothing: it is the same in training and at inference, which `Viewed` sees to.
+A view does not depend on the network and is not random. `Viewed` applies it in training and at inference alike.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ import torch
 from torch import Tensor, nn
 
 MOST_GAIN = 20.0
-"""How many times a band is amplified at most; what is fainter is noise of the arithmetic."""
+"""Largest amplification of a band; fainter bands are mostly rounding errors."""
 
 
 class View(Protocol):
-    """One way of looking at images."""
+    """A transform of images for a network, with the inverse for its logits."""
 
     def apply(self, image: Tensor) -> Tensor:
-        """What the network is shown of `(B, M, X, Y, Z)`."""
+        """Return the network's input for `(B, M, X, Y, Z)`."""
 
     def undo(self, logits: Tensor) -> Tensor:
-        """The network's `(B, C, ...)` on the image's own axes, `(B, C, X, Y, Z)`."""
+        """Return the network's logits `(B, C, ...)` on the axes of the image, `(B, C, X, Y, Z)`."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """The image as it is."""
+    """The unchanged image."""
 
     def apply(self, image: Tensor) -> Tensor:
         return image
@@ -39,13 +39,13 @@ class Identity:
 
 @dataclass(frozen=True)
 class Axes:
-    """The axes in another order.
+    """The image with its axes in another order.
 
-    A network behind it must be able to take the sides, and the spacing, in that order.
+    The sides of the patch and the spacing must suit the network in that order.
     """
 
     order: tuple[int, int, int] = (0, 1, 2)
-    """Which axis of the image (0 is X) becomes the first, second and third that the network sees."""
+    """Image axes (0 is X) that become the first, second and third axis of the network's input."""
 
     def __post_init__(self) -> None:
         if sorted(self.order) != [0, 1, 2]:
@@ -60,17 +60,17 @@ class Axes:
 
 @dataclass(frozen=True)
 class Band:
-    """The low or the high frequencies of an image, with some of the others.
+    """The low or the high frequencies of an image, with a share of the other band.
 
-    Each volume's band is brought to the standard deviation of the image it comes from: high frequencies are often ten
-    times fainter than low ones. All is in float32.
+    The result has the standard deviation of the image in each volume and modality, because high frequencies are often
+    ten times fainter than low ones. It is computed in float32.
     """
 
     which: Literal["low", "high"]
     split: Callable[[Tensor], tuple[Tensor, Tensor]]
     """Low and high frequencies of `(B, M, X, Y, Z)`, which sum to the image."""
     leak: float = 0.0
-    """How much of the other band is mixed in: 0 is the band alone, 1 the image itself."""
+    """Factor on the other band: 0 gives the band alone, 1 the image itself."""
 
     def apply(self, image: Tensor) -> Tensor:
         with torch.autocast(image.device.type, enabled=False):
@@ -84,10 +84,10 @@ class Band:
 
 
 class Viewed(nn.Module):
-    """A network behind a view: what goes in is the image, what comes out lies on the image's axes.
+    """A network behind a view: its input is the image, its output has the axes of the image.
 
-    Training patches and inference windows are thus treated alike. The view has no weights, so that networks behind
-    different views can follow each other; the names of the weights are those of the network after `net.`.
+    Training patches and inference windows are thus treated alike. The view has no weights, so networks behind different
+    views can follow each other. The names of the weights are those of the network with the prefix `net.`.
     """
 
     def __init__(self, net: nn.Module, view: View) -> None:
@@ -99,7 +99,7 @@ class Viewed(nn.Module):
 
 
 def bare(net: nn.Module) -> nn.Module:
-    """The network behind its views."""
+    """Return the network behind all its views."""
     return bare(net.net) if isinstance(net, Viewed) else net
 
 

@@ -1,6 +1,6 @@
-"""Volumes moved about: exact flips and quarter turns, and voxels taken from places between those of the grid.
+"""Spatial transforms of volumes: exact flips and quarter turns, and interpolation at positions between voxels.
 
-Places are positions in voxels, `(S, 3, X, Y, Z)` for S samples, within the volume. Nothing waits for the device, and a
+Places are positions in voxels within the volume, `(S, 3, X, Y, Z)` for S samples. Nothing waits for the device, and a
 sample's result does not depend on the others.
 """
 
@@ -18,17 +18,17 @@ from torch import Tensor
 CONTROL_POINTS = 6
 """Control points of an elastic deformation along an axis; the patch spans the middle three of their five intervals."""
 CLASSES_AT_ONCE = 8
-"""Classes that are warped together; more need no more memory, only time."""
+"""Number of classes that are warped together; more classes take more time, but no more memory."""
 SLAB = 2**16
-"""Voxels that a CPU interpolates at once, so that what they need stays in its cache."""
+"""Number of voxels that a CPU interpolates at once, so that their data stay in its cache."""
 
 
 def turned(array: Tensor, flips: Sequence[int], turns: Sequence[tuple[int, int, int]]) -> Tensor:
-    """Exact flips, then quarter turns, as one permutation and one flip; the last three axes are space.
+    """Apply exact flips, then quarter turns, as one permutation and one flip of the last three axes.
 
     Args:
         array: `(..., X, Y, Z)`.
-        flips: axes of space to mirror, 0 being X.
+        flips: axes to mirror; 0 is X.
         turns: `(axis, axis, quarter turns)`.
     """
     source, mirrored = [0, 1, 2], [axis in flips for axis in range(3)]
@@ -54,11 +54,12 @@ def places_of(
     shape: Sequence[int],
     device: torch.device,
 ) -> Tensor:
-    """`(S, 3, X, Y, Z)`, the voxel position that each voxel is taken from, the nearest one inside the volume.
+    """Return the position from which each voxel is sampled, `(S, 3, X, Y, Z)`, clamped to the volume.
 
     Args:
         matrices: per sample `(3, 3)`, output position to input position about the centre; None is the identity.
-        elastics: per sample `(3, P, P, P)`, how far each control point moves the input position, in voxels, or None.
+        elastics: per sample `(3, P, P, P)`, displacement of the input position at each control point, in voxels, or
+            None.
         shape: `(X, Y, Z)`.
     """
     offsets = [np.arange(n) - (n - 1) / 2 for n in shape]
@@ -81,18 +82,18 @@ def places_of(
 def warp(
     rows: list[Tensor], labels: list[Tensor], places: Tensor, values: Sequence[int]
 ) -> tuple[Tensor, Tensor | None]:
-    """Samples at other places, interpolated linearly; of labels the class with the largest interpolated share.
+    """Sample volumes and labels at other places by linear interpolation; labels get the class with the largest share.
 
-    Interpolated classes add up to one, so background is what the others leave and needs no plane of its own.
+    The interpolated shares of all classes sum to 1, so the background's share is the rest and needs no plane.
 
     Args:
-        rows: S of `(K, X, Y, Z)` float; K may be 0.
-        labels: S of `(X, Y, Z)` integer classes, or none.
+        rows: S tensors `(K, X, Y, Z)`, float; K may be 0.
+        labels: S tensors `(X, Y, Z)`, integer classes, or an empty list.
         places: `(S, 3, X, Y, Z)`.
-        values: the classes but background, rising.
+        values: the classes without the background, in increasing order.
 
     Returns:
-        `(S, K, X, Y, Z)`, and `(S, X, Y, Z)` classes where there are labels.
+        `(S, K, X, Y, Z)`, and classes `(S, X, Y, Z)`, or None without labels.
     """
     channels, label = len(rows[0]), torch.stack(labels) if labels else places.new_empty(0)
     classes = values if labels else []
@@ -115,7 +116,7 @@ def warp(
 
 
 def uploaded(arrays: Sequence[NDArray[np.float64]], device: torch.device) -> list[Tensor]:
-    """Small arrays as float32 tensors on the device, in one copy that nobody waits for."""
+    """Copy small arrays to the device as float32 tensors, in a single asynchronous transfer."""
     packed = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]).astype(np.float32))
     if device.type == "cuda":
         packed = packed.pin_memory()
@@ -124,7 +125,7 @@ def uploaded(arrays: Sequence[NDArray[np.float64]], device: torch.device) -> lis
 
 
 def _upsampled(control: Tensor, bases: Sequence[Tensor]) -> Tensor:
-    """`(S, 3, P, P, P)` control points to `(S, 3, X, Y, Z)`, axis by axis, the smallest products first."""
+    """Upsample control points `(S, 3, P, P, P)` to `(S, 3, X, Y, Z)`, axis by axis, the smallest products first."""
     x, y, z = bases
     lines = y @ (control @ z.T)  # (S, 3, P, Y, Z)
     return (x @ lines.flatten(3)).view(*lines.shape[:2], len(x), *lines.shape[3:])
@@ -132,7 +133,7 @@ def _upsampled(control: Tensor, bases: Sequence[Tensor]) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _spline_basis(size: int) -> NDArray[np.float64]:
-    """`(size, P)` weights of a uniform cubic B-spline's control points at the voxels of an axis; rows add up to 1."""
+    """Weights `(size, P)` of a uniform cubic B-spline's control points at the voxels of an axis; rows sum to 1."""
     intervals = CONTROL_POINTS - 3
     place = np.linspace(0, intervals, size)
     first = np.minimum(place.astype(int), intervals - 1)
@@ -144,7 +145,7 @@ def _spline_basis(size: int) -> NDArray[np.float64]:
 
 
 def _sampled(planes: Tensor, places: Tensor) -> Tensor:
-    """Planes `(S, K, X, Y, Z)` at `(S, 3, X, Y, Z)` places, linearly interpolated; on a CPU S is 1."""
+    """Sample planes `(S, K, X, Y, Z)` at places `(S, 3, X, Y, Z)` with linear interpolation; on a CPU, S must be 1."""
     sizes = planes.shape[2:]
     if planes.device.type == "cpu":
         slabs = torch.split(places[0], max(1, SLAB // (sizes[1] * sizes[2])), 1)
@@ -154,10 +155,10 @@ def _sampled(planes: Tensor, places: Tensor) -> Tensor:
 
 
 def _sampled_by_slices(volume: Tensor, places: Tensor) -> Tensor:
-    """A volume `(K, X, Y, Z)` at `(3, X', Y, Z)` places through two dimensions, to a thousandth of a voxel.
+    """Sample a volume `(K, X, Y, Z)` at places `(3, X', Y, Z)` with 2D interpolation, exact to a thousandth of a voxel.
 
-    On a CPU torch interpolates images several times as fast as volumes. So the slices, one below the other, make
-    one tall image, which is read in the slice before each place and in the one after it.
+    On a CPU, torch interpolates images several times as fast as volumes. The slices are stacked into one tall image,
+    which is sampled in the slice before and in the slice after each place.
     """
     channels, x_size, y_size, z_size = volume.shape
     x, y, z = places
@@ -170,35 +171,35 @@ def _sampled_by_slices(volume: Tensor, places: Tensor) -> Tensor:
         grid = torch.stack([column, row]).movedim(0, -1)
         return F.grid_sample(tall, grid, padding_mode="border", align_corners=True)  # (X', K, Y, Z)
 
-    after = bilinear(before + 1)  # beyond the last slice it counts nothing
+    after = bilinear(before + 1)  # beyond the last slice its weight is 0
     return bilinear(before).lerp_(after, (x - before)[:, None]).movedim(1, 0)
 
 
 def _relative(position: Tensor, size: int) -> Tensor:
-    """Positions in [0, size - 1] as `grid_sample` counts them, in [-1, 1]."""
+    """Convert positions in [0, size - 1] to the coordinates of `grid_sample`, in [-1, 1]."""
     return (position * (2 / max(size - 1, 1))).sub_(1)
 
 
 def _empty_planes(places: Tensor, channels: int) -> Tensor:
-    """`(S, K, X, Y, Z)` to be filled, one for each channel."""
+    """Uninitialised planes `(S, K, X, Y, Z)`, K being the number of channels."""
     return places.new_empty(len(places), channels, *places.shape[2:])
 
 
 def _fill_one_hot(planes: Tensor, label: Tensor, classes: Sequence[int]) -> None:
-    """Write where a label `(S, X, Y, Z)` holds each class into float planes `(S, C, X, Y, Z)`."""
+    """Write the one-hot encoding of a label `(S, X, Y, Z)` into float planes `(S, C, X, Y, Z)`."""
     for channel, value in enumerate(classes):
         torch.eq(label, value, out=planes[:, channel])
 
 
 def _largest(shares: Iterable[tuple[int, Tensor]], rest: Tensor) -> Tensor:
-    """The class with the largest share; background, class 0, has what the others leave, and wins ties.
+    """Class with the largest share, `(S, X, Y, Z)`; the background, class 0, has the rest of the shares and wins ties.
 
-    Shares come as `(S, X, Y, Z)` by rising class, as the result; `rest`, of the same shape, is written over. Several
-    times as fast as `argmax` over a channel axis on a CPU, and no such axis is ever whole.
+    Shares are `(S, X, Y, Z)` each, by increasing class; `rest`, of the same shape, is overwritten. On a CPU this is
+    several times as fast as `argmax` over a channel axis, and such an axis is never in memory as a whole.
     """
     rest.fill_(1)
     best, winner = torch.zeros_like(rest), torch.zeros_like(rest, dtype=torch.int16)
-    for value, share in shares:  # rising, so a later winner has the larger number
+    for value, share in shares:  # increasing, so a later winner has the larger number
         torch.maximum(winner, (share > best).to(torch.int16).mul_(value), out=winner)
         torch.maximum(best, share, out=best)
         rest.sub_(share)

@@ -123,11 +123,11 @@ class TestImages:
 
     def test_several_volumes_where_one_is_declared(self, pair):
         array = np.stack([image_array()] * 2, -1)
-        expect(pair.image(array).finding(), "error", "channels", "5 x 6 x 7 x 2", "where 1")
+        expect(pair.image(array).finding(), "error", "channels", "5 x 6 x 7 x 2", "2 volumes, but 1 channel declared")
 
     def test_channels_along_the_fourth_axis_are_right_when_declared(self, pair):
         two = DatasetConfig(name="made", classes=DATASET.classes, channels=("T1", "T2"))
-        expect(pair.finding(two), "error", "channels", "1 volume where 2")
+        expect(pair.finding(two), "error", "channels", "1 volume, but 2 channels declared")
         array = np.stack([image_array(), np.ones(SHAPE)], -1)
         expect(pair.image(array).finding(two), "warning", "constant", "channel 1")
 
@@ -230,10 +230,14 @@ class TestLabels:
     def test_a_label_that_nobody_drew_is_told_from_one_of_background(self, pair):
         dataset = DATASET.model_copy(update={"ignore": (9,)})
         unseen = np.full(SHAPE, 9, np.uint8)
-        expect(pair.label(unseen).finding(dataset), "warning", "empty_label", "every voxel is 9 (210 voxels)", "looked")
+        words = ("every voxel is 9 (210 voxels)", "nobody annotated")
+        expect(pair.label(unseen).finding(dataset), "warning", "empty_label", *words)
         unseen[0] = 0
         expect(
-            pair.label(unseen).finding(dataset), "warning", "empty_label", "but background and what nobody annotated"
+            pair.label(unseen).finding(dataset),
+            "warning",
+            "empty_label",
+            "only background and voxels that nobody annotated",
         )
 
     def test_an_empty_label_and_one_without_background(self, pair):
@@ -282,7 +286,7 @@ class TestDataset:
         (labels / "b.nii.gz").unlink()
         monkeypatch.chdir(tmp_path)
         (finding,) = check(Path(images), DATASET, workers=1).findings
-        expect(finding, "warning", "labels_beside", f"1 of these images have one in {labels}")
+        expect(finding, "warning", "labels_beside", f"{labels} holds labels for 1 of these images")
         assert not any(finding.code == "labels_beside" for finding in check(tmp_path, DATASET, workers=1).findings)
         (labels / "a.nii.gz").unlink()
         assert not check(Path(images), DATASET, workers=1).findings
@@ -301,7 +305,7 @@ class TestDataset:
         (tmp_path / "raw" / "list.csv").write_text(f"id,image\n{id},images/case.nii.gz\n")
         (finding,) = check(tmp_path / "raw" / "list.csv", DATASET, workers=1).errors
         expect(finding, "error", "bad_id")
-        with pytest.raises(DataError, match="cannot name files"):
+        with pytest.raises(DataError, match=r"the id .* cannot be a file name"):
             prepare(tmp_path / "raw" / "list.csv", tmp_path / "out", DATASET, workers=0)
         assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
@@ -360,7 +364,7 @@ class TestDataset:
         report = check(tmp_path, workers=1)
         (finding,) = [finding for finding in report.findings if finding.code == "channels"]
         assert report.unusable == ("c",)
-        expect(finding, "error", "channels", "1 volume where 2")
+        expect(finding, "error", "channels", "1 volume, but 2 channels declared")
 
     @pytest.mark.parametrize("copy", ["images/case.nii", "labels/case.nii"])
     def test_duplicated_ids(self, tmp_path, copy):
@@ -471,10 +475,10 @@ class TestReport:
         console = Console(file=io.StringIO(), width=200)
         report = check(tmp_path, DATASET, workers=1)
         report.print(console)
-        lines = [line for line in console.file.getvalue().splitlines() if "no voxel but background" in line]
+        lines = [line for line in console.file.getvalue().splitlines() if "only background" in line]
         assert sum(finding.code == "empty_label" for finding in report.findings) == 25
         assert len(lines) == 20
-        assert "... and 5 more; --json and --html have them all" in console.file.getvalue()
+        assert "... and 5 more; --json and --html list them all" in console.file.getvalue()
 
     def test_require_usable_lists_every_error_and_lets_warnings_pass(self, tmp_path):
         sound, other, spoilt = (Pair(tmp_path, name) for name in ("sound", "other", "spoilt"))
@@ -526,8 +530,8 @@ TOLD = {
     "image/all_nan.nii.gz": ("not_finite", "71136 voxels", "(0, 0, 0)"),
     "image/constant.nii.gz": ("constant", "7"),
     "image/all_zero.nii.gz": ("constant", "0"),
-    "image/four_d.nii.gz": ("channels", "36 x 52 x 38 x 2", "2 volumes"),
-    "image/two_d.nii.gz": ("unreadable", "3D volume is wanted", "36 x 52"),
+    "image/four_d.nii.gz": ("channels", "36 x 52 x 38 x 2", "2 volumes, but 1 channel"),
+    "image/two_d.nii.gz": ("unreadable", "expected a 3D volume", "36 x 52"),
     "image/single_slice.nii.gz": ("one_slice", "36 x 52 x 1"),
     "image/one_voxel.nii.gz": ("one_slice", "1 x 1 x 1"),
     "image/rgb.nii.gz": ("unreadable", "colours"),
@@ -548,8 +552,8 @@ TOLD = {
     "image/far_origin.nii.gz": ("far_origin", "1e+07"),
     "image/scl_huge.nii.gz": ("not_finite", "5 voxels", "float32"),
     "format/absent_data.mhd": ("unreadable", "absent.zraw", "does not exist"),
-    "format/pair.img": ("unreadable", "known are"),
-    "format/analyze.img": ("unreadable", "known are"),
+    "format/pair.img": ("unreadable", "not a known format; expected one of"),
+    "format/analyze.img": ("unreadable", "not a known format; expected one of"),
     "label/out_of_range.nii.gz": ("unknown_value", "7 (9 voxels)", "255 (1 voxel)"),
     "label/values_0_85_255.nii.gz": ("unknown_value", "85 (1832 voxels)", "255 (1866 voxels)"),
     "label/negative.nii.gz": ("unknown_value", "255 (1866 voxels)"),  # the file holds its -1 wrapped to 255
@@ -558,7 +562,7 @@ TOLD = {
     "label/empty.nii.gz": ("empty_label", "background"),
     "label/one_class_absent.nii.gz": ("class_absent", "class 2, posterior"),
     "label/all_foreground.nii.gz": ("no_background", "1 (71136 voxels)"),
-    "label/one_hot_4d.nii.gz": ("label_axes", "4 axes"),
+    "label/one_hot_4d.nii.gz": ("label_axes", "3 axes, got 4"),
     "label/probabilities.nii.gz": ("not_integer", "probability"),
     "pair/shape_mismatch": ("grid", "36 x 52 x 38", "34 x 47 x 40"),
     "pair/transposed": ("grid", "36 x 52 x 38", "38 x 52 x 36", "transposed"),
@@ -693,10 +697,11 @@ def test_a_configuration_that_contradicts_the_dataset_is_told(tmp_path):
     assert told(("flair", "t1"), ("edema", "necrosis")) == {}
     assert told(("T2", "T1"), ("edema", "tumour")) == {}
     assert told(("T1", "FLAIR"), ("edema", "necrosis")) == {
-        "channel_order": "the dataset has the channels flair, t1, the configuration t1, flair"
+        "channel_order": "the channels are flair, t1 in the dataset, but t1, flair in the configuration"
     }
     assert told(("flair", "t1"), ("necrosis", "edema")) == {
-        "class_order": "necrosis is 2 in the dataset, 1 here; edema is 1 in the dataset, 2 here"
+        "class_order": "necrosis is 2 in the dataset, but 1 in the configuration; "
+        "edema is 1 in the dataset, but 2 in the configuration"
     }
     assert told(("flair", "t1"), ("necrosis", "edema"), values={"necrosis": (2,), "edema": (1,)}) == {}
     assert told(("flair", "t1"), ("edema",), values={"edema": (1, 2)}) == {}

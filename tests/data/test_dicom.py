@@ -180,7 +180,7 @@ class TestGeometry:
             save_slice(folder / "003.dcm", ramp()[..., 3], at(0, 0, 7.5 + shift))
             assert [odd.code for odd in read_series(folder).oddities] == codes
         save_slice(folder / "003.dcm", ramp()[..., 3], at(0, 1, 7.5))
-        assert "003.dcm lie 1 mm" in refused(folder)
+        assert "003.dcm lies 1 mm" in refused(folder)
 
     def test_one_slice_is_a_volume_of_one(self, tmp_path):
         folder = save_series(tmp_path / "s", keep=[2], axes=OBLIQUE, depth=3.25)
@@ -249,7 +249,7 @@ class TestFaults:
         assert "003.dcm and again" in refused(folder)
 
     def test_a_series_all_at_one_position_is_refused(self, tmp_path):
-        assert "one position" in refused(save_series(tmp_path / "s", step=(0, 0, 0)))
+        assert "slices at 1 position)" in refused(save_series(tmp_path / "s", step=(0, 0, 0)))
 
     @pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.95])
     def test_a_cut_file_is_named_even_where_another_series_is_asked_for(self, tmp_path, share):
@@ -274,7 +274,7 @@ class TestFaults:
         other = {"pixels": ramp()[..., 0], "position": ORIGIN - [0, 0, 2.5]} | change
         save_slice(folder / "other.dcm", **other)
         message = refused(folder)
-        assert f"one {word} is wanted in a series, found 2" in message
+        assert f"a series must have one {word}, found 2" in message
         assert "000.dcm, 001.dcm, 002.dcm, 003.dcm, 004.dcm and 2 more" in message
         assert message.splitlines()[2].endswith(": other.dcm")
         assert ("localizer" in message) == (word == "direction")
@@ -306,20 +306,20 @@ class TestSeveralVolumes:
     def test_time_points_are_counted_and_what_tells_them_apart_is_named(self, tmp_path):
         folder = save_volumes(tmp_path / "s", 3, t0020_0012=["1", "2", "3"], t0008_0032=["10", "10", "20"])
         message = refused(folder)
-        assert "several slices at one position, 21 at 7: 0_0.dcm and 1_0.dcm, 1_0.dcm and 2_0.dcm" in message
+        assert "slices share a position (21 slices at 7 positions): 0_0.dcm and 1_0.dcm, 1_0.dcm and 2_0.dcm" in message
         assert "which differ in AcquisitionNumber (1, 2, 3) and AcquisitionTime (10, 20);" in message
-        assert "a folder of its own" in message
+        assert "into a separate folder" in message
         assert "dcm2niix" in message
 
     @pytest.mark.parametrize("step", [(0, 0, 0.003), (0.003, 0, 0)])
     def test_rounding_parts_no_positions(self, tmp_path, step):
-        assert "21 at 7" in refused(save_volumes(tmp_path / "s", 3, step))
+        assert "21 slices at 7 positions" in refused(save_volumes(tmp_path / "s", 3, step))
 
     @pytest.mark.parametrize("step", [0, 0.3, 1.25, 17.5])
     @pytest.mark.parametrize("tag", ["t0020_0100", "t0018_0086"])
     def test_time_points_and_echoes_are_no_volume_wherever_they_lie(self, tmp_path, step, tag):
         message = refused(save_volumes(tmp_path / "s", 2, (0, 0, step), **{tag: ["1", "2"]}))
-        assert "one volume is wanted in a series, found 14 slices of 2" in message
+        assert "a series must hold one volume, found 14 slices of 2, by" in message
 
     def test_acquisitions_between_each_other_are_reported_and_those_in_a_row_are_not(self, tmp_path):
         numbers = ["1", "2"]
@@ -496,7 +496,7 @@ class TestFrames:
     def test_one_slope_is_applied_and_several_are_refused(self, tmp_path):
         volume = read_series(save_enhanced(tmp_path / "a", range(7), slopes=[2] * 7))
         np.testing.assert_array_equal(volume.array, 2 * ramp())
-        assert "slopes" in refused(save_enhanced(tmp_path / "b", range(7), slopes=range(1, 8)))
+        assert "differ in slope" in refused(save_enhanced(tmp_path / "b", range(7), slopes=range(1, 8)))
 
     @pytest.mark.parametrize("explicit", [True, False])
     def test_what_looks_like_an_element_among_the_pixels_is_none(self, tmp_path, explicit):
@@ -525,22 +525,22 @@ class TestFrames:
         folder = save_enhanced(tmp_path / "s", range(7))
         raw = (folder / "frames").read_bytes()
         (folder / "frames").write_bytes(raw.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.9.9\0"))
-        assert "packed as 1.2.840.10008.1.9.9, which is not read; convert" in refused(folder)
+        assert "compressed as 1.2.840.10008.1.9.9, which medssl cannot read; convert" in refused(folder)
 
     @pytest.mark.parametrize("explicit", [True, False])
     def test_a_film_is_no_volume(self, tmp_path, explicit):
         time = [(0x18, 0x1063, "DS", "33.3")]
         folder = save_enhanced(tmp_path / "s", range(7), places=False, explicit=explicit, more=time)
-        assert "7 frames of a film" in refused(folder)
+        assert "its 7 frames are a film" in refused(folder)
 
     def test_time_points_in_one_file_are_no_volume(self, tmp_path):
         message = refused(save_enhanced(tmp_path / "s", [0, 0, 0, 1, 1, 1, 1]))
-        assert "7 at 2: frame 1 and frame 2" in message
+        assert "7 slices at 2 positions): frame 1 and frame 2" in message
 
     def test_a_volume_is_one_file(self, tmp_path):
         folder = save_enhanced(tmp_path / "s", range(7))
         (folder / "again").write_bytes((folder / "frames").read_bytes())
-        assert "2 files in a series" in refused(folder)
+        assert "2 files in one series" in refused(folder)
 
 
 ODD_WORDS = {

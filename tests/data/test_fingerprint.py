@@ -44,7 +44,7 @@ def test_shares_and_pieces_of_classes_are_those_of_the_labels(tmp_path):
 
 def test_a_label_of_four_axes_is_no_label_map(tmp_path):
     write_case(tmp_path, "a", bright(), np.zeros((*SHAPE, 3)))
-    with pytest.raises(DataError, match=r"labels/a\.nii\.gz: 4 axes where a label map has 3"):
+    with pytest.raises(DataError, match=r"labels/a\.nii\.gz: a label map must have 3 axes, got 4"):
         take_fingerprint(tmp_path, CLASSES, workers=0)
 
 

@@ -351,7 +351,7 @@ class TestPlaces:
         (out / "precious").touch()
         with pytest.raises(ConfigError, match="exists"):
             apply_fixes(report, out)
-        with pytest.raises(ConfigError, match="no fixed copy"):
+        with pytest.raises(ConfigError, match="not a fixed copy"):
             apply_fixes(report, out, overwrite=True)
         assert [path.name for path in out.iterdir()] == ["precious"]
         shutil.rmtree(out)
@@ -383,7 +383,7 @@ def test_a_copy_that_cannot_be_made_is_refused_before_the_dataset_is_read(raw, t
     (raw / "images" / "a.nii.gz").write_bytes(b"no volume")  # reading it would be exit code 3
     table = raw / "table.csv"
     table.write_text("image\nimages/a.nii.gz\n")
-    for source, out, words in ((table, tmp_path / "copy", "a list, whose files"), (raw, raw / "in", "lies in")):
+    for source, out, words in ((table, tmp_path / "copy", "a list, whose files"), (raw, raw / "in", "lies inside")):
         result = CliRunner().invoke(app, ["check", str(source), "--fix", str(out)])
         assert isinstance(result.exception, ConfigError)
         assert words in str(result.exception)

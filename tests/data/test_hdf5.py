@@ -37,7 +37,7 @@ def test_a_file_that_promises_more_than_memory_holds_is_named(save):
     path = save("a.h5", label=ramp())
     with h5py.File(path, "a") as file:
         file.create_dataset("image", (100_000,) * 3, np.float32, chunks=(8, 8, 8))
-    with pytest.raises(DataError, match=r"a\.h5: its voxels are more than memory holds"):
+    with pytest.raises(DataError, match=r"a\.h5: its voxels do not fit into memory"):
         read_volume(Source(path, "image"))
 
 
@@ -110,7 +110,7 @@ class TestRefusal:
     def test_other_files_and_none(self, save, tmp_path):
         assert "no such file" in self.refused(tmp_path / "absent.h5")
         (tmp_path / "b.h5").write_text("version https://git-lfs.github.com/spec/v1")
-        assert "no HDF5 file" in self.refused(tmp_path / "b.h5")
+        assert "not an HDF5 file" in self.refused(tmp_path / "b.h5")
 
     def test_data_sets_that_are_no_volume(self, save):
         assert "found: image, label" in self.refused(save(image=ramp(), label=ramp()), "mask")

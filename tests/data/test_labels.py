@@ -63,7 +63,8 @@ class TestAsClasses:
 def test_a_record_of_another_kind_is_named(tmp_path, text):
     (tmp_path / "predictions.json").write_text(text)
     write_image(tmp_path / "a.nii.gz", np.zeros(SHAPE, np.uint8), np.eye(4))
-    with pytest.raises(DataError, match=r"predictions\.json: .*; nobody knows what values .*a\.nii\.gz holds"):
+    said = r"predictions\.json: .*; without it, the meaning of the values in .*a\.nii\.gz is unknown"
+    with pytest.raises(DataError, match=said):
         read_prediction(tmp_path / "a.nii.gz")
 
 
@@ -80,7 +81,7 @@ def test_own_values_are_whole_numbers(tmp_path, own):
     [
         ({"values": {"tooth": (1,), "canal": (1,)}}, "value 1 stands for more than one class"),
         ({"values": {"crown": (1,)}}, "names crown"),
-        ({"values": {"tooth": (2**31 - 1,)}}, "2147483647 is beyond 65535"),
+        ({"values": {"tooth": (2**31 - 1,)}}, "2147483647 is out of range; values must be from -65535 to 65535"),
         ({"ignore": (1,)}, "value 1 stands for more than one"),
         ({"regions": {"tooth": ("canal",)}}, "share the name tooth"),
         ({"regions": {"all": ("crown",)}}, "names crown"),
@@ -147,7 +148,7 @@ class TestSources:
         frames = np.random.default_rng(0).random((*SHAPE, 3)).astype(np.float32)
         write_image(tmp_path / "cine.nii.gz", frames, np.eye(4))
         assert np.array_equal(read_image(Source(tmp_path / "cine.nii.gz", "2")).array, frames[..., 2])
-        with pytest.raises(DataError, match="frame 3 is wanted, it has 3"):
+        with pytest.raises(DataError, match="no frame 3; the file has 3"):
             read_volume(Source(tmp_path / "cine.nii.gz", "3"))
 
     def test_text_goes_there_and_back(self, tmp_path):

@@ -212,7 +212,7 @@ class TestModalities:
         describe(tmp_path, labels={"background": 0, "tumour": 2, "oedema": 1})
         assert [odd.code for odd in read_layout(tmp_path, dataset, "modalities").contradictions] == ["class_order"]
         other = dataset.model_copy(update={"channels": ("t1", "t2")})
-        with pytest.raises(ConfigError, match=r"names t1, t2, and the files of cases are named t1c, t1n, t2f;"):
+        with pytest.raises(ConfigError, match=r"names t1, t2, but the files of cases are named t1c, t1n, t2f;"):
             read_layout(tmp_path, other, "modalities")
 
     def test_asked_for_where_there_are_none_it_finds_none(self, tmp_path):
@@ -703,7 +703,8 @@ class TestDatalist:
     def test_patients_are_named_for_all_or_for_none(self, tmp_path):
         path = tmp_path / "list.csv"
         path.write_text("image,patient\np1_x.nii,anna\np1_y.nii,\np2_x.nii,bert\n")
-        with pytest.raises(DataError, match=r"list\.csv: no `patient` for 1 of 3 cases: p1_y; name one for each"):
+        said = r"list\.csv: no `patient` for 1 of 3 cases: p1_y; name the patient of all cases, or of none"
+        with pytest.raises(DataError, match=said):
             read_cases(path)
 
     def test_its_patients_win_over_a_rule_which_is_asked_without_them(self, tmp_path):
@@ -716,11 +717,11 @@ class TestDatalist:
         ("name", "text", "words"),
         [
             ("x.csv", "id,lable,image\n", "'lable'; did you mean 'label'"),
-            ("x.csv", "id,file\n", "no column `image`.*it has id, file"),
-            ("x.csv", "", "it has none"),
-            ("x.csv", "image,split\na.nii,maybe\n", "line 2: split 'maybe'; known are train"),
+            ("x.csv", "id,file\n", "no column `image`.*found id, file"),
+            ("x.csv", "", "found none"),
+            ("x.csv", "image,split\na.nii,maybe\n", "line 2: split must be one of train.*, got 'maybe'"),
             ("x.csv", "image,split\na.nii,train,x\n", "line 2 has more cells than the 2 columns"),
-            ("x.csv", "image,split\n\na.nii,maybe\n", "line 3: split 'maybe'"),
+            ("x.csv", "image,split\n\na.nii,maybe\n", "line 3: split must be .*, got 'maybe'"),
             ("x.csv", "image,label,image\na.nii,,b.nii\n", "two columns are called 'image'"),
             ("x.csv", "id,image\na,\n", "line 2 must name an image"),
             ("x.csv", "image_0,image_1\n,b.nii\n", "line 2 must name an image"),
@@ -765,7 +766,8 @@ class TestDetection:
         (tmp_path / "file.txt").touch()
         for name, content in (("a.nii.gz", b""), ("IM1", bytes(128) + b"DICM")):
             (tmp_path / name).write_bytes(content)
-            with pytest.raises(DataError, match=f"{name}: one file of a dataset; name the folder that holds all"):
+            said = f"{name}: a single file of a dataset; give the folder that holds the dataset"
+            with pytest.raises(DataError, match=said):
                 read_cases(tmp_path / name)
         with pytest.raises(DataError, match=r"(?s)no dataset found.*a file named \*\.txt"):
             read_cases(tmp_path / "file.txt")
@@ -782,7 +784,7 @@ class TestDetection:
         assert read_layout(tmp_path, config, "folders").name == "folders"
 
     def test_an_unknown_name_and_one_that_cannot_be(self, tmp_path):
-        with pytest.raises(ConfigError, match=r"layout 'nonsense'.*known are datalist, nnunet"):
+        with pytest.raises(ConfigError, match=r"layout 'nonsense' is unknown; choose one of datalist, nnunet"):
             read_cases(tmp_path, layout="nonsense")
         with pytest.raises(DataError, match="no dataset found"):
             read_cases(tmp_path, layout="datalist")
@@ -977,14 +979,15 @@ class TestSubjects:
             subjects_of([*map(str, range(200))], SubjectRule(pattern=r"(p\d)"), tmp_path)
 
     def test_a_table_that_is_not_there_is_named_with_the_folder_it_was_sought_in(self, tmp_path):
-        with pytest.raises(ConfigError, match=rf"^{tmp_path}/t.csv: no such file, .*; is {tmp_path} the dataset's own"):
+        said = rf"^{tmp_path}/t.csv: no such file, .*; is {tmp_path} the folder of the dataset"
+        with pytest.raises(ConfigError, match=said):
             subjects_of(["a"], SubjectRule(table="t.csv"), tmp_path)
 
     @pytest.mark.parametrize(
         ("text", "error", "word"),
         [
             ("case,x\na,1\n", ConfigError, "no column 'subject'"),
-            ("case,subject\na,1\na,2\n", DataError, "1 and to subject 2"),
+            ("case,subject\na,1\na,2\n", DataError, "case a has two patients, 1 and 2"),
         ],
     )
     def test_a_table_that_cannot_answer(self, tmp_path, text, error, word):

@@ -37,7 +37,7 @@ def test_what_is_unlike_is_told_by_kind(likeness):
     assert codes(likeness, look((40, 50, 90))) == ["unlike_extent"]
     assert codes(likeness, look(factor=200)) == codes(likeness, look(levels=CT)) == ["unlike_levels"]
     (odd,) = likeness.oddities(look(spacing=(1.0, 1.0, 0.9), shape=(40, 50, 66)))
-    assert odd.found == "spacing 1 x 1 x 0.9 mm, where the run's scans have head-foot 2 mm"
+    assert odd.found == "spacing 1 x 1 x 0.9 mm, but the scans of the run have 2 mm head-foot"
 
 
 def test_levels_with_a_unit_are_compared_as_they_are():

@@ -74,7 +74,7 @@ class TestTheSameTwice:
     def test_it_says_whether_the_labels_agree(self, made):
         first, other = made.cases[3], made.cases[4]
         twin = replace(first, id="twin", subject="twin")
-        assert "and so is the label" in made.told(twin)
+        assert "case03, with the same label" in made.told(twin)
         moved = made.root / "moved.nii.gz"
         label = read_label(first.label)
         write_image(moved, np.roll(label.array, 1, 1).astype(np.uint8), label.affine)
@@ -135,7 +135,7 @@ class TestPatients:
         scans = [replace(made.add(id), subject=subject or id) for id in ids]
         assert [code for _, code in made.found(*scans)] == ["patients_by_name"] * (subject is None)
         if subject is None:
-            assert "case00 and case00_b look like one patient" in made.told(*scans)
+            assert "case00 and case00_b look like scans of one patient" in made.told(*scans)
 
 
 class TestSizesAndGreyLevels:
@@ -143,7 +143,7 @@ class TestSizesAndGreyLevels:
         odd = made.add("odd", affine=np.diag([0.8, 0.9, 6.0, 1.0]))
         assert made.found(odd) == [("odd", "spacing_outlier")]
         told = made.told(odd)
-        assert "head-foot most others have 1.5 mm" in told
+        assert "most others have 1.5 mm head-foot" in told
         assert "left-right" not in told
 
     def test_axes_are_those_of_the_world(self, made):
@@ -217,7 +217,7 @@ class TestLabels:
 
         assert missing([6, 6, 6, 5]) == []
         assert missing([2, 6, 6, 4]) == []
-        said = "holds 2 of 6 classes; it holds no class 3 (c), 4 (d), 5 (e), 6 (f), which at least 3 of 4 labels hold"
+        said = "holds 2 of 6 classes; it lacks class 3 (c), 4 (d), 5 (e), 6 (f), which at least 3 of 4 labels hold"
         assert missing([2, 6, 6, 6]) == [("case00", said)]
 
     def test_a_class_that_several_labels_lack_is_no_surprise(self, made):

@@ -160,16 +160,16 @@ def test_unlabelled_streams_have_no_label(data):
 
 
 def test_training_may_not_read_test_images_or_unlabelled_labels(data):
-    with pytest.raises(DataError, match="test"):
+    with pytest.raises(DataError, match="training must not read it, because it is in part test"):
         data.image(data.split.test[0])
     for id in (*data.split.test, *data.split.unlabelled):
-        with pytest.raises(DataError, match="may not"):
+        with pytest.raises(DataError, match="must not read its label"):
             data.label(id)
     assert data.label(data.split.val[0]).shape == data.image(data.split.val[0]).shape[1:]
 
 
 def test_test_labels_open_only_where_the_split_says_selection_on_test(data, balls):
-    with pytest.raises(DataError, match="it is test"):
+    with pytest.raises(DataError, match="must not read its label, because the case is in part test"):
         data.label(data.split.test[0])
     dataset = read_prepared(balls[1])
     split = make_split(dataset, Wish(labelled=2, test=2, val_is_test=True))

@@ -76,7 +76,7 @@ def test_a_description_of_another_kind_is_named(balls, tmp_path, text, words):
 def test_a_case_of_another_kind_is_named_and_made_again(balls, tmp_path, text):
     prepare(balls[0], tmp_path, CONFIG, workers=0)
     (tmp_path / "cases" / "ball_03" / "case.json").write_text(text)
-    with pytest.raises(DataError, match=r"ball_03: not a whole prepared case"):
+    with pytest.raises(DataError, match=r"ball_03: not a complete prepared case"):
         read_prepared(tmp_path)
     assert "ball_03" in prepare(balls[0], tmp_path, CONFIG, workers=0).cases
 

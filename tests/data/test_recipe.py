@@ -113,8 +113,8 @@ def test_each_channel_may_have_a_rule_of_its_own():
 @pytest.mark.parametrize(
     ("recipe", "fault"),
     [
-        ({"intensity": [{}]}, r"`recipe\.intensity` lists 1, and `channels` names 2: CT, PET"),
-        ({"threshold": [-500, None, None]}, r"`recipe\.threshold` lists 3, and `channels` names 2"),
+        ({"intensity": [{}]}, r"`recipe\.intensity` must have one entry per channel \(CT, PET\), got 1"),
+        ({"threshold": [-500, None, None]}, r"`recipe\.threshold` must have one entry per channel \(CT, PET\), got 3"),
         ({"intensity": [{}, {"kind": "clip"}]}, r"data\.recipe\.intensity\.1: `clip` needs `window"),
         (
             {"intensity": {"kidn": "clip"}},

@@ -90,7 +90,7 @@ def test_values_that_another_file_has_for_other_segments_are_found(source):
     write_segmentation(source / "labels" / "Ada.seg.nrrd", drawn(), names=[(2, "molar"), (1, "Canine")])
     found = [finding for finding in check(source, TEETH, workers=0).findings if finding.code == "segment_names"]
     assert [finding.severity for finding in found] == ["error", "error"]
-    assert found[0].found == "the file calls the value 1 Canine; by the settings it is molar"
+    assert found[0].found == "the file calls value 1 Canine, but by the settings it is molar"
     own = TEETH.model_copy(update={"values": {"canine": (1,), "molar": (2,)}})
     assert not [f for f in check(source, own, workers=0).findings if f.code == "segment_names"]
 
@@ -100,7 +100,7 @@ def test_a_reference_whose_segments_have_other_values_is_not_scored(source, tmp_
     sitk.WriteImage(placed(drawn()), str(tmp_path / "p" / "Ada.nii.gz"))
     path, out = source / "labels" / "Ada.seg.nrrd", tmp_path / "s.csv"
     write_segmentation(path, drawn(), names=[(2, "molar"), (1, "canine"), (3, "Background")])
-    with pytest.raises(DataError, match=r"the file calls the value 1 canine; by the settings it is molar; the file"):
+    with pytest.raises(DataError, match=r"the file calls value 1 canine, but by the settings it is molar; the file"):
         evaluate_folders(tmp_path / "p", source / "labels", out, classes=TEETH.classes, workers=0)
     write_segmentation(path, drawn(), names=[(1, "molar"), (2, "canine"), (3, "molar")])  # no voxel has the third
     assert evaluate_folders(tmp_path / "p", source / "labels", out, classes=TEETH.classes, workers=0)
@@ -131,7 +131,7 @@ def test_what_does_not_fit_the_grid_that_it_names_stays_as_it_is(source, change)
 
 def test_layers_are_refused_with_what_to_do(source):
     write_segmentation(source / "labels" / "Ada.seg.nrrd", np.stack([drawn() == 1, drawn() == 2], -1).astype(np.uint8))
-    with pytest.raises(DataError, match=r"Ada\.seg\.nrrd: 2 layers of segments that overlap.*export the segments"):
+    with pytest.raises(DataError, match=r"Ada\.seg\.nrrd: 2 layers of overlapping segments.*export the segments"):
         read_label(source / "labels" / "Ada.seg.nrrd")
 
 

@@ -135,7 +135,7 @@ def test_who_is_left_out_may_not_train_and_must_be_there(tmp_path):
     (tmp_path / "splits.json").write_text(json.dumps(broken))
     with pytest.raises(DataError) as failure:
         read_split(tmp_path / "splits.json", dataset)
-    for words in ("unknown case ghost, left out", f"case {split.labelled[0]} is left out, and labelled"):
+    for words in ("unknown case ghost in left_out", f"case {split.labelled[0]} is in left_out and in labelled"):
         assert words in str(failure.value)
 
 
@@ -152,7 +152,7 @@ def test_patients_that_an_old_file_lacks_are_filled_in_and_wrong_ones_refused(tm
     path.write_text(json.dumps(old))
     assert read_split(path, dataset) == split
     path.write_text(json.dumps(old | {"patients": {"p00_a": "p01"}}))
-    with pytest.raises(DataError, match=r"patient of case p00_a is p01, in .* p00"):
+    with pytest.raises(DataError, match=r"patient of case p00_a is p01, but p00 in "):
         read_split(path, dataset)
 
 
@@ -209,7 +209,7 @@ def test_a_labelled_case_is_no_test_case_even_when_validation_is(tmp_path):
 
 @pytest.mark.parametrize("wish", [{"val": 2}, {"given": {"val": ["p01"]}}, {"test": 0}])
 def test_validation_on_test_needs_test_cases_and_no_others(tmp_path, wish):
-    with pytest.raises((ConfigError, DataError), match=r"validation cases cannot|at least one"):
+    with pytest.raises((ConfigError, DataError), match=r"the test cases are the validation cases|at least one"):
         make_split(make_dataset(tmp_path), Wish(**{"labelled": 2, "test": 3, **wish}, val_is_test=True))
 
 
@@ -249,8 +249,8 @@ def test_lists_that_count_frames_are_refused_with_a_hint_unless_asked(tmp_path):
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (["patient001_frame03"], "has 2 frames to count: patient001_frame01, patient001_frame12"),
-        (["patient009_frame01"], "names neither a usable case nor a patient: patient009_frame01; (?!.*--renamed)"),
+        (["patient001_frame03"], "no such frame; .*001 has 2, in this order: patient001_frame01, patient001_frame12"),
+        (["patient009_frame01"], "names unknown cases or patients: patient009_frame01; (?!.*--renamed)"),
         (["patient001"], "no given list names a frame"),
     ],
 )
@@ -301,7 +301,7 @@ def test_a_share_counts_patients_without_labels_too(tmp_path):
 
 
 def test_a_share_of_less_than_one_patient_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"--labelled 10%: of 7 training patients that is less than one"):
+    with pytest.raises(ConfigError, match=r"--labelled 10%: less than one of 7 training patients"):
         make_split(make_dataset(tmp_path), Wish(labelled=Fraction(1, 10), val=2, test=3))
 
 
@@ -338,7 +338,7 @@ def test_folds_may_train_on_all_labels_and_on_a_given_list(tmp_path):
     ("folds", "given", "said"),
     [
         (10, {}, "--folds 10: only 9 patients with labels are left"),
-        (1, {}, "two or more"),
+        (1, {}, "--folds 1: must be 2 or more"),
         (3, {"val": ["p01"]}, "every patient validates once"),
     ],
 )
@@ -415,14 +415,16 @@ def test_slices_of_a_case_stand_for_the_case(tmp_path):
 
 
 def test_a_case_without_a_label_cannot_be_listed_where_one_is_needed(tmp_path):
-    with pytest.raises(ConfigError, match="the test list names a case without a label: p03_b"):
+    with pytest.raises(
+        ConfigError, match="the test list names cases without a label: p03_b; leave them out of the list"
+    ):
         make_split(make_dataset(tmp_path), Wish(labelled=1, val=1, given={"test": ["p03_b"]}))
 
 
 def test_all_divided_patients_are_told_with_what_to_do(tmp_path):
     given = {"labelled": [f"p{n:02}_a" for n in range(25)], "test": [f"p{n:02}_b" for n in range(25)]}
     with pytest.raises(
-        DataError, match=r"(?s)p00 is in test and train.*and 5 more\nAll scans of a patient belong"
+        DataError, match=r"(?s)p00 is in test and train.*and 5 more\nAll scans of a patient must be on one side"
     ) as told:
         make_split(make_dataset(tmp_path, 26, ()), Wish(given=given))
     assert str(told.value).count("is in test and train") == 20

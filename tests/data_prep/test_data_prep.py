@@ -150,7 +150,7 @@ def test_a_table_of_persons_wins_over_the_rule(source, tmp_path, monkeypatch):
         ("pancreas_ct", ["PANCREAS_0001.nii.gz", "x/PANCREAS_0001/1.nii"], "scan 0001 is also in"),
         ("pancreas_ct", ["label0003.nii.gz"], "no scan for the labels 0003"),
         ("toothfairy", ["Dataset/P1/data.npy"], "ToothFairy 1"),
-        ("ctooth", ["labels/a.nii"], "not written, since no case was found"),
+        ("ctooth", ["labels/a.nii"], "not written, because no case was found"),
         ("la", ["x.txt"], "no dataset found"),
     ],
 )

@@ -456,7 +456,7 @@ class TestWhatIsSeen:
 
 
 def test_labels_by_nobody_are_refused():
-    with pytest.raises((ConfigError, ValidationError), match="own: 0 leaves labels to other groups"):
+    with pytest.raises((ConfigError, ValidationError), match="own: 0 leaves pseudo-labels to other groups"):
         build(own=0.0, axes=[(0, 1, 2)])
 
 

@@ -176,7 +176,7 @@ class TestLoading:
     def test_a_wrong_file_is_named(self, tmp_path):
         pytest.importorskip("sam2", reason="the package sam2 is not installed")
         (tmp_path / "weights.pt").write_text("no weights")
-        with pytest.raises(ConfigError, match=r"weights\.pt: no weights of method\.architecture"):
+        with pytest.raises(ConfigError, match=r"weights\.pt: cannot be loaded as weights of method\.architecture"):
             load_sam2(tmp_path / "weights.pt", "configs/sam2.1/sam2.1_hiera_t.yaml", torch.device("cpu"))
 
     @pytest.mark.slow

@@ -206,5 +206,5 @@ def test_gradients_pass_through_the_split(kind):
 
 
 def test_another_kind_is_refused():
-    with pytest.raises(ValueError, match="haar, gauss or fft, not by 'gaus'"):
+    with pytest.raises(ValueError, match="haar, gauss or fft, got 'gaus'"):
         split_frequencies(image((5, 6, 7)), "gaus")

@@ -156,21 +156,21 @@ def regions(shared):
 def test_targets_and_weights_of_other_shapes_are_refused(loss):
     logits, target = batch()
     for other in (target.transpose(1, 3), target[:1], target[:, None], target.float()):
-        with pytest.raises(ValueError, match=r"targets \(B, X, Y, Z\) whole numbers, got \(2, 3, 5, 6, 7\) and"):
+        with pytest.raises(ValueError, match=r"target integers \(B, X, Y, Z\), got \(2, 3, 5, 6, 7\) and"):
             loss(logits, other)
     for shape in ((2, 7, 6, 5), (3, *SPACE), (1, 3, *SPACE), SPACE):
-        with pytest.raises(ValueError, match=r"have that shape, or regions before it, got \("):
+        with pytest.raises(ValueError, match=r"the target's shape, \(2, 5, 6, 7\), or regions before it, got \("):
             loss(logits, target, torch.ones(shape))
     assert torch.equal(loss(logits, target.byte()), loss(logits, target))
 
 
 def test_an_unknown_form_of_dice_is_refused():
-    with pytest.raises(ValueError, match="a Dice loss is one of linear, squared, foreground, got square"):
+    with pytest.raises(ValueError, match="must be one of linear, squared, foreground, got 'square'"):
         dice_loss(*batch(), form="square")
 
 
 def test_values_are_weighed_one_by_one():
-    with pytest.raises(ValueError, match=r"the shape of the values, \(2, 5, 6, 7\), got \(2, 1, 5, 6, 7\)"):
+    with pytest.raises(ValueError, match=r"must have the shape of values, \(2, 5, 6, 7\), got \(2, 1, 5, 6, 7\)"):
         voxel_mean(torch.ones(2, *SPACE), torch.ones(2, 1, *SPACE))
 
 

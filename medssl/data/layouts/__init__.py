@@ -1,7 +1,7 @@
-"""Datasets as they come, read unchanged: a folder or a datalist to a list of cases.
+"""Read datasets as they are: turn a folder or a datalist into a list of cases.
 
-A layout is a file of this folder with a `READER`, and a line in `LAYOUTS`. When several fit, the first one there is
-taken; `--layout` or `data.layout` names another.
+Each layout is a file in this folder with a `READER`, listed in `LAYOUTS`. If several layouts fit, the first one in the
+list is taken; `--layout` or `data.layout` names another.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ LAYOUTS: dict[str, Reader] = {
     layout.READER.name: layout.READER
     for layout in (datalist, nnunet, msd, acdc, la, folders, ssl4mis, dicom, modalities, pairs)
 }
-"""In the order of detection: what only one layout has comes before what many have."""
+"""All layouts in the order of detection: specific ones come before general ones."""
 
 
 def read_cases(source: Path, dataset: DatasetConfig | None = None, layout: str | None = None) -> list[Case]:
-    """The cases of a dataset, in the order of its list or of the file names; see `read_layout`."""
+    """Return the cases of a dataset, in the order of its list or of the file names; see `read_layout`."""
     return list(read_layout(source, dataset, layout).cases)
 
 
 def read_layout(source: Path, dataset: DatasetConfig | None = None, layout: str | None = None) -> Layout:
-    """The cases of a dataset, together with what did not become a case.
+    """Return the cases of a dataset, and the files that did not become a case.
 
-    `dataset` brings the rule by which patients are found. Without it, or where the layout itself names patients, they
-    are as the layout has them; most have each case as its own patient.
+    `dataset` gives the rule that finds the patients. Without a rule, or if the layout itself names patients, they are
+    those of the layout; in most layouts each case is its own patient.
 
     Args:
         source: a folder, or the file of a datalist.
-        layout: a name of `LAYOUTS`; otherwise that of `dataset`, otherwise the first that fits.
+        layout: a name in `LAYOUTS`. Default: the layout of `dataset`, or else the first one that fits.
 
     Raises:
-        DataError: no layout is there, a list in it does not fit, or a case has no patient.
+        DataError: no layout fits, a list in the dataset is wrong, or a case has no patient.
         ConfigError: no layout has this name.
     """
     source = Path(source)
     reader = find_reader(source, layout or (dataset.layout if dataset else None))
-    if reader is not dicom.READER:  # which looks at all folders by itself
+    if reader is not dicom.READER:  # it checks all folders itself
         _refuse_unreadable(source)
     if dataset is None or reader.read_channels is None:
         found = reader.read(source)
@@ -58,9 +58,9 @@ def read_layout(source: Path, dataset: DatasetConfig | None = None, layout: str 
         found = reader.read_channels(source, dataset.channels)
     found = replace(found, name=reader.name)
     if dataset is not None:
-        with suppress(DataError, ConfigError):  # what cannot be read contradicts nobody
+        with suppress(DataError, ConfigError):  # an unreadable declaration contradicts nothing
             said = reader.declared(source)
-            if reader.read_channels is not None:  # their order is that of the configuration
+            if reader.read_channels is not None:  # their order comes from the configuration
                 said = replace(said, channels=None)
             found = replace(found, contradictions=tuple(_contradictions(said, dataset)))
     rule = dataset.subject if dataset else None
@@ -74,34 +74,35 @@ def read_layout(source: Path, dataset: DatasetConfig | None = None, layout: str 
 def _contradictions(said: Declared, dataset: DatasetConfig) -> Iterator[Oddity]:
     theirs, ours = [name.lower() for name in said.channels or ()], [name.lower() for name in dataset.channels]
     if theirs != ours and sorted(theirs) == sorted(ours):
-        found = f"the dataset has the channels {', '.join(theirs)}, the configuration {', '.join(ours)}"
-        yield Oddity("channel_order", found, "put data.channels into the order of the files, that of _0000 first")
+        found = f"the channels are {', '.join(theirs)} in the dataset, but {', '.join(ours)} in the configuration"
+        yield Oddity("channel_order", found, "order data.channels as the files are numbered, _0000 first")
     named = said.config(dataset.name)
     if named is None:
         return
     values = {name.lower(): held for name, held in zip(named.classes, named.class_values, strict=True)}
     apart = [
-        f"{name} is {', '.join(map(str, values[name.lower()]))} in the dataset, {', '.join(map(str, held))} here"
+        f"{name} is {', '.join(map(str, values[name.lower()]))} in the dataset, but "
+        f"{', '.join(map(str, held))} in the configuration"
         for name, held in zip(dataset.classes, dataset.class_values, strict=True)
         if not set(held) & set(values.get(name.lower(), held))
     ]
     if apart:
         yield Oddity(
-            "class_order", "; ".join(apart), "put data.classes into the order of their values, or set data.values"
+            "class_order", "; ".join(apart), "order data.classes by their values in the label files, or set data.values"
         )
 
 
 def declared(source: Path, layout: str | None = None) -> Declared:
-    """Channels, classes and regions that a dataset declares itself.
+    """Return the channels, classes and regions that a dataset declares itself.
 
     Raises:
-        DataError: as `read_layout`, or a declaration that does not fit.
+        DataError: as `read_layout`, or the declaration is wrong.
     """
     return find_reader(Path(source), layout).declared(Path(source))
 
 
 def labels_beside(source: Path) -> tuple[Path, int]:
-    """The folder of labels beside a folder of images, and how many of these have a label there, by their names."""
+    """Return the folder of labels beside a folder of images, and how many images have a label there by name."""
     source = source.absolute()
     name = source.name.lower()
     if "images" not in name:
@@ -113,9 +114,9 @@ def labels_beside(source: Path) -> tuple[Path, int]:
 
 
 def find_reader(source: Path, name: str | None = None) -> Reader:
-    """The layout of this name, or the first that fits."""
+    """Return the layout of this name, or the first one that fits."""
     if name is not None and name not in LAYOUTS:
-        raise ConfigError(f"layout {name!r}: known are {', '.join(LAYOUTS)}")
+        raise ConfigError(f"layout {name!r} is unknown; choose one of {', '.join(LAYOUTS)}")
     if not source.exists():
         raise DataError(f"{source}: no such file or folder")
     wanted = [LAYOUTS[name]] if name else list(LAYOUTS.values())
@@ -127,14 +128,14 @@ def find_reader(source: Path, name: str | None = None) -> Reader:
 
 
 def _refuse_unreadable(source: Path) -> None:
-    """Raise a DataError for a folder that may not be read, which readers would take for an empty one."""
+    """Raise a DataError for a folder without read permission, which readers would take for an empty one."""
     for _, inside, _ in os.walk(source, onerror=unreadable):
         inside[:] = [name for name in inside if not name.startswith(".")]
 
 
 def _no_layout(source: Path, readers: list[Reader]) -> str:
     if source.is_file() and (is_volume(source) or first_image([source])):
-        return f"{source}: one file of a dataset; name the folder that holds all"
+        return f"{source}: a single file of a dataset; give the folder that holds the dataset"
     width = max(len(reader.name) for reader in readers)
     wanted = "\n".join(f"    {reader.name:{width}}  {reader.looks_for}" for reader in readers)
     return f"{source}: no dataset found\n  looked for, in this order\n{wanted}\n  found {_content(source)}"

@@ -1,8 +1,8 @@
 """The Automated Cardiac Diagnosis Challenge as published: a folder for each patient, also in `training/`, `testing/`.
 
-`patientNNN/Info.cfg` gives the number of frames; `patientNNN_frameMM.nii.gz` are the annotated ones, with
-`patientNNN_frameMM_gt.nii.gz` beside them. All other frames of `patientNNN_4d.nii.gz`, the whole beating heart, are
-unlabelled cases, `patientNNN_frameMM` too. Frames count from 1 in names.
+`patientNNN/Info.cfg` gives the number of frames. `patientNNN_frameMM.nii.gz` are the annotated frames, with
+`patientNNN_frameMM_gt.nii.gz` beside them. All other frames of `patientNNN_4d.nii.gz`, the whole heartbeat, are
+unlabelled cases, also named `patientNNN_frameMM`. Frame numbers in names start at 1.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def declared(source: Path) -> Declared:
 
 
 def _patients(source: Path) -> Iterator[Path]:
-    """Folders with an `Info.cfg`, in the source or up to two folders below, such as `database/training`."""
+    """Folders with an `Info.cfg`, at most three levels down, such as `database/training/patient001`."""
     for depth in ("*", "*/*", "*/*/*"):
         yield from sorted(info.parent for info in source.glob(f"{depth}/{INFO}"))
 

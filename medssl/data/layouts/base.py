@@ -1,6 +1,6 @@
-"""What every layout is made of: how it is recognised, how its cases are listed, and what it declares.
+"""The parts of every layout: how it is recognised, how its cases are listed, and what it declares.
 
-Nothing of a volume is read here; names of files and folders say it all.
+No volume is read here; the names of files and folders are enough.
 """
 
 from __future__ import annotations
@@ -19,42 +19,42 @@ from medssl.data.volume import Oddity, Source
 from medssl.errors import DataError
 
 OF_THE_DISK = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
-"""Folders that a file system keeps for itself, and that nobody may read."""
+"""Folders of the file system itself, which users cannot read."""
 CHANNEL = re.compile(r"(.+)_(\d{4})")
-"""The name of a file of one channel: its case and its number."""
+"""Matches the name of a file with one channel: its case and its number."""
 LABEL = re.compile(r"(?:(.*)[-_. ])?(?:labels?|labelmap|gt|seg|segmentation|mask)", re.IGNORECASE)
-"""The name of a file that is a label: what it is of, if it says so."""
+"""Matches the name of a label file, and what it is the label of if the name says so."""
 _LABELS = re.compile(
     r"(?:.*[-_. ])?(?:labels?|labelmaps?|gt|segs?|segmentations?|masks?|annotations?|ground[-_. ]?truth)", re.IGNORECASE
 )
-"""Names of folders that hold labels."""
+"""Matches names of folders that hold labels."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the folders hold, faults included: an id may occur twice, a label may lack its image."""
+    """The cases of a dataset, with its faults: an id may occur twice, a label may lack its image."""
 
     cases: tuple[Case, ...]
     labels_without_image: tuple[Path, ...] = ()
     unlisted_labels: tuple[Path, ...] = ()
     """Labels of existing images that `dataset.json` does not list; their cases count as unlabelled."""
     absent_labels: tuple[tuple[str, Path], ...] = ()
-    """Case ids and label files that `dataset.json` lists and that do not exist; likewise."""
+    """Case ids and label files that `dataset.json` lists and that do not exist; these cases count as unlabelled too."""
     others: tuple[Path, ...] = ()
-    """Files and folders among the images and labels that are not volumes of a known format, and volumes elsewhere."""
+    """Files and folders among the images and labels that are not volumes in a known format, and volumes elsewhere."""
     scouts: tuple[Path, ...] = ()
-    """Folders of DICOM with one slice, left out beside other series of their patient."""
+    """DICOM folders with one slice, left out because the patient has other series."""
     names_patients: bool = False
-    """Whether it says itself whose each case is; the rule of a configuration is then not asked."""
+    """Whether the layout itself gives the patient of each case; the rule in a configuration is then not used."""
     name: str = ""
-    """Which of `LAYOUTS` it is."""
+    """Its name in `LAYOUTS`."""
     contradictions: tuple[Oddity, ...] = ()
-    """Where it says itself that channels or classes are others than a configuration has."""
+    """Where the dataset declares other channels or classes than the configuration."""
 
 
 @dataclass(frozen=True)
 class Declared:
-    """What a dataset says of itself; the fields are those of `DatasetConfig`."""
+    """What a dataset declares itself; the fields are those of `DatasetConfig`."""
 
     channels: tuple[str, ...] | None = None
     classes: tuple[str, ...] | None = None
@@ -63,10 +63,10 @@ class Declared:
     regions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def config(self, name: str) -> DatasetConfig | None:
-        """The same as a `data` section; None where no classes are named.
+        """Return the declaration as a `data` section; None if it names no classes.
 
         Raises:
-            ConfigError: a `data` section cannot be so.
+            ConfigError: it is not a valid `data` section.
         """
         if self.classes is None:
             return None
@@ -75,7 +75,7 @@ class Declared:
 
 
 def nothing_declared(source: Path) -> Declared:
-    """For layouts in which no file names the classes."""
+    """Return an empty declaration, for layouts in which no file names the classes."""
     return Declared()
 
 
@@ -85,23 +85,23 @@ class Reader:
 
     name: str
     looks_for: str
-    """What makes it that layout, in a few words, for errors and `docs/data.md`."""
+    """How the layout is recognised, in a few words, for error messages."""
     fits: Callable[[Path], bool]
-    """Whether a file or folder that exists looks like it; quick, also where it does not."""
+    """Whether an existing file or folder looks like this layout; must always be quick."""
     read: Callable[[Path], Layout]
-    """The cases; none where it does not fit."""
+    """Return the cases; none if the layout does not fit."""
     declared: Callable[[Path], Declared] = nothing_declared
     read_channels: Callable[[Path, Sequence[str]], Layout] | None = None
-    """As `read`, where the files of channels are found by their names and not by their order."""
+    """As `read`, for layouts in which the files of channels are found by name and not by order."""
 
 
 def volumes(folder: Path) -> list[Path]:
-    """Volume files directly inside a folder; none where there is no such folder."""
+    """Return the volume files directly inside a folder; none if there is no such folder."""
     return list_volumes(folder) if folder.is_dir() else []
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Folders inside a folder by name, without hidden ones and the disk's; none where there is no such folder."""
+    """Return the subfolders by name, without hidden ones and OF_THE_DISK; none if there is no such folder."""
     if not folder.is_dir():
         return []
     seen = (path for path in folder.iterdir() if not path.name.startswith(".") and path.name not in OF_THE_DISK)
@@ -109,21 +109,21 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def subfolder(folder: Path, name: str) -> Path:
-    """The folder of this name, in small letters, inside another; where there is none, one in capitals."""
+    """Return the subfolder of this name (lower case), or else one whose name differs only in capital letters."""
     found = [path for path in subfolders(folder) if path.name.lower() == name]
     return folder / name if not found or folder / name in found else found[0]
 
 
 def is_named_as_labels(folder: Path) -> bool:
-    """Whether a folder is called as those with labels are."""
+    """Whether the name of a folder says that it holds labels."""
     return _LABELS.fullmatch(folder.name) is not None
 
 
 def refuse_labels_elsewhere(folders: Sequence[Path]) -> None:
-    """Stop where one of these is called as labels are and all its volumes are called as those of another.
+    """Stop if a folder is named like labels and all its volumes are named like those of another one.
 
     Raises:
-        DataError: its labels would pass for images, or for nothing.
+        DataError: its labels would be read as images, or not at all.
     """
     names = {folder: {label_id(path) for path in volumes(folder)} for folder in folders}
     for images in folders:
@@ -132,13 +132,13 @@ def refuse_labels_elsewhere(folders: Sequence[Path]) -> None:
             if is_named_as_labels(labels) and not is_named_as_labels(images) and set() < names[labels] <= stems:
                 raise DataError(
                     f"{labels}: looks like the labels of {images.name}/, whose files have the same names, but is not "
-                    "read as such\n  Rename the two to labels/ and images/, or name the files of each case in a "
-                    "datalist (docs/data.md, Datalists)."
+                    "read as labels\n  Rename the two folders to labels/ and images/, or list the files of each case "
+                    "in a datalist (docs/data.md, Datalists)."
                 )
 
 
 def unreadable(error: OSError) -> None:
-    """What `os.walk` is to do about a folder that may not be read, and would pass over: its `onerror`."""
+    """Raise a DataError for a folder without read permission; the `onerror` of `os.walk`, which would skip it."""
     if isinstance(error, PermissionError) and Path(error.filename).name not in OF_THE_DISK:
         raise DataError(
             f"{error.filename}: cannot be searched ({error.strerror}) and may hold cases; make it readable, or move it "
@@ -147,7 +147,7 @@ def unreadable(error: OSError) -> None:
 
 
 def volumes_below(folder: Path, without: Collection[Path] = ()) -> tuple[Path, ...]:
-    """Volumes any number of folders down, but for hidden folders and those `without`."""
+    """Return the volumes in a folder and all folders below, except hidden ones and those in `without`."""
     found: list[Path] = []
     for inner, inside, _ in os.walk(folder):
         inside[:] = sorted(name for name in inside if not name.startswith(".") and Path(inner, name) not in without)
@@ -156,7 +156,7 @@ def volumes_below(folder: Path, without: Collection[Path] = ()) -> tuple[Path, .
 
 
 def others(folders: Iterable[Path], used: Iterable[Path] = ()) -> tuple[Path, ...]:
-    """What lies in the folders beside volumes and `used`, and is neither hidden nor the voxels of a header."""
+    """Return what lies in the folders except volumes, `used`, hidden files and the voxel files of headers."""
     used = set(used)
     return tuple(
         path
@@ -171,17 +171,17 @@ def others(folders: Iterable[Path], used: Iterable[Path] = ()) -> tuple[Path, ..
 
 
 def single_files(images: Iterable[Path]) -> list[tuple[str, tuple[Path, ...]]]:
-    """Each file as a case of its own, by its name."""
+    """Return each file as a case of its own, named after the file."""
     return [(case_id(image), (image,)) for image in images]
 
 
 def channel_files(images: Iterable[Path]) -> list[tuple[str, tuple[Path, ...]]]:
-    """Cases from files of one channel each, `_0000`, `_0001` and so on at the end of their names.
+    """Group files of one channel each into cases, by `_0000`, `_0001` and so on at the end of their names.
 
-    Files without such a number are cases of their own.
+    A file without such a number is a case of its own.
 
     Raises:
-        DataError: cases without a file for each number from `_0000` on, all of them listed.
+        DataError: a list of all cases whose numbers do not run from `_0000` without a gap.
     """
     cases: dict[str, list[Path]] = {}
     faults = []
@@ -194,7 +194,7 @@ def channel_files(images: Iterable[Path]) -> list[tuple[str, tuple[Path, ...]]]:
     if faults:
         where = next(iter(cases.values()))[0].parent
         raise DataError(
-            f"{where}: a case needs one file for each channel, numbered _0000, _0001 and so on; these have not\n"
+            f"{where}: a case needs one file for each channel, numbered _0000, _0001 and so on. Correct these:\n"
             + "\n".join(faults)
         )
     return [(id, tuple(files)) for id, files in cases.items()]
@@ -203,8 +203,8 @@ def channel_files(images: Iterable[Path]) -> list[tuple[str, tuple[Path, ...]]]:
 def are_channels(images: Sequence[Path], labels: Sequence[Path]) -> bool:
     """Whether numbers such as `_0001` at the end of names count channels rather than cases.
 
-    They do when labels go without them. Without labels, they do when each case would have the same ones, from `_0000`
-    on, and there is more than one case.
+    They do if the names of labels lack them. Without labels, they do if there are several cases and all of them have
+    the same numbers, from `_0000` on.
     """
     if not images or not all(CHANNEL.fullmatch(case_id(image)) for image in images):
         return False
@@ -218,7 +218,7 @@ def are_channels(images: Sequence[Path], labels: Sequence[Path]) -> bool:
 
 
 def paired(images: Iterable[tuple[str, tuple[Path, ...]]], labels: Sequence[Path]) -> Layout:
-    """Match by id; an id with two files becomes two cases, for `check` to find."""
+    """Pair images and labels by id; an id with two files becomes two cases, which `check` reports."""
     images = list(images)
     by_id: dict[str, list[Path | None]] = {}
     for label in labels:
@@ -233,7 +233,7 @@ def paired(images: Iterable[tuple[str, tuple[Path, ...]]], labels: Sequence[Path
 def case(
     id: str, images: Iterable[Path | Source], label: Path | Source | None, subject: str = "", part: str | None = None
 ) -> Case:
-    """A case of files or of parts of files; without `subject` its own patient."""
+    """Return a case from files or parts of files; without `subject` it is its own patient."""
     return Case(
         id, subject or id, tuple(_source(image) for image in images), None if label is None else _source(label), part
     )

@@ -1,7 +1,7 @@
 """A CSV or JSON file that names the files of each case, its patient and its part; the source is that file itself.
 
 CSV has a row for each case and the columns `image` (or `image_0`, `image_1` and so on, or `images` with `;` between
-them), and where known `id`, `label`, `patient` and `split`; other columns are left alone. JSON has the same as a list
+them), and where known `id`, `label`, `patient` and `split`; other columns are ignored. JSON has the same as a list
 of entries, or as MONAI's lists `training`, `validation` and `test`. Paths start at the file's folder. A part of a file
 follows a `#`: a frame of a 4D volume, a series of a DICOM folder, a data set of HDF5.
 """
@@ -37,7 +37,7 @@ PARTS = {
     }.items()
     for name in names
 }
-"""What may stand under `split`, or over a list of JSON."""
+"""What may stand in the column `split`, or name a list in JSON."""
 
 _NUMBERED = re.compile(r"image_(\d+)")
 
@@ -57,8 +57,8 @@ def read(source: Path) -> Layout:
     nobody = [case.id for case, (_, row) in zip(cases, found, strict=True) if not row.get("patient")]
     if 0 < len(nobody) < len(cases):
         raise DataError(
-            f"{source}: no `patient` for {len(nobody)} of {len(cases)} cases: {some(nobody)}; name one for each, or "
-            "for none: then data.subject says, or each case is its own patient"
+            f"{source}: no `patient` for {len(nobody)} of {len(cases)} cases: {some(nobody)}; name the patient "
+            "of all cases, or of none. With none, data.subject applies, or else each case is its own patient"
         )
     return Layout(tuple(cases), names_patients=not nobody)
 
@@ -69,16 +69,16 @@ def declared(source: Path) -> Declared:
 
 
 def write_datalist(path: Path, cases: Sequence[Case], notes: Mapping[Case, str] | None = None) -> None:
-    """Write cases as a CSV that this layout reads; files below its folder by relative paths, others by absolute ones.
+    """Write cases as a CSV that this layout reads; paths of files below its folder are relative, others absolute.
 
     Args:
-        notes: what a person should know of a case, for a last column that nobody reads back.
+        notes: remarks on cases for human readers, written to a last column that is not read back.
 
     Raises:
         DataError: there is no case.
     """
     if not cases:
-        raise DataError(f"{path}: not written, since no case was found")
+        raise DataError(f"{path}: not written, because no case was found")
     channels = max(len(case.images) for case in cases)
     images = ["image"] if channels == 1 else [f"image_{number}" for number in range(channels)]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,10 +108,10 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: the datalist cannot be read: {error}") from None
     if not {"image", "images"} & set(columns) and not any(map(_NUMBERED.fullmatch, columns)):
-        raise DataError(f"{path}: no column `image`, `images` or `image_0`; it has {', '.join(columns) or 'none'}")
+        raise DataError(f"{path}: no column `image`, `images` or `image_0`; found {', '.join(columns) or 'none'}")
     _check_names(str(path), columns)
     if twice := [name for name in columns if _is_known(name) and columns.count(name) > 1]:
-        raise DataError(f"{path}: two columns are called {twice[0]!r}; name each once")
+        raise DataError(f"{path}: two columns are called {twice[0]!r}; rename or remove one")
     for number, cells in rows:
         if len(cells) > len(columns):
             raise DataError(f"{path}: line {number} has more cells than the {len(columns)} columns of the first line")
@@ -127,7 +127,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
     for name, entries in lists.items():
         if not isinstance(entries, list) or (name and name not in PARTS):
             if isinstance(entries, list) and any(isinstance(entry, dict) and "image" in entry for entry in entries):
-                raise DataError(f"{path}: a list of cases under {name!r}; known are {', '.join(PARTS)}")
+                raise DataError(f"{path}: a list of cases under {name!r}; its name must be one of {', '.join(PARTS)}")
             if name in PARTS:
                 raise DataError(f"{path}: expected a list of cases under {name!r}, found {str(entries)[:80]}")
             continue
@@ -141,11 +141,11 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _check_names(where: str, names: Iterable[str]) -> None:
-    """Refuse what is nearly a known name: a column `lable` would make every case unlabelled."""
+    """Refuse names that are nearly a known one: with a column `lable`, every case would be unlabelled."""
     for name in names:
         close = get_close_matches(name.lower(), COLUMNS, 1, 0.8)
         if close and not _is_known(name):
-            raise DataError(f"{where}: no column is called {name!r}; did you mean {close[0]!r}?")
+            raise DataError(f"{where}: unknown column {name!r}; did you mean {close[0]!r}?")
 
 
 def _is_known(name: str) -> bool:
@@ -156,10 +156,10 @@ def _case(path: Path, where: str, row: Row) -> Case:
     images = _images(row)
     names = [*images, *(row.get(key) or "" for key in ("id", "label", "patient", "split"))]
     if not images or not all(isinstance(name, str | int) for name in names):
-        raise DataError(f"{path}: {where} must name an image, and text for the rest, found {row}")
+        raise DataError(f"{path}: {where} must name an image, and all other values must be text, found {row}")
     split = str(row.get("split") or "").lower()
     if split and split not in PARTS:
-        raise DataError(f"{path}: {where}: split {split!r}; known are {', '.join(PARTS)}")
+        raise DataError(f"{path}: {where}: split must be one of {', '.join(PARTS)}, got {split!r}")
     sources = [Source.parse(str(image), path.parent) for image in images]
     label = Source.parse(str(row["label"]), path.parent) if row.get("label") else None
     id = str(row.get("id") or "") or _id(sources)
@@ -167,7 +167,7 @@ def _case(path: Path, where: str, row: Row) -> Case:
 
 
 def _images(row: Row) -> list[Any]:
-    """From `image`, from `images`, or from `image_0` on until an empty cell."""
+    """The images of a row: from `image`, `images`, or `image_0`, `image_1` and so on."""
     found = row.get("image") or row.get("images")
     if isinstance(found, list):
         return found

@@ -1,8 +1,8 @@
-"""What a `dataset.json` declares: channels, classes, regions and the value that means "nobody looked here".
+"""Read what a `dataset.json` declares: channels, classes, regions and the value of voxels that nobody annotated.
 
-The spellings of MSD (`{"1": "tumour"}`, `modality`), of nnU-Net (`{"tumour": 1}`, `channel_names`) and of nnU-Net's
-regions (`{"whole": [1, 2], "core": 2}`) are read. nnU-Net scores regions alone, so values that the same regions hold
-cannot be told apart and become one class; a list that overlaps no other is simply a class of several values.
+It may have the form of MSD (`{"1": "tumour"}`, `modality`), of nnU-Net (`{"tumour": 1}`, `channel_names`) or of
+nnU-Net's regions (`{"whole": [1, 2], "core": 2}`). nnU-Net scores regions only, so values that belong to the same
+regions cannot be told apart and become one class. A list that overlaps no other is a class with several values.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ IGNORE = "ignore"
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """The keys of a `dataset.json`; none where there is no such file.
+    """Return the content of a `dataset.json`; an empty one if there is no such file.
 
     Raises:
-        DataError: it is not JSON with keys.
+        DataError: it is not a JSON object.
     """
     if not path.is_file():
         return {}
@@ -31,12 +31,12 @@ def read_description(path: Path) -> dict[str, Any]:
 
 
 def declared(source: Path) -> Declared:
-    """What the `dataset.json` of a folder declares; nothing where there is none."""
+    """Return what the `dataset.json` of a folder declares; nothing if there is none."""
     return declared_in(source / NAME)
 
 
 def declared_in(path: Path) -> Declared:
-    """What one file of that form declares.
+    """Return what one file in the form of a `dataset.json` declares.
 
     Raises:
         DataError: it cannot be read; `labels` or channels do not map numbers and names; no class has value 0.
@@ -50,12 +50,12 @@ def declared_in(path: Path) -> Declared:
     named = _values_by_name(where, labels)
     ignore = named.pop(IGNORE, frozenset())
     if ignore & frozenset().union(*named.values()):
-        raise DataError(f"{where} gives {IGNORE!r} a value that another name has as well, found {labels}")
+        raise DataError(f"{where} gives {IGNORE!r} a value that another name also has, found {labels}")
     classes = _classes(where, named)
     values = {name: tuple(sorted(held)) for place, (name, held) in enumerate(classes.items()) if held != {place}}
     regions = {name: _members(held, classes) for name, held in named.items() if 0 not in held}
     if regions.keys() <= classes.keys():
-        regions = {}  # each its own class: there are no unions
+        regions = {}  # each region is one class, so there are no unions
     return Declared(channels, tuple(classes), values, tuple(sorted(ignore)), regions)
 
 
@@ -82,20 +82,20 @@ def _classes(where: str, named: Mapping[str, frozenset[int]]) -> dict[str, froze
         for value in sorted(frozenset().union(*named.values()))
     }
     if 0 not in holders:
-        raise DataError(f"{where} must name the background as 0, found {sorted(holders)}")
+        raise DataError(f"{where} must give the background the value 0, found only {sorted(holders)}")
     classes: dict[str, frozenset[int]] = {}
     for names in dict.fromkeys(holders.values()):
         held = frozenset(value for value, others in holders.items() if others == names)
         classes[_name(held, names, named, classes)] = held
     if len(classes) < 2:
-        raise DataError(f"{where} must name a class beside the background, found {list(classes)}")
+        raise DataError(f"{where} must name at least one class beside the background, found {list(classes)}")
     return classes
 
 
 def _name(
     held: frozenset[int], names: frozenset[str], named: Mapping[str, frozenset[int]], taken: Mapping[str, Any]
 ) -> str:
-    """The region that is this class; or the rest of the smallest that holds it; or its values."""
+    """Name a class after the region that it is, or as the rest of the smallest region around it, or by its values."""
     smallest = min(sorted(names), key=lambda name: len(named[name]))
     if named[smallest] == held:
         return smallest

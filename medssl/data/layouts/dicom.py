@@ -1,11 +1,11 @@
-"""DICOM as an archive exports it: series in folders, a patient's under one folder, perhaps by study and series.
+"""DICOM as an archive exports it: a folder for each patient, with series inside, perhaps by study.
 
-A folder with slices directly inside is a case, named after the patient's folder, or after all folders from there on
-where that patient has several. Patients' folders are those at the top, or, where all lie in a single folder such as
-`DICOM/` and their headers name several patients, those inside it. Where headers name several patients, folders of one,
-such as its studies, have the first one's name as their patient. A series of one slice beside others of its patient is
-a scout, and no case. A folder with several series cannot be read as it is: name the wanted one in a datalist, as
-`folder#uid`. Labels may lie in `labels/`, as volumes that are named as their cases.
+A folder with slices directly inside is a case. It is named after the folder of its patient, or after all folders from
+there on if the patient has several series. The folders at the top are the patients. If all lie in a single folder such
+as `DICOM/` and their headers name several patients, the folders inside it are the patients. If headers name several
+patients, folders of the same patient, such as studies, count for the first of them. A series of one slice beside others
+of its patient is a scout, not a case. A folder with several series cannot be read as it is: name one series in a
+datalist, as `folder#uid`. Labels may lie in `labels/`, as volumes with the names of their cases.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def read(source: Path) -> Layout:
 
 
 def _scouts(folders: Sequence[Path], top: Path | None) -> list[Path]:
-    """Those of one slice, where their patient has another; `top` holds the patients, None: all are of one."""
+    """Series of one slice whose patient has others; `top` holds the patients, None if there is only one."""
     by_patient: dict[str, list[Path]] = {}
     for folder in folders:
         if folder != top:
@@ -64,18 +64,18 @@ def _scouts(folders: Sequence[Path], top: Path | None) -> list[Path]:
 
 
 def _patients_folder(source: Path, owners: Mapping[Path, str]) -> tuple[Path, dict[str, str]]:
-    """The folder whose folders are patients, and which of these are of one by their headers.
+    """Find the folder whose subfolders are the patients, and which of these belong to the same patient.
 
     Args:
-        owners: the folders of series, and whose they are by their headers.
+        owners: the folders of series, with their PatientID.
 
     Returns:
-        It, and of a folder inside that is of an earlier one's patient, such as another study, that one.
+        That folder, and for each subfolder the first one with the same PatientID, which may be itself.
     """
     folders, top = list(owners), source
     while len(folders) > 1 and len({folder.relative_to(top).parts[:1] for folder in folders}) == 1:
         only = top / folders[0].relative_to(top).parts[0]
-        if only in owners:  # slices beside its folders: it is a patient's own
+        if only in owners:  # slices beside its subfolders: the folder of one patient
             break
         top = only
     first: dict[str, str] = {}
@@ -91,17 +91,17 @@ def _patient_of(image: Path) -> str:
     try:
         return patient_of(image)
     except DataError:
-        return ""  # the check of the case will tell
+        return ""  # the check of the case reports it
 
 
 def series_folders(source: Path) -> Iterator[Path]:
-    """All folders with DICOM slices directly inside, the source itself included, by name."""
+    """Return all folders with DICOM slices directly inside, sorted by name; the source itself may be one."""
     return (folder for folder, image, _ in _searched(source) if image is not None)
 
 
 def _searched(source: Path) -> Iterator[tuple[Path, Path | None, list[Path]]]:
-    """Folders below the source and itself, by name, but for hidden ones and its labels: with a slice of the series
-    there, if any, and the files."""
+    """The source and all folders below, sorted, without hidden ones and its labels: each with its first DICOM image, or
+    None, and its files."""
     labels = subfolder(source, LABELS).name
     for name, inside, files in os.walk(source, onerror=unreadable):
         folder = Path(name)

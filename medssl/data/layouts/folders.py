@@ -1,4 +1,4 @@
-"""`images/` and, where there are labels, `labels/`, also in capitals, paired by name up to the suffix.
+"""`images/` and `labels/` (or `Images/`, `Labels/`), paired by file name without the suffix; labels are optional.
 
 Images are volumes, files of one channel each (`_0000`, `_0001` and so on), or folders with a DICOM series.
 """

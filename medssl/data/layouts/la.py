@@ -1,7 +1,7 @@
 """The 2018 left atrium challenge as published: a folder for each scan with `lgemri.nrrd` and `laendo.nrrd`.
 
-The folders may lie in others, such as `Training Set/` and `Testing Set/`. Labels hold 0 and 255. The files of
-UA-MT, cropped and in HDF5, are another layout: ssl4mis.
+The folders may lie in others, such as `Training Set/` and `Testing Set/`. Labels hold 0 and 255. The cropped HDF5 files
+of UA-MT have a layout of their own: ssl4mis.
 """
 
 from __future__ import annotations

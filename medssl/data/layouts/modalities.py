@@ -1,8 +1,8 @@
 """A folder for each case with a file for each modality: `P1/P1-t1.nii.gz` and `P1/P1-flair.nii.gz`, as BraTS has it.
 
-What is left of a file's name without that of its folder is the modality, or calls the file the label of the case. The
-modalities that more than half of the cases have are the channels, in the order of the alphabet; a configuration takes
-them by their names, in its own order, and may leave some out.
+The file name without the name of its folder is the modality, or says that the file is the label of the case. The
+channels are the modalities that more than half of the cases have, in alphabetical order. A configuration selects them
+by name, in its own order, and may leave some out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from medssl.data.layouts.base import LABEL, Declared, Layout, Reader, case, othe
 from medssl.errors import ConfigError, DataError
 
 _KNOWN = re.compile(r"t[12](?:[-_]?(?:w|n|c|ce|gd|post|wce|f|flair|map))?|flair|pd|dwi|adc|swi|cbv|cbf|ct|cta|ctp|pet")
-"""Modalities by which folders without labels are known."""
+"""Modalities by which folders without labels are recognised."""
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,16 @@ class _Folder:
 
     path: Path
     images: dict[str, list[Path]]
-    """By modality, in small letters."""
+    """By modality, in lower case."""
     labels: tuple[Path, ...]
     of_others: dict[str, list[Path]]
-    """Labels of something that they name, such as `t1` or `tumour`."""
+    """Labels by what their names add, such as `t1` or `tumour`."""
 
 
 def fits(source: Path) -> bool:
-    """Whether most folders have the same two modalities or more: known ones, or words beside which a label lies.
+    """Whether most folders share at least two modalities, which are known ones or lie beside a label.
 
-    Not where one of them has a label of its own.
+    The layout does not fit if a modality has a label of its own.
     """
     if volumes(source):
         return False
@@ -58,26 +58,26 @@ def read(source: Path) -> Layout:
 
 
 def read_channels(source: Path, channels: Sequence[str]) -> Layout:
-    """As `read`, the modalities of these names as the channels of a case, in this order.
+    """As `read`, with the modalities of these names as the channels, in this order.
 
     Raises:
-        ConfigError: few cases have them.
+        ConfigError: a modality that at most half of the cases have is named.
     """
     folders = _folders(source)
     wanted, there = [name.lower() for name in channels], _words(folders)
     if there and not set(wanted) <= set(there):
-        raise ConfigError(f"{source}: data.channels names {', '.join(channels)}, and the files of cases are named "
-                          f"{', '.join(there)}; give the channels the names of the modalities to take")  # fmt: skip
+        raise ConfigError(f"{source}: data.channels names {', '.join(channels)}, but the files of cases are named "
+                          f"{', '.join(there)}; set data.channels to the modalities to use")  # fmt: skip
     return _layout(source, folders, wanted)
 
 
 def cases_in(folder: Path, channels: Sequence[str]) -> list[Case]:
-    """The cases of a folder, or that which it is itself, by the names of their modalities; none where none has them.
+    """Return the cases in a folder, or the folder itself as a case, by modality names; none if none has them.
 
-    Labels are not looked for. A folder that is the case itself is not known by the name of a single channel.
+    Labels are ignored. With a single channel, a folder is not recognised as a case itself.
 
     Raises:
-        DataError: some lack a modality.
+        DataError: a case lacks a modality.
     """
     wanted = [name.lower() for name in channels]
     if files := volumes(folder):
@@ -89,20 +89,20 @@ def cases_in(folder: Path, channels: Sequence[str]) -> list[Case]:
 
 
 def declared(source: Path) -> Declared:
-    """The modalities, and what a `dataset.json` says of the classes."""
+    """Return the modalities, and the classes that a `dataset.json` declares."""
     return replace(description.declared(source), channels=_words(_folders(source)) or None)
 
 
 def _layout(source: Path, folders: Sequence[_Folder], words: Sequence[str]) -> Layout:
-    """Cases of these modalities.
+    """Return the cases with these modalities.
 
     Raises:
-        DataError: a case lacks one, or has two files of one.
+        DataError: a case lacks a modality, or has two files of one.
     """
     faults = [f"  {folder.path}: {fault}" for folder in folders for fault in _faults(folder, words)]
     if faults:
         title = f"{source}: each case needs one file of each modality ({', '.join(words)})"
-        raise DataError("\n".join([title, *faults, "Mend these folders, or name the files in a datalist."]))
+        raise DataError("\n".join([title, *faults, "Correct these folders, or list the files in a datalist."]))
     cases = [found for folder in folders for found in _cases(folder, words)] if words else []
     known = {*words, *_words(folders)}
     lone: list[Path] = []
@@ -132,7 +132,7 @@ def _words(folders: Sequence[_Folder]) -> tuple[str, ...]:
 
 
 def _folders(source: Path) -> list[_Folder]:
-    """Those with volumes, up to two folders down: `HGG/P1` as well."""
+    """Folders with volumes, at most two levels down, such as `HGG/P1`."""
     outer = {path: volumes(path) for path in subfolders(source)}
     inner = {path: volumes(path) for folder, files in outer.items() if not files for path in subfolders(folder)}
     return [_folder(path, files) for path, files in (outer | inner).items() if files]
@@ -142,7 +142,7 @@ def _folder(path: Path, files: Sequence[Path]) -> _Folder:
     images: dict[str, list[Path]] = {}
     of_others: dict[str, list[Path]] = {}
     labels, path = [], path.absolute()  # `.` has no name
-    named = "|".join(re.escape(one.name) for one in (path, path.resolve()))  # a link may have another than its files
+    named = "|".join(re.escape(one.name) for one in (path, path.resolve()))  # a link has its own name
     name = re.compile(rf"(?:(?:{named})[-_. ]+)?(.+)", re.IGNORECASE)
     for file in files:
         word = name.sub(r"\1", case_id(file))

@@ -1,7 +1,7 @@
 """The Medical Segmentation Decathlon: `dataset.json` lists the pairs of `imagesTr/` and `labelsTr/`.
 
-Images that it does not list are unlabelled cases. `imagesTs/` is not taken: the labels of these are withheld, and
-nobody may train on them.
+Images that it does not list are unlabelled cases. `imagesTs/` is not read: these are the test images of the challenge,
+whose labels are withheld.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def read(source: Path) -> Layout:
 
 
 def _entries(source: Path, training: Any) -> Iterable[tuple[list[Path], Path | None]]:
-    """Images and label of each entry of `training`; an entry without a label is an image's name or lacks the key."""
+    """Images and label of each entry of `training`; without a label, it is a file name or has no key `label`."""
     if not isinstance(training, list):
         raise DataError(f"{source / NAME}: `training` must be a list of entries with `image` and `label`")
     for number, entry in enumerate(training):

@@ -1,7 +1,7 @@
 """nnU-Net's raw data: `imagesTr/CASE_0000.nii.gz`, a file for each channel, and `labelsTr/CASE.nii.gz`.
 
-Files pair by name. A case without a label is unlabelled, and so is all of `imagesUn/`. `imagesTs/` is not taken for
-training. A `dataset` in `dataset.json`, which tells where the files of each case lie, wins over the folders.
+Images and labels are paired by name. Cases without a label, and all cases in `imagesUn/`, are unlabelled. `imagesTs/`
+is not read. If `dataset.json` has a key `dataset`, which lists the files of each case, it replaces the folders.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _listed(source: Path, listed: Any) -> Layout:
 
 
 def _expanded(source: Path, listed: str) -> Path:
-    """A listed file; nnU-Net puts in environment variables, such as ${nnUNet_raw}."""
+    """Return the path of a listed file, which may hold environment variables such as ${nnUNet_raw}."""
     if (source / listed).exists():
         return source / listed
     path = os.path.expandvars(listed)

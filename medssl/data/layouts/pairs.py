@@ -1,8 +1,8 @@
 """Images and labels side by side: `a.nii.gz` with `a_label.nii.gz`, or `a/image.nrrd` with `a/label.nrrd`.
 
-A label is what the last word of its name calls one; the image is what is left of the name, or the only other volume in
-the folder. Volumes lie in the source itself or in a folder for each case or patient; one folder alone that holds many
-images is nobody's. An image with two labels becomes two cases, for `check` to find.
+A file is a label if the last word of its name says so. Its image has the rest of the name, or is the only other volume
+in the folder. Volumes lie in the source itself, or in a folder for each case or patient; a single folder with many
+images is not a patient. An image with two labels becomes two cases, which `check` reports.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def read(source: Path) -> Layout:
 
 
 def _read(folder: Path, alone: bool) -> Layout:
-    """The cases of one folder; `alone`: it is the folder of a patient, and perhaps of one case."""
+    """Return the cases of one folder; `alone`: it is the folder of a patient, perhaps with one case only."""
     files = [(path, LABEL.fullmatch(case_id(path))) for path in volumes(folder)]
     images = [path for path, match in files if not match]
     labels: dict[str, list[Path]] = {}

@@ -1,10 +1,10 @@
-"""The HDF5 files of UA-MT and SSL4MIS, and of the many repositories after them, with their lists of names.
+"""The HDF5 files of UA-MT, SSL4MIS and the repositories derived from them, with their lists of names.
 
-A file holds data sets `image` and, where annotated, `label`; see `medssl.data.hdf5`. Its name is the case's, or its
-folder's in UA-MT's left atrium (`CASE/mri_norm2.h5`). `train.list`, `val.list`, `test.list` and the like say
-which part a case is in; slices (`..._slice_1.h5`) and their lists are left out, since the volumes hold them too.
-Nothing in a file tells the order of its axes: they are x, y, z in UA-MT's `mri_norm2.h5`, whose voxels are 0.625 mm
-wide as the challenge published them, and z, y, x in all others.
+A file holds the data sets `image` and, if annotated, `label`; see `medssl.data.hdf5`. The case is named after the file,
+or after its folder in UA-MT's left atrium (`CASE/mri_norm2.h5`). `train.list`, `val.list`, `test.list` and the like
+give the part of a case. Slices (`..._slice_1.h5`) and their lists are left out, because the volumes contain them.
+A file does not give the order of its axes. They are x, y, z in UA-MT's `mri_norm2.h5`, with voxels of 0.625 mm as
+published by the challenge, and z, y, x in all others.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ PARTS = {
     r"val|eval|validation": "val",
     r"test": "test",
 }
-"""Names of lists without their suffix, and the part that they list."""
+"""Names of lists without their suffix (regular expressions), and the part that they list."""
 LISTS = (".list", ".txt")
 UAMT = "mri_norm2"
-"""Name of UA-MT's files, one in the folder of each case."""
+"""Name of the files of UA-MT, one in the folder of each case."""
 FRAME = re.compile(r"(patient\d+)_frame\d+")
-"""ACDC in this form: whose a case is stands in its id."""
+"""Ids of ACDC in this form, which begin with the patient."""
 
 
 def fits(source: Path) -> bool:
@@ -49,7 +49,7 @@ def read(source: Path) -> Layout:
 
 
 def _case(id: str, path: Path, part: str | None) -> Case:
-    """A listed file that is absent stays a case, for `check` to name."""
+    """Return a case; a listed file that does not exist is still a case, which `check` reports."""
     grid = "xyz@0.625" if path.stem == UAMT else "zyx"
     label = Source(path, f"label@{grid}") if path.is_file() and has_label(path) else None
     patient = FRAME.fullmatch(id)
@@ -69,10 +69,10 @@ def _id(path: Path) -> str:
 
 
 def _parts(source: Path) -> dict[str, str]:
-    """Part of each listed case, in the order of the lists.
+    """Return the part of each listed case, in the order of the lists.
 
     Raises:
-        DataError: lists that cannot be read, or that put a case into two parts.
+        DataError: a list cannot be read, or lists put a case into two parts.
     """
     found: dict[str, tuple[str, Path]] = {}
     for path in _lists(source):
@@ -86,7 +86,7 @@ def _parts(source: Path) -> dict[str, str]:
 
 
 def _lists(source: Path) -> list[Path]:
-    """Lists in the source or one folder below; that of all training cases first, which the others refine."""
+    """Lists in the source or one folder below; `train` comes first, because others divide it."""
     paths = [path for depth in ("*", "*/*") for path in sorted(source.glob(depth)) if path.suffix.lower() in LISTS]
     known = [path for path in paths if any(re.fullmatch(name, path.stem.lower()) for name in PARTS)]
     return sorted(known, key=lambda path: path.stem.lower() != "train")

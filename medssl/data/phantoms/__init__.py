@@ -1,9 +1,9 @@
 """Synthetic volumes for the demo and the tests: a short-axis cardiac MRI stack and a cone-beam CT of a jaw.
 
-Anatomy is a handful of shapes given by signed distances in millimetres, positive inside. They are painted
-over one another with soft edges, and the label comes from the same distances. The patient is drawn from one
-generator and the scanner from another, so a seed shows the same anatomy at any shape: the field of view
-stays, the voxels shrink or grow. While drawing, x runs to the patient's left, y to the back and z up.
+Anatomy consists of a few shapes given by signed distances in millimetres, positive inside. They are painted over one
+another with soft edges, and the label comes from the same distances. Patient and scanner have separate generators, so a
+seed gives the same anatomy at any shape: the field of view stays, and the voxels shrink or grow. While drawing, x runs
+to the left of the patient, y to the back and z up.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ KINDS: dict[str, tuple[str, ...]] = {
     "cbct": ("background", TOOTH, CANAL),
     "teeth": ("background", "incisor", "canine", "back tooth", CANAL),
 }
-"""What can be drawn, each with its class names by label value; `teeth` is `cbct` with teeth told apart,
-of which a patient may lack a kind."""
+"""The kinds of phantoms, each with its class names by label value. `teeth` is `cbct` with a class for each kind of
+tooth; a patient may lack one of them."""
 
 DEFAULT_SHAPES: dict[str, Shape] = {"cardiac": (64, 64, 10), "cbct": (64, 56, 40), "teeth": (64, 56, 40)}
 """About 2.3 x 2.3 x 9 mm a voxel for `cardiac`, 0.55 mm along each axis for the others."""
 
-# A multiple of 3, so that cases take turns in being oblique whatever the seed of their dataset.
+# A multiple of 3, so that every third case is oblique whatever the seed of the dataset.
 CASES_PER_SEED = 30_000
 
 
@@ -68,7 +68,7 @@ def draw(kind: str, seed: int, shape: Shape | None = None) -> Phantom:
     patient, scanner, table = np.random.default_rng(seed).spawn(3)
     image, label, field = _DRAWERS[kind](patient, scanner, shape or DEFAULT_SHAPES[kind])
     affine = _affine(table, label.shape, field, oblique=seed % 3 == 2)
-    # Whole numbers, as scanners store them, also hide the last bits in which processors' cosines differ.
+    # Whole numbers, as scanners store them, also hide rounding differences between processors.
     stored = np.rint(np.clip(image, -1024, 32767)).astype(np.int16)
     return _store(stored, label, affine, flips=_STORED[table.integers(len(_STORED))])
 
@@ -108,7 +108,7 @@ def _affine(rng: Generator, shape: Shape, field: Field, *, oblique: bool) -> Arr
 
 
 def _store(image: NDArray[np.int16], label: NDArray[np.uint8], affine: Array, flips: tuple[int, ...]) -> Phantom:
-    """Reverse some axes of both arrays; the affine keeps every voxel where it was in the world."""
+    """Reverse some axes of both arrays; with the new affine, every voxel stays where it was in the world."""
     affine = affine.copy()
     for axis in flips:
         affine[:3, 3] += affine[:3, axis] * (label.shape[axis] - 1)

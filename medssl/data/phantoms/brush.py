@@ -1,4 +1,4 @@
-"""What phantoms are drawn with: coordinates in millimetres, smooth random fields, paint with soft edges."""
+"""Tools for drawing phantoms: coordinates in millimetres, smooth random fields, and paint with soft edges."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ Field = tuple[float, float, float]
 
 
 def coordinates(shape: Shape, field: Field) -> tuple[Array, Array, Array]:
-    """x, y and z of every voxel centre in millimetres from the middle of the field, each of `shape`."""
+    """Return x, y and z of every voxel centre in millimetres from the middle of the field, each of `shape`."""
     axes = [(np.arange(n) + 0.5) / n * length - length / 2 for n, length in zip(shape, field, strict=True)]
     x, y, z = np.meshgrid(*axes, indexing="ij")
     return x, y, z
 
 
 def turned(points: Sequence[Array], degrees: Sequence[float] | Array) -> tuple[Array, Array, Array]:
-    """Coordinates along axes that are turned about x, y and z, in that order."""
+    """Return the coordinates along axes that are turned about x, y and z, in that order."""
     matrix = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
     x, y, z = (sum(matrix[i, axis] * points[i] for i in range(3)) for axis in range(3))
     return x, y, z
 
 
 def waves(rng: Generator, points: Sequence[Array], length: float) -> Array:
-    """A smooth random field of standard deviation about 1 whose bumps lie about `length` mm apart."""
+    """Return a smooth random field of standard deviation about 1, with bumps about `length` mm apart."""
     total = np.zeros(points[0].shape)
     for _ in range(8):
         direction = rng.normal(size=3)
@@ -41,5 +41,5 @@ def waves(rng: Generator, points: Sequence[Array], length: float) -> Array:
 
 
 def paint(image: Array, distance: Array, value: Array | float, softness: float) -> None:
-    """Lay `value` over the image where `distance` is positive; the edge is `softness` mm wide."""
+    """Paint `value` over the image where `distance` is positive; the edge is `softness` mm wide."""
     image += np.clip(0.5 + distance / softness, 0, 1) * (value - image)

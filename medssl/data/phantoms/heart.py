@@ -25,7 +25,7 @@ class _Heart(NamedTuple):
 
 
 def draw_heart(patient: Generator, scanner: Generator, shape: Shape) -> tuple[Array, NDArray[np.uint8], Field]:
-    """Image and label, `(X, Y, Z)`, and the field of view."""
+    """Draw a case; return image and label, `(X, Y, Z)`, and the field of view."""
     width = patient.uniform(132, 164)
     field = (width, width, patient.uniform(82, 98))
     thin = 3  # thin slices are averaged into each thick one, which blurs the apex as a scanner does
@@ -69,7 +69,7 @@ def _heart(rng: Generator, x: Array, y: Array, height: Array) -> _Heart:
     length = rng.uniform(0.8, 0.92)
     depth = rng.uniform(19, 33) * np.sqrt(np.clip(1 - np.clip(level / length, 0, 1) ** 1.7, 0, None))
     right = np.minimum(outer + depth * bulge - radius, radius - outer)
-    # Where the crescent thins to a sliver it is neither seen nor traced.
+    # Where the crescent becomes a sliver, it is neither visible nor labelled.
     right = np.where(depth * bulge > 3, right, np.minimum(right, -1.0))
     return _Heart(cavity - radius, outer - radius, right, level)
 
@@ -136,7 +136,7 @@ def _paint_heart(
 
 
 def _receive(patient: Generator, scanner: Generator, image: Array, field: Field) -> Array:
-    """What the coil makes of a clean image: shading, ghosts of the motion, Rician noise, a gain."""
+    """Add the artefacts of a scanner: coil shading, motion ghosts, Rician noise and a gain."""
     x, y, z = coordinates(image.shape, field)
     shading = np.exp(0.16 * waves(patient, (x, y, z), 160) - scanner.uniform(0.1, 0.5) * y / field[1])
     image = image * shading

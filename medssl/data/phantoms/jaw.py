@@ -19,7 +19,7 @@ class _Kind(NamedTuple):
     """Size of a kind of tooth in millimetres, before the patient's own scale."""
 
     name: str
-    """Its class, where kinds are told apart."""
+    """Its class, if kinds of teeth have separate classes."""
     width: float
     """Along the arch."""
     depth: float
@@ -27,7 +27,7 @@ class _Kind(NamedTuple):
     crown: float
     root: float
     blunt: bool
-    """Has cusps to chew with instead of an edge to bite with."""
+    """Whether it has cusps instead of a cutting edge."""
     roots: int
 
 
@@ -66,13 +66,13 @@ class _Tooth(NamedTuple):
     """Signed distances in millimetres at the voxels around one tooth, each `(N,)`."""
 
     name: str
-    """Of its kind."""
+    """Name of its kind."""
     near: NDArray[np.bool_]
     """`(X, Y, Z)`, the N voxels."""
     body: Array
     pulp: Array
     enamel: Array
-    """Of the surface that divides enamel (positive, outside) from dentine."""
+    """Distance from the surface between enamel (positive, outside) and dentine."""
     filling: Array
     height: Array
     """Along the tooth's axis, 0 at its neck and positive in its crown."""
@@ -85,10 +85,10 @@ class _Tooth(NamedTuple):
 def draw_jaw(
     patient: Generator, scanner: Generator, shape: Shape, *, classes: Sequence[str]
 ) -> tuple[Array, NDArray[np.uint8], Field]:
-    """Image and label, `(X, Y, Z)`, and the field of view.
+    """Draw a case; return image and label, `(X, Y, Z)`, and the field of view.
 
     Args:
-        classes: names by label value; without those of kinds of teeth, all are TOOTH.
+        classes: names by label value; if kinds of teeth are not among them, all teeth are TOOTH.
     """
     field = (patient.uniform(33, 37), patient.uniform(29, 32.5), patient.uniform(21.5, 24))
     points = coordinates(shape, field)
@@ -139,7 +139,7 @@ def _paint_jaw(rng: Generator, scanner: Generator, points: Sequence[Array], arch
 
 
 def _teeth(rng: Generator, points: Sequence[Array], arch: _Arch, neck: float) -> list[_Tooth]:
-    """Both sides of the arch, some teeth missing, each in a pose of its own."""
+    """Teeth on both sides of the arch, some of them missing, each in its own pose."""
     scale = rng.uniform(0.86, 1.02)
     pulp = rng.uniform(0.8, 1.35)  # wide in the young, narrow in the old
     gap = rng.uniform(0.0, 0.35)
@@ -218,7 +218,7 @@ def _paint_tooth(rng: Generator, image: Array, tooth: _Tooth, *, metal: bool) ->
 
 
 def _streaks(rng: Generator, points: Sequence[Array], tooth: _Tooth) -> Array:
-    """Rays in Hounsfield units that run out of a tooth's filling, in its own slices."""
+    """Streaks in Hounsfield units that start at the filling of a tooth, in its slices."""
     filling = np.zeros(tooth.near.shape, bool)
     filling[tooth.near] = tooth.filling > 0
     if not filling.any():
@@ -231,7 +231,7 @@ def _streaks(rng: Generator, points: Sequence[Array], tooth: _Tooth) -> Array:
 
 
 def _expose(rng: Generator, image: Array, points: Sequence[Array], field: Field) -> Array:
-    """What the detector makes of it: blur, cupping, grey values off by a gain and an offset, noise."""
+    """Add the artefacts of a scanner: blur, cupping, a gain and an offset of grey values, and noise."""
     x, y, _ = points
     image = gaussian_filter(image, rng.uniform(0.3, 0.6))
     cupping = rng.uniform(60, 260) * (2 * np.hypot(x / field[0], y / field[1]) ** 2 - 0.5)
