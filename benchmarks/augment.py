@@ -1,13 +1,14 @@
-"""What augmentation costs: medssl's batched one beside MONAI's dictionary transforms, doing the same operations.
+"""Time the batched augmentation of medssl against MONAI's dictionary transforms with the same operations.
 
     OMP_NUM_THREADS=1 python benchmarks/augment.py --out augment.json
-    python benchmarks/augment.py --device cuda --out augment-cuda.json     # ours on the GPU, MONAI on the CPU
+    python benchmarks/augment.py --device cuda --out augment-cuda.json     # medssl on the GPU, MONAI on the CPU
 
-Patches lie in memory, a batch of augmented images and labels comes out. MONAI works through the samples one by one, in
-this process on the same threads, and in two persistent workers of a data loader while this process does nothing else,
-which flatters the workers. Operations, probabilities and ranges are those of `medssl.augment`; MONAI gets the cheaper
-choice wherever they differ: labels by nearest neighbour (ours interpolates every class), the elastic field that it
-upsamples from a coarse grid, no metadata. The alternatives take turns in one run, and medians are reported.
+Input patches are in memory; the output is a batch of augmented images and labels. MONAI transforms the samples one by
+one, first in this process with the same threads, then in two persistent workers of a data loader. This process is idle
+while the workers run, which favours them. Operations, probabilities and ranges are those of `medssl.augment`. Where the
+two cannot be equal, MONAI gets the cheaper variant: labels by nearest neighbour (medssl interpolates every class), an
+elastic field upsampled from a coarse grid, and no metadata. The alternatives take turns in one run; medians are
+reported.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Shape:
-    """`BxMxXxYxZ:C` of a batch."""
+    """Shape of a batch, written as `BxMxXxYxZ:C`: samples, channels, patch and classes."""
 
     batch: int
     channels: int
@@ -63,11 +64,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=SHAPES, help="BxMxXxYxZ:classes")
     parser.add_argument("--presets", nargs="+", default=["weak", "strong"])
-    parser.add_argument("--device", default="cpu", help="where ours runs")
-    parser.add_argument("--repeats", type=int, default=40, help="batches of each alternative")
-    parser.add_argument("--threads", type=int, help="of this process; the default is torch's")
-    parser.add_argument("--out", type=Path, help="JSON to write")
-    parser.add_argument("--toy", action="store_true", help="a run of seconds, on tiny patches")
+    parser.add_argument("--device", default="cpu", help="device of medssl; MONAI runs on the CPU")
+    parser.add_argument("--repeats", type=int, default=40, help="number of timed batches of each alternative")
+    parser.add_argument("--threads", type=int, help="threads of this process (default: as torch sets them)")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--toy", action="store_true", help="tiny patches, to test the script in seconds")
     options = parser.parse_args(argv)
     if options.toy:
         options.shapes, options.repeats = TOY, 8
@@ -88,12 +89,12 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def measure(text: str, preset: str, device: torch.device, repeats: int) -> list[dict[str, Any]]:
-    """Time the three ways on one shape and preset, in turns."""
+    """Time the three alternatives in turns on one shape and preset."""
     shape = Shape.of(text)
     images, labels = make_patches(shape)
     augment = Augment(AugmentConfig(preset=preset), shape.patch, (1.0, 1.0, 1.0), shape.classes)  # type: ignore[arg-type]
     monai = monai_transforms(preset, shape)
-    turn = 2 * WORKERS  # batches of each way before it is the next one's turn
+    turn = 2 * WORKERS  # batches per turn of each alternative
     loader = DataLoader(
         MonaiPatches(images, labels, monai, turn * shape.batch), shape.batch, num_workers=WORKERS,
         persistent_workers=True, worker_init_fn=seed_worker,
@@ -119,7 +120,7 @@ def measure(text: str, preset: str, device: torch.device, repeats: int) -> list[
         numbers = range(start, start + turn)
         one += [seconds(partial(ours, n)) for n in numbers]
         two += [seconds(partial(theirs, n)) for n in numbers]
-        # Workers begin their next batch before it is asked for, so only a whole turn can be timed.
+        # Workers prepare batches ahead of time, so only a whole turn can be timed.
         three += [seconds(lambda: [None for _ in loader]) / turn]
     for values, warm_up in ((one, turn), (two, turn), (three, 1)):
         del values[:warm_up]
@@ -142,10 +143,11 @@ def row(shape: str, preset: str, way: str, values: list[float], ours: list[float
 
 
 def monai_transforms(preset: str, shape: Shape) -> transforms.Compose:
-    """The preset's operations in medssl's order. Flips, turns and elastic fields take both keys, intensity the image.
+    """Return the operations of a preset as MONAI transforms, in the order of medssl.
 
-    `RandAffined` scales each axis by itself, and `RandSmoothDeformd` has a uniform field of a fixed amplitude; the
-    work is the same. The noise level is uniform up to the mean of medssl's two upper ends.
+    Flips, rotations and elastic fields change image and label, intensity transforms the image only. `RandAffined`
+    scales each axis separately, and `RandSmoothDeformd` has a uniform field of fixed amplitude; the amount of work is
+    the same. The noise level is uniform up to the mean of medssl's two upper limits.
     """
     both, image = ["image", "label"], ["image"]
     strong = preset == "strong"
@@ -174,13 +176,13 @@ def monai_transforms(preset: str, shape: Shape) -> transforms.Compose:
 
 
 def augmented(transform: transforms.Compose, image: Tensor, label: Tensor) -> Batch:
-    """One patch `(M, X, Y, Z)` and its label `(X, Y, Z)` through MONAI."""
+    """Augment one patch `(M, X, Y, Z)` and its label `(X, Y, Z)` with MONAI."""
     out = transform({"image": image, "label": label[None]})
     return out["image"], out["label"][0].long()
 
 
 class MonaiPatches(Dataset[Batch]):
-    """Augmented patches for a data loader, going round those in memory."""
+    """Augmented patches for a data loader; the patches in memory are used in turn."""
 
     def __init__(self, images: list[Tensor], labels: list[Tensor], transform: transforms.Compose, length: int) -> None:
         self.images, self.labels, self.transform, self.length = images, labels, transform, length
@@ -194,7 +196,7 @@ class MonaiPatches(Dataset[Batch]):
 
 
 def seed_worker(worker: int) -> None:
-    """Let each worker draw its own; otherwise both would draw the same operations."""
+    """Give each worker its own random state; otherwise all would draw the same operations."""
     info = torch.utils.data.get_worker_info()
     assert info is not None
     assert isinstance(info.dataset, MonaiPatches)
@@ -202,7 +204,7 @@ def seed_worker(worker: int) -> None:
 
 
 def make_patches(shape: Shape) -> tuple[list[Tensor], list[Tensor]]:
-    """Twice a batch of smooth noise, and its levels as classes, so that labels have blobs."""
+    """Return two batches of smooth noise, with labels of blobs made by thresholding it."""
     rng = np.random.default_rng(0)
     images, labels = [], []
     for _ in range(2 * shape.batch):
@@ -222,9 +224,9 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Rows as Markdown."""
-    columns = {"shape": "batch", "preset": "preset", "way": "way", "median_ms": "ms a batch",
-               "samples_per_s": "samples/s", "times_ours": "time, ours = 1"}  # fmt: skip
+    """Return the rows as a Markdown table."""
+    columns = {"shape": "batch", "preset": "preset", "way": "alternative", "median_ms": "ms per batch",
+               "samples_per_s": "samples/s", "times_ours": "time, medssl = 1"}  # fmt: skip
     lines = [f"| {' | '.join(columns.values())} |", "|---|---|---|--:|--:|--:|"]
     return "\n".join(lines + [f"| {' | '.join(str(row[key]) for key in columns)} |" for row in rows])
 

@@ -1,11 +1,12 @@
-"""How often `medssl check` names a mirrored label, and an unlabelled case that is none of its set's.
+"""Measure how often `medssl check` finds a mirrored label and an unlabelled image from another dataset.
 
     python benchmarks/check.py Task04_Hippocampus ACDC LA --strangers ct_abdomen.nii.gz \\
         --out benchmarks/results/check.json
 
-Each case is read once, by `check` itself. Then one label at a time is mirrored between left and right, and its facts
-stand for those of the case beside all others as they are. Then labels are drawn at random and the rest is hidden: other
-cases of the set should not be called far from the labelled ones, and strangers, images put among them, should.
+Each case is read once, by `check` itself. In the first test, one label at a time is mirrored between left and right
+and compared with all other cases unchanged. In the second test, some labels are drawn at random and the others are
+hidden. Cases of the dataset should then not be reported as far from the labelled ones, whereas strangers, images from
+elsewhere that are added to it, should be.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ Pair = tuple[Case, Facts]
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sets", nargs="+", type=Path, help="folders of datasets with labels")
-    parser.add_argument("--strangers", nargs="+", type=Path, default=[], help="images that are like none of these")
-    parser.add_argument("--labelled", nargs="+", type=int, default=[5, 10, 20], help="how many labels are drawn")
+    parser.add_argument("sets", nargs="+", type=Path, help="folders of labelled datasets")
+    parser.add_argument("--strangers", nargs="+", type=Path, default=[], help="images unlike those of the datasets")
+    parser.add_argument("--labelled", nargs="+", type=int, default=[5, 10, 20], help="numbers of labels to keep")
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """All numbers of one dataset."""
+    """Return all numbers of one dataset."""
     report = check(folder, workers=0)
     pairs = list(zip(report.cases, report.facts, strict=True))
     strangers = [stranger(path) for path in options.strangers]
@@ -64,7 +65,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def mirror_each(pairs: Sequence[Pair], labelled: Sequence[int]) -> dict[str, int]:
-    """Mirror one label after another: how many are named, and how many others are named beside them."""
+    """Mirror one label after another; count those that are reported, and other cases reported with them."""
     found = false_alarms = 0
     for index in labelled:
         case, facts = pairs[index]
@@ -75,7 +76,7 @@ def mirror_each(pairs: Sequence[Pair], labelled: Sequence[int]) -> dict[str, int
 
 
 def mirrored(case: Case, facts: Facts) -> Facts:
-    """What `check` would know of the case if left and right of its label were swapped within the volume."""
+    """Return what `check` would measure if left and right of the label were swapped within the volume."""
     assert case.label is not None
     label = read_label(case.label)
     axis = Turn.to("RAS", label.affine).axes[0]
@@ -90,7 +91,7 @@ def hide_at_random(
     draws: int,
     rng: np.random.Generator,
 ) -> dict[str, Any]:
-    """Keep `count` labels and hide the others, `draws` times: cases of the set, and strangers, that are called far."""
+    """Keep `count` labels and hide the others, `draws` times; list cases of the set and strangers reported as far."""
     own: list[list[str]] = []
     strange = dict.fromkeys((case.id for case, _ in strangers), 0)
     for _ in range(draws):
@@ -107,19 +108,19 @@ def hide_at_random(
 
 
 def unlabelled(case: Case, facts: Facts) -> Pair:
-    """The case as if nobody had annotated it."""
+    """Return the case as it would be without its label."""
     return replace(case, label=None), replace(facts, voxels={}, ignored=0, sides={}, label_digest="")
 
 
 def stranger(image: Path) -> Pair:
-    """An image of another kind, as a case without a label."""
+    """Return an image from elsewhere as a case without a label."""
     id = f"stranger {case_id(image)}"
     case = Case(id, id, (Source(image),), None)
     return case, check_cases([case]).facts[0]
 
 
 def called(code: str, pairs: Sequence[Pair]) -> set[str]:
-    """Ids of the cases with this finding."""
+    """Return the ids of the cases with this finding."""
     cases, facts = zip(*pairs, strict=True)
     findings = compare(cases, facts, None, distances(cases, facts))
     return {finding.case for finding in findings if finding.code == code and finding.case}

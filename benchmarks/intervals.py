@@ -1,10 +1,10 @@
-"""The intervals of a bench, made again from the cases of its runs; of several benches together, if need be.
+"""Compute the intervals and tests of a bench, or of several together, from the cases of their runs.
 
     python benchmarks/intervals.py benchmarks/results/hippocampus-time-9-cases.csv --against combined
 
-Reads cases.csv, as `medssl bench` writes it. Prints a row per method and labelled count: Dice by patient with its 95 %
-interval, the spread of its runs, and what each row named with `--against` has more, over the seeds and
-cases that both have; verdicts are corrected for all rows of a labelled count.
+Reads cases.csv files of `medssl bench`. Prints a row per method and labelled count: Dice by patient with its 95 %
+interval, the standard deviation of its runs, and by how much each row named with `--against` exceeds it, over the seeds
+and cases that both have. Verdicts are corrected for all rows of a labelled count.
 """
 
 from __future__ import annotations
@@ -34,18 +34,22 @@ Row = tuple[str, str]
 Case = tuple[str, str]
 """A patient and one of its cases."""
 Cases = Mapping[Replicate, Mapping[Case, float | None]]
-"""Each training's Dice of the cases that it was scored on; None where no class has one."""
+"""For each training, the Dice of the cases on which it was scored; None where no class has one."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tables", nargs="+", type=Path, help="cases.csv of one bench or more, of the same test cases")
-    parser.add_argument("--against", action="append", default=[], help="a row, each other one beside it; repeatable")
+    parser.add_argument(
+        "tables", nargs="+", type=Path, help="cases.csv of one or more benches with the same test cases"
+    )
+    parser.add_argument(
+        "--against", action="append", default=[], help="row to compare with every other row; repeatable"
+    )
     arguments = parser.parse_args(argv)
     rows = read_cases(arguments.tables)
     for name in arguments.against:
         if name not in {method for method, _ in rows}:
-            parser.error(f"--against {name}: no such row; there are {', '.join(dict.fromkeys(m for m, _ in rows))}")
+            parser.error(f"--against {name}: no such row; the rows are {', '.join(dict.fromkeys(m for m, _ in rows))}")
     heads = ["row", "labelled", "seeds", "Dice %", "95 % interval", "sd of runs"]
     lines = {row: [*row, str(len(cases)), *of_one(by_patient(cases, numbered(cases)))]
              for row, cases in rows.items()}  # fmt: skip
@@ -61,10 +65,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def read_cases(paths: Sequence[Path]) -> dict[Row, Cases]:
-    """Each row's cases by training.
+    """Read the cases of each row by training.
 
     Raises:
-        SystemExit: two tables have other numbers for one case of a training.
+        SystemExit: two tables have different numbers for the same case of a training.
     """
     found: dict[Row, dict[Replicate, dict[Case, float | None]]] = defaultdict(lambda: defaultdict(dict))
     for path in paths:
@@ -75,20 +79,20 @@ def read_cases(paths: Sequence[Path]) -> dict[Row, Cases]:
                 if training.setdefault(case, dice) != dice:
                     run = f"{line['method']}, seed {line['seed']}"
                     raise SystemExit(
-                        f"{path}: {run}, case {line['case']}: Dice {dice}, and {training[case]} in a table before it; "
-                        "these are two runs of one name"
+                        f"{path}: {run}, case {line['case']}: Dice is {dice}, but {training[case]} in an earlier "
+                        "table; the tables hold different runs under the same name"
                     )
     return dict(found)
 
 
 def numbered(*rows: Cases) -> set[Case]:
-    """The cases that each row has, for which all trainings that were scored on them have a Dice."""
+    """Return the cases that each row has and for which all trainings scored on them have a Dice."""
     shared = set.intersection(*({case for cases in row.values() for case in cases} for row in rows))
     return shared - {case for row in rows for cases in row.values() for case, dice in cases.items() if dice is None}
 
 
 def by_patient(row: Cases, counts: Collection[Case]) -> Values:
-    """The mean over each patient's cases among those that count."""
+    """Return the mean over each patient's cases, for the cases in `counts`."""
     return {
         key: gathered((case[0], dice) for case, dice in cases.items() if case in counts and dice is not None)
         for key, cases in row.items()
@@ -96,7 +100,7 @@ def by_patient(row: Cases, counts: Collection[Case]) -> Values:
 
 
 def of_one(values: Values) -> list[str]:
-    """Mean, interval and spread of runs, in percent."""
+    """Return mean, interval and standard deviation of runs, in percent."""
     if not any(values.values()):
         return ["", "", ""]
     about, interval = describe(values), bootstrap_mean(values)
@@ -105,7 +109,7 @@ def of_one(values: Values) -> list[str]:
 
 
 def against(name: str, rows: Mapping[Row, Cases]) -> dict[Row, Comparison]:
-    """What a method has more than each other row of as many labels, over the trainings that both have, if any."""
+    """Compare a method with each other row of the same labelled count, over the trainings that both have."""
     found: dict[Row, Comparison] = {}
     for labelled in dict.fromkeys(labelled for _, labelled in rows):
         family: dict[Row, Comparison] = {}
@@ -120,12 +124,12 @@ def against(name: str, rows: Mapping[Row, Cases]) -> dict[Row, Comparison]:
 
 
 def of_two(found: Comparison) -> list[str]:
-    """How many points more, the interval of that, and what it amounts to beside the others."""
+    """Return the difference in points, its interval, and the verdict."""
     return [f"{POINTS.factor * found.difference.mean:+.1f}", ends(found.difference), verdict(found)]
 
 
 def ends(interval: Interval) -> str:
-    """Both in percent."""
+    """Return both ends of an interval in percent; empty if it has none."""
     if interval.low is None or interval.high is None:
         return ""
     return f"{POINTS.factor * interval.low:.1f} to {POINTS.factor * interval.high:.1f}"

@@ -1,4 +1,4 @@
-"""What a result was measured on, for the JSON files beside it."""
+"""The machine and software of a measurement, for its JSON file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def facts() -> dict[str, Any]:
-    """Command, processor, threads, GPU and versions."""
+    """Return command, processor, threads, GPU and versions."""
     import torch
 
     gpu = torch.cuda.is_available()
@@ -28,7 +28,7 @@ def facts() -> dict[str, Any]:
 
 
 def tell(rows: list[dict[str, Any]], out: Path | None) -> None:
-    """Print rows of results, and keep them in a JSON file with the command and the processor."""
+    """Print rows of results, and write them to a JSON file with the command and the processor."""
     for row in rows:
         print(json.dumps(row, indent=1))
     if out is not None:
@@ -38,7 +38,7 @@ def tell(rows: list[dict[str, Any]], out: Path | None) -> None:
 
 
 def processor() -> str:
-    """The processor's name, and whether it multiplies bf16 matrices (AMX)."""
+    """Return the processor's name, followed by (AMX) if it can multiply bf16 matrices."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,16 +1,16 @@
-"""What scoring costs: medssl beside MONAI and medpy at equal results; and each convention beside its tool.
+"""Time scoring with medssl, MONAI and medpy at equal results, or compare each convention with its tool.
 
-    OMP_NUM_THREADS=1 python benchmarks/metrics.py --out metrics.json      # medpy takes some 20 minutes of it
+    OMP_NUM_THREADS=1 python benchmarks/metrics.py --out metrics.json      # medpy takes some 20 minutes
     python benchmarks/metrics.py --tools monai                             # without medpy, two minutes
-    python benchmarks/metrics.py --shapes 512x512x300:10/1 --tools medpy   # one of the ten classes
+    python benchmarks/metrics.py --shapes 512x512x300:10/1 --tools medpy   # score one of the ten classes
     python benchmarks/metrics.py --parity                                  # the tables of docs/metrics.md
 
-The volumes hold one large organ, teeth, and a class of several teeth; the prediction is each of them moved and
-swollen a little. medssl works out every number that it has by default; MONAI Dice, HD95, ASSD and NSD, and medpy
-Dice, HD95 and ASSD, a class at a time, so that no tool holds all classes as floats. medssl and MONAI take turns in
-one run, medpy has one turn; the ratio is that of median CPU times, summed over threads, which other work on the
-machine disturbs least; so let OpenMP have one thread, since its threads burn time while they wait for each other. A run
-whose numbers are not equal fails.
+The volumes hold one large organ, teeth, and a class of several teeth. In the prediction, each of them is shifted and
+its size changed a little. medssl computes all its default metrics; MONAI computes Dice, HD95, ASSD and NSD, and medpy
+Dice, HD95 and ASSD, one class at a time, so that no tool holds all classes as floats. medssl and MONAI take turns in
+one run; medpy has one turn. Ratios are of median CPU times, summed over threads, since other work on the machine
+affects these least. Set OMP_NUM_THREADS=1, because OpenMP threads use CPU time while they wait for each other. The
+script fails if the numbers of the tools differ.
 """
 
 from __future__ import annotations
@@ -49,27 +49,29 @@ TOY = ["24x30x18:4"]
 SPACING = (0.3, 0.3, 0.4)
 TOLERANCE = 1.0
 EQUAL = 1e-5
-"""Relative; MONAI returns float32."""
+"""Relative tolerance; MONAI returns float32."""
 Array = NDArray[Any]
 Numbers = dict[str, float | None]
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", default=SHAPES, help="XxYxZ:classes, or :classes/scored")
+    parser.add_argument("--shapes", nargs="+", default=SHAPES, help="XxYxZ:classes, or XxYxZ:classes/scored")
     parser.add_argument("--tools", nargs="*", default=["monai", "medpy"], choices=["monai", "medpy"])
-    parser.add_argument("--repeats", type=int, default=3, help="turns of medssl and MONAI")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the row with threads")
-    parser.add_argument("--out", type=Path, help="JSON to write")
-    parser.add_argument("--toy", action="store_true", help="a run of seconds, on a tiny volume")
-    parser.add_argument("--parity", action="store_true", help="no timing: each convention against its tool")
+    parser.add_argument("--repeats", type=int, default=3, help="number of turns of medssl and MONAI")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count() or 1, help="threads of the multi-threaded row of medssl"
+    )
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--toy", action="store_true", help="a tiny volume, to test the script in seconds")
+    parser.add_argument("--parity", action="store_true", help="do not time; compare each convention with its tool")
     options = parser.parse_args(argv)
     warnings.filterwarnings("ignore", module=r"monai|medpy|numpy")
     if options.parity:
         print(parity())
         return
     if medpy is None and "medpy" in options.tools:
-        print("medpy is not installed, and left out")
+        print("medpy is not installed and is left out")
         options.tools.remove("medpy")
     rows = []
     for text in TOY if options.toy else options.shapes:
@@ -98,7 +100,7 @@ def installed(package: str) -> str | None:
 
 @dataclass(frozen=True)
 class Blob:
-    """An ellipsoid of a class, in shares of the volume."""
+    """An ellipsoid of a class, with centre and radius as shares of the volume."""
 
     label: int
     centre: tuple[float, float, float]
@@ -106,7 +108,7 @@ class Blob:
 
 
 def blobs(classes: int) -> list[Blob]:
-    """One organ, then a tooth a class along an arch; the last class has one tooth beside each of the others."""
+    """Return one organ, then a tooth per class along an arch; the last class has one beside each of these teeth."""
     found = [Blob(1, (0.5, 0.62, 0.35), (0.3, 0.27, 0.28))]
     for n, angle in enumerate(np.linspace(0.15, math.pi - 0.15, max(classes - 2, 1))):
         place = 0.5 + 0.4 * math.cos(angle), 0.5 - 0.38 * math.sin(angle)
@@ -117,7 +119,7 @@ def blobs(classes: int) -> list[Blob]:
 
 
 def volumes(shape: tuple[int, ...], classes: int) -> tuple[Array, Array]:
-    """Prediction and reference, label maps as medssl reads them."""
+    """Return prediction and reference as label maps."""
     prediction, reference = (np.zeros(shape, np.int32) for _ in range(2))
     rng = np.random.default_rng(0)
     for blob in blobs(classes):
@@ -138,7 +140,7 @@ def draw(array: Array, label: int, centre: Array, radius: Array) -> None:
 
 
 def measure(text: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time the ways on one shape, and check that they agree."""
+    """Time the tools on one shape, and check that their numbers agree."""
     size, _, classes = text.partition(":")
     classes, _, scored = classes.partition("/")
     labels = range(1, int(scored or classes) + 1)
@@ -153,7 +155,7 @@ def measure(text: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     peaks = dict.fromkeys(ways, 0.0)
     results = {}
-    of_monai(*drawn()["scored"], SPACING)  # what it imports on its first call is not counted
+    of_monai(*drawn()["scored"], SPACING)  # the imports of its first call are not timed
     for turn in range(options.repeats):
         for name, way in ways.items():
             if turn == 0 or name != "medpy":
@@ -174,7 +176,7 @@ def measure(text: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def watched(work: Callable[[], Any]) -> tuple[float, float, float, Any]:
-    """Seconds of all threads, seconds on the clock, peak MiB above what the process held before, and the result."""
+    """Return CPU seconds of all threads, wall-clock seconds, peak MiB above the memory held before, and the result."""
     gc.collect()
     before, peak, done = resident(), 0.0, threading.Event()
 
@@ -196,7 +198,7 @@ def watched(work: Callable[[], Any]) -> tuple[float, float, float, Any]:
 
 
 def resident() -> float:
-    """MiB of this process in memory; 0 where the system does not tell."""
+    """Return the MiB of memory of this process; 0 where the system does not report it."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:
@@ -208,7 +210,7 @@ def check_equal(mine: dict[int, Numbers], theirs: dict[int, Numbers], name: str)
     for label, numbers in theirs.items():
         for metric, value in numbers.items():
             if not is_same(mine[label][metric], value):
-                raise SystemExit(f"{name}, class {label}: {metric} is {value}, medssl has {mine[label][metric]}")
+                raise SystemExit(f"{name}, class {label}: {metric} is {value}, but {mine[label][metric]} with medssl")
 
 
 def is_same(one: float | None, other: float | None) -> bool:
@@ -218,9 +220,9 @@ def is_same(one: float | None, other: float | None) -> bool:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Rows as Markdown."""
+    """Return the rows as a Markdown table."""
     columns = {"shape": "volume: classes", "tool": "tool", "cpu_s": "CPU s", "times_ours": "CPU time, medssl = 1",
-               "wall_s": "s on the clock", "peak_MiB": "peak MiB beside the label maps"}  # fmt: skip
+               "wall_s": "wall-clock s", "peak_MiB": "peak MiB, without the label maps"}  # fmt: skip
     lines = [f"| {' | '.join(columns.values())} |", "|---|---|--:|--:|--:|--:|"]
     return "\n".join(lines + [f"| {' | '.join(str(row[key]) for key in columns)} |" for row in rows])
 
@@ -236,7 +238,7 @@ def ours(prediction: Array, reference: Array, labels: range, threads: int) -> di
 
 
 def of_monai(prediction: Array, reference: Array, spacing: tuple[float, ...]) -> Numbers:
-    """By MONAI, under the names of medssl."""
+    """Compute the metrics with MONAI, under the names of medssl."""
     pair = [torch.from_numpy(mask)[None, None].float() for mask in (prediction, reference)]
     distance = {"include_background": True, "spacing": spacing}
     return {
@@ -248,7 +250,7 @@ def of_monai(prediction: Array, reference: Array, spacing: tuple[float, ...]) ->
 
 
 def of_medpy(prediction: Array, reference: Array, spacing: tuple[float, ...]) -> Numbers:
-    """By medpy, under the names of medssl."""
+    """Compute the metrics with medpy, under the names of medssl."""
     return {
         "dice": float(medpy.dc(prediction, reference)),
         "hd95_pooled": float(medpy.hd95(prediction, reference, spacing)),
@@ -265,12 +267,12 @@ def number(value: Any) -> float | None:
 
 
 def parity() -> str:
-    """Every convention on drawn pairs, and beside its tool, as Markdown."""
+    """Return Markdown tables: every convention on drawn pairs, and conventions compared with their tools."""
     return "\n".join([*conventions_on_drawn_pairs(), "", *conventions_beside_tools()])
 
 
 def drawn() -> dict[str, tuple[Array, Array]]:
-    """A bar of 20 voxels with two strays ten rows away, and the bar alone; each alone; neither."""
+    """Return pairs of masks: a bar of 20 voxels with two stray voxels ten rows away, the bar alone, and empty masks."""
     bar, empty = np.zeros((2, 12, 21), bool), np.zeros((2, 12, 21), bool)
     bar[0, 0, :20] = True
     astray = bar.copy()
@@ -348,7 +350,7 @@ def _monai_rate(name: str) -> Callable[[Array, Array], float | None]:
 
 
 def _nnunet(of_counts: Callable[[int, int, int], float]) -> Callable[[Array, Array], float | None]:
-    """nnU-Net is not installed for this; its two quotients of true and false voxels are, 0 / 0 giving NaN."""
+    """Return a metric by nnU-Net's formula on voxel counts, where 0 / 0 is NaN; nnU-Net itself is not used."""
 
     def measured(prediction: Array, reference: Array) -> float | None:
         true, false, lost = (
@@ -363,7 +365,7 @@ def _nnunet(of_counts: Callable[[int, int, int], float]) -> Callable[[Array, Arr
 
 
 def _ssl4mis(name: str) -> Callable[[Array, Array], float | None]:
-    """medpy's number without spacing where both masks have voxels, else 0, as `cal_metric` of val_3D does."""
+    """Return medpy's metric without spacing if both masks have voxels, else 0, as `cal_metric` of val_3D does."""
 
     def measured(prediction: Array, reference: Array) -> float | None:
         return float(getattr(medpy, name)(prediction, reference)) if prediction.any() and reference.any() else 0.0
@@ -389,7 +391,7 @@ TOOLS: dict[str, dict[str, Callable[[Array, Array], float | None]]] = {
     },
     "ssl4mis": {"dice": _ssl4mis("dc"), "iou": _ssl4mis("jc"), "hd95": _ssl4mis("hd95"), "asd": _ssl4mis("asd")},
 }
-"""Each convention's tool, asked with its defaults."""
+"""The functions of each convention's tool, with their default settings."""
 
 
 if __name__ == "__main__":

@@ -12,8 +12,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kind", choices=list(KINDS))
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--labelled", type=int, required=True, help="cases with a label, for all parts of a split")
-    parser.add_argument("--unlabelled", type=int, default=0, help="cases without one")
+    parser.add_argument(
+        "--labelled", type=int, required=True, help="number of labelled cases, for all parts of a split together"
+    )
+    parser.add_argument("--unlabelled", type=int, default=0, help="number of cases without a label")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     write_dataset(

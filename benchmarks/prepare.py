@@ -1,4 +1,4 @@
-"""What preparing costs, and what its store gives: time, memory, disk and patch reads, on CBCT-like phantoms.
+"""Measure `medssl prepare` and its store on CBCT-like phantoms: time, memory, disk space and patch reads.
 
     python benchmarks/prepare.py
     python benchmarks/prepare.py --shape 300 300 224 --cases 4 --patches 96 --out benchmarks/results/prepare.json
@@ -6,11 +6,10 @@
     python benchmarks/prepare.py --shape 300 300 224 --cases 1 --rounds 1 --patches 96 --codecs \\
         --out benchmarks/results/prepare-codecs.json
 
-The bare cost is reading, resampling and compressing by the same libraries in as many processes, in turns with
-`prepare`, which checks, finds the foreground and normalises besides; CPU seconds of all processes are compared, which
-other work on the machine hardly changes. Phantoms of half the side are mirrored into the
-shape, for drawing takes longer than preparing. Patches are
-read at random places from files in the system's cache.
+The bare cost is that of reading, resampling and compressing with the same libraries in as many processes. It takes
+turns with `prepare`, which also checks the cases, finds the foreground and normalises. CPU seconds of all processes are
+compared, since other work on the machine hardly affects them. Phantoms are drawn at half the side length and mirrored,
+since drawing takes longer than preparing. Patches are read at random places from files in the system's cache.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ from medssl.progress import as_finished
 
 CLIP = Intensity(kind="clip", window=(-1000, 3000))
 COARSER = 1.2
-"""How much the spacing grows in the rows that are resampled."""
+"""Factor of the spacing in the resampled rows."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -57,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=available_cpus())
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--patches", nargs="+", type=int, default=[64, 96, 128])
-    parser.add_argument("--codecs", action="store_true", help="store the first case in other ways too")
+    parser.add_argument("--codecs", action="store_true", help="also store the first case with other codecs")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
@@ -72,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def draw_dataset(folder: Path, shape: list[int], cases: int) -> tuple[float, ...]:
-    """Write cases with labels; the spacing of the first."""
+    """Write labelled cases and return the spacing of the first, in RAS order."""
     half = (shape[0] // 2, shape[1] // 2, shape[2] // 2)
     phantom = draw("cbct", 0, half)
     for number in range(cases):
@@ -83,7 +82,7 @@ def draw_dataset(folder: Path, shape: list[int], cases: int) -> tuple[float, ...
 
 
 def measure(root: Path, name: str, recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
-    """All numbers of one recipe."""
+    """Return all numbers of one recipe."""
     config = DatasetConfig(name="cbct", classes=KINDS["cbct"], recipe=recipe)
     out = root / "prepared"
     dataset = prepare(root / "raw", out, config, workers=options.workers)
@@ -122,7 +121,10 @@ def measure(root: Path, name: str, recipe: Recipe, options: argparse.Namespace) 
 
 
 def peak_of(task: Task) -> int:
-    """Prepare a case; bytes that this process has held at most. Linux tells; `ru_maxrss` counts the parent's too."""
+    """Prepare a case and return the peak memory of this process in bytes (Linux only).
+
+    `ru_maxrss` would also count the memory of the parent process.
+    """
     prepare_case(task)
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
@@ -130,14 +132,14 @@ def peak_of(task: Task) -> int:
 
 @dataclass(frozen=True)
 class Bare:
-    """A case that is stored, to be made again with as little as possible."""
+    """A prepared case that `bare` makes again with the least possible work."""
 
     case: PreparedCase
     out: Path
 
 
 def bare(job: Bare) -> None:
-    """Read, resample and compress one case by the libraries' own functions."""
+    """Read, resample and compress one case with the functions of the libraries."""
     job.out.mkdir(exist_ok=True)
     grid, turn = job.case.grid, Turn(job.case.grid.axes, job.case.grid.flips)
     box = tuple(slice(start, start + n) for start, n in zip(grid.start, grid.cropped, strict=True))
@@ -153,7 +155,7 @@ def bare(job: Bare) -> None:
 
 
 def sizes(root: Path, cases: list[PreparedCase]) -> dict[str, float]:
-    """Megabytes on disk of raw files, of plain arrays, and of the store."""
+    """Return megabytes on disk of raw files, of plain arrays, and of the store."""
     raw = sum(path.stat().st_size for path in (root / "raw").rglob("*.nii.gz"))
     arrays = sum(4 * np.prod(case.open_image().shape) + np.prod(case.open_label().shape) for case in cases)
     store = sum(path.stat().st_size for case in cases for path in case.folder.iterdir())
@@ -164,7 +166,7 @@ def sizes(root: Path, cases: list[PreparedCase]) -> dict[str, float]:
 
 
 def reads(case: PreparedCase, root: Path, sides: list[int]) -> dict[str, dict[str, float]]:
-    """Patches per second by side and source, and how the store compares."""
+    """Return patches per second by side length and source, and their ratios to the store."""
     stored = case.open_image()
     np.save(root / "image.npy", stored[...])
     mapped = np.load(root / "image.npy", mmap_mode="r")
@@ -185,9 +187,10 @@ def reads(case: PreparedCase, root: Path, sides: list[int]) -> dict[str, dict[st
 
 
 def other_stores(case: PreparedCase, root: Path, side: int) -> dict[str, dict[str, float]]:
-    """Size beside a float32 `.npy`, and milliseconds for a patch, of numbers of levels and of float32 by codec.
+    """Measure other ways of storing a case: as float32 or grey-level numbers, each plain and compressed in four ways.
 
-    *Plain* arrays lie in a `.npy`, memory-mapped. *Cold* patches come from the disk, the cache having been emptied.
+    Returns the size relative to a float32 `.npy`, and milliseconds per patch. *Plain* arrays are a memory-mapped
+    `.npy`. *Cold* patches are read from the disk, after the system's cache was emptied of the file.
     """
     stored = case.open_image()
     values, levels = stored[...], stored.levels
@@ -220,12 +223,12 @@ def other_stores(case: PreparedCase, root: Path, side: int) -> dict[str, dict[st
 
 
 def rate(read: Callable[[Any], Any], shape: tuple[int, ...], patch: tuple[int, ...], count: int) -> float:
-    """Patches per second of CPU time at random places, by the median."""
+    """Return the median of patches per second of CPU time at random places."""
     return 1 / float(np.median([timed(lambda: read(box)).cpu for box in boxes(shape, patch, count)]))  # noqa: B023
 
 
 def when_cold(path: Path, opened: Callable[[Path], Any], shape: tuple[int, ...], patch: tuple[int, ...]) -> float:
-    """Seconds to open a file that is not in the system's cache and read a patch, by the median."""
+    """Return the median of seconds to open a file that is not in the system's cache and read a patch."""
     taken = []
     for box in boxes(shape, patch, 15):
         with path.open("rb") as file:
@@ -236,13 +239,13 @@ def when_cold(path: Path, opened: Callable[[Path], Any], shape: tuple[int, ...],
 
 
 def copied(array: Any, box: Any) -> NDArray[Any]:
-    """A patch in memory of its own."""
+    """Return a copy of a patch in memory."""
     found: NDArray[Any] = array[box]
     return np.array(found) if isinstance(found, np.memmap) else found
 
 
 def boxes(shape: tuple[int, ...], patch: tuple[int, ...], count: int) -> Iterator[Any]:
-    """Random places of a patch in the first channel."""
+    """Yield random places of a patch in the first channel."""
     rng = np.random.default_rng(0)
     for _ in range(count):
         starts = [int(rng.integers(n - p + 1)) for n, p in zip(shape[1:], patch, strict=True)]
@@ -251,14 +254,14 @@ def boxes(shape: tuple[int, ...], patch: tuple[int, ...], count: int) -> Iterato
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds that passed, and those of this process and its ended children."""
+    """Wall-clock seconds, and CPU seconds of this process and its finished children."""
 
     wall: float
     cpu: float
 
 
 def timed(work: Callable[[], Any]) -> Times:
-    """How long a call takes."""
+    """Measure the time of a call."""
     begun, used = time.perf_counter(), cpu_seconds()
     work()
     return Times(time.perf_counter() - begun, cpu_seconds() - used)

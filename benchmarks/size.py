@@ -1,9 +1,10 @@
-"""How much a laptop's setting loses: configs/size/laptop.yaml against configs/size/full.yaml.
+"""Measure how much Dice the smaller network and schedule of configs/size/laptop.yaml lose against full.yaml.
 
     python benchmarks/size.py Task04_Hippocampus --out runs/size --results benchmarks/results/size.csv
 
-Same data, split, method, augmentation and seed; network and steps differ. Test Dice of the student after the last step,
-and the time of all training steps (without validations). Runs in the results are left out, cut ones are resumed.
+Data, split, method, augmentation and seed are the same; network and steps differ. Each row has the test Dice of the
+weights after the last step and the time of all training steps (without validations). Runs that are in the results
+already are skipped; interrupted runs are resumed.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--sizes", nargs="+", default=["laptop", "full"])
     parser.add_argument("--runs", nargs="+", default=["bcp:weak", "supervised:strong"], help="method:augmentation")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--parts", nargs=3, type=int, default=[4, 20, 40], help="labelled, val and test cases")
+    parser.add_argument(
+        "--parts", nargs=3, type=int, default=[4, 20, 40], help="number of labelled, val and test cases"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--set", nargs="+", default=[], dest="sets")
     options = parser.parse_args(argv)
@@ -53,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def measure(options: argparse.Namespace, size: str, method: str, preset: str, seed: int) -> None:
-    """Train, predict and score one run, and add its row to the results."""
+    """Train, predict and score one run, and append its row to the results."""
     facts = {"size": size, "method": method, "preset": preset, "seed": str(seed)}
     if any(all(row[key] == value for key, value in facts.items()) for row in read_rows(options.results)):
         return
@@ -81,14 +84,14 @@ def measure(options: argparse.Namespace, size: str, method: str, preset: str, se
 
 
 def minutes(folder: Path) -> float:
-    """Minutes of all training steps, validations left out."""
+    """Return the minutes of all training steps, without validations."""
     rows = [row for row in read_metrics(folder / "metrics.csv") if "seconds_per_step" in row]
     steps = [0.0, *(row["step"] for row in rows)]
     return sum(row["seconds_per_step"] * (row["step"] - before) for row, before in zip(rows, steps, strict=False)) / 60
 
 
 def medssl(*words: object) -> None:
-    """Run a command as a user would."""
+    """Run a medssl command as a user would."""
     command = [sys.executable, "-m", "medssl", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -96,7 +99,7 @@ def medssl(*words: object) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The results so far."""
+    """Return the results so far."""
     if not path.exists():
         return []
     with path.open(newline="") as file:

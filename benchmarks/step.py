@@ -1,10 +1,10 @@
-"""Where the time of a training step goes, and how far the step is from its floor.
+"""Measure the time of a training step, its parts, and how far it is above the cost of the bare networks.
 
     python benchmarks/step.py --shapes hippocampus la cbct acdc --out benchmarks/results/step-cpu.json
 
-The floor is the bare networks: every forward pass that the step makes, on the same shapes and in the same precision,
-and the backward pass of those that learn, with no data, loss, optimiser or teacher update. Step and floor are timed in
-turns in one run, without looking inside; a second pass takes the step apart, waiting for the device at every border.
+The floor is the time of the bare networks: every forward pass of the step, with the same shapes and precision, and the
+backward pass of those that learn, without data, loss, optimiser or teacher update. Step and floor are timed in turns in
+one run, each as a whole. A second run measures the parts of the step and waits for the device before and after each.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--presets", nargs="+", default=["weak"], help="augmentation: none, weak, strong")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--compile", nargs="+", default=["off"])
-    parser.add_argument("--set", nargs="+", default=[], dest="sets", help="more settings, as in medssl train")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of step and floor")
+    parser.add_argument("--set", nargs="+", default=[], dest="sets", help="more settings, as section.key=value")
+    parser.add_argument("--rounds", type=int, default=5, help="number of turns of step and floor")
     parser.add_argument("--steps", type=int, default=2, help="steps in each turn")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(argv)
@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
 def make_config(
     folder: Path, shape: str, method: str, precision: str, preset: str, compile: str, sets: list[str]
 ) -> RunConfig:
-    """The settings of one measurement."""
+    """Return the settings of one measurement."""
     data, changes = SHAPES[shape]
     values = merge([CONFIGS / "data" / f"{data}.yaml", CONFIGS / "method" / f"{method}.yaml"])
     for section, change in changes.items():
@@ -124,7 +124,7 @@ def make_config(
 
 
 def make_dataset(folder: Path, shape: str) -> None:
-    """Noise in the store, a quarter larger than a patch on each side, as the method's data would lie there."""
+    """Write a prepared dataset of noise, with volumes 1.25 times as long as a patch along each axis."""
     config = make_config(folder, shape, "bcp", "auto", "weak", "off", [])
     rng = np.random.default_rng(0)
     size = tuple(int(1.25 * side) for side in config.train.patch)
@@ -145,7 +145,7 @@ def make_dataset(folder: Path, shape: str) -> None:
 
 
 def measure(config: RunConfig, folder: Path, device: torch.device, rounds: int, steps: int) -> dict[str, Any]:
-    """Times of one configuration."""
+    """Return the times of one configuration."""
     data = open_data(config)
     trainer = make_trainer(config, folder, device)
     with running(trainer, *make_streams(config, data), folder) as run:
@@ -155,7 +155,7 @@ def measure(config: RunConfig, folder: Path, device: torch.device, rounds: int, 
         times = []
         for _ in range(rounds):
             for _ in range(ahead(trainer)):
-                run()  # uses up what was read while the floor ran
+                run()  # uses up batches that were read while the floor ran
             times.append((timed(run, steps, device), timed(floor, steps, device)))
         peak, busy = watched_gpu(run, rounds * steps, device)
     step, bare = (statistics.median(column) for column in zip(*times, strict=True))
@@ -178,12 +178,12 @@ def measure(config: RunConfig, folder: Path, device: torch.device, rounds: int, 
 
 
 def ahead(trainer: Trainer) -> int:
-    """Batches that readers may hold ready."""
+    """Return the number of batches that readers may hold ready."""
     return AHEAD * choose_workers(trainer.config.workers, trainer.device, in_memory=True)
 
 
 def watched_gpu(run: Callable[[], None], count: int, device: torch.device) -> tuple[float | None, float | None]:
-    """Peak GiB and percent of time at work of a GPU while steps alone run on it."""
+    """Return peak GiB and mean utilisation in percent of the GPU while only steps run; None, None on a CPU."""
     if device.type != "cuda":
         return None, None
     torch.cuda.reset_peak_memory_stats(device)
@@ -194,9 +194,9 @@ def watched_gpu(run: Callable[[], None], count: int, device: torch.device) -> tu
 
 @contextmanager
 def running(trainer: Trainer, labelled: Any, unlabelled: Any, folder: Path) -> Iterator[Callable[[], None]]:
-    """A function that runs the next step as `Trainer.fit` does, from the middle of the run on."""
+    """Yield a function that runs the next step as `Trainer.fit` does, from the middle of the run on."""
     config = trainer.config
-    trainer.iteration = config.iterations // 2  # past what a method does first
+    trainer.iteration = config.iterations // 2  # past any warm-up phase of the method
     batches = trainer.batches(labelled, unlabelled, config.iterations)
     log = RunLog(Path(tempfile.mkdtemp(dir=folder)), quiet=True)
 
@@ -214,7 +214,7 @@ def running(trainer: Trainer, labelled: Any, unlabelled: Any, folder: Path) -> I
 
 
 def taken_apart(config: RunConfig, folder: Path, device: torch.device, count: int) -> dict[str, float]:
-    """Milliseconds per step in each of PARTS, waiting for the device at every border."""
+    """Return milliseconds per step in each of PARTS, waiting for the device before and after each part."""
     trainer = make_trainer(config, folder, device)
     streams = make_streams(config, open_data(config))
     watch = Watch(device)
@@ -265,7 +265,7 @@ def taken_apart(config: RunConfig, folder: Path, device: torch.device, count: in
 
 
 def timed(run: Callable[[], None], steps: int, device: torch.device) -> float:
-    """Seconds per call, the device having finished."""
+    """Return seconds per call, measured until the device has finished."""
     wait_for(device)
     started = time.perf_counter()
     for _ in range(steps):
@@ -275,7 +275,7 @@ def timed(run: Callable[[], None], steps: int, device: torch.device) -> float:
 
 
 def recorded(trainer: Trainer, run: Callable[[], None]) -> list[tuple[torch.nn.Module, torch.Size, bool]]:
-    """Network, input shape and whether it learns, of every forward pass of a step."""
+    """Run a step and return network, input shape and whether it learns for every forward pass."""
     found: list[tuple[torch.nn.Module, torch.Size, bool]] = []
     nets = bare((*trainer.method.students(), *trainer.method.teachers()))
     hooks = [
@@ -289,12 +289,12 @@ def recorded(trainer: Trainer, run: Callable[[], None]) -> list[tuple[torch.nn.M
 
 
 def bare(nets: Iterable[torch.nn.Module]) -> list[torch.nn.Module]:
-    """Networks without the views in front of them, for methods may apply these apart."""
+    """Return networks without the views in front of them, since methods may apply the views separately."""
     return [net.net if isinstance(net, Viewed) else net for net in nets]
 
 
 def floor_of(trainer: Trainer, forwards: list[tuple[torch.nn.Module, torch.Size, bool]]) -> Callable[[], None]:
-    """The same forward passes, and the backward pass of those that learn, on noise."""
+    """Return a function that runs the same forward passes on noise, and the backward passes of those that learn."""
     inputs = [torch.randn(shape, device=trainer.device) for _, shape, _ in forwards]
     slopes: dict[int, torch.Tensor] = {}
 
@@ -315,20 +315,20 @@ def floor_of(trainer: Trainer, forwards: list[tuple[torch.nn.Module, torch.Size,
 
 
 class Watch:
-    """Time spent in named functions, each without the watched functions that it calls."""
+    """Measure the time in named functions, each without the watched functions that it calls."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.running = device, ["rest"]
         self.start()
 
     def start(self) -> None:
-        """Forget what was seen so far."""
+        """Reset all times."""
         wait_for(self.device)
         self.seconds: dict[str, float] = defaultdict(float)
         self.since = time.perf_counter()
 
     def switch(self) -> None:
-        """Book the time since the last border."""
+        """Add the time since the last switch to the running part."""
         wait_for(self.device)
         now = time.perf_counter()
         self.seconds[self.running[-1]] += now - self.since
@@ -336,7 +336,7 @@ class Watch:
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
-        """Time that belongs to `name`."""
+        """Count the time in the context as that of `name`."""
         self.switch()
         self.running.append(name)
         yield
@@ -344,7 +344,7 @@ class Watch:
         self.running.pop()
 
     def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, watched."""
+        """Return the function with its time counted as that of `name`."""
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             with self.of(name):
@@ -354,7 +354,7 @@ class Watch:
 
 
 class Utilisation:
-    """Mean share of time in which the GPU ran a kernel, as nvidia-smi samples it; None without a GPU."""
+    """Mean share of time in which the GPU ran a kernel, sampled with nvidia-smi; None without samples."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.seen, self.done = device, list[float](), threading.Event()
@@ -369,7 +369,7 @@ class Utilisation:
         self.thread.join()
 
     def look(self) -> None:
-        """Ask twice a second."""
+        """Sample twice a second."""
         words = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits",
                  f"--id={self.device.index or 0}"]  # fmt: skip
         while not self.done.wait(0.5):
@@ -379,12 +379,12 @@ class Utilisation:
 
     @property
     def mean(self) -> float | None:
-        """Percent."""
+        """The mean in percent."""
         return round(statistics.mean(self.seen), 1) if self.seen else None
 
 
 def write(path: Path | None, rows: list[dict[str, Any]]) -> None:
-    """Keep what is measured so far."""
+    """Write the results so far to a JSON file."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"machine": facts(), "rows": rows}, indent=1) + "\n")
@@ -395,7 +395,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Two Markdown tables: step against floor, and the step taken apart."""
+    """Return two Markdown tables: step against floor, and the parts of the step."""
     head = ["shape", "method", "network", "batch", "precision", "compiled", "step ms", "floor ms", "step / floor",
             "samples/s", "17,000 steps, h", "GPU GiB", "GPU busy %"]  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]

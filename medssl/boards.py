@@ -1,7 +1,7 @@
-"""Where a run's numbers and pictures are shown: TensorBoard always, MLflow and Weights & Biases where asked.
+"""Logging of a run's numbers and pictures to TensorBoard and, if switched on, to MLflow and Weights & Biases.
 
-Nothing here loads torch, so that an evaluation can add its scores. Nothing contacts a network unless the settings or
-the service's own environment variable say so.
+This module does not load torch, so that an evaluation can add its scores without it. No network is contacted unless
+the settings or an environment variable of the service ask for it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Setting = str | bool | int | float
 
 _SERVICES = ("mlflow", "wandb")
 _IDS = "boards.json"
-_END = ".end"  # the end of the name of an event file that holds the end of a session alone
+_END = ".end"  # suffix of an event file that holds only the end of a session
 
 
 class LoggingConfig(Settings):
@@ -51,29 +51,32 @@ class LoggingConfig(Settings):
 
 
 class Board(Protocol):
-    """What shows a run: its settings, numbers and pictures."""
+    """A place that shows a run's settings, numbers and pictures, such as TensorBoard or MLflow."""
 
     def settings(self, values: Mapping[str, Setting]) -> None:
-        """Note what the run was told, under dotted names."""
+        """Log the settings of the run, under dotted names such as `train.lr`."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Note numbers of a step."""
+        """Log the named numbers of a step."""
 
     def image(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
-        """Note a picture `(row, column, 3)` of a step."""
+        """Log a picture `(row, column, 3)` of a step."""
 
     def text(self, step: int, name: str, words: str) -> None:
-        """Note a sentence."""
+        """Log a sentence of a step."""
 
     def close(self, finished: bool | None = None) -> None:
-        """Write everything, and note whether the training came to its end; None leaves its state as it was."""
+        """Write everything to its place and log whether training finished.
+
+        None: nothing was trained. The state of the run stays as it was, except that Weights & Biases marks it finished.
+        """
 
 
 class TensorBoard:
-    """The run's `events` folder. In the HParams tab a run is one row: its settings, and the last value of each scalar.
+    """Writes the run's `events` folder for TensorBoard.
 
-    TensorBoard keeps the first end of a session that it meets, so that end has a file of its own, which resuming takes
-    away.
+    In the HParams tab a run is one row: its settings, and the last value of each scalar. TensorBoard keeps the first
+    session end that it reads. So the end is written to a file of its own, which is deleted when the run is resumed.
     """
 
     def __init__(self, run: Path, resumed_at: int | None = None) -> None:
@@ -81,7 +84,7 @@ class TensorBoard:
 
         self.folder = run / "events"
         if resumed_at == 0:
-            shutil.rmtree(self.folder, ignore_errors=True)  # of a start that was cut before it saved
+            shutil.rmtree(self.folder, ignore_errors=True)  # of a start that saved no checkpoint
         if resumed_at is not None:
             for path in self.folder.glob(f"*{_END}"):
                 path.unlink()
@@ -93,7 +96,8 @@ class TensorBoard:
     def settings(self, values: Mapping[str, Setting]) -> None:
         from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
-        # Without a name of its own a group is named by its run; otherwise runs of equal settings would be averaged.
+        # With an empty trial id, TensorBoard names the group after the run. Otherwise it averages runs of equal
+        # settings.
         self._add(self.writer, 0, hparams_pb(dict(values), trial_id=""))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -141,13 +145,17 @@ class TensorBoard:
         writer.close()
 
     def _wait_for_a_new_second(self) -> None:
-        """Names of event files hold whole seconds, and of one second they sort at random: readers then mix up steps."""
+        """Wait until the clock shows a later second than the newest event file.
+
+        The names of event files contain whole seconds. Files of the same second sort at random, and readers then mix up
+        their steps.
+        """
         written = [path.stat().st_mtime for path in self.folder.glob("*tfevents*")]
         while written and int(time.time()) <= int(max(written)):
             time.sleep(0.02)
 
     def _drop_from(self, step: int) -> None:
-        """Have readers forget what a cut run noted from `step` on, for it will come again."""
+        """Tell readers to discard what an interrupted run logged from `step` on; these steps are logged again."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         start = SessionLog(status=SessionLog.START)
@@ -160,7 +168,7 @@ class TensorBoard:
 
 
 class MLflow:
-    """A run of MLflow, which stays the same one when the training is resumed."""
+    """Writes to a run of MLflow; a resumed training continues the same run."""
 
     def __init__(self, run: Path, config: LoggingConfig, resumed_at: int | None = None) -> None:
         keep_quiet()
@@ -186,7 +194,7 @@ class MLflow:
         from mlflow.entities import Param
 
         params = [Param(name, str(value)) for name, value in values.items()]
-        for start in range(0, len(params), 100):  # it takes no more at once
+        for start in range(0, len(params), 100):  # MLflow accepts at most 100 parameters per call
             self.client.log_batch(self.id, params=params[start : start + 100])
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -207,7 +215,7 @@ class MLflow:
 
 
 class WandB:
-    """A run of Weights & Biases, which stays the same one when the training is resumed."""
+    """Writes to a run of Weights & Biases; a resumed training continues the same run."""
 
     def __init__(self, run: Path, config: LoggingConfig, resumed_at: int | None = None) -> None:
         keep_quiet()
@@ -224,7 +232,7 @@ class WandB:
             dir=str(run), settings=settings,
         )  # fmt: skip
         self.run.define_metric("step")
-        self.run.define_metric("*", step_metric="step")  # its own count of steps would refuse to go back
+        self.run.define_metric("*", step_metric="step")  # W&B's own step counter cannot go back on resuming
 
     def settings(self, values: Mapping[str, Setting]) -> None:
         self.run.config.update(dict(values), allow_val_change=True)
@@ -245,7 +253,11 @@ class WandB:
 
 
 class Boards:
-    """All boards of a run as one. A service that fails later is left out with a warning: no training dies of it."""
+    """All boards of a run as one.
+
+    If MLflow or Weights & Biases fails during the run, it is dropped with a warning and the run goes on. Errors of
+    TensorBoard, which writes to the run folder, are raised.
+    """
 
     def __init__(self, boards: Sequence[Board]) -> None:
         self.boards = list(boards)
@@ -269,18 +281,19 @@ class Boards:
         for board in list(self.boards):
             try:
                 what(board)
-            except Exception as error:  # whatever a client of a service may raise
+            except Exception as error:  # clients of services raise errors of many types
                 if isinstance(board, TensorBoard):
                     raise
                 self.boards.remove(board)
-                print(f"{type(board).__name__} fails and is told nothing more: {error}", file=sys.stderr)
+                print(f"{type(board).__name__}: logging failed and stops; the run goes on: {error}", file=sys.stderr)
 
 
 def open_boards(run: Path, config: LoggingConfig, resumed_at: int | None = None) -> Boards:
-    """The boards of a run folder that exists.
+    """Open the boards of an existing run folder.
 
     Args:
-        resumed_at: the step from which on everything comes (again); None adds to a run without training it.
+        resumed_at: the step after which training starts or resumes. TensorBoard discards the log of later steps.
+            None: add to the run without training it.
 
     Raises:
         DeviceError: a package is missing, or a service cannot be opened.
@@ -291,29 +304,30 @@ def open_boards(run: Path, config: LoggingConfig, resumed_at: int | None = None)
         if getattr(config, name):
             try:
                 boards.append(kind(run, config, resumed_at))
-            except Exception as error:  # whatever a client of a service may raise
+            except Exception as error:  # clients of services raise errors of many types
                 raise DeviceError(
-                    f"logging.{name}: cannot be opened: {error}\nMend it, or leave it out by --set logging.{name}=false"
+                    f"logging.{name}: cannot be opened: {error}\n"
+                    f"Correct the logging settings, or switch {name} off with --set logging.{name}=false"
                 ) from error
     return Boards(boards)
 
 
 def check_packages(config: LoggingConfig) -> None:
-    """Refuse settings whose packages are not installed.
+    """Check that the packages of all services that are switched on are installed.
 
     Raises:
-        DeviceError: naming the extra that brings what is missing.
+        DeviceError: a package is missing; the message names the extra that installs it.
     """
     for name in _SERVICES:
         if getattr(config, name) and find_spec(name) is None:
             raise DeviceError(
-                f"logging.{name}: the package {name} is not installed; pip install 'medssl[{name}]', "
-                f"or leave it out by --set logging.{name}=false"
+                f"logging.{name}: the package {name} is not installed; run pip install 'medssl[{name}]', "
+                f"or switch {name} off with --set logging.{name}=false"
             )
 
 
 def _plain(name: str) -> str:
-    """A name with only such characters as MLflow allows."""
+    """Return the name with characters that MLflow does not allow replaced by underscores."""
     return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name)
 
 
@@ -323,5 +337,5 @@ def _read_ids(run: Path) -> dict[str, str]:
 
 
 def _note_id(run: Path, service: str, id: str) -> None:
-    """Remember under which id a service knows a run."""
+    """Store the id that a service gave to a run."""
     write_json(run / _IDS, {**_read_ids(run), service: id})

@@ -24,10 +24,13 @@ EXPLAIN, IMPORT, EXPORT = "evaluate explain", "split import", "split export"
 
 
 class Commands(typer.core.TyperGroup):
-    """Commands of one word, and those of two that stand beside a command of one word with arguments of its own."""
+    """A command group with commands of one word, and of two words, such as `split import`.
+
+    The first of two words, such as `split`, is also a command that takes arguments itself.
+    """
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that the words begin with, and the words after it."""
+        """Find the command at the start of `args`, and the words after it."""
         if (words := " ".join(args[:2])) in (EXPLAIN, IMPORT, EXPORT):
             args = [words, *args[2:]]
         return super().resolve_command(ctx, args)
@@ -322,7 +325,7 @@ def split_export(
     from medssl.data.splits import load_split
 
     if to == "lists" and len(splits) > 1:
-        raise ConfigError(f"--to lists: a folder holds one split, {len(splits)} are given; export them one by one")
+        raise ConfigError(f"--to lists: expected one split, got {len(splits)}; export each to a folder of its own")
     found = [load_split(path) for path in splits]
     out = out or Path("splits_final.json" if to == "nnunet" else "lists")
     for path in [out] if to == "nnunet" else [*(out / f"{name}.list" for name in FILES), out / RECORD]:
@@ -362,7 +365,7 @@ def train(
 
     config = load_run_config([config_path(path) for path in configs], sets or [])
     if with_baseline:
-        baseline_of(config)  # refuses what has none
+        baseline_of(config)  # raises an error if the run cannot have a baseline
     if is_dry:
         import yaml
 
@@ -418,9 +421,12 @@ def predict(
     from medssl.predict import predict as predict_images
 
     if bool(images) == bool(part):
-        raise ConfigError("name the images to segment, or a part of the split with --part, and not both")
+        raise ConfigError(
+            f"expected images or --part, got {'both' if images else 'neither'}; name the images to segment, or a part "
+            "of the run's split, such as --part test"
+        )
     if prepared is not None and not part:
-        raise ConfigError("--prepared: tells where the images of a part are; name the part with --part, such as test")
+        raise ConfigError("--prepared: works only together with --part; add --part test, or another part of the split")
     window: dict[str, Any] = {} if network is None else {"network": network}
     if largest_component:
         window["largest_component"] = largest_component
@@ -626,7 +632,7 @@ def demo(
 
 
 def main() -> None:
-    """Run a command; errors that the user can act on end in one message and their exit code."""
+    """Run a command. Errors that a user can correct print one message and end with their exit code."""
     try:
         app()
     except InputError as error:
@@ -647,20 +653,21 @@ def main() -> None:
             raise
         print(
             f"medssl: out of memory ({str(error).splitlines()[0] if str(error) else type(error).__name__})\n"
-            "In training, --memory GIB fits a step into a budget; otherwise lower train.patch or window.batch.",
+            "For training, --memory GIB changes settings until a step fits into that many GiB. Otherwise, lower "
+            "train.patch (training) or window.batch (prediction).",
             file=sys.stderr,
         )
         sys.exit(5)
 
 
-_ELSEWHERE = "choose another place, or give yourself the right to read and write here"
+_ELSEWHERE = "choose another place, or get permission to read and write here"
 _FULL = "free some space, or choose another place; what was finished before is kept"
-_BROKEN = "look at the disk or the file server, or choose another place; what was finished before is kept"
-_IN_THE_WAY = "a file is where a folder is wanted; choose another place"
+_BROKEN = "check the disk or the file server, or choose another place; what was finished before is kept"
+_IN_THE_WAY = "a folder is expected here; choose another place"
 _PLACES = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
-    errno.EFBIG: "files here may not be so large; lift the limit, or choose another place",
+    errno.EFBIG: "raise the limit on file size, or choose another place",
     errno.EIO: _BROKEN,
     errno.ESTALE: _BROKEN,
     errno.EACCES: _ELSEWHERE,
@@ -668,16 +675,16 @@ _PLACES = {
     errno.EROFS: _ELSEWHERE,
     errno.ENOTDIR: _IN_THE_WAY,
     errno.EEXIST: _IN_THE_WAY,
-    errno.ENAMETOOLONG: "the name is longer than the file system takes; shorten it",
-    errno.EBUSY: "it is in use, perhaps as a mount point; name a folder inside it",
-    errno.ELOOP: "its links lead in a circle; choose another place",
-    errno.EISDIR: "a folder is where a file is wanted; choose another name",
+    errno.ENAMETOOLONG: "the file system does not allow such a long name; shorten it",
+    errno.EBUSY: "it is in use, perhaps as a mount point; choose a folder inside it",
+    errno.ELOOP: "its symbolic links form a loop; correct them, or choose another place",
+    errno.EISDIR: "a file is expected here; choose another name",
 }
-"""What to do where the place of a file is at fault, by the system's number."""
+"""Advice for each error number of the system that concerns the place of a file."""
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """CUDA's error by its name, so that torch need not be loaded to ask."""
+    """Whether an error means that memory ran out. CUDA's error is recognised by name, so that torch is not loaded."""
     said = str(error)
     return (
         isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in said
@@ -685,7 +692,11 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _dataset_config(paths: list[Path], sets: list[str] | None = None) -> Any:
-    """The `data` section; other sections of the files belong to `train`, but a `--set` of one would do nothing."""
+    """Read the `data` section of configuration files, with the values of `--set`.
+
+    Other sections of the files are ignored, as the commands that call this do not use them. A `--set` outside `data`
+    would have no effect and is refused.
+    """
     from medssl.config import config_path, merge, parse
     from medssl.data.cases import DatasetConfig
 
@@ -696,12 +707,12 @@ def _dataset_config(paths: list[Path], sets: list[str] | None = None) -> Any:
 
 
 def _tolerances(texts: list[str]) -> dict[str, float]:
-    """By class; that of all classes without a name."""
+    """Parse the values of `--tolerance`: the tolerance by class name, under '' that of all classes."""
     given = {}
     for text in texts:
         name, _, number = text.rpartition("=")
         try:
             given[name] = float(number)
         except ValueError:
-            raise ConfigError(f"--tolerance {text}: expected a number, or a class and one as in canal=0.5") from None
+            raise ConfigError(f"--tolerance {text}: expected a number, or CLASS=NUMBER such as canal=0.5") from None
     return given

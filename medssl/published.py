@@ -1,7 +1,7 @@
-"""Numbers that others published, to stand beside ours and never among them.
+"""Published results of other groups, shown beside those of medssl but kept apart from them.
 
-A file of `configs/published/` holds one dataset: where its numbers were read, and a row per method and number of
-labelled patients. Figures are those printed there; nobody here ran them.
+A file of `configs/published/` holds one dataset: the sources of its numbers, and a row per method and number of
+labelled patients. The figures are copied as printed; none of them was measured with medssl.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Distance = Annotated[Decimal, Field(ge=0)]
 
 
 class Citation(Settings):
-    """Where a number was read."""
+    """The source in which a number was read."""
 
     name: str
     """The table, log or note, with its paper or repository."""
@@ -28,9 +28,9 @@ class Citation(Settings):
 
 
 class PublishedRow(Settings):
-    """One method with one number of labelled patients, as printed; None where nothing was printed or read.
+    """The printed results of one method with one number of labelled patients; None where nothing was printed or read.
 
-    Figures are decimals, so that `str` gives back the printed digits.
+    Figures are decimals, so that `str` gives the printed digits.
     """
 
     dataset: str
@@ -38,30 +38,30 @@ class PublishedRow(Settings):
     labelled: PositiveInt
     """Patients, not scans."""
     unlabelled: NonNegativeInt
-    """Patients; 0 where a method learns from labels alone."""
+    """Patients; 0 where a method uses labelled patients only."""
     dice: Percent
-    """In percent, as `jaccard`; the mean over foreground classes."""
+    """In percent, like `jaccard`; the mean over foreground classes."""
     jaccard: Percent | None = None
     hd95: Distance | None = None
     asd: Distance | None = None
     unit: Literal["voxels"] = "voxels"
     """Of `hd95` and `asd`: no source takes spacing into account."""
     paper: str
-    """The method's own paper, such as `arXiv 2305.00673`; empty where the source is all there is."""
+    """The method's own paper, such as `arXiv 2305.00673`; empty if none is known apart from the source."""
     source: Citation
     secondary: bool
-    """The number was read in another paper's table, log or note, not in what the method's authors published."""
+    """Whether the number was read in a table, log or note of others than the method's authors."""
     protocol: str
-    """How it came about: the split, how weights were chosen, what else makes it incomparable."""
+    """How the number was obtained: the split, how weights were chosen, and whatever else limits a comparison."""
 
 
 class _Entry(Settings):
-    """A row as a file holds it."""
+    """A row as written in a file."""
 
     method: str
     labelled: PositiveInt
     unlabelled: NonNegativeInt | None = None
-    """The patients of the training list that are not labelled, unless said otherwise."""
+    """None: all patients of the training list that are not labelled."""
     printed: str
     """The figures as printed: `88.02` for Dice alone, or `Dice / Jaccard / 95HD / ASD`."""
     paper: str = ""
@@ -72,7 +72,7 @@ class _Entry(Settings):
     @model_validator(mode="after")
     def _one_or_four(self) -> _Entry:
         if not re.fullmatch(r"\d+\.\d+( / \d+\.\d+){3}|\d+\.\d+", self.printed):
-            raise ValueError(f"printed: expected `Dice` or `Dice / Jaccard / 95HD / ASD`, found {self.printed!r}")
+            raise ValueError(f"printed: expected `Dice` or `Dice / Jaccard / 95HD / ASD`, got {self.printed!r}")
         return self
 
 
@@ -83,7 +83,7 @@ class _Table(Settings):
     train: PositiveInt
     """Patients of the training list, labelled and unlabelled together."""
     protocol: str
-    """What holds for every row."""
+    """The part of the protocol that holds for every row."""
     sources: dict[str, Citation]
     rows: tuple[_Entry, ...]
 
@@ -91,11 +91,11 @@ class _Table(Settings):
     def _known_sources(self) -> _Table:
         unknown = {row.source for row in self.rows} ^ self.sources.keys()
         if unknown:
-            raise ValueError(f"sources and rows do not fit: {', '.join(sorted(unknown))}")
+            raise ValueError(f"sources and rows must name the same sources, but differ in {', '.join(sorted(unknown))}")
         return self
 
     def row(self, entry: _Entry) -> PublishedRow:
-        """An entry with what the file says once for all."""
+        """Return an entry as a full row, with what the file states once for all rows."""
         dice, *others = map(Decimal, entry.printed.split(" / "))
         jaccard, hd95, asd = others or (None, None, None)
         rest = self.train - entry.labelled
@@ -116,13 +116,13 @@ class _Table(Settings):
 
 
 def published_rows(dataset: str) -> list[PublishedRow]:
-    """What was published on a dataset, fewest labels first and then in the order of its file.
+    """Return the published results on a dataset, fewest labels first and then in the order of its file.
 
     Args:
-        dataset: `data.name`; one of which medssl holds no table gives an empty list.
+        dataset: `data.name`; the list is empty if medssl has no table for it.
 
     Raises:
-        ConfigError: the file of that dataset is broken.
+        ConfigError: the file of the dataset is invalid.
     """
     path = bundled(f"published/{dataset}.yaml")
     if path is None:

@@ -1,7 +1,7 @@
-"""The job behind `medssl settings`: every key of a run's settings, what it may be, what it is by default, what it does.
+"""The job behind `medssl settings`: every key of a run's settings with its allowed values, default and meaning.
 
-All of it is read from the models that check the settings, so that neither the command nor docs/settings.md, which it
-writes, can tell of other keys than there are.
+All of it is read from the models that validate the settings, so the command, and docs/settings.md that it writes,
+always match the code.
 """
 
 from __future__ import annotations
@@ -19,16 +19,19 @@ from medssl.methods import METHODS
 from medssl.run import RunConfig
 
 WIDTH = 100
-"""Columns of the text."""
+"""Line width of the plain text, in characters."""
 _SIGNS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 _KINDS = {"string": "text", "boolean": "true or false", "null": "null"}
 _HEAD = """# Settings
 
-Every key that the YAML files of `medssl train` and `--set` take, written by `medssl settings --markdown`. A run's
-`config.yaml` has them all with their values. Defaults are those of the package; the files in `configs/` set others, in
-`configs/method/` those of a method's paper. `medssl settings train` and `medssl settings bcp` print parts of this page.
-Editors check a file as you type, and tell what its keys do, by `medssl settings --json-schema > medssl.schema.json` and
-a first line `# yaml-language-server: $schema=medssl.schema.json`.
+This page lists every key that can be set in the YAML files of `medssl train` or with `--set`. It is the output of
+`medssl settings --markdown`; `medssl settings train` and `medssl settings bcp` print parts of it. Defaults are those of
+the package. Files in `configs/` set other values, and files in `configs/method/` set those of a method's paper. The
+`config.yaml` of a run holds all keys with their values.
+
+An editor can check a file as you type and explain its keys. For this, run
+`medssl settings --json-schema > medssl.schema.json` and begin the file with the line
+`# yaml-language-server: $schema=medssl.schema.json`.
 """
 
 
@@ -37,9 +40,9 @@ class Key:
     """A setting."""
 
     name: str
-    """With its sections, as `--set` takes it."""
+    """The dotted name with its sections, as `--set` takes it."""
     values: str
-    """What it may be, in words."""
+    """The allowed values, in words."""
     default: str
     """As YAML, or `required`."""
     says: str
@@ -55,7 +58,7 @@ class Section:
 
 
 def sections() -> dict[str, Section]:
-    """All sections by name, those of methods by theirs."""
+    """Return all sections by name; a method's section has the name of the method."""
     whole = RunConfig.model_json_schema()
     models, plain = whole["$defs"], {}
     found = {}
@@ -76,7 +79,7 @@ def sections() -> dict[str, Section]:
 
 
 def describe(name: str | None = None) -> str:
-    """A section in plain text, a part or key of one such as `data.recipe` or `train.lr`, or all.
+    """Return, as plain text, a section, a part of one such as `data.recipe`, a key such as `train.lr`, or everything.
 
     Raises:
         ConfigError: there is no such section or key.
@@ -85,13 +88,13 @@ def describe(name: str | None = None) -> str:
     chosen = found if name is None else {name: found[name]} if name in found else _part(found, name)
     if not chosen:
         likely = _likely(found, str(name))
-        meant = f"did you mean {' or '.join(likely)}? Otherwise there" if likely else "there"
-        raise ConfigError(f"settings {name}: neither a key nor a section; {meant} are {', '.join(found)}")
+        meant = f"did you mean {' or '.join(likely)}? The" if likely else "the"
+        raise ConfigError(f"settings {name}: no such key or section; {meant} sections are {', '.join(found)}")
     return "\n".join(_as_text(section) for section in chosen.values())
 
 
 def _part(found: Mapping[str, Section], name: str) -> dict[str, Section]:
-    """The sections with the keys alone that are `name` or inside it."""
+    """The sections, reduced to the keys that are `name` or inside it."""
     inside = {
         title: tuple(key for key in section.keys if f"{key.name}.".startswith(f"{name}."))
         for title, section in found.items()
@@ -100,18 +103,18 @@ def _part(found: Mapping[str, Section], name: str) -> dict[str, Section]:
 
 
 def _likely(found: Mapping[str, Section], name: str) -> list[str]:
-    """The keys that end as `name` does, or else the key or section that is spelled most like it."""
+    """The keys that end in `name`, or else the key or section with the most similar spelling."""
     keys = list(dict.fromkeys(key.name for section in found.values() for key in section.keys))
     return [key for key in keys if key.endswith(f".{name}")] or difflib.get_close_matches(name, [*found, *keys], n=1)
 
 
 def markdown() -> str:
-    """The page docs/settings.md."""
+    """Return the page docs/settings.md."""
     return "\n".join([_HEAD, *(_as_table(section) for section in sections().values())])
 
 
 def json_schema() -> dict[str, Any]:
-    """A JSON Schema of a run's YAML files, for editors. Files merge, so nothing is required in any one of them."""
+    """Return a JSON Schema of a run's YAML files for editors. Files are merged, so no single one must have any key."""
     schema = RunConfig.model_json_schema()
     named = {name: method.Config.model_json_schema() for name, method in METHODS.items()}
     for name, each in named.items():
@@ -131,7 +134,7 @@ def _without_required(schema: Any) -> Any:
 
 
 def _keys(model: Mapping[str, Any], models: Mapping[str, Any], prefix: str) -> Iterator[Key]:
-    """The keys of a JSON schema, those of the sections inside it after it."""
+    """The keys of a JSON schema; those of a section inside it follow it."""
     for key, field in model["properties"].items():
         inside, name = _model(field, models), prefix + key
         if inside is None or _kinds(field):  # a section that may be something else, such as null, is a key as well
@@ -151,13 +154,13 @@ def _model(field: Mapping[str, Any], models: Mapping[str, Any]) -> Mapping[str, 
 
 
 def _kinds(field: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """What a field may be, where that is of several kinds."""
+    """The alternatives of a field that may be of several kinds; empty for others."""
     kinds: Sequence[Mapping[str, Any]] = field.get("anyOf") or field.get("oneOf") or ()
     return kinds
 
 
 def _values(field: Mapping[str, Any]) -> str:
-    """What a field of a JSON schema may be."""
+    """The allowed values of a field of a JSON schema, in words."""
     if kinds := _kinds(field):
         return " or ".join(_values(one) for one in kinds)
     if "$ref" in field:

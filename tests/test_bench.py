@@ -155,7 +155,7 @@ def test_rows_at_the_same_time_take_the_steps_that_the_measured_times_allow(make
     bench(config, out, device="cpu")
     assert (stamps(out), (out / "times.csv").read_text()) == before
     (out / "times.csv").unlink()
-    with pytest.raises(ConfigError, match=r"times.csv: lacks rows of which there are runs, such as bcp, same time"):
+    with pytest.raises(ConfigError, match=r"times.csv: has no step times for runs .*, such as bcp, same time"):
         bench(config, out, device="cpu")
 
 
@@ -209,11 +209,17 @@ def test_no_run_is_in_two_means(make, tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"methods": {"two": {"of": "bcp"}}}, "methods.two.of: bcp is no row; there are supervised, two"),
-        ({"methods": {"bcp": None, "a": {"of": "bcp"}, "b": {"of": "a"}}}, "methods.b.of: a trains nothing"),
-        ({"methods": {"bcp": None, "a": {"of": "bcp", "runs": 2}}}, "methods.a.runs: 2, and there are 1 seeds"),
-        ({"methods": {"a": {"of": "supervised"}}, "as_long_as": "a"}, "as_long_as: a trains nothing"),
-        ({"methods": {"bcp": None, "a": {"of": "bcp"}}, "all_labels": ["a"]}, "all_labels: has a, and not bcp"),
+        ({"methods": {"two": {"of": "bcp"}}}, "methods.two.of: no such row: bcp; the rows are supervised, two"),
+        ({"methods": {"bcp": None, "a": {"of": "bcp"}, "b": {"of": "a"}}}, "methods.b.of: row a is not trained itself"),
+        (
+            {"methods": {"bcp": None, "a": {"of": "bcp", "runs": 2}}},
+            "methods.a.runs: must be at most 1, the number of seeds, got 2",
+        ),
+        ({"methods": {"a": {"of": "supervised"}}, "as_long_as": "a"}, "as_long_as: row a has `of` and is not trained"),
+        (
+            {"methods": {"bcp": None, "a": {"of": "bcp"}}, "all_labels": ["a"]},
+            "all_labels: a scores the runs of bcp; add bcp",
+        ),
     ],
 )
 def test_rows_of_runs_that_there_are_not_are_refused(make, tmp_path, values, message):
@@ -222,9 +228,9 @@ def test_rows_of_runs_that_there_are_not_are_refused(make, tmp_path, values, mes
 
 
 def test_a_row_of_other_runs_takes_no_settings(make):
-    with pytest.raises(ConfigError, match="of: bcp trains nothing, so it takes neither configs nor settings"):
+    with pytest.raises(ConfigError, match="`of: bcp` is not trained; remove its configs and settings"):
         make(methods={"bcp": None, "a": {"of": "bcp", "settings": {"train": {"lr": 1}}}})
-    with pytest.raises(ConfigError, match="runs: averages those of another row"):
+    with pytest.raises(ConfigError, match="runs: must be 1 without `of`, got 2; name in `of` the row"):
         make(methods={"bcp": {"runs": 2}})
 
 
@@ -313,7 +319,7 @@ def test_published_lists_give_their_first_patients(make, balls, tmp_path):
     dump({**lists, "train": [name for name in train if name != "ball_09"]}, tmp_path / "lists.yaml")
     for labelled, val in ((4, 1), (2, 3), (1, 4), (1, 9)):
         few = Bench(make(published=tmp_path / "lists.yaml", labelled=[labelled], val=val), tmp_path / "few")
-        with pytest.raises(ConfigError, match=rf"{labelled}.*balls has {max(0, 4 - val)} beside val"):
+        with pytest.raises(ConfigError, match=rf"at most {max(0, 4 - val)}, got {labelled}; .*of balls are used"):
             write_splits(few, dataset)
 
 
@@ -327,7 +333,7 @@ def test_what_is_asked_for_twice_is_run_once(make, tmp_path):
 def test_runs_that_began_with_other_settings_are_not_mixed_in(make, tmp_path):
     out = tmp_path / "out"
     bench(make(methods={}, all_labels=[]), out, device="cpu")
-    with pytest.raises(ConfigError, match=r"1 files tell of runs with other settings.*\n.*train"):
+    with pytest.raises(ConfigError, match=r"has runs with other settings; the keys named differ in 1 file\n.*train"):
         bench(make(methods={}, all_labels=[], settings={"train": {"iterations": 5}}), out, device="cpu")
     last = {"methods": {}, "all_labels": [], "checkpoint": "last"}
     with pytest.raises(ConfigError, match=r"seed-0/test/predictions.json: checkpoint\n"):
@@ -352,7 +358,7 @@ def test_a_split_of_other_labelled_cases_is_not_taken_for_the_one_that_is_asked_
         update={"labelled": split.labelled[:1], "unlabelled": split.unlabelled + split.labelled[1:]}
     )
     write_split(path, other)
-    with pytest.raises(ConfigError, match=rf"{path}: has other labelled and unlabelled cases"):
+    with pytest.raises(ConfigError, match=rf"{path}: its labelled and unlabelled cases are not those"):
         write_splits(matrix, dataset)
 
 
@@ -370,12 +376,12 @@ def test_cases_that_changed_since_runs_were_made_are_named(make, balls, tmp_path
         bench(make(methods={}, all_labels=[], source=raw, settings=coarse), out, device="cpu")
     shutil.copyfile(raw / "labels" / "ball_01.nii.gz", label)
     for _ in range(2):
-        with pytest.raises(ConfigError, match=rf"{raw}: not what the runs in {out} .* 1 cases have changed: ball_03;"):
+        with pytest.raises(ConfigError, match=rf"{raw}: 1 case changed after the runs in {out} .*: ball_03;"):
             bench(config, out, device="cpu")
     shutil.copyfile(balls[0] / "labels" / "ball_03.nii.gz", label)
     (raw / "images" / "ball_00.nii.gz").rename(tmp_path / "away.nii.gz")
     (raw / "labels" / "ball_00.nii.gz").unlink()
-    with pytest.raises(ConfigError, match="1 cases have changed: ball_00;"):
+    with pytest.raises(ConfigError, match=r"1 case changed after .*: ball_00;"):
         bench(config, out, device="cpu")
     assert stamps(out) == before
 
@@ -390,7 +396,7 @@ def test_prepared_cases_that_changed_between_two_calls_are_named(make, balls, tm
     label = raw / "labels" / f"{used}.nii.gz"
     write_label(label, read_label(label).array[::-1], read_label(label))
     prepare(raw, prepared, data, workers=0)
-    with pytest.raises(ConfigError, match=rf"{prepared}: not what the runs in .* learned from, .* changed: {used};"):
+    with pytest.raises(ConfigError, match=rf"{prepared}: .* changed after the runs in .* trained: {used};"):
         bench(config, tmp_path / "out", device="cpu")
 
 
@@ -398,7 +404,7 @@ def test_prepared_cases_that_changed_between_two_calls_are_named(make, balls, tm
 def test_what_no_bench_wrote_is_not_replaced(make, tmp_path, name):
     (tmp_path / "out" / name).parent.mkdir(parents=True)
     (tmp_path / "out" / name).write_text("mine")
-    with pytest.raises(ConfigError, match="exists, and is of no bench"):
+    with pytest.raises(ConfigError, match=r"exists already, but .* holds no earlier bench"):
         bench(make(methods={}), tmp_path / "out", device="cpu")
     assert [path.read_text() for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["mine"]
 
@@ -431,12 +437,15 @@ def _as_script(script, Popen=subprocess.Popen):
     [
         ({"methods": {"bpc": None}}, r"row bpc: configs/method/bpc.yaml: no such configuration file"),
         ({"methods": {"bcp": {"settings": {"train": {"iteratons": 5}}}}}, "row bcp.*\n.*did you mean train.iterations"),
-        ({"all_labels": ["bpc"]}, "all_labels: bpc is no row; there are supervised, bcp"),
-        ({"as_long_as": "bpc"}, "as_long_as: bpc is no row; there are supervised, bcp"),
-        ({"references": ["supervised", "bpc"]}, "references: bpc is no row; there are supervised, bcp"),
-        ({"methods": {"bcp x": None, "BCP-x": None}}, "methods: bcp x and BCP-x would share their folders; rename one"),
-        ({"methods": {"a/b": None}}, "methods: 'a/b' names folders too; leave out .* / "),
-        ({"test": None}, "test: say how many patients"),
+        ({"all_labels": ["bpc"]}, "all_labels: no such row: bpc; the rows are supervised, bcp"),
+        ({"as_long_as": "bpc"}, "as_long_as: no such row: bpc; the rows are supervised, bcp"),
+        ({"references": ["supervised", "bpc"]}, "references: no such row: bpc; the rows are supervised, bcp"),
+        (
+            {"methods": {"bcp x": None, "BCP-x": None}},
+            "methods: rows bcp x and BCP-x would use the same folders; rename",
+        ),
+        ({"methods": {"a/b": None}}, "methods: row name 'a/b' must also be a folder name: .* without any of .* / "),
+        ({"test": None}, "test: must be a number of patients, got null"),
         ({"labelled": [9]}, "labelled: 9 patients wanted"),
     ],
 )

@@ -66,7 +66,7 @@ TABLE = {
     ("change", "said"),
     [
         ({"printed": "50.10 / 40.0"}, "expected `Dice` or"),
-        ({"source": "b"}, "do not fit: a, b"),
+        ({"source": "b"}, "but differ in a, b"),
         ({"dise": 3}, "unknown key"),
         ({"source": None}, "source"),
     ],

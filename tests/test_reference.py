@@ -101,7 +101,7 @@ def test_a_section_alone_in_plain_text():
     assert "data.recipe.intensity.kind" in describe("data.recipe")
     assert "data.classes" not in describe("data.recipe")
     assert describe("method.alpha").count("method.alpha:") == 2  # of bcp and combined
-    with pytest.raises(ConfigError, match=r"settings zzz: neither a key nor a section; there are run, .*combined"):
+    with pytest.raises(ConfigError, match=r"settings zzz: no such key or section; the sections are run, .*combined"):
         describe("zzz")
 
 
@@ -110,5 +110,5 @@ def test_a_section_alone_in_plain_text():
     [("trian", "train"), ("lr", "train.lr"), ("train.iteration", "train.iterations"), ("supervized", "supervised")],
 )
 def test_what_was_meant_is_asked(typed, meant):
-    with pytest.raises(ConfigError, match=rf"settings {typed}: .*; did you mean {meant}\? Otherwise there are run, "):
+    with pytest.raises(ConfigError, match=rf"settings {typed}: .*; did you mean {meant}\? The sections are run, "):
         describe(typed)

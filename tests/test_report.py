@@ -200,7 +200,7 @@ def test_a_second_reference_has_a_column_and_a_table_of_its_own(factory):
     assert found.column("methods", "Against bcp") == ["−25.0", "–", "+25.0"]
     assert found.column("gains", "Against supervised") == ["+25.0", "+50.0"]
     assert found.column("gains-2", "Against bcp") == ["−25.0", "+25.0"]
-    with pytest.raises(ConfigError, match="reference bpc: no run is of this method; there are supervised, bcp"):
+    with pytest.raises(ConfigError, match="reference bpc: no run uses this method; choose one of supervised, bcp"):
         one_page(factory, runs, references=["bpc"], overwrite=True)
 
 
@@ -388,7 +388,7 @@ def test_rows_scored_on_other_cases_compare_only_those_that_they_share(factory):
     baseline = factory.score(factory.run("baseline", "supervised", 1), {"a": {"liver": 1}})
     found = one_page(factory, [ours, baseline])
     assert found.column("methods", "Against") == ["–", "+25.0"]
-    assert "rests on the cases that both rows have (1)" in found.words
+    assert "uses only the cases that both rows have (1)" in found.words
     assert "not all scored on the same cases" in found.words
 
 
@@ -454,7 +454,8 @@ def test_a_file_that_is_gone_gives_a_sentence_and_no_picture(factory, kind):
 def test_predictions_of_unknown_origin_give_a_sentence_and_no_picture(factory):
     run = factory.score(factory.run("run", "bcp", 1), {"a": {"liver": 0}})
     (factory.root / "predictions" / "run" / "predictions.json").unlink()
-    assert "No picture: no predictions.json beside the prediction" in one_page(factory, [run]).words
+    reason = "predictions.json beside the prediction is missing or does not name the image of this case"
+    assert f"No picture: {reason}." in one_page(factory, [run]).words
 
 
 # ---- what is refused
@@ -497,7 +498,7 @@ def test_every_path_that_is_no_run_is_listed_with_what_it_lacks(factory):
     assert f"{factory.root / 'nowhere'}: not a folder" in str(caught.value)
     whole = factory.run("whole", "bcp", 1)
     with pytest.raises(
-        DataError, match=f"{whole.parent}: not a run folder: .*; it holds run folders, name these: {whole}$"
+        DataError, match=f"{whole.parent}: not a run folder: .*; it contains run folders, give these instead: {whole}$"
     ):
         write_report([whole.parent], factory.root / "report")
     assert not (factory.root / "report").exists()

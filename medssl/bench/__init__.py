@@ -1,18 +1,18 @@
-"""The job behind `medssl bench`: a matrix of runs, each trained, used on the test cases and scored.
+"""The job behind `medssl bench`: a matrix of runs, each trained, applied to the test cases and scored.
 
     out/prepared/             the dataset, unless the settings name one that is prepared already
     out/splits/NAME.json      one per labelled count and draw; all share their validation and test cases
-    out/bench.yaml            what was asked for last
+    out/bench.yaml            the bench settings of the latest call
     out/configs/NAME.yaml     the resolved settings of a run, as `medssl train` takes them
     out/runs/NAME/            the run, its predictions in test/ and its scores.csv
-    out/logs/NAME.txt         what the run's commands said
-    out/times.csv             with `as_long_as`: how long a step of each row takes, and the steps that follow
-    out/runs.csv, out/report  a row per run, and the comparison, written again as runs end
+    out/logs/NAME.txt         the output of the run's commands
+    out/times.csv             with `as_long_as`: seconds per step of each row, and the steps that follow from them
+    out/runs.csv, out/report  a row per run, and the comparison; both are updated as runs end
     out/comparison.csv        a row per method and labelled count, with intervals, tests and verdicts
-    out/cases.csv             a row per run and test case, of which all intervals and tests are made
-    out/curves.csv            validation Dice of each row, step by step
+    out/cases.csv             a row per run and test case, from which all intervals and tests are computed
+    out/curves.csv            validation Dice of each row at each step
 
-What is finished stays; the same command goes on with the rest.
+Finished runs are kept; the same command continues with the others.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ from medssl.progress import stop_requested, track
 from medssl.report import write_report
 
 REPORT_SECONDS = 300.0
-"""The least time between two reports, which take time from the runs."""
+"""Minimum time between two reports, since writing one takes time from the runs."""
 
 
 def bench(config: BenchConfig, out: Path, *, engine: Engine = "local", device: str = "auto") -> Path:
-    """Run what is missing of a matrix, then write its table and report; the report's path comes back.
+    """Run the unfinished part of a matrix, write its table and report, and return the path of the report.
 
     A failed run does not stop the others; the same call tries it again.
 
     Raises:
-        ConfigError: settings that do not fit, `out` holds runs of other settings, or another process is at work in it.
-        DataError: the dataset cannot be prepared or divided as asked.
+        ConfigError: the settings are wrong, `out` holds runs with other settings, or another process works in it.
+        DataError: the dataset cannot be prepared or split as asked.
         Interrupted: Ctrl-C or SIGTERM arrived; the runs were saved.
         RunsFailed: some runs failed; the others are finished.
     """
@@ -69,7 +69,7 @@ def _finish(matrix: Bench, engine: Engine, device: str) -> Path:
     write_splits(matrix, dataset)
     write_configs(matrix)
     if done := finished(matrix):
-        load_runs(done)  # what is damaged is told before more is trained
+        load_runs(done)  # fails early if a finished run is damaged
     slots = slots_of(matrix, device)
     if matrix.untimed():
         matrix = timed(matrix, slots, engine, device)
@@ -92,7 +92,8 @@ def _finish(matrix: Bench, engine: Engine, device: str) -> Path:
     if Interrupted.exit_code in failed.values():
         left = sum(not matrix.is_done(cell) for cell in matrix.cells)
         raise Interrupted(
-            f"stopped with {left} of {len(matrix.cells)} runs unfinished, saved in {out}; repeat to go on"
+            f"stopped: {left} of {len(matrix.cells)} runs unfinished; their state is saved in {out}, repeat the "
+            "command to continue"
         )
     if failed:
         lines = [f"  {cell}: exit code {code}, see {matrix.log(cell)}" for cell, code in failed.items()]
@@ -102,19 +103,19 @@ def _finish(matrix: Bench, engine: Engine, device: str) -> Path:
 
 
 def work(matrix: Bench, jobs: Mapping[Cell, Job], slots: Sequence[str | None], engine: Engine) -> dict[Cell, int]:
-    """Let an engine work on the jobs, and tell of each that ends; their exit codes."""
+    """Run the jobs on an engine, print a line as each ends, and return their exit codes."""
     cells = {job.name: cell for cell, job in jobs.items()}
     codes: dict[Cell, int] = {}
     published = time.monotonic()
     total, done = len(matrix.cells), sum(map(matrix.is_done, matrix.cells))
     if not jobs:
         return codes
-    with stop_requested("stopping: the runs save") as stop, track("runs", total, done=done) as advance:
+    with stop_requested("stopping: each run saves its state first") as stop, track("runs", total, done=done) as advance:
         todo = list(jobs.values())
         for job, code in run_locally(todo, slots, stop) if engine == "local" else run_on_ray(todo, stop):
             cell = cells[job.name]
             codes[cell] = code
-            if code == Interrupted.exit_code:  # saved, or not begun
+            if code == Interrupted.exit_code:  # saved, or not started
                 continue
             advance(str(cell))
             print(f"{cell}: {outcome(matrix, cell, code)}", file=sys.stderr, flush=True)
@@ -126,7 +127,7 @@ def work(matrix: Bench, jobs: Mapping[Cell, Job], slots: Sequence[str | None], e
 
 
 def publish(matrix: Bench) -> Path:
-    """Write the report on the runs that are finished."""
+    """Write the report on the finished runs and return its path."""
     done = {cell.method for cell in matrix.cells if matrix.is_done(cell)}
     references = [name for name in matrix.config.references if name in done]
     return write_report(finished(matrix), matrix.out / "report", overwrite=True, title=matrix.data().name,

@@ -1,4 +1,4 @@
-"""The commands of a run, and on which processors they work."""
+"""The commands of a run, and the GPU and CPU threads that they use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from medssl.machine import available_cpus
 
 
 def make_job(matrix: Bench, cell: Cell, prepared: Path, device: str, threads: int) -> Job:
-    """Train, predict the test cases, evaluate: as one would by hand. A row of others' runs is not trained."""
+    """Return the commands of a run: train, predict the test cases, evaluate. A row with `of` is not trained."""
     run, config, sources = matrix.run(cell), matrix.config, [matrix.run(source) for source in matrix.sources(cell)]
     protocol = matrix.settings[cell].protocol
     conventions = ("--convention", "strict", "--convention", protocol.convention) if protocol else ()
@@ -31,14 +31,14 @@ def make_job(matrix: Bench, cell: Cell, prepared: Path, device: str, threads: in
 
 
 def slots_of(matrix: Bench, device: str) -> list[str | None]:
-    """The GPU of each run that works at a time, as CUDA_VISIBLE_DEVICES names it; None stands for no choice."""
+    """Return, for each run at a time, its GPU as CUDA_VISIBLE_DEVICES names it; None leaves the device as it is."""
     gpus = visible_gpus() if device in ("auto", "cuda") else []
     count = matrix.config.parallel or max(1, len(gpus))
     return [gpus[i % len(gpus)] if len(gpus) > 1 else None for i in range(count)]
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, by the names that it was given, or by their numbers."""
+    """Return the GPUs that this process may use: their names in CUDA_VISIBLE_DEVICES, or else their numbers."""
     import torch
 
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
@@ -47,6 +47,6 @@ def visible_gpus() -> list[str]:
 
 
 def threads_of(config: BenchConfig, at_a_time: int) -> int:
-    """CPU threads of each run: as asked for, else as OMP_NUM_THREADS says, else a share of the processors."""
+    """Return the CPU threads of each run: `threads`, else OMP_NUM_THREADS, else an equal share of the cores."""
     said = os.environ.get("OMP_NUM_THREADS", "")
     return config.threads or (int(said) if said.isdecimal() else 0) or max(1, available_cpus() // at_a_time)

@@ -1,4 +1,4 @@
-"""What a bench file asks for: rows by labelled counts, draws and seeds, and where each of them lies."""
+"""The runs that a bench file describes (rows x labelled counts x draws x seeds), their settings and their paths."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from medssl.predictor import Which
 from medssl.run import RunConfig
 
 ALL: Literal["all"] = "all"
-"""Stands where a count of labelled cases would: every training case with its label."""
+"""Used in place of a labelled count: every training case keeps its label."""
 SAME_TIME = ", same time"
-"""Ends the names of rows that train as long as the one of `as_long_as`."""
+"""Suffix of the names of rows that train for as long as the `as_long_as` row."""
 NOT_IN_NAMES = set('/\\:*?"<>|')
-"""Characters that a row's name must not have, since some system has no folders of such names."""
+"""Characters that a row's name must not contain, since some systems do not allow them in folder names."""
 
 
 class MethodRow(Settings):
@@ -48,9 +48,11 @@ class MethodRow(Settings):
     @model_validator(mode="after")
     def _trained_or_of_another(self) -> Self:
         if self.of is not None and (self.configs or self.settings):
-            raise ValueError(f"of: {self.of} trains nothing, so it takes neither configs nor settings")
+            raise ValueError(f"of: a row with `of: {self.of}` is not trained; remove its configs and settings")
         if self.of is None and self.runs > 1:
-            raise ValueError("runs: averages those of another row; name it with `of`")
+            raise ValueError(
+                f"runs: must be 1 without `of`, got {self.runs}; name in `of` the row whose runs are averaged"
+            )
         return self
 
 
@@ -97,7 +99,7 @@ class BenchConfig(Settings):
     @field_validator("methods", mode="before")
     @classmethod
     def _plain_names(cls, value: Any) -> Any:
-        """A row may stand there without anything: `bcp:`."""
+        """Accept a row without a value, such as `bcp:`."""
         return {k: v or {} for k, v in value.items()} if isinstance(value, dict) else value
 
 
@@ -107,13 +109,13 @@ class Cell:
 
     method: str
     labelled: int | None
-    """None: all."""
+    """None: all training cases are labelled."""
     draw: int
     seed: int
 
     @property
     def name(self) -> str:
-        """Its folder."""
+        """The name of its folder."""
         return f"{folder_name(self.method)}__{self.split}__seed-{self.seed}"
 
     @property
@@ -126,7 +128,7 @@ class Cell:
 
 
 class Bench:
-    """A matrix and its folder."""
+    """The runs of a bench file, their settings, and their files in the folder `out`."""
 
     def __init__(self, config: BenchConfig, out: Path) -> None:
         self.config, self.out = config, out
@@ -147,24 +149,24 @@ class Bench:
         return self.out / "runs" / cell.name
 
     def split(self, cell: Cell) -> Path:
-        """The file of its split."""
+        """The split file of a run."""
         return self.out / "splits" / f"{cell.split}.json"
 
     def config_file(self, cell: Cell) -> Path:
-        """The file of its resolved settings."""
+        """The file with the resolved settings of a run."""
         return self.out / "configs" / f"{cell.name}.yaml"
 
     @property
     def times_file(self) -> Path:
-        """The file of how long a step of each row takes."""
+        """The file with the seconds per step of each row."""
         return self.out / "times.csv"
 
     def log(self, cell: Cell) -> Path:
-        """What its commands said."""
+        """The file with the output of a run's commands."""
         return self.out / "logs" / f"{cell.name}.txt"
 
     def is_done(self, cell: Cell) -> bool:
-        """Whether a run is trained and scored."""
+        """Return whether a run is trained and scored."""
         return (self.run(cell) / "scores.csv").exists()
 
     def data(self) -> DatasetConfig:
@@ -172,7 +174,7 @@ class Bench:
         return next(iter(self.settings.values())).data
 
     def sources(self, cell: Cell) -> list[Cell]:
-        """The runs whose predictions a run without a training of its own scores; none for one that trains."""
+        """Return the trained runs that a run of a row with `of` uses; empty for a run that is trained itself."""
         row = self.methods[cell.method]
         if row.of is None:
             return []
@@ -180,22 +182,22 @@ class Bench:
         return [replace(cell, method=row.of, seed=seed) for seed in self.config.seeds[first : first + row.runs]]
 
     def network(self, cell: Cell) -> Which | None:
-        """The network that is scored; None: as the run's settings say."""
+        """Return the network that is scored; None: as the run's settings say."""
         row = self.methods[cell.method]
         trained = self.methods[row.of or cell.method]
         return row.network or trained.network or self.config.network
 
     def mirrors(self, cell: Cell) -> bool:
-        """Whether predictions are averaged over mirrored windows, though the run's settings do not say so."""
+        """Return whether the row asks for mirrored windows, whatever `window.mirror` of the run's settings says."""
         row = self.methods[cell.method]
         return row.mirror or self.methods[row.of or cell.method].mirror
 
     def trained_as(self, row: str) -> str:
-        """The row whose settings these are, all but the steps."""
+        """Return the row whose settings, except the steps, a row uses."""
         return self.same_time.get(row, row)
 
     def own_settings(self, name: str, cell: Cell) -> RunConfig:
-        """What a row's name stands for, with the seed and split of a run."""
+        """Return the settings of a row, with the seed and split of a run."""
         row = self.methods[name]
         files = [*self.config.configs, *(row.configs or [Path(f"configs/method/{name}.yaml")])]
         try:
@@ -210,47 +212,50 @@ class Bench:
             raise ConfigError(f"row {name}: {error}") from None
 
     def untimed(self) -> list[str]:
-        """The rows of which it must be known, and is not, how long a step takes."""
+        """Return the rows whose step time is needed but not known."""
         wanted = dict.fromkeys([*self.same_time.values(), str(self.config.as_long_as)]) if self.same_time else {}
         return [row for row in wanted if row not in self.times]
 
     def is_untimed(self, cell: Cell) -> bool:
-        """Whether the steps of a run follow from times that are not known."""
+        """Return whether the number of steps of a run depends on step times that are not known."""
         if sources := self.sources(cell):
             return self.is_untimed(sources[0])
         needed = {self.trained_as(cell.method), self.config.as_long_as}
         return cell.method in self.same_time and not needed <= self.times.keys()
 
     def steps_in_time(self, row: str) -> tuple[int, int]:
-        """The steps of a row's own runs, and how many take as long as those of the row that gives the time."""
+        """Return the steps of a row's own runs, and the steps that take as long as a run of the `as_long_as` row."""
         reference = str(self.config.as_long_as)
         own, theirs = (self.own_settings(name, self.cells[0]).train.iterations for name in (row, reference))
         return own, max(1, round(theirs * self.times[reference] / self.times[row]))
 
     def _same_time(self) -> dict[str, str]:
-        """The rows that run for the time of another, and the rows that they repeat."""
+        """Map the names of the `same time` rows to the rows that they repeat."""
         reference = self.config.as_long_as
         if reference is None:
             return {}
         self._check_names("as_long_as", [reference])
         if self.methods[reference].of is not None:
-            raise ConfigError(f"as_long_as: {reference} trains nothing; name a row that does")
+            raise ConfigError(f"as_long_as: row {reference} has `of` and is not trained; name a row that is trained")
         return {name + SAME_TIME: name for name, row in self.methods.items() if name != reference and row.of is None}
 
     def _check_folders(self) -> None:
-        """Refuse names that no folder can have everywhere, or that two rows would share."""
+        """Refuse row names that are not valid folder names on every system, or that lead to the same folder."""
         taken: dict[str, str] = {}
         for name in self.methods:
             if not name or set(name) & NOT_IN_NAMES or not name.isprintable():
-                raise ConfigError(f"methods: {name!r} names folders too; leave out {' '.join(sorted(NOT_IN_NAMES))}")
+                raise ConfigError(
+                    f"methods: row name {name!r} must also be a folder name: not empty, printable, and without "
+                    f"any of {' '.join(sorted(NOT_IN_NAMES))}"
+                )
             other = taken.setdefault(folder_name(name).casefold(), name)
             if other != name:
-                raise ConfigError(f"methods: {other} and {name} would share their folders; rename one")
+                raise ConfigError(f"methods: rows {other} and {name} would use the same folders; rename one of them")
 
     def _check_names(self, key: str, names: Sequence[str]) -> None:
         unknown = [name for name in names if name not in self.methods]
         if unknown:
-            raise ConfigError(f"{key}: {', '.join(unknown)} is no row; there are {', '.join(self.methods)}")
+            raise ConfigError(f"{key}: no such row: {', '.join(unknown)}; the rows are {', '.join(self.methods)}")
 
     def _check_rows_of_others(self) -> None:
         for name, row in self.methods.items():
@@ -258,14 +263,15 @@ class Bench:
                 continue
             self._check_names(f"methods.{name}.of", [row.of])
             if self.methods[row.of].of is not None:
-                raise ConfigError(f"methods.{name}.of: {row.of} trains nothing; name a row that does")
+                raise ConfigError(f"methods.{name}.of: row {row.of} is not trained itself; name a row that is trained")
             if name in self.config.all_labels and row.of not in self.config.all_labels:
-                raise ConfigError(f"all_labels: has {name}, and not {row.of} that it scores")
+                raise ConfigError(f"all_labels: {name} scores the runs of {row.of}; add {row.of}, or remove {name}")
             if row.runs > len(self.config.seeds):
-                raise ConfigError(f"methods.{name}.runs: {row.runs}, and there are {len(self.config.seeds)} seeds")
+                seeds = len(self.config.seeds)
+                raise ConfigError(f"methods.{name}.runs: must be at most {seeds}, the number of seeds, got {row.runs}")
 
     def _cells(self) -> list[Cell]:
-        """The matrix; the first seed of everything comes before the second of anything."""
+        """All runs, ordered so that every row has run with the first seed before any runs with the second."""
         config, cells = self.config, []
         for (place, seed), draw in itertools.product(enumerate(config.seeds), config.draws):
             rows = [name for name, row in self.methods.items()
@@ -276,7 +282,7 @@ class Bench:
         return cells
 
     def _settings(self, cell: Cell) -> RunConfig:
-        """All settings of a run, those of a row at the same time with validations at the same places of the run."""
+        """All settings of a run. A `same time` row validates at the same fractions of its run as the row it repeats."""
         if sources := self.sources(cell):
             return self._settings(sources[0]).model_copy(update={"name": cell.method})
         settings = self.own_settings(self.trained_as(cell.method), cell)
@@ -289,20 +295,20 @@ class Bench:
 
 
 def folder_name(row: str) -> str:
-    """What the folders of a row's runs begin with."""
+    """Return the start of the folder names of a row's runs."""
     return row.replace(" ", "-")
 
 
 def load_bench(path: Path, overrides: Sequence[str] = ()) -> BenchConfig:
-    """Read a bench file; overrides are `key=value` as for a training."""
+    """Read a bench file; overrides are `key=value` as for `medssl train --set`."""
     return parse(BenchConfig, merge([config_path(path)], overrides))
 
 
 def read_times(path: Path) -> dict[str, float]:
-    """Seconds of a step of each row. What else is in the table follows from them and is not read.
+    """Read the seconds per step of each row. The other columns are computed from them and not read.
 
     Raises:
-        DataError: no such columns, or a time that is not above 0.
+        DataError: a column is missing, or a time is not a finite number above 0.
     """
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))

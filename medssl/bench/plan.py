@@ -1,4 +1,4 @@
-"""The matrix before it is run, and how long it will take: `medssl bench --plan`."""
+"""The job behind `medssl bench --plan`: the matrix and how long it will take."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from medssl.bench.matrix import ALL, Bench, BenchConfig, Cell
 from medssl.logs import read_metrics, training_seconds
+from medssl.words import how_many
 
 
 @dataclass(frozen=True)
@@ -19,15 +20,15 @@ class PlanRow:
     runs: int
     done: int
     steps: int | None
-    """None: to be measured, so that a run takes as long as one of the row that `as_long_as` names. 0: of other runs."""
+    """None: not measured yet, since a run must take as long as one of the `as_long_as` row. 0: a row with `of`."""
     seconds_per_step: float
-    """As the finished runs took, as times.csv says, or as two steps on noise take now."""
+    """Taken from the finished runs, else from times.csv, else measured now on noise."""
     seconds: float
-    """Of a run."""
+    """Of one whole run."""
 
 
 def plan(config: BenchConfig, out: Path, *, device: str = "auto") -> list[PlanRow]:
-    """The matrix, with the time that a step of each row takes on this machine; nothing is written."""
+    """Return the matrix with the time of a training step of each row on this machine; nothing is written."""
     matrix = Bench(config, out)
     groups: dict[tuple[str, int | None], list[Cell]] = {}
     for cell in matrix.cells:
@@ -71,7 +72,7 @@ def _known_seconds(matrix: Bench, method: str) -> float | None:
 
 
 def print_plan(rows: Sequence[PlanRow], at_a_time: int) -> None:
-    """Show the matrix and how long the rest of it takes."""
+    """Print the matrix and the time that its unfinished runs will take."""
     from rich.console import Console
     from rich.table import Table
 
@@ -87,6 +88,6 @@ def print_plan(rows: Sequence[PlanRow], at_a_time: int) -> None:
     console = Console()
     console.print(table)
     runs, done = sum(row.runs for row in rows), sum(row.done for row in rows)
-    left = f"about {sum(hours) / at_a_time:.1f} hours of steps left with {at_a_time} at a time"
-    console.print(f"{runs} runs, {done} done; {left}, validation and prediction not counted", soft_wrap=True,
+    left = f"about {sum(hours) / at_a_time:.1f} hours of training steps left, {how_many(at_a_time, 'run')} at a time"
+    console.print(f"{runs} runs, {done} done; {left} (without validation and prediction)", soft_wrap=True,
                   highlight=False)  # fmt: skip

@@ -1,4 +1,4 @@
-"""What must be there before the runs: the prepared data, splits, and the settings of each run."""
+"""Preparation of a bench: the prepared data, the splits, and the settings of each run."""
 
 from __future__ import annotations
 
@@ -17,28 +17,30 @@ from medssl.errors import ConfigError
 from medssl.files import whole_file
 from medssl.logs import read_metrics, training_seconds
 from medssl.prepare import changed_cases, prepare
-from medssl.words import some
+from medssl.words import how_many, some
 
 
 def prepared_dataset(matrix: Bench) -> PreparedDataset:
-    """The dataset that the settings name, or the bench's own, prepared now where it is not."""
+    """Return the prepared dataset that the settings name, or the bench's own, which is prepared if necessary."""
     data, source = matrix.data(), matrix.config.source
-    assert data.root is not None  # _settings gave one
+    assert data.root is not None  # own_settings sets it
     if source is not None and data.root == matrix.out / "prepared":
         if (matrix.out / "runs").exists() and (changed := changed_cases(source, data.root, data)):
             raise ConfigError(
-                f"{source}: not what the runs in {matrix.out} learned from or were scored on, for {len(changed)} cases "
-                f"have changed: {some(changed)}; choose another --out, or remove these runs"
+                f"{source}: {how_many(len(changed), 'case')} changed after the runs in {matrix.out} were trained or "
+                f"scored: {some(changed)}; choose another --out, or remove these runs"
             )
         return prepare(source, data.root, data)
     if source is None and not data.root.exists():
-        raise ConfigError("nothing to run on: name the raw dataset with --set source=FOLDER, or a prepared one with "
-                          "--set settings.data.root=FOLDER")  # fmt: skip
+        raise ConfigError(
+            f"{data.root}: no prepared dataset found; name the raw dataset with --set source=FOLDER, or a prepared one "
+            "with --set settings.data.root=FOLDER"
+        )
     return read_prepared(data.root)
 
 
 def write_splits(matrix: Bench, dataset: PreparedDataset) -> None:
-    """Write the splits that are not there yet, and check those that are."""
+    """Write the missing splits, and check the existing ones."""
     config = matrix.config
     held = _held_out(config, dataset)
     for path, cell in {matrix.split(cell): cell for cell in matrix.cells}.items():
@@ -48,11 +50,14 @@ def write_splits(matrix: Bench, dataset: PreparedDataset) -> None:
             continue
         there = read_split(path, dataset)
         if other := [part for part in PARTS if set(getattr(there, part)) != set(getattr(wanted, part))]:
-            raise ConfigError(f"{path}: has other {' and '.join(other)} cases than are asked for; choose another --out")
+            raise ConfigError(
+                f"{path}: its {' and '.join(other)} cases are not those that the bench file gives now; choose another "
+                "--out"
+            )
 
 
 def refuse_changed(matrix: Bench, dataset: PreparedDataset) -> None:
-    """Raise a ConfigError where runs learned from other files of a case than the prepared dataset was made from."""
+    """Raise a ConfigError if the files of a case changed between the training of a run and the present preparation."""
     changed: set[str] = set()
     for path in (matrix.run(cell) / "splits.json" for cell in matrix.cells):
         if path.exists():
@@ -61,24 +66,24 @@ def refuse_changed(matrix: Bench, dataset: PreparedDataset) -> None:
                 changed.update(changed_content(held.content, content_of(dataset, held)))
     if changed:
         raise ConfigError(
-            f"{dataset.root}: not what the runs in {matrix.out} learned from, for {len(changed)} cases have changed: "
+            f"{dataset.root}: {how_many(len(changed), 'case')} changed after the runs in {matrix.out} were trained: "
             f"{some(sorted(changed))}; choose another --out, or remove these runs"
         )
 
 
 def refuse_foreign(out: Path) -> None:
-    """Raise a ConfigError where a first bench in a folder would replace what somebody else wrote there."""
+    """Raise a ConfigError if a first bench in a folder would replace files that are not from a bench."""
     names = ("bench.yaml", "runs.csv", "cases.csv", "comparison.csv", "curves.csv", "report")
     if not (out / "configs").is_dir() and (there := [out / name for name in names if (out / name).exists()]):
-        raise ConfigError(f"{there[0]}: exists, and is of no bench; choose another --out")
+        raise ConfigError(f"{there[0]}: exists already, but {out} holds no earlier bench; choose another --out")
 
 
 def _held_out(config: BenchConfig, dataset: PreparedDataset) -> dict[Part, tuple[str, ...]]:
-    """Validation and test cases, the same for the whole matrix."""
+    """The validation and test cases, which are the same for the whole matrix."""
     lists = _lists(config)
     for part in ("val", "test"):
         if part not in lists and getattr(config, part) is None:
-            raise ConfigError(f"{part}: say how many {config.count}")
+            raise ConfigError(f"{part}: must be a number of {config.count}, got null")
     wish = Wish(labelled=1, val=config.val or 0, test=config.test or 0, seed=config.draws[0], unit=config.count,
                 given={part: lists[part] for part in ("val", "test") if part in lists})  # fmt: skip
     base = make_split(dataset, wish)
@@ -86,14 +91,17 @@ def _held_out(config: BenchConfig, dataset: PreparedDataset) -> dict[Part, tuple
 
 
 def _lists(config: BenchConfig, labelled: int = 1) -> dict[Part, list[str]]:
-    """Published names by part; nothing where the matrix is drawn."""
+    """The names of the published split by part; empty if splits are drawn."""
     if config.published is None:
         return {}
     lists = read_published_split(config_path(config.published))
     val = lists.val or lists.train[max(0, len(lists.train) - (config.val or 0)) :]
     parts = lists.parts(labelled, without=val)
     if len(parts["labelled"]) < labelled:
-        raise ConfigError(f"labelled: {labelled}, and {lists.name} has {len(lists.train) - len(val)} beside val")
+        raise ConfigError(
+            f"labelled: must be at most {len(lists.train) - len(val)}, got {labelled}; the other training names of "
+            f"{lists.name} are used for validation"
+        )
     return {**parts, "val": list(val)}
 
 
@@ -104,7 +112,7 @@ def _split_of(cell: Cell, config: BenchConfig, dataset: PreparedDataset, held: M
 
 
 def write_configs(matrix: Bench) -> None:
-    """Write the settings of all runs; one that has begun must have had the same."""
+    """Write the settings of all runs; raise a ConfigError if a run that has begun has other settings."""
     changed = _changed_scoring(matrix)
     for cell, settings in matrix.settings.items():
         path, plain = matrix.config_file(cell), settings.to_plain()
@@ -113,7 +121,7 @@ def write_configs(matrix: Bench) -> None:
             changed.append(f"  {path}: {', '.join(k for k in plain if before.get(k) != plain[k])}")
     if changed:
         raise ConfigError(
-            f"{matrix.out}: {len(changed)} files tell of runs with other settings (those named)\n"
+            f"{matrix.out}: has runs with other settings; the keys named differ in {how_many(len(changed), 'file')}\n"
             + "\n".join(changed[:10])
             + "\nChoose another --out, or remove these runs and files."
         )
@@ -124,7 +132,7 @@ def write_configs(matrix: Bench) -> None:
 
 
 def _changed_scoring(matrix: Bench) -> list[str]:
-    """Runs that are finished and were scored in another way than is asked for now, as their predictions tell."""
+    """Finished runs whose predictions.json shows that they were scored in another way than is asked for now."""
     found = []
     for cell in matrix.cells:
         path = matrix.run(cell) / "test" / NAME
@@ -145,7 +153,7 @@ def _changed_scoring(matrix: Bench) -> list[str]:
 
 
 def write_untrained(matrix: Bench, cell: Cell) -> None:
-    """The run folder of a row of others' runs: the first one's split and machine, and the time of all their steps."""
+    """Write the run folder of a row with `of`: split and machine of its first run, summed step time of all its runs."""
     run, sources = matrix.run(cell), [matrix.run(source) for source in matrix.sources(cell)]
     run.mkdir(parents=True, exist_ok=True)
     dump(matrix.settings[cell].to_plain(), run / "config.yaml")
@@ -158,5 +166,5 @@ def write_untrained(matrix: Bench, cell: Cell) -> None:
 
 
 def finished(matrix: Bench) -> list[Path]:
-    """The folders of the runs that are trained and scored."""
+    """Return the folders of the runs that are trained and scored."""
     return [matrix.run(cell) for cell in matrix.cells if matrix.is_done(cell)]

@@ -1,4 +1,4 @@
-"""What came of the runs: runs.csv, cases.csv, comparison.csv, curves.csv, and the comparison on a terminal."""
+"""The results of the runs: runs.csv, cases.csv, comparison.csv, curves.csv, and the comparison on a terminal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CASE_COLUMNS = ("method", "labelled", "draw", "seed", "patient", "case", "dice",
 
 
 def write_table(matrix: Bench, codes: Mapping[Cell, int]) -> Path:
-    """runs.csv: a row per run of the matrix, whatever its state."""
+    """Write runs.csv, a row per run of the matrix in any state, and return its path."""
     path = matrix.out / "runs.csv"
     with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
@@ -35,10 +35,11 @@ def write_table(matrix: Bench, codes: Mapping[Cell, int]) -> Path:
 
 
 def write_comparison(matrix: Bench) -> list[list[str]]:
-    """comparison.csv: a row per method and labelled count, with what its difference to each reference amounts to.
+    """Write comparison.csv, cases.csv and curves.csv, and return the cells of the first.
 
-    Beside it cases.csv has a row per run and test case, of which all intervals and tests are made, and curves.csv the
-    mean validation Dice of each row at each step, and its spread over runs.
+    comparison.csv has a row per method and labelled count, with its difference from each reference and a verdict.
+    cases.csv has a row per run and test case, from which all intervals and tests are computed. curves.csv has the mean
+    validation Dice of each row at each step, and its standard deviation over runs.
     """
     done = [cell for cell in matrix.cells if matrix.is_done(cell)]
     runs = load_runs([matrix.run(cell) for cell in done])
@@ -58,7 +59,7 @@ def write_comparison(matrix: Bench) -> list[list[str]]:
 
 
 def _of_cases(cell: Cell, run: Run) -> list[list[str]]:
-    """The cases of a run, each with the mean of a metric over the classes where it is defined."""
+    """The cases of a run, each with the mean of each metric over the classes where it is defined."""
     facts = [cell.method, str(cell.labelled or ALL), str(cell.draw), str(cell.seed)]
     columns = [case_values(run, metric) for metric in CASE_COLUMNS[-3:]]
     return [
@@ -68,7 +69,7 @@ def _of_cases(cell: Cell, run: Run) -> list[list[str]]:
 
 
 def print_comparison(cells: Sequence[Sequence[str]], console: Console | None = None) -> None:
-    """Show the comparison: Dice of each row, and below the table in a line each what that says beside a reference."""
+    """Print a table with the Dice of each row, and below it, for each reference, a line per row with the verdict."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -106,7 +107,8 @@ def _row(matrix: Bench, cell: Cell, code: int | None) -> dict[str, Any]:
 
 
 def outcome(matrix: Bench, cell: Cell, code: int) -> str:
+    """Describe in a few words how a run ended."""
     if code:
         return f"exit code {code}, see {matrix.log(cell)}"
     row = _row(matrix, cell, code)
-    return f"test Dice {row.get('dice', '-')} after {float(row['minutes']):.1f} minutes of steps"
+    return f"test Dice {row.get('dice', '-')} after {float(row['minutes']):.1f} minutes of training steps"

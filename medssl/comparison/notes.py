@@ -1,4 +1,4 @@
-"""What a reader must know before comparing numbers: where runs, rows and their references differ."""
+"""Notes for the reader of a comparison: where runs, rows and their references differ."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DRAW = {"splits.labelled", "splits.unlabelled"}
 
 
 def notes(rows: Sequence[Row], references: Sequence[str] = (BASELINE,)) -> list[str]:
-    """What a reader must know before comparing numbers, of rows and of each with its references."""
+    """Return, as sentences, what a reader must know before comparing the numbers of rows and of their references."""
     found = [note for row in rows for run in row.runs for note in _notes_of_run(run)]
     for row in rows:
         found += _notes_of_row(row)
@@ -41,7 +41,7 @@ def notes(rows: Sequence[Row], references: Sequence[str] = (BASELINE,)) -> list[
 
 
 def _notes_of_files(runs: Sequence[Run]) -> list[str]:
-    """Where a case was not the same in all runs that learned from it in one way, with its label or without."""
+    """Name cases whose files differ between runs that used them in the same way, with or without their label."""
     content: dict[tuple[str, bool], set[str]] = defaultdict(set)
     for run in runs:
         unlabelled = set(run.splits["unlabelled"])
@@ -55,7 +55,7 @@ def _notes_of_files(runs: Sequence[Run]) -> list[str]:
 
 
 def _notes_of_scoring(runs: Sequence[Run]) -> list[str]:
-    """Where means are over other classes, or cases were scored against other references."""
+    """Say where runs were scored on different classes, or a case against different references."""
     found, counting = [], dict[tuple[str, ...], str]()
     sizes: dict[tuple[str, str], set[int]] = defaultdict(set)
     for run in runs:
@@ -92,7 +92,7 @@ def _notes_of_run(run: Run) -> list[str]:
 
 
 def _notes_of_protocol(run: Run) -> list[str]:
-    """The habits of the literature that a run took over, and where its published protocol had others."""
+    """Name the habits of published protocols that a run follows, and its departures from its own protocol."""
     name, found = run.path.name, []
     if "selection on test" in run.quirks:
         found.append(
@@ -143,7 +143,7 @@ def _notes_of_pair(row: Row, baseline: Row) -> list[str]:
     both = row.runs[0], baseline.runs[0]
     told = _SEED_AND_PLACE | _STEPS
     if not all(run.settings.get("train.unlabelled_batch") for run in both):
-        told = told | {"train.unlabelled_batch"}  # of a row that looks at none
+        told = told | {"train.unlabelled_batch"}  # one of the rows does not use unlabelled cases
     asked = ["method.dice"] if all("method.dice" in run.settings for run in both) else []
     differing = [key for key in differing_facts(both)
                  if (key.startswith(("train.", "network.")) and key not in told) or key in asked]  # fmt: skip
@@ -153,12 +153,12 @@ def _notes_of_pair(row: Row, baseline: Row) -> list[str]:
     if len({frozenset(run.replicate.draw for run in each.scored) for each in (row, baseline)}) > 1:
         found.append(f"{row.name}: compared with a {name} row that used other draws of labelled cases.")
     if shared < max(len({case for case, _ in numbered(each.scored, "dice")}) for each in (row, baseline)):
-        found.append(f"{row.name}: the difference from {name} rests on the cases that both rows have ({shared}).")
+        found.append(f"{row.name}: the difference from {name} uses only the cases that both rows have ({shared}).")
     return found
 
 
 def _notes_of_counts(row: Row, baseline: Row) -> Iterable[str]:
-    """Where one of two rows misses or invents classes more often, of which some number does not tell."""
+    """Say where one of two rows misses or invents classes more often, which some metrics do not show."""
     scores = [score for each in (row, baseline) for run in each.scored for score in run.scores or ()]
     faults = [("missed", "misses", "A missed class has no distance; Dice shows it.")]
     if any(score.status == "absent" and score.dice is None for score in scores):
@@ -175,7 +175,7 @@ def _notes_of_counts(row: Row, baseline: Row) -> Iterable[str]:
 
 
 def facts(run: Run) -> dict[str, Any]:
-    """Everything that two runs can differ in but who was told of them; long lists of cases by number and digest."""
+    """Return everything in which two runs can differ, without the logging settings; case lists by number and digest."""
     settings = {key: value for key, value in run.settings.items() if not key.startswith("logging.")}
     splits = {f"splits.{part}": digest(run.splits[part]) for part in PARTS}
     made = flatten(run.made.model_dump(include={"checkpoint", "window"}, exclude_defaults=True), "prediction.")
@@ -183,7 +183,7 @@ def facts(run: Run) -> dict[str, Any]:
 
 
 def differing_facts(runs: Iterable[Run]) -> list[str]:
-    """Keys of `facts` in which runs differ; how predictions were made, and versions, count among those that tell."""
+    """Return the keys of `facts` in which runs differ; `prediction.` and `env.` keys count only where recorded."""
     known = [facts(run) for run in runs]
     differing = []
     for key in dict.fromkeys(key for each in known for key in each):

@@ -1,4 +1,4 @@
-"""Runs gathered into rows, and how rows differ: by patient, with intervals and corrected tests."""
+"""Runs grouped into rows, and the differences between rows by patient, with intervals and corrected tests."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ BASELINE = "supervised"
 
 
 class CurvePoint(NamedTuple):
-    """A logged number of a row's runs at one step."""
+    """The values of a logged number at one step, from the runs of a row."""
 
     step: int
     values: Sequence[float]
-    """Of the runs that have one there."""
+    """One per run that logged it at this step."""
 
     @property
     def mean(self) -> float:
-        """Over runs."""
+        """Mean over runs."""
         return statistics.fmean(self.values)
 
     @property
     def sd(self) -> float | None:
-        """Over runs; None for one."""
+        """Standard deviation over runs; None for a single run."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
 
 @dataclass(frozen=True)
 class Row:
-    """Runs that should differ by their draw of labelled cases and their seed only, in order of seed."""
+    """Runs that should differ only in their draw of labelled cases and their seed, in order of seed."""
 
     key: Key
     runs: tuple[Run, ...]
@@ -64,12 +64,12 @@ class Row:
 
     @property
     def scored(self) -> tuple[Run, ...]:
-        """Those of its runs that have scores."""
+        """The runs that have scores."""
         return tuple(run for run in self.runs if run.scores is not None)
 
     @cached_property
     def scores(self) -> Scores | None:
-        """Those of all its runs, a case counting once per run; None where there are none."""
+        """The scores of all its runs, in which a case occurs once per run; None if no run is scored."""
         tables = [run.scores for run in self.runs if run.scores is not None]
         if not tables:
             return None
@@ -78,26 +78,26 @@ class Row:
 
     @cached_property
     def summary(self) -> Summary | None:
-        """Of its scores, by their convention."""
+        """The summary of its scores, by their convention; None if no run is scored."""
         return None if self.scores is None else summarise(self.scores)
 
     @property
     def minutes(self) -> float:
-        """Time that the steps of a run took, the mean over its runs."""
+        """Time of the training steps of a run, as the mean over its runs."""
         return statistics.fmean(run.minutes for run in self.runs)
 
     @property
     def cases(self) -> int:
-        """Different cases that any of its runs was scored on."""
+        """Number of different cases on which any of its runs was scored."""
         return len({score.case for run in self.scored for score in run.scores or ()})
 
     @cached_property
     def case_dice(self) -> dict[str, float]:
-        """Each case's Dice, the mean over runs."""
+        """Mean Dice of each case over runs."""
         return gathered(pair for run in self.scored for pair in run.case_dice.items())
 
     def curve(self, name: str) -> list[CurvePoint]:
-        """A logged number of all its runs, step by step."""
+        """Return a logged number of all its runs at each step."""
         by_step: dict[float, list[float]] = defaultdict(list)
         for run in self.runs:
             for step, value in zip(*run.curve(name), strict=True):
@@ -106,9 +106,10 @@ class Row:
 
     @property
     def last_gain(self) -> float | None:
-        """How far validation Dice in the last fifth of the steps lies above the fifth before: whether it has settled.
+        """Gain of validation Dice from the fourth fifth of the steps to the last: near 0 if training has settled.
 
-        Each fifth is the mean over its validations, then over the runs that have some in both; None without such a run.
+        A fifth's value is the mean over its validations. The gain is the mean over the runs that validated in both
+        fifths; None without such a run.
         """
         gains = []
         for run in self.runs:
@@ -120,10 +121,10 @@ class Row:
         return statistics.fmean(gains) if gains else None
 
     def values(self, metric: str = "dice", structures: Collection[Structure] | None = None) -> Values:
-        """Each run's patients with the mean over their cases, of each case's mean over classes.
+        """Return a value per patient for each run: the mean over the patient's cases of each case's mean over classes.
 
         Args:
-            structures: the cases and classes that count; None: those for which all of its runs have a number.
+            structures: the cases and classes to use; None: those for which all of its runs have a number.
         """
         if structures is None:
             structures = numbered(self.scored, metric)
@@ -138,7 +139,7 @@ class Row:
         }
 
     def interval(self, metric: str = "dice") -> Interval | None:
-        """Mean over patients with its 95 % bootstrap interval, shares held between 0 and 1; None without a value."""
+        """Mean over patients with its 95 % bootstrap interval, kept within 0 to 1 for shares; None without a value."""
         values = self.values(metric)
         if not any(values.values()):
             return None
@@ -148,26 +149,26 @@ class Row:
         return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
 
     def describe(self, metric: str = "dice") -> Description | None:
-        """The distribution over patients; None without a value."""
+        """Describe the distribution over patients; None without a value."""
         values = self.values(metric)
         return describe(values) if any(values.values()) else None
 
 
 @dataclass(frozen=True)
 class Gain:
-    """How far a row lies above another, the baseline, over the cases that both have."""
+    """The difference of a row from another, its baseline, over the cases that both have."""
 
     comparison: Comparison
     baseline: Row
 
     @property
     def points(self) -> float:
-        """Mean difference over patients in hundredths: Dice points."""
+        """Mean difference over patients times 100: points of Dice."""
         return POINTS.factor * self.comparison.difference.mean
 
 
 def make_rows(runs: Sequence[Run]) -> list[Row]:
-    """Gather runs by key: few labels first, one augmentation after the other, the baseline before the rest."""
+    """Group runs by key into rows, ordered by labelled count, then augmentation, the baseline first within each."""
     groups: dict[Key, list[Run]] = defaultdict(list)
     for run in runs:
         groups[run.key].append(run)
@@ -183,7 +184,7 @@ def make_rows(runs: Sequence[Run]) -> list[Row]:
 
 
 def _name(key: Key, keys: Sequence[Key]) -> str:
-    """Method and labels; augmentation and steps where rows differ in them; the network where a method has several."""
+    """Method and labelled count; augmentation and steps if rows differ in them; network if a method has several."""
     own = [other for other in keys if other.method == key.method]
     says = [
         (keys, "augment", f"{key.augment} augmentation"),
@@ -195,28 +196,32 @@ def _name(key: Key, keys: Sequence[Key]) -> str:
 
 
 def convention_of(rows: Sequence[Row]) -> Convention:
-    """By which all rows were scored, as `load_runs` makes sure."""
+    """Return the convention by which all rows were scored; `load_runs` makes sure that there is only one."""
     return CONVENTIONS[next((row.scores.convention for row in rows if row.scores is not None), "strict")]
 
 
 def units_of(rows: Sequence[Row]) -> Units:
-    """Of the distances of all rows, as `load_runs` makes sure."""
+    """Return the unit of the distances of all rows; `load_runs` makes sure that there is only one."""
     return next((row.scores.units for row in rows if row.scores is not None), "mm")
 
 
 def scale_of(metric: str, units: Units = "mm") -> Scale:
-    """Unit and direction of a metric: shares from 0 to 1 in points, distances in the unit they were scored in."""
+    """Return the unit and direction of a metric: shares (0 to 1) in points, distances in the unit of the scores.
+
+    Raises:
+        ValueError: neither larger nor smaller values of the metric are better.
+    """
     facts = METRICS[metric]
     if facts.higher_is_better is None:
-        raise ValueError(f"{metric}: neither larger nor smaller numbers are better, so methods do not compare by it")
+        raise ValueError(f"{metric}: neither larger nor smaller numbers are better, so it cannot compare methods")
     return POINTS if facts.higher_is_better else DISTANCES[units]
 
 
 def gains(rows: Sequence[Row], metric: str = "dice", reference: str = BASELINE) -> list[Gain | None]:
-    """Each row against the row of the reference method with as many labels, the nearest where there are several.
+    """Compare each row with the reference method's row of the same labelled count, the most similar one of several.
 
-    p-values are corrected over the rows that have one reference row. None for rows of the reference method itself,
-    and where there is no such row or no shared case.
+    p-values are corrected over the rows that share a reference row. The gain is None for rows of the reference method
+    itself, and where there is no such row or no shared case.
     """
     found = [_gain(row, reference_row(row, rows, metric, reference), metric) for row in rows]
     families: dict[Key, list[Comparison]] = defaultdict(list)
@@ -228,9 +233,9 @@ def gains(rows: Sequence[Row], metric: str = "dice", reference: str = BASELINE) 
 
 
 def rank_rows(rows: Sequence[Row], metric: str = "dice") -> dict[int, Ranking]:
-    """For each labelled count, its scored rows by their names in order of rank; counts with a single one are left out.
+    """Rank the scored rows of each labelled count that has at least two of them.
 
-    Only what all of them share takes part, and a count without that is left out as well.
+    Only the classes of cases that all these rows share are used; a count without any is left out.
     """
     found = {}
     for labelled in dict.fromkeys(row.key.labelled for row in rows):
@@ -243,7 +248,7 @@ def rank_rows(rows: Sequence[Row], metric: str = "dice") -> dict[int, Ranking]:
 
 
 def _gain(row: Row, baseline: Row | None, metric: str) -> Gain | None:
-    """Without the correction of its p."""
+    """The gain of a row with an uncorrected p-value."""
     shared = set() if baseline is None else shared_structures([row, baseline], metric)
     if baseline is None or not shared:
         return None
@@ -251,7 +256,7 @@ def _gain(row: Row, baseline: Row | None, metric: str) -> Gain | None:
 
 
 def reference_row(row: Row, rows: Sequence[Row], metric: str, method: str) -> Row | None:
-    """The row of a method that another is compared with: as many labels, and otherwise the most alike."""
+    """Return the row of a method that a row is compared with: the same labelled count, otherwise the most similar."""
     if row.key.method == method:
         return None
     ours = row.key
@@ -266,17 +271,17 @@ def reference_row(row: Row, rows: Sequence[Row], metric: str, method: str) -> Ro
 
 
 def shared_structures(rows: Sequence[Row], metric: str) -> set[Structure]:
-    """What rows are compared on: the classes, in cases that each row has, for which all their runs have a number."""
+    """Return what rows are compared on: classes of cases that each row has, where all their runs have a number."""
     cases = [{score.case for run in row.scored for score in run.scores or ()} for row in rows]
     shared = set.intersection(*cases) if cases else set()
     return {one for one in numbered([run for row in rows for run in row.scored], metric) if one[0] in shared}
 
 
 def numbered(runs: Sequence[Run], metric: str) -> set[Structure]:
-    """The classes of cases for which all runs that were scored on a case have a finite number.
+    """Return the classes of cases for which all runs that were scored on the case have a finite number.
 
-    A class that is in neither volume has no Dice, and 0 where it was invented; one that was missed has no distance. If
-    each run counted what it has, its mean would be over other structures than the next one's.
+    A class that is in neither volume has no Dice, one that was invented has a Dice of 0, and one that was missed has no
+    distance. If each run used all of its own numbers, the means of two runs would be over different structures.
     """
     scores = [score for run in runs for score in counted(run.scores or Scores())]
     without = {(s.case, s.class_name) for s in scores if not _is_finite(s.value(metric))}

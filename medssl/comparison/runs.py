@@ -1,4 +1,4 @@
-"""A run folder in memory: settings, split, log, scores and what they amount to by case."""
+"""A run folder in memory: settings, split, log, and scores, also averaged by case."""
 
 from __future__ import annotations
 
@@ -30,22 +30,21 @@ _FILES = ("config.yaml", "splits.json", "env.json", "metrics.csv")
 _NEEDED = ("data.name", "data.classes", "method.name", "augment.preset", "train.iterations", "train.seed",
            "window.network")  # fmt: skip
 
-
 Structure = tuple[str, str]
 """A case and a class."""
 
 
 class Key(NamedTuple):
-    """What runs of one row share."""
+    """The properties that all runs of a row share."""
 
     method: str
-    """`name` of the settings, which tells variants of a method apart, or else the method's."""
+    """`name` of the settings, which distinguishes variants of a method, or else `method.name`."""
     labelled: int
-    """Patients where the splits of all compared runs were drawn by their number, else cases."""
+    """Number of labelled patients if the splits of all compared runs were drawn by patients, else of labelled cases."""
     augment: str
     steps: int
     network: str
-    """Whose predictions were scored: student, teacher or ensemble."""
+    """The network whose predictions were scored: a value of `window.network`."""
 
 
 @dataclass(frozen=True)
@@ -54,22 +53,22 @@ class Run:
 
     path: Path
     settings: dict[str, Any]
-    """config.yaml, its keys joined by dots."""
+    """config.yaml, with dotted keys."""
     config_text: str
     splits: dict[str, list[str]]
     environment: dict[str, Any]
     metrics: list[dict[str, float]]
     scores: Scores | None
     made: Record
-    """predictions.json; it knows nothing when there is none."""
+    """predictions.json; empty if there is none."""
     patients: dict[str, str] = field(default_factory=dict)
     """Patient of each case, as far as any of the compared runs recorded it."""
     content: dict[str, str] = field(default_factory=dict)
-    """A digest of the files of each case that it learned from, see `medssl.data.splits`."""
+    """A digest of the files of each training case, see `medssl.data.splits`."""
     quirks: tuple[str, ...] = ()
     """Habits of published protocols that its split follows, see `medssl.data.splits`."""
     counts_patients: bool = False
-    """Whether patients, not cases, are what its labelled ones are counted in."""
+    """Whether its labelled count is of patients; otherwise it is of cases."""
 
     @property
     def key(self) -> Key:
@@ -82,27 +81,27 @@ class Run:
 
     @property
     def labelled_cases(self) -> int:
-        """How many cases it learned from with their label."""
+        """Number of labelled training cases."""
         return len(self.splits["labelled"])
 
     @property
     def labelled_patients(self) -> int:
-        """Whose cases its labelled ones are; one whose patient nobody recorded is its own."""
+        """Number of patients of the labelled cases; a case without a recorded patient counts as one."""
         return len({self.patients.get(case, case) for case in self.splits["labelled"]})
 
     @property
     def seed(self) -> int:
-        """The seed that decides everything random in the run."""
+        """The seed of everything random in the run."""
         return int(self.settings["train.seed"])
 
     @cached_property
     def replicate(self) -> Replicate:
-        """What sets it apart from the other runs of its row."""
+        """The draw and seed, in which it differs from the other runs of its row."""
         return Replicate(f"{digest(self.splits['labelled'])}, {digest(self.splits['unlabelled'])}", self.seed)
 
     @cached_property
     def summary(self) -> Summary | None:
-        """Its scores over cases; None when it was not scored."""
+        """Its scores summarised over cases; None if it was not scored."""
         return None if self.scores is None else summarise(self.scores)
 
     @cached_property
@@ -112,17 +111,17 @@ class Run:
 
     @cached_property
     def structures(self) -> dict[str, dict[Structure, float]]:
-        """What `structure_values` has found so far, by metric."""
+        """Cache of `structure_values`, by metric."""
         return {}
 
     def curve(self, *names: str) -> tuple[list[float], list[float]]:
-        """Steps, and the values of a column there (the sum of several), where all are finite."""
+        """Return the steps and values of a column of the log (the sum of several), leaving out non-finite values."""
         rows = [(row["step"], sum(row[n] for n in names)) for row in self.metrics if all(n in row for n in names)]
         rows = [(step, value) for step, value in rows if math.isfinite(value)]
         return [step for step, _ in rows], [value for _, value in rows]
 
     def uncertainty_of(self, prediction: Path) -> Path | None:
-        """Where the uncertainty of a prediction should lie; None where none was written."""
+        """Return where the uncertainty map of a prediction should be; None if none was written."""
         folder = self.made.uncertainty
         return prediction.parent / folder / prediction.name if folder else None
 
@@ -139,16 +138,16 @@ class Run:
 
     @property
     def minutes(self) -> float:
-        """Time that its steps took, validations left out."""
+        """Time of its training steps, without validations."""
         return training_seconds(self.metrics) / 60
 
 
 def load_runs(paths: Sequence[Path]) -> list[Run]:
-    """Read run folders, which must belong to one dataset.
+    """Read run folders, which must belong to one dataset and be scored in one way.
 
     Raises:
-        ConfigError: no run, the same run twice, runs of different datasets, or scores by different rules.
-        DataError: a path is no run folder, all such paths listed, or one of its files cannot be read.
+        ConfigError: no run, the same run twice, runs of different datasets, or different conventions or units.
+        DataError: a path is not a run folder (all such paths are listed), or one of its files cannot be read.
     """
     if not paths:
         raise ConfigError("no runs to compare: name one or more run folders")
@@ -171,8 +170,8 @@ def load_runs(paths: Sequence[Path]) -> list[Run]:
     if len(rules) > 1:
         found = ", ".join(f"{name} in {units} ({path / 'scores.csv'})" for (name, units), path in rules.items())
         raise ConfigError(
-            f"the runs were scored by different conventions: {found}; their numbers do not compare: repeat `medssl "
-            "evaluate` with the same --convention, the first of several, and the same --units"
+            f"the runs were scored with different conventions or units: {found}; repeat `medssl evaluate` with the "
+            "same --convention (of several, the first) and the same --units"
         )
     return runs
 
@@ -184,7 +183,7 @@ def _fault_of_folder(path: Path) -> str | None:
     if not missing:
         return None
     inside = sorted(str(one) for one in path.glob("*/") if all((one / name).is_file() for name in _FILES))
-    hint = f"; it holds run folders, name these: {some(inside)}" if inside else ""
+    hint = f"; it contains run folders, give these instead: {some(inside)}" if inside else ""
     return f"{path}: not a run folder: {', '.join(missing)} missing{hint}"
 
 
@@ -211,7 +210,9 @@ def _load_run(path: Path) -> Run:
             counts_patients=splits.get("counted") == "patients",
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: splits.json or metrics.csv is not as `medssl train` writes it: {error!r}") from None
+        raise DataError(
+            f"{path}: splits.json or metrics.csv is not in the form that `medssl train` writes: {error!r}"
+        ) from None
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], str]:
@@ -229,7 +230,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def structure_values(run: Run, metric: str) -> dict[Structure, float]:
-    """A metric of each class of each scored case, where it is defined."""
+    """Return a metric for each class of each scored case where it is defined."""
     if metric not in run.structures:
         found = (((score.case, score.class_name), score.value(metric)) for score in counted(run.scores or Scores()))
         run.structures[metric] = {structure: value for structure, value in found if value is not None}
@@ -237,17 +238,17 @@ def structure_values(run: Run, metric: str) -> dict[Structure, float]:
 
 
 def case_values(run: Run, metric: str, structures: Collection[Structure] | None = None) -> dict[str, float]:
-    """Each scored case's mean of a metric over the classes where it is defined; cases without any are left out.
+    """Return each scored case's mean of a metric over the classes where it is defined; cases without one are left out.
 
     Args:
-        structures: the cases and classes that count; None: all.
+        structures: the cases and classes to use; None: all.
     """
     found = structure_values(run, metric).items()
     return gathered((one[0], value) for one, value in found if structures is None or one in structures)
 
 
 def gathered(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """The mean of each name's values."""
+    """Return the mean of the values of each name."""
     found: dict[str, list[float]] = defaultdict(list)
     for name, value in pairs:
         found[name].append(value)
@@ -255,6 +256,6 @@ def gathered(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
 
 
 def digest(cases: Sequence[str]) -> str:
-    """A short name for a set of cases, whatever their order."""
+    """Return a short name for a set of cases, independent of their order."""
     text = json.dumps(sorted(cases)).encode()
     return f"{len(cases)} cases ({hashlib.sha256(text).hexdigest()[:6]})"

@@ -14,9 +14,10 @@ _AGAINST = ("95 % interval", "effect", "p", "p, Holm,", "p of the interval, Holm
 def comparison_table(
     rows: Sequence[Row], metric: str = "dice", references: Sequence[str] = (BASELINE,)
 ) -> list[list[str]]:
-    """The numbers of each row by patient, and its differences to the references, each with corrections of its own.
+    """Return a table of each row's numbers by patient and its differences from the references, header row first.
 
-    Heads first; Dice and IoU in percent, distances in the unit of the scores, an empty cell for what is undefined.
+    p-values are corrected for each reference separately. Shares such as Dice are in percent, distances in the unit of
+    the scores; undefined values are empty cells.
     """
     scale = scale_of(metric, units_of(rows))
     heads = ["method", "labelled", "labelled patients", "draws", "seeds", "patients", "steps", "minutes",

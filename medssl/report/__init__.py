@@ -1,8 +1,8 @@
-"""The job behind `medssl report`: run folders in, a folder out that opens from disk.
+"""Reports that compare runs, as `medssl report` writes them: a folder whose page opens from disk.
 
-`report.html` holds everything it shows and needs no network. Beside it lie `tables.md` and `tables.tex` with the same
-numbers, and `viewer/` where NiiVue was found. What is said is decided in this package, how it looks in
-medssl/templates.
+`report.html` contains everything that it shows, except the viewer, and needs no network. Beside it are `tables.md` and
+`tables.tex` with the same numbers and, where NiiVue was found, `viewer/`. This package decides what a page says;
+medssl/templates decides how it looks.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ def write_report(
     workers: int = 2,
     overwrite: bool = False,
 ) -> Path:
-    """Write `out`/report.html, which compares run folders, with its tables and viewer, and return its path.
+    """Write a report that compares run folders, and return the path of its page, `out`/report.html.
 
-    A run takes part with its scores when its folder holds a `scores.csv`, and with its curves in any case.
+    The curves of every run are shown. The scores of a run are shown if its folder contains a `scores.csv`.
 
     Args:
-        references: methods that the others are compared with.
-        worst: how many of each row's worst cases are drawn, besides the best and the median.
-        viewer: fetch NiiVue once, through npm, where no copy is found. Nothing else ever uses a network.
-        niivue: the file `niivue.umd.js` of a NiiVue package; without it the usual places are searched.
-        workers: processes that read volumes and draw.
+        references: methods that the other methods are compared with.
+        worst: number of worst cases to draw for each row, besides the best and the median.
+        viewer: if no copy of NiiVue is found, fetch it once with npm. Nothing else uses a network.
+        niivue: the file `niivue.umd.js` of a NiiVue package; None: search the usual places.
+        workers: number of processes that read volumes and draw.
 
     Raises:
-        ConfigError: no run, the same run twice, runs of different datasets, scores by different rules, a reference
-            without a run, a report is there already, or NiiVue is not where it was said to be.
-        DataError: a path is no run folder, all such paths listed, or one of its files cannot be read.
+        ConfigError: no run is given, or the same run twice; the runs have different datasets or scoring conventions; a
+            reference has no run; `out` already contains a report; or NiiVue is not found or cannot be fetched.
+        DataError: a path is not a run folder (all such paths are listed), or one of its files cannot be read.
     """
     out = Path(out)
     page = out / "report.html"
@@ -60,7 +60,7 @@ def write_report(
     methods = dict.fromkeys(row.key.method for row in rows)
     unknown = [name for name in references if name not in methods and name != BASELINE]
     if unknown:
-        raise ConfigError(f"reference {unknown[0]}: no run is of this method; there are {', '.join(methods)}")
+        raise ConfigError(f"reference {unknown[0]}: no run uses this method; choose one of {', '.join(methods)}")
     library = find_niivue(niivue) or (fetch_niivue() if viewer else None)
     gallery = draw_gallery(rows, worst=worst, workers=workers)
     out.mkdir(parents=True, exist_ok=True)

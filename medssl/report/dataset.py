@@ -1,4 +1,4 @@
-"""The page of `medssl check --html`: a dataset as a person would look through it, what is odd first."""
+"""The page of `medssl check --html`: findings, tables, plots and pictures of a dataset, with errors first."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from medssl.report.tables import Cell, Column, Table
 from medssl.words import by
 
 MOST_CASES = 200
-"""Cases that are shown with a picture."""
+"""Number of cases shown at most."""
 MOST_LINES = 1000
-"""Findings in the table."""
+"""Number of findings in the table at most."""
 
 
 @dataclass(frozen=True)
@@ -30,24 +30,24 @@ class Card:
     case: Case
     facts: Facts
     uri: str
-    """Its picture; empty when it cannot be read."""
+    """Its picture as a data URI; empty if there is none."""
     findings: tuple[Finding, ...]
 
     @property
     def level(self) -> str:
-        """What is worst about it: error, warning or nothing."""
+        """The worst severity among its findings: error or warning; empty without findings."""
         return min((finding.severity for finding in self.findings), default="")
 
     @property
     def size(self) -> str:
-        """Voxels and spacing as stored."""
+        """Number of voxels and spacing along each axis, as stored."""
         if self.facts.shape is None or self.facts.spacing is None:
             return "cannot be read"
         return f"{by(self.facts.shape)} voxels of {by(round(mm, 3) for mm in self.facts.spacing)} mm"
 
 
 def write_dataset_page(report: Report, path: Path) -> None:
-    """Write a page that holds all it shows; pictures are those that `check` drew."""
+    """Write the findings of a check as one HTML file, with the pictures that `check` drew."""
     cards = _cards(report)
     page = fill(
         "dataset.html",
@@ -70,7 +70,7 @@ def write_dataset_page(report: Report, path: Path) -> None:
 
 
 def _cards(report: Report) -> list[Card]:
-    """All cases, those with errors first, then those with warnings."""
+    """Return all cases: those with errors first, then those with warnings, then the rest."""
     by_case: dict[str | None, list[Finding]] = {}
     for finding in report.findings:
         by_case.setdefault(finding.case, []).append(finding)
@@ -125,7 +125,7 @@ def _distances(report: Report) -> Table:
     lines = [[Cell(case), Cell(f"{score:.2f}", order=score)] for case, score in report.distances[: 4 * FARTHEST]]
     words = (
         "Unlabelled cases that are least like the labelled ones in spacing, size and grey levels of the image. Distant "
-        "cases can do harm: a network is asked to agree with itself on images unlike those that it has labels for."
+        "cases can harm training: the network then learns from its own predictions on images unlike the labelled ones."
     )
     return Table("distances", words, columns, [("", lines)])
 

@@ -1,4 +1,4 @@
-"""Cases chosen by rank and drawn: each row's best, median and worst."""
+"""The gallery of a report: pictures of each row's worst, median and best cases."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from medssl.errors import DataError
 from medssl.metrics import ClassScore
 from medssl.overlay import Slice, overlay
 from medssl.progress import mapper, tracked
+from medssl.words import by
 
 WORST = 4
-"""How many of a row's worst cases are shown."""
-_FEW = 12  # below so many cases, starting processes takes longer than it saves
+"""Number of worst cases shown for each row, by default."""
+_FEW = 12  # with fewer cases, starting processes takes longer than it saves
 
 
 @dataclass(frozen=True)
 class Files:
-    """The volumes of one prediction."""
+    """The files of one prediction: image, label maps and uncertainty."""
 
     image: Source
     prediction: Path
     reference: Source
     uncertainty: Path | None
     data: DatasetConfig | None = None
-    """What the values of the reference mean; None: places of classes."""
+    """Meaning of the reference's label values; None: the values are class indices."""
 
     def read(self) -> tuple[Volume, Volume, Volume]:
-        """Image, and prediction and reference as they were compared, of one shape.
+        """Read the image, the prediction and the reference, all of one shape, label maps as they are scored.
 
         Raises:
-            DataError: a file is gone or cannot be read, or the shapes differ.
+            DataError: a file no longer exists or cannot be read, or the shapes differ.
         """
         paths = {"image": self.image.path, "prediction": self.prediction, "reference": self.reference.path}
         gone = [f"the {role} {path} no longer exists" for role, path in paths.items() if not path.exists()]
@@ -46,13 +47,15 @@ class Files:
         prediction, reference = read_pair(self.prediction, self.reference, self.data)
         image = aligned(read_image(self.image), prediction)
         if image.shape != prediction.shape:
-            raise DataError(f"image {self.image} and label maps have different shapes")
+            raise DataError(
+                f"the image {self.image} has {by(image.shape)} voxels, its label maps have {by(prediction.shape)}"
+            )
         return image, prediction, reference
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A case chosen for its rank, with its slices, or a sentence that says why there are none."""
+    """A case chosen by its rank, with its slices, or with the reason why there are none (`fault`)."""
 
     rank: str
     case: str
@@ -65,7 +68,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Wall:
-    """The pictures of one row, which are those of its first scored run."""
+    """The pictures of one row, taken from its first scored run."""
 
     row: Row
     run: Run
@@ -73,11 +76,11 @@ class Wall:
 
 
 def draw_gallery(rows: Sequence[Row], *, worst: int = WORST, workers: int = 2) -> list[Wall]:
-    """Each scored row's first seed with its best, median and `worst` worst cases."""
+    """Draw the `worst` worst cases, the median and the best of each row's first scored run."""
     chosen = [(row, row.scored[0], ranked(row.scored[0].case_dice, worst)) for row in rows if row.scored]
     jobs = [(files_of(run, case), case) for _, run, cases in chosen for _, case in cases]
     with mapper(workers if len(jobs) >= _FEW else 0) as apply:
-        drawn = iter(tracked("draw", [case for _, case in jobs], apply(_draw, [files for files, _ in jobs])))
+        drawn = iter(tracked("draw cases", [case for _, case in jobs], apply(_draw, [files for files, _ in jobs])))
     walls = []
     for row, run, cases in chosen:
         pictures = []
@@ -90,7 +93,7 @@ def draw_gallery(rows: Sequence[Row], *, worst: int = WORST, workers: int = 2) -
 
 
 def ranked(dice: Mapping[str, float], worst: int) -> list[tuple[str, str]]:
-    """Rank and id of the worst cases, then the median (the lower of two) and the best; no case twice."""
+    """Return rank and id of the worst cases, then of the median (the lower of two) and of the best; no case twice."""
     order = [case for _, case in sorted((value, case) for case, value in dice.items())]
     if len(order) == 1:
         return [("only", order[0])]
@@ -102,7 +105,7 @@ def ranked(dice: Mapping[str, float], worst: int) -> list[tuple[str, str]]:
 
 
 def files_of(run: Run, case: str) -> Files | None:
-    """The volumes of a run's case; None when nothing names its image."""
+    """Return the files of a run's case; None if predictions.json does not name its image."""
     images = run.made.images.get(case)
     if images is None or run.scores is None:
         return None
@@ -117,9 +120,9 @@ def _th(number: int) -> str:
 
 
 def _draw(files: Files | None) -> tuple[list[Slice], str]:
-    """The slices of a case, or what keeps them from being drawn."""
+    """Return the slices of a case and an empty text, or no slices and the reason."""
     if files is None:
-        return [], "no predictions.json beside the prediction names the image of this case"
+        return [], "predictions.json beside the prediction is missing or does not name the image of this case"
     try:
         return overlay(*files.read()), ""
     except DataError as error:

@@ -1,4 +1,4 @@
-"""The page of a report: its words, its plots and what goes where; how it looks is in medssl/templates."""
+"""The HTML page of a report: its text, its plots and where they go. The templates are in medssl/templates."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ _GAUGES = {
     "removed": "share of the pseudo-labelled foreground outside each class's largest component, set to background",
     "lag": "relative distance of a teacher's weights from its students' mean",
 }
-"""What the gauges of `medssl.parts.gauges`, and those of the trainer, mean."""
+"""Meaning of the gauges that `medssl.parts.gauges` and the trainer log."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot as a data URI, and what it shows in words."""
+    """A plot as a data URI, with its caption."""
 
     uri: str
     caption: str
@@ -81,7 +81,7 @@ def render(
     scenes: Sequence[Scene],
     workers: int = 2,
 ) -> str:
-    """The page as text."""
+    """Return the page of a report as HTML text."""
     runs = [run for row in rows for run in row.runs]
     classes = _classes(rows)
     found = agreements(rows, max(classes, default=0) + 1, workers=workers)
@@ -120,7 +120,11 @@ def render(
 
 
 def fill(template: str, scripts: Sequence[str], **values: Any) -> str:
-    """A page of a template that runs these scripts of the templates, as text."""
+    """Fill a template with values and return the page as HTML text.
+
+    Args:
+        scripts: files of the templates folder whose JavaScript the page runs.
+    """
     texts = [(TEMPLATES / name).read_text(encoding="utf-8") for name in scripts]
     return (
         _environment()
@@ -136,10 +140,10 @@ def fill(template: str, scripts: Sequence[str], **values: Any) -> str:
 
 
 def write_pages(texts: Mapping[Path, str]) -> None:
-    """Write a page, and the tables beside it, all or none."""
+    """Write texts to their files: all of them, or none if one fails."""
     with ExitStack() as stack:
         for path, text in texts.items():
-            # A file name that is not UTF-8 has no place in a page; question marks stand for such bytes.
+            # Bytes of file names that are not UTF-8 become question marks.
             stack.enter_context(whole_file(path)).write_text(text, encoding="utf-8", errors="replace")
 
 
@@ -147,7 +151,7 @@ def write_pages(texts: Mapping[Path, str]) -> None:
 
 
 def protocol(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """How the runs came about: a term, and what the runs say to it without repetition."""
+    """Describe how the runs were made: pairs of a term and its different values among the runs."""
     says: dict[str, Callable[[Run], str]] = {
         "Dataset": lambda run: str(run.settings["data.name"]),
         "Classes": lambda run: ", ".join(map(str, run.settings["data.classes"][1:])),
@@ -194,14 +198,14 @@ def _machine(run: Run) -> str:
 
 
 def _definitions(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """The shown metrics in words; HD95 and ASD as the convention of the runs has them."""
+    """Return title and definition of the shown metrics; HD95 and ASD as the runs' convention defines them."""
     rule = convention_of(rows)
     meant = {"hd95": rule.hd95, "asd": rule.asd}
     return [(METRICS[name].title, METRICS[meant.get(name, name)].description) for name in shown_metrics(rows)]
 
 
 def _classes(rows: Sequence[Row]) -> dict[int, str]:
-    """Foreground classes by label: as scored, or as configured when nothing was."""
+    """Return the names of the foreground classes by label: as scored, or as configured if no run was scored."""
     scores = [score for row in rows for run in row.scored for score in run.scores or () if not score.is_region]
     scored = {score.label: score.class_name for score in scores}
     configured = dict(enumerate(map(str, rows[0].runs[0].settings["data.classes"][1:]), start=1))
@@ -212,7 +216,10 @@ def _classes(rows: Sequence[Row]) -> dict[int, str]:
 
 
 def _labels(rows: Sequence[Row]) -> list[Figure]:
-    """Dice against the number of labels, where rows have several numbers; rows without unlabelled cases are levels."""
+    """Plot Dice against the labelled count, if there are rows with different counts.
+
+    Rows without unlabelled cases are drawn as horizontal lines.
+    """
     scored = [row for row in rows if row.describe() is not None]
     curves: dict[str, list[Row]] = {}
     for row in scored:
@@ -237,8 +244,9 @@ def _labels(rows: Sequence[Row]) -> list[Figure]:
 def _ranks(rows: Sequence[Row]) -> list[Figure]:
     colours = {row.name: row.colour for row in rows}
     words = (
-        "Mean ranks at labelled count {}. Rows whose bars overlap cannot be told apart; luck of seeds may separate the "
-        "others. On the right: the share of resamples in which each row comes first (darkest), second and so on."
+        "Mean ranks at labelled count {}. Rows whose bars overlap cannot be told apart; the others may still differ "
+        "only by the chance of their seeds. On the right: the share of resamples in which each row comes first "
+        "(darkest), second and so on."
     )
     ranked = [(labelled, ranking) for labelled, ranking in rank_rows(rows).items() if len(ranking.names) > 2]
     return [Figure(rank_plot(ranking, colours), words.format(labelled)) for labelled, ranking in ranked]
@@ -269,7 +277,7 @@ def _strip(rows: Sequence[Row]) -> list[Figure]:
 
 
 def _validation(rows: Sequence[Row]) -> list[Figure]:
-    """Validation Dice against steps, a figure for each labelled count, and whether rows have settled."""
+    """Plot validation Dice against steps, a figure for each labelled count; captions say whether rows have settled."""
     figures = []
     for labelled in dict.fromkeys(row.key.labelled for row in rows):
         drawn = [row for row in rows if row.key.labelled == labelled and row.curve("val/dice")]
@@ -313,7 +321,7 @@ def _loss_lines(row: Row) -> list[Line]:
 
 
 def _gauges(rows: Sequence[Row], classes: dict[int, str]) -> list[Figure]:
-    """What methods tell of themselves while they train, a plot for each number."""
+    """Plot the numbers that methods log about themselves during training, one figure for each."""
     figures = []
     for name in _logged(rows, "stat/"):
         drawn = [(row, _mean_curve(row, name)) for row in rows]
@@ -327,7 +335,7 @@ def _gauges(rows: Sequence[Row], classes: dict[int, str]) -> list[Figure]:
 
 
 def _words_of(gauge: str, classes: dict[int, str]) -> str:
-    """A logged name as words: `pseudo/1` is of the first class, `lag/1` of the second teacher."""
+    """Return a gauge's name in words: `pseudo/1` is that of the first class, `lag/1` that of the second teacher."""
     name, _, part = gauge.partition("/")
     of = {"0": "background"} | {str(value): text for value, text in classes.items()}
     if name == "lag" and part.isdigit():
@@ -342,7 +350,7 @@ def _logged(rows: Iterable[Row], prefix: str) -> list[str]:
 
 
 def _mean_curve(row: Row, name: str) -> tuple[list[float], list[float]]:
-    """A logged number against the step, the mean over the runs of a row, smoothed."""
+    """Return steps and a logged number at each: the mean over the runs of a row, smoothed."""
     points = row.curve(name)
     return smooth([point.step for point in points], [point.mean for point in points])
 
@@ -373,7 +381,7 @@ def _confusion(rows: Sequence[Row], found: Sequence[Agreement], classes: dict[in
 
 
 def _viewer(scenes: Sequence[Scene], classes: dict[int, str]) -> str:
-    """What the viewer's script is told, as JSON that cannot end the element it stands in."""
+    """Return the input of the viewer's script as JSON, escaped so that it cannot close its HTML element."""
     if not scenes:
         return ""
     colours = [(label, name, class_colour(label)) for label, name in classes.items()]
@@ -382,7 +390,10 @@ def _viewer(scenes: Sequence[Scene], classes: dict[int, str]) -> str:
 
 
 def _policy(scripts: Sequence[str], *, has_viewer: bool) -> str:
-    """What the browser may do: run these very scripts, and for the viewer load those that lie beside the page."""
+    """Return the Content-Security-Policy of a page.
+
+    The browser may run only these scripts and, for the viewer, those beside the page.
+    """
     digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
     allowed = [*(f"'sha256-{digest}'" for digest in digests), *(["'self'"] if has_viewer else [])]
     images = "data: blob:" if has_viewer else "data:"
@@ -390,7 +401,7 @@ def _policy(scripts: Sequence[str], *, has_viewer: bool) -> str:
 
 
 def _environment() -> Environment:
-    """Where templates are found and how they are filled."""
+    """Return the Jinja environment: the templates folder and how templates are filled."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,

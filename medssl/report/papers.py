@@ -1,4 +1,4 @@
-"""The tables of a report for papers: Markdown, and LaTeX that needs the package booktabs."""
+"""The tables of a report as Markdown and as LaTeX for papers. LaTeX needs the package booktabs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _MARKDOWN = str.maketrans({c: "\\" + c for c in "\\`*_[]<>|~$"})
 
 
 def as_markdown(title: str, tables: Sequence[Table]) -> str:
-    """The tables one below the other, numbered as on the page."""
+    """Return the tables as Markdown, one below the other, numbered as on the page."""
     return "\n\n".join([f"# {_plain(title)}", *(_markdown(i, table) for i, table in enumerate(tables, 1))]) + "\n"
 
 
 def as_latex(title: str, tables: Sequence[Table]) -> str:
-    """A `table` float for each, to be read with \\input; LaTeX numbers them itself."""
-    head = f"% {_line(title)}\n% needs \\usepackage{{booktabs}}; wide ones fit with \\usepackage{{graphicx}}"
+    """Return the tables as LaTeX, each a `table` float, to be read with \\input. LaTeX numbers them."""
+    head = f"% {_line(title)}\n% needs \\usepackage{{booktabs}}; for wide tables, \\resizebox of the package graphicx"
     return "\n\n".join([head, *map(_latex, tables)]) + "\n"
 
 
@@ -77,4 +77,4 @@ def _plain(text: str) -> str:
 
 def _escaped(text: str) -> str:
     told = re.sub("|".join(map(re.escape, _LATEX)), lambda found: _LATEX[found[0]], _line(text))
-    return "{}" + told if told.startswith(("[", "*")) else told  # else the line above takes it
+    return "{}" + told if told.startswith(("[", "*")) else told  # else the \\ above reads it as its argument

@@ -1,6 +1,7 @@
-"""The tables of a report as text with a key to sort by, whatever they are written into.
+"""The tables of a report, independent of the format that they are written in (HTML, Markdown or LaTeX).
 
-Dice, IoU and the like are shown in percent, distances in millimetres. What is undefined is a dash and sorts last.
+Cells are text, with a number to sort by. Dice, IoU and similar shares are shown in percent, distances in the unit of
+the scores. Undefined numbers are shown as a dash and sort last.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ from medssl.statistics import Interval, verdict
 from medssl.words import how_many, p_value, some
 
 NOTHING = "–"
-"""Stands for a number that is undefined."""
+"""Shown in place of an undefined number."""
 
 _IN_ROW = {"data.root", "data.splits", "train.workers", "train.seed", "train.iterations", "augment.preset",
            "window.network", "prediction.window.network", "prediction.window.batch"}  # fmt: skip
 _SHOWN = ("dice", "iou", "hd95", "asd", "nsd", "precision", "recall", "relative_volume", "cldice", "instance_f1")
-"""Of all metrics that were measured; scores.csv has them all."""
+"""Metrics that a report shows, if they were measured; scores.csv contains all metrics."""
 _MOST_NAMES = 4
 
 Kind = Literal["number", "text", "long"]
@@ -45,7 +46,7 @@ Kind = Literal["number", "text", "long"]
 
 @dataclass(frozen=True)
 class Column:
-    """The head of a column, a second line in small print, and how its cells are set."""
+    """The heading of a column, a note in small print below it, and how its cells are aligned."""
 
     head: str
     note: str = ""
@@ -54,7 +55,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell shows, and the number to sort by where the text is not enough."""
+    """The text of a cell, a note in small print, the number to sort by (None: sort by text), and a colour."""
 
     text: str = NOTHING
     note: str = ""
@@ -64,7 +65,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells under columns; the first cell of a line is its head. Most tables have a single group without a name."""
+    """A table with named groups of lines; the first cell of a line is its heading.
+
+    Most tables have one group, without a name.
+    """
 
     id: str
     caption: str
@@ -78,7 +82,12 @@ class Table:
 def result_tables(
     rows: Sequence[Row], published: Sequence[PublishedRow] = (), references: Sequence[str] = (BASELINE,)
 ) -> list[Table]:
-    """The tables of numbers, in the order in which they are read; those without a line are left out."""
+    """Return the tables of results in reading order; empty tables are left out.
+
+    Args:
+        published: published results for the same dataset, shown in a table of their own.
+        references: methods that the other methods are compared with.
+    """
     against = {reference: gains(rows, "dice", reference) for reference in references}
     against = {reference: found for reference, found in against.items() if any(found)}
     compared = [_gains_table(rows, found, name, number) for number, (name, found) in enumerate(against.items(), 1)]
@@ -118,7 +127,7 @@ def _dice_table(rows: Sequence[Row], against: Mapping[str, Sequence[Gain | None]
 
 
 def _counting(rows: Sequence[Row]) -> str:
-    """What the overall numbers are over: classes, or regions by name."""
+    """Say what the overall numbers are averaged over: all classes, or regions by name."""
     scores = [score for row in rows for run in row.scored for score in counted(run.scores or Scores())]
     regions = dict.fromkeys(score.class_name for score in scores if score.is_region)
     return f"the regions {', '.join(dict.fromkeys(score.class_name for score in scores))}" if regions else "all classes"
@@ -203,8 +212,8 @@ def _ranks_table(rows: Sequence[Row]) -> Table:
     words = (
         "Ranks by Dice among rows with the same labelled count, averaged over patients; 1 is best. Rows whose mean "
         "ranks lie closer together than the critical difference (Nemenyi) cannot be told apart. Mean ranks take the "
-        "trained networks as they are, so luck of seeds can separate rows; shares of first places and verdicts include "
-        "that luck."
+        "trained networks as given, so rows can differ only by the chance of their seeds; the shares of first places "
+        "and the verdicts include that chance."
     )
     return Table("ranks", words, [_METHOD, Column("Mean rank"), Column("First, %", "of resamples")], groups)
 
@@ -235,7 +244,7 @@ def _published_table(published: Sequence[PublishedRow]) -> Table:
 
 
 def runs_table(rows: Sequence[Row]) -> Table:
-    """Every run with its validation and its test score."""
+    """Return the table of all runs with their best validation Dice and their test scores."""
     columns = [
         Column("Run", kind="text"), Column("Method", "augmentation", "text"), Column("Labelled"), Column("Seed"),
         Column("Steps", "logged, of planned"), Column("Best validation Dice, %"), Column("Weights scored", kind="text"),
@@ -247,10 +256,10 @@ def runs_table(rows: Sequence[Row]) -> Table:
 
 
 def settings_table(rows: Sequence[Row]) -> Table:
-    """Settings that are not the same in every run: the commonest value, and who has another."""
+    """Return the table of settings that differ between runs: the most common value, and the runs with another one."""
     runs = [run for row in rows for run in row.runs]
     known = {run.path.name: facts(run) for run in runs}
-    # What defines a row, and the settings that a method alone has, are told elsewhere.
+    # The settings that define a row, and those of a method alone, are shown elsewhere.
     keys = [key for key in differing_facts(runs) if key not in _IN_ROW and not key.startswith("method.")]
     lines = []
     for key in keys:
@@ -269,25 +278,25 @@ def settings_table(rows: Sequence[Row]) -> Table:
 
 
 def conditions(rows: Sequence[Row]) -> str:
-    """Augmentation and steps in a few words, for captions."""
+    """Describe augmentation and steps of all rows in a few words, for captions."""
     presets = " / ".join(dict.fromkeys(row.key.augment for row in rows))
     steps = " / ".join(dict.fromkeys(f"{row.key.steps:,}" for row in rows))
     return f"{presets} augmentation, {steps} steps"
 
 
 def conditions_of(row: Row) -> str:
-    """What besides method and labels defines a row."""
+    """Describe what defines a row besides method and labelled count: augmentation, steps and network."""
     return f"{row.key.augment}, {row.key.steps:,} steps, {row.key.network}"
 
 
 def shown_metrics(rows: Sequence[Row]) -> list[str]:
-    """Those of the tables that have a value anywhere."""
+    """Return the metrics of the tables that have a value in at least one row."""
     summaries = [row.summary.overall for row in rows if row.summary]
     return [metric for metric in _SHOWN if any(summary.spread(metric).n for summary in summaries)]
 
 
 def percent(value: float | None) -> str:
-    """A share: 0.851 becomes 85.1."""
+    """Format a share in percent: 0.851 becomes 85.1; None becomes a dash."""
     return NOTHING if value is None else f"{100 * value:.1f}"
 
 
@@ -305,19 +314,19 @@ class _Form(NamedTuple):
 
 
 def _form_of(metric: str) -> _Form:
-    """Shares in percent; the rest as scores.csv has it."""
+    """Return how to show a metric: shares in percent, others in the unit of scores.csv."""
     unit = METRICS[metric].unit
     return _Form("%", 100, 1) if not unit else _Form(unit, 1, 1 if unit == "%" else 2)
 
 
 def _head(metric: str, rows: Sequence[Row]) -> str:
-    """A metric with its unit."""
+    """Return a column heading: the metric with its unit."""
     unit = _form_of(metric).unit
     return f"{METRICS[metric].title}, {units_of(rows) if unit == 'mm' else unit}"
 
 
 def _behind_overall(rows: Sequence[Row]) -> str:
-    """What the overall numbers of the convention are means over."""
+    """Say what the convention averages its overall numbers over."""
     return "classes" if convention_of(rows).averages == "classes" else "cases and seeds"
 
 
@@ -327,7 +336,10 @@ def _key_cells(row: Row) -> list[Cell]:
 
 
 def _labelled_cell(runs: Sequence[Run]) -> Cell:
-    """How many are labelled, and where patients have several cases the other count; draws may differ in that."""
+    """Return the labelled count, with a note on the other count (cases or patients) if it differs.
+
+    Draws with the same labelled count may differ in the other count, so the note can be a range.
+    """
     number, by_patient = runs[0].key.labelled, runs[0].counts_patients
     others = [run.labelled_cases if by_patient else run.labelled_patients for run in runs]
     ends, unit = sorted({min(others), max(others)}), "case" if by_patient else "patient"
@@ -356,7 +368,7 @@ def _printed_cell(number: Decimal | None) -> Cell:
 
 
 def _dice_cells(row: Row) -> list[Cell]:
-    """Mean and spread over patients, the interval, and the spread of the runs' means."""
+    """Return cells with mean and spread over patients, the interval of the mean, and the spread of the runs' means."""
     about = row.describe()
     if about is None:
         return [Cell("not scored" if row.summary is None else NOTHING), Cell(), Cell()]

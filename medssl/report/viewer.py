@@ -1,8 +1,8 @@
-"""The interactive viewer: NiiVue copied beside the page, and each drawn case as a script that the page loads on demand.
+"""The interactive viewer of a report: NiiVue and a script for each drawn case, which the page loads on demand.
 
 A page opened from disk may neither fetch files nor import modules, but it may load plain scripts. So NiiVue must be the
-build `niivue.umd.js` of its npm package, and volumes travel as base64 in scripts of their own. No copy of NiiVue is
-part of medssl, and nothing is downloaded unless it was asked for.
+build `niivue.umd.js` of its npm package, and volumes are stored as base64 in scripts. medssl contains no copy of NiiVue
+and downloads it only on request (`medssl report --viewer`).
 """
 
 from __future__ import annotations
@@ -35,35 +35,35 @@ PACKAGE, VERSION = "@niivue/niivue", "0.69.0"
 DIGEST = "47b896b77ec4a5be3ef1949c33ad393b6f45629921f326c279000bcf51bdb4af"
 """SHA-256 of `dist/niivue.umd.js` in that version; a downloaded file that differs is refused."""
 MOST_VOXELS = 4_000_000
-"""A larger volume is shown with fewer voxels, taken at even steps."""
+"""Larger volumes are thinned out: only every n-th voxel along an axis is shown."""
 
 _BUILD = "dist/niivue.umd.js"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One entry of the viewer: which scripts to load, and what to call it."""
+    """One entry of the viewer: its title and the scripts to load."""
 
     title: str
     group: str
     picture: tuple[int, int]
-    """Wall and place of the picture in the gallery."""
+    """Index of the wall in the gallery, and of the picture on that wall."""
     case_script: str
     prediction_script: str
     steps: tuple[int, int, int]
-    """Every how many voxels along each axis are shown."""
+    """Step between the voxels shown along each axis; 1 shows all."""
     centre: tuple[float, float, float]
-    """Where to look first, in RAS millimetres."""
+    """Where the crosshair starts, in RAS millimetres."""
 
 
 # ---- NiiVue
 
 
 def find_niivue(given: Path | None = None) -> Path | None:
-    """The build of NiiVue to use: the given file, else one that was fetched or installed with npm; None without.
+    """Return the build of NiiVue to use: the given file, or one that npm fetched or installed; None if there is none.
 
     Raises:
-        ConfigError: the given file is no such build.
+        ConfigError: the given file does not exist or is not a build of NiiVue.
     """
     if given is not None:
         if not given.is_file() or b"niivue" not in given.read_bytes():
@@ -76,26 +76,29 @@ def find_niivue(given: Path | None = None) -> Path | None:
 
 
 def fetch_niivue() -> Path:
-    """Fetch NiiVue with npm into the user's cache, once, and return its build.
+    """Download NiiVue with npm into the user's cache and return the path of its build.
 
     Raises:
-        ConfigError: npm is missing or fails, or the file is not the one that this version is known to hold.
+        ConfigError: npm is missing or fails, or the file does not have the known SHA-256 of this version.
     """
     target, wanted = _cached(), f"{PACKAGE}@{VERSION}"
-    help = f"fetch {wanted} by hand and name its {_BUILD} with --niivue"
+    help = f"download {wanted} yourself and name its {_BUILD} with --niivue"
     if shutil.which("npm") is None:
-        raise ConfigError(f"the viewer needs {wanted}, and npm to fetch it was not found; install npm, or {help}")
+        raise ConfigError(f"npm: not found, but --viewer needs it to fetch {wanted}; install npm, or {help}")
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(["npm", "pack", wanted], cwd=folder, capture_output=True, text=True, check=False)
         packed = next(Path(folder).glob("*.tgz"), None)
         if done.returncode or packed is None:
             said = " ".join(done.stderr.split())[-300:]
-            raise ConfigError(f"npm could not fetch {wanted}: {said}\nTry again with a network, or {help}")
+            raise ConfigError(f"npm could not fetch {wanted}: {said}\nCheck the network and try again, or {help}")
         with tarfile.open(packed) as archive:
             member = archive.extractfile(f"package/{_BUILD}")
             content = member.read() if member else b""
     if hashlib.sha256(content).hexdigest() != DIGEST:
-        raise ConfigError(f"{wanted}: its {_BUILD} is not the file that was published; nothing was kept")
+        raise ConfigError(
+            f"{wanted}: the downloaded {_BUILD} does not have the expected SHA-256 and was not kept; check which "
+            "registry npm uses and try again"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(target) as partial:
         partial.write_bytes(content)
@@ -105,7 +108,7 @@ def fetch_niivue() -> Path:
 def _cached() -> Path:
     try:
         home = Path.home()
-    except RuntimeError:  # a user who is a number without a name has none
+    except RuntimeError:  # a user id without an account has no home folder
         home = Path(tempfile.gettempdir())
     return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "medssl" / f"niivue-{VERSION}.umd.js"
 
@@ -114,13 +117,14 @@ def _cached() -> Path:
 
 
 OURS = ("niivue.js", "case-*.js", "prediction-*.js")
-"""Names of what a viewer is made of."""
+"""Name patterns of the files of a viewer."""
 
 
 def write_viewer(folder: Path, library: Path | None, walls: Sequence[Wall]) -> list[Scene]:
-    """Write NiiVue and the volumes of all pictures into `folder`; what an earlier report left there is removed.
+    """Write NiiVue and the volumes of all pictures into `folder`, and return the entries of the viewer.
 
-    Without a library, or without a picture, nothing is written and the list is empty.
+    The viewer of an earlier report is removed from the folder. Without a library, or without a picture, nothing is
+    written and the list is empty.
     """
     for old in (path for name in OURS for path in folder.glob(name)):
         old.unlink()
@@ -131,14 +135,14 @@ def write_viewer(folder: Path, library: Path | None, walls: Sequence[Wall]) -> l
     shutil.copyfile(library, folder / "niivue.js")
     cases: dict[tuple[Source, Source], str] = {}
     scenes = []
-    with track("viewer", len(drawn)) as advance:
+    with track("write viewer", len(drawn)) as advance:
         for i, j in drawn:
             files = walls[i].pictures[j].files
             assert files is not None
             try:
                 scenes.append(_write_scene(folder, walls[i], (i, j), files, cases))
             except DataError:
-                continue  # the volume went away since it was drawn
+                continue  # a volume was removed after it was drawn
             finally:
                 advance(walls[i].pictures[j].case)
     return scenes
@@ -165,7 +169,11 @@ def _write_scene(
 
 
 def _centre(reference: Volume, prediction: Volume) -> tuple[float, float, float]:
-    """The foreground voxel nearest to the middle of the foreground, of the prediction where the reference has none."""
+    """Return the foreground voxel nearest to the centre of the foreground, in millimetres.
+
+    The foreground is that of the reference, or of the prediction if the reference has none. Without any, the centre of
+    the volume is returned.
+    """
     shown = reference if (reference.array > 0).any() else prediction
     voxels = np.argwhere(shown.array > 0)
     if not len(voxels):
@@ -176,7 +184,7 @@ def _centre(reference: Volume, prediction: Volume) -> tuple[float, float, float]
 
 
 def _steps(volume: Volume) -> tuple[int, int, int]:
-    """Steps after which a volume is small enough, the finest axes being thinned out first."""
+    """Return steps along the axes that leave at most `MOST_VOXELS` voxels; the finest axes are thinned out first."""
     steps = [1, 1, 1]
     while np.prod([-(-n // s) for n, s in zip(volume.shape, steps, strict=True)]) > MOST_VOXELS:
         finest = min(range(3), key=lambda axis: steps[axis] * volume.spacing[axis])
@@ -191,7 +199,10 @@ def _bytes_of(grey: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _write_script(path: Path, arrays: dict[str, NDArray[Any]], affine: Affine, steps: tuple[int, int, int]) -> None:
-    """Volumes as a call that hands them to the page; base64 in JSON holds nothing that could end a script."""
+    """Write volumes as a script that passes them to the page.
+
+    JSON with base64 contains nothing that could close the script element.
+    """
     thinned = affine @ np.diag([*steps, 1.0])
     volumes = {}
     with tempfile.TemporaryDirectory() as folder:

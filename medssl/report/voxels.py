@@ -1,6 +1,6 @@
-"""What the voxels of predictions and references say together: which classes are confused, and whether certainty holds.
+"""Voxel by voxel comparison of predictions with references: confusion between classes, and calibration.
 
-One case at a time is in memory, its reference read once for all runs that predicted it.
+Each process holds one case in memory at a time. Its reference is read once for all runs that predicted it.
 """
 
 from __future__ import annotations
@@ -25,23 +25,25 @@ from medssl.errors import DataError
 from medssl.progress import mapper, tracked
 
 BINS = 10
-"""Stretches of equal width from 0 to 1 in which certainty is compared with what came true."""
-_FEW = 40  # below so many predictions, starting processes takes longer than it saves
+"""Number of bins of equal width from 0 to 1 in which certainty is compared with the share of correct voxels."""
+_FEW = 40  # with fewer predictions, starting processes takes longer than it saves
 
 Counts = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Sums over the voxels of any number of cases."""
+    """Confusion and calibration counts, summed over the voxels of any number of cases."""
 
     confusion: Counts
-    """`(C, C)`: voxels by class of the reference and of the prediction; background in both is not counted."""
+    """`(C, C)`: number of voxels by class of the reference (row) and of the prediction (column). Voxels that are
+    background in both are not counted."""
     certainty: Counts
-    """`(BINS, 3)`: voxels, the sum of their certainty, and how many hold the right class; of the box around both."""
+    """`(BINS, 3)`: number of voxels, sum of their certainty, number of correct voxels, inside the box around the
+    foreground of both label maps."""
     cases: int
     unread: int = 0
-    """Cases whose files are gone or do not fit together."""
+    """Number of predictions left out because a file could not be read or did not match."""
 
     def __add__(self, other: Agreement) -> Agreement:
         return Agreement(
@@ -53,19 +55,22 @@ class Agreement:
 
     @property
     def shares(self) -> Counts:
-        """`confusion` with each row of the reference adding up to 1; a class that never occurs has zeros."""
+        """`confusion` with each row divided by its sum; the row of a class that never occurs is 0."""
         shares: Counts = self.confusion / np.maximum(self.confusion.sum(1, keepdims=True), 1)
         return shares
 
     @property
     def curve(self) -> tuple[list[float], list[float]]:
-        """Mean certainty and the share of right voxels, of the bins that hold any."""
+        """Mean certainty and share of correct voxels of each bin that is not empty."""
         found = self.certainty[self.certainty[:, 0] > 0]
         return list(found[:, 1] / found[:, 0]), list(found[:, 2] / found[:, 0])
 
     @property
     def calibration_error(self) -> float | None:
-        """The expected calibration error: distance of the two, weighted by voxels; None without certainties."""
+        """The expected calibration error (ECE), from 0 to 1; None without certainties.
+
+        It is the mean distance between certainty and share of correct voxels over bins, weighted by voxels.
+        """
         voxels = self.certainty[:, 0].sum()
         return float(np.abs(self.certainty[:, 1] - self.certainty[:, 2]).sum() / voxels) if voxels else None
 
@@ -77,10 +82,10 @@ class _Files(NamedTuple):
 
 
 def agreements(rows: Sequence[Row], classes: int, *, workers: int = 2) -> list[Agreement]:
-    """The sums of each row over all cases of its scored runs.
+    """Compare the voxels of all cases of each row's scored runs, and return one sum for each row.
 
     Args:
-        classes: how many there are, the background among them.
+        classes: number of classes, including background.
     """
     by_reference: dict[Source, list[_Files]] = defaultdict(list)
     data: dict[Source, DatasetConfig | None] = {}
@@ -108,15 +113,17 @@ def agreement(
     classes: int,
     known: NDArray[np.bool_] | None = None,
 ) -> Agreement:
-    """The sums of one case.
+    """Compare the voxels of one case.
 
-    The certainty is looked at in the smallest box around both label maps: beyond it lies background that nobody
-    doubts, and that would hide everything else.
+    Certainty is counted only in the smallest box around the foreground of both label maps. Outside it is background of
+    high certainty, which would hide everything else.
 
     Args:
-        prediction: `(X, Y, Z)`, from 0 to `classes` - 1, as the reference.
-        certainty: `(X, Y, Z)`, the probability that was given to the predicted class, 0 to 1.
-        known: `(X, Y, Z)`, where the reference is one; no other voxel counts.
+        prediction: `(X, Y, Z)`, values from 0 to `classes` - 1.
+        reference: `(X, Y, Z)`, the same values where `known`.
+        certainty: `(X, Y, Z)`, predicted probability of the predicted class, from 0 to 1.
+        classes: number of classes, including background.
+        known: `(X, Y, Z)`, True at annotated voxels; other voxels are not counted. None: all voxels are annotated.
     """
     known = np.ones(reference.shape, bool) if known is None else known
     inside = known & ((prediction > 0) | (reference > 0))
