@@ -66,11 +66,11 @@ def test_equal_runs_in_two_tables_are_one_and_others_are_refused(tmp_path):
     other = write(tmp_path / "other.csv", [[*rows[0][:6], 0.6, "", ""]])
     done = subprocess.run([sys.executable, SCRIPT, one, other], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    assert "other.csv: bcp, seed 0, case a: Dice 0.6, and 0.5 in a table before it" in done.stderr
+    assert "other.csv: bcp, seed 0, case a: Dice is 0.6, but 0.5 in an earlier table" in done.stderr
 
 
 def test_a_row_that_is_not_there_is_named(tmp_path):
     table = write(tmp_path / "cases.csv", [["bcp", 4, 0, 0, "a", "a", 0.5, "", ""]])
     done, _ = printed(table, "--against", "combnied")
     assert done.returncode == 2
-    assert "combnied: no such row; there are bcp" in done.stderr
+    assert "combnied: no such row; the rows are bcp" in done.stderr
