@@ -1153,7 +1153,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("window", "words"),
         [({"network": "teacher"}, "no teacher"), ({"patch": [11, 12, 8]}, "not divisible"),
-         ({"largest_component": ["kernel"]}, "no class kernel")],
+         ({"largest_component": ["kernel"]}, "must name classes .*, got kernel")],
     )  # fmt: skip
     def test_window_that_validation_could_not_use(self, balls, splits, tmp_path, window, words):
         settings = {**plain_settings(balls, splits), "window": window}

@@ -294,7 +294,7 @@ def test_equal_images_of_two_patients_are_named(balls, tmp_path, capsys):
     shutil.copy(raw / "labels" / "ball_04.nii.gz", raw / "labels" / "ball_05.nii.gz")
     for _ in range(2):
         prepare(raw, out, CONFIG, workers=0)
-        assert "one patient: again_03 = ball_03\n" in capsys.readouterr().err
+        assert "may share them: again_03 = ball_03; keep one case" in capsys.readouterr().err
     by_number = CONFIG.model_copy(update={"subject": SubjectRule(pattern=r"(\d+)")})
     prepare(raw, tmp_path / "one", by_number, workers=0)
     assert "equal images" not in capsys.readouterr().err
@@ -428,7 +428,7 @@ def test_no_more_processes_than_memory_holds(slow_cases, tmp_path, monkeypatch, 
     monkeypatch.setattr("medssl.prepare.available_memory", lambda: 300 * 2**20)
     dataset = prepare(raw, tmp_path / "out", parse(DatasetConfig, load_yaml(config.read_text())["data"]), workers=2)
     assert len(dataset.cases) == CASES
-    assert "prepare: 1 of 2 processes: case case_13 may need" in capsys.readouterr().err
+    assert "prepare: using 1 of 2 processes, because case case_13 may need" in capsys.readouterr().err
 
 
 class TestGreyLevels:
