@@ -204,8 +204,8 @@ def test_who_misses_what_is_hard_is_no_nearer_for_it(write):
     assert gains(rows)[1].points == pytest.approx(-2.5)
     assert len(set(rank_rows(rows, "hd95")[1].mean_ranks)) == 1
     assert notes(rows) == [
-        "bcp, 1 labelled: misses a class 2.7 times per run, supervised, 1 labelled 0.0 times. A missed class has no "
-        "distance; Dice shows it."
+        "bcp, 1 labelled: misses a class 2.7 times per run, supervised, 1 labelled 0.0 times. Distances do not always "
+        "penalise a missed class; Dice does."
     ]
 
 

@@ -121,7 +121,7 @@ def test_a_run_without_unlabelled_cases_is_a_line_right_across(factory):
             for n in (1, 2)]  # fmt: skip
     parts = {"labelled": ["x", "w", "y", "z"], "unlabelled": []}
     runs.append(factory.score(factory.run("all", "supervised", 1, splits=parts), {"a": {"liver": 0}}))
-    assert "A line right across marks a row with a label for every training case." in one_page(factory, runs).words
+    assert "A horizontal line marks a row with a label for every training case." in one_page(factory, runs).words
 
 
 def test_three_rows_of_one_labelled_count_are_ranked(factory):

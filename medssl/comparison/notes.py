@@ -160,7 +160,7 @@ def _notes_of_pair(row: Row, baseline: Row) -> list[str]:
 def _notes_of_counts(row: Row, baseline: Row) -> Iterable[str]:
     """Say where one of two rows misses or invents classes more often, which some metrics do not show."""
     scores = [score for each in (row, baseline) for run in each.scored for score in run.scores or ()]
-    faults = [("missed", "misses", "A missed class has no distance; Dice shows it.")]
+    faults = [("missed", "misses", "Distances do not always penalise a missed class; Dice does.")]
     if any(score.status == "absent" and score.dice is None for score in scores):
         told = ("A case without the class has a Dice only where a run invents it. If only some runs do, the case is "
                 "left out of the comparison, and only these counts show the inventions.")  # fmt: skip

@@ -237,7 +237,7 @@ def _labels(rows: Sequence[Row]) -> list[Figure]:
         "Dice against the labelled count. Filled dots are means over patients with their 95 % intervals; hollow dots "
         "are the means of single runs."
     )
-    across = " A line right across marks a row with a label for every training case." if levels else ""
+    across = " A horizontal line marks a row with a label for every training case." if levels else ""
     return [Figure(label_curve(drawn, levels, "Dice, %"), words + across)]
 
 
