@@ -442,7 +442,7 @@ def _as_script(script, Popen=subprocess.Popen):
         ({"references": ["supervised", "bpc"]}, "references: no such row: bpc; the rows are supervised, bcp"),
         (
             {"methods": {"bcp x": None, "BCP-x": None}},
-            "methods: rows bcp x and BCP-x would use the same folders; rename",
+            "methods: rows bcp x and BCP-x would use the same folders; rename one of them",
         ),
         ({"methods": {"a/b": None}}, "methods: row name 'a/b' must also be a folder name: .* without any of .* / "),
         ({"test": None}, "test: must be a number of patients, got null"),

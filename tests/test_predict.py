@@ -982,7 +982,7 @@ def test_where_memory_does_not_hold_the_windows_fewer_are_looked_at_at_once(caps
     assert told.count("\n") == 2
     predictor.networks = [Small(0)]
     with pytest.raises(
-        OutOfMemoryError, match=r"cpu has too little memory for one window of 4 x 4 .*\(Tried to allocate"
+        OutOfMemoryError, match=r"cpu has too little memory for one window of 4 x 4 x 4 .*\(Tried to allocate"
     ):
         predictor.probabilities(image)
 

@@ -94,17 +94,18 @@ class TrainingData:
 
     def _labelled_case(self, id: str) -> PreparedCase:
         if id not in self.split.labelled and id not in self.split.val:
-            part = self.split.part_of(id)
-            where = f"in part {part}" if part else "left out of the split"
-            raise DataError(f"case {id}: training must not read its label, because the case is {where}")
+            raise DataError(f"case {id}: training must not read its label, because the case is {self._place(id)}")
         return self._case(id)
 
     def _case(self, id: str) -> PreparedCase:
-        part = self.split.part_of(id)
-        if part not in ("labelled", "unlabelled", "val"):
-            where = f"in part {part}" if part else "left out of the split"
-            raise DataError(f"case {id}: training must not read it, because it is {where}")
+        if self.split.part_of(id) not in ("labelled", "unlabelled", "val"):
+            raise DataError(f"case {id}: training must not read it, because it is {self._place(id)}")
         return self._dataset.cases[id]
+
+    def _place(self, id: str) -> str:
+        """Say where a case is in the split."""
+        part = self.split.part_of(id)
+        return f"in part {part}" if part else "left out of the split"
 
 
 class PatchStream(Dataset[Patches]):
