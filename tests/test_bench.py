@@ -386,17 +386,21 @@ def test_cases_that_changed_since_runs_were_made_are_named(make, balls, tmp_path
     assert stamps(out) == before
 
 
-def test_prepared_cases_that_changed_between_two_calls_are_named(make, balls, tmp_path):
+@pytest.mark.parametrize("part", ["labelled", "test"])
+def test_prepared_cases_that_changed_between_two_calls_are_named(make, balls, tmp_path, part):
     raw, prepared = shutil.copytree(balls[0], tmp_path / "raw"), tmp_path / "prepared"
     data = read_prepared(balls[1]).config
     prepare(raw, prepared, data, workers=0)
     config = make(methods={}, all_labels=[], settings={"data": {"root": prepared}})
     bench(config, tmp_path / "out", device="cpu")
-    (used, *_) = read_split(next((tmp_path / "out" / "splits").iterdir()), read_prepared(prepared)).labelled
-    label = raw / "labels" / f"{used}.nii.gz"
+    (changed, *_) = getattr(read_split(next((tmp_path / "out" / "splits").iterdir()), read_prepared(prepared)), part)
+    label = raw / "labels" / f"{changed}.nii.gz"
     write_label(label, read_label(label).array[::-1], read_label(label))
     prepare(raw, prepared, data, workers=0)
-    with pytest.raises(ConfigError, match=rf"{prepared}: .* changed after the runs in .* trained: {used};"):
+    with pytest.raises(ConfigError, match=rf"{prepared}: .* changed after the runs in .* scored: {changed};"):
+        bench(config, tmp_path / "out", device="cpu")
+    shutil.rmtree(tmp_path / "out" / "runs")
+    for _ in range(2):  # once new runs are trained and scored, their cases count
         bench(config, tmp_path / "out", device="cpu")
 
 

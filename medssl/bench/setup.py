@@ -40,35 +40,40 @@ def prepared_dataset(matrix: Bench) -> PreparedDataset:
 
 
 def write_splits(matrix: Bench, dataset: PreparedDataset) -> None:
-    """Write the missing splits, and check the existing ones."""
+    """Write the splits with digests of their test cases; check the parts of existing ones."""
     config = matrix.config
     held = _held_out(config, dataset)
     for path, cell in {matrix.split(cell): cell for cell in matrix.cells}.items():
         wanted = _split_of(cell, config, dataset, held)
-        if not path.exists():
-            write_split(path, wanted)
-            continue
-        there = read_split(path, dataset)
-        if other := [part for part in PARTS if set(getattr(there, part)) != set(getattr(wanted, part))]:
+        there = read_split(path, dataset) if path.exists() else None
+        if there and (other := [part for part in PARTS if set(getattr(there, part)) != set(getattr(wanted, part))]):
             raise ConfigError(
                 f"{path}: its {' and '.join(other)} cases are not those that the bench file gives now; choose another "
                 "--out"
             )
+        split = (there or wanted).model_copy(update={"content": _tested(dataset, wanted)})
+        if split != there:
+            write_split(path, split)
 
 
 def refuse_changed(matrix: Bench, dataset: PreparedDataset) -> None:
-    """Raise a ConfigError if the files of a case changed between the training of a run and the present preparation."""
+    """Raise a ConfigError if the files of a case changed after a run was trained with it or scored on it."""
     changed: set[str] = set()
-    for path in (matrix.run(cell) / "splits.json" for cell in matrix.cells):
-        if path.exists():
-            held = load_split(path)
-            if held.sha256 == dataset.sha256:
-                changed.update(changed_content(held.content, content_of(dataset, held)))
+    for cell in matrix.cells:
+        paths = [(matrix.run(cell) / "splits.json", content_of), (matrix.split(cell), _tested)]
+        for path, digests in paths[: 2 if matrix.is_done(cell) else 1]:
+            if path.exists() and (held := load_split(path)).sha256 == dataset.sha256:
+                changed.update(changed_content(held.content, digests(dataset, held)))
     if changed:
         raise ConfigError(
-            f"{dataset.root}: {how_many(len(changed), 'case')} changed after the runs in {matrix.out} were trained: "
-            f"{some(sorted(changed))}; choose another --out, or remove these runs"
+            f"{dataset.root}: {how_many(len(changed), 'case')} changed after the runs in {matrix.out} were trained or "
+            f"scored: {some(sorted(changed))}; choose another --out, or remove these runs"
         )
+
+
+def _tested(dataset: PreparedDataset, split: Split) -> dict[str, str]:
+    """Digests of the files of the test cases."""
+    return {id: dataset.cases[id].content for id in split.test}
 
 
 def refuse_foreign(out: Path) -> None:

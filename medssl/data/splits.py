@@ -42,7 +42,7 @@ class Split(Settings):
     """Patient of each case that the split lists; empty in files of older versions."""
     content: dict[str, str] = {}
     """In a run folder, a digest of the files of each case that it learned from; for an unlabelled case, of its images
-    only, because a label may be added or changed."""
+    only, because a label may be added or changed. In a split of a bench, that of its test cases."""
     quirks: tuple[SplitQuirk, ...] = ()
     """`selection on test`: the validation cases are the test cases. `renamed frames`: the lists counted frames.
     `stratified by labels`: drawn by what labels hold. `unlabelled labels seen`: these included labels of cases that now
