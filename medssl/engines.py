@@ -141,7 +141,7 @@ def _connect(address: str | None) -> Any:
     try:
         ray.init(address, ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        place = address or f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}"
+        place = address or os.environ.get("RAY_ADDRESS") or "this machine"
         raise DeviceError(f"--engine ray: no cluster at {place}: {error}") from None
     return ray
 

@@ -9,7 +9,9 @@ from decimal import Decimal
 
 _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 FEW = 5
-"""Most names that a message lists."""
+"""Most names that a sentence lists."""
+MANY = 20
+"""Most lines that a message lists."""
 
 
 def visible(text: str) -> str:
@@ -21,6 +23,12 @@ def some(names: Sequence[str], most: int = FEW) -> str:
     """Return the first few names, and how many more there are."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def some_lines(names: Iterable[str], most: int = MANY) -> list[str]:
+    """Return the first names as indented lines, and how many more there are."""
+    lines = [f"  {name}" for name in names]
+    return lines[:most] + [f"  and {len(lines) - most} more"] * (len(lines) > most)
 
 
 def listed(names: Sequence[str], most: int = FEW) -> str:

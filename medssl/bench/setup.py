@@ -17,7 +17,7 @@ from medssl.errors import ConfigError
 from medssl.files import whole_file
 from medssl.logs import read_metrics, training_seconds
 from medssl.prepare import changed_cases, prepare
-from medssl.words import how_many, some
+from medssl.words import how_many, some, some_lines
 
 
 def prepared_dataset(matrix: Bench) -> PreparedDataset:
@@ -123,11 +123,11 @@ def write_configs(matrix: Bench) -> None:
         path, plain = matrix.config_file(cell), settings.to_plain()
         before = merge([path]) if path.exists() else plain
         if before != plain and matrix.run(cell).exists():
-            changed.append(f"  {path}: {', '.join(k for k in plain if before.get(k) != plain[k])}")
+            changed.append(f"{path}: {', '.join(k for k in plain if before.get(k) != plain[k])}")
     if changed:
         raise ConfigError(
             f"{matrix.out}: has runs with other settings; the keys named differ in {how_many(len(changed), 'file')}\n"
-            + "\n".join(changed[:10])
+            + "\n".join(some_lines(changed))
             + "\nChoose another --out, or remove these runs and files."
         )
     (matrix.out / "configs").mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,7 @@ def _changed_scoring(matrix: Bench) -> list[str]:
             "runs": names,
         }
         if keys := [key for key, now in asked.items() if there.get(key, now) != now]:
-            found.append(f"  {path}: {', '.join(keys)}")
+            found.append(f"{path}: {', '.join(keys)}")
     return found
 
 

@@ -23,7 +23,7 @@ from medssl.data.itk import affine_of
 from medssl.data.stack import Slice, numbers_of, placed_slice, stack
 from medssl.data.volume import Oddity, Volume
 from medssl.errors import DataError
-from medssl.words import by, how_many, some
+from medssl.words import by, how_many, some, some_lines
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
 """Suffixes of files that count as DICOM even without the magic bytes; other files need them."""
@@ -272,9 +272,7 @@ def _pick(folder: Path, found: dict[str, Series], wanted: str | None) -> str:
     if wanted is not None and wanted in found:
         return wanted
     title = f"{len(found)} series in one folder" if wanted is None else f"no series {wanted} in this folder; it holds"
-    lines = [f"  {series}" for series in found.values()]
-    if len(lines) > FEW:
-        lines[FEW:] = [f"  and {len(lines) - FEW} more"]
+    lines = some_lines(map(str, found.values()), FEW)
     named = f"name one by its uid, as in {folder}#{next(iter(found))}"
     raise DataError("\n".join([f"{folder}: {title}", *lines, f"{named}, or move the others to folders of their own"]))
 

@@ -15,6 +15,7 @@ from medssl.data.prepared import PreparedDataset
 from medssl.data.splits import PARTS, Part, Split, Unit, check_split, patients_of
 from medssl.data.strata import Strata
 from medssl.errors import ConfigError, DataError
+from medssl.words import some_lines
 
 Amount = int | Fraction | Literal["all"]
 """A number, a share of the training patients or cases, or all that have a label."""
@@ -163,10 +164,10 @@ def declared_apart(dataset: PreparedDataset) -> dict[str, Part]:
     for case in dataset.cases.values():
         if case.part:
             said.setdefault(case.subject, set()).add(case.part if case.part in ("val", "test") else "train")
-    divided = [f"  {patient}: {' and '.join(sorted(parts))}" for patient, parts in said.items() if len(parts) > 1]
+    divided = [f"{patient}: {' and '.join(sorted(parts))}" for patient, parts in said.items() if len(parts) > 1]
     if divided:
         title = f"{dataset.root}: the dataset divides patients; put all scans of each into one part"
-        raise DataError("\n".join([title, *divided[:20]]))
+        raise DataError("\n".join([title, *some_lines(divided)]))
     found: dict[str, Part] = {}
     for patient, parts in said.items():
         if "val" in parts or "test" in parts:

@@ -11,15 +11,13 @@ from medssl.config import Settings, read_model
 from medssl.data.prepared import PreparedDataset
 from medssl.errors import ConfigError, DataError
 from medssl.files import write_json
+from medssl.words import some_lines
 
 Part = Literal["labelled", "unlabelled", "val", "test"]
 PARTS: tuple[Part, ...] = ("labelled", "unlabelled", "val", "test")
 Unit = Literal["patients", "cases"]
 SplitQuirk = Literal["selection on test", "renamed frames", "stratified by labels", "unlabelled labels seen"]
 """Deviations that must be requested; the split records them and a report names them."""
-
-SHOWN = 20
-"""Number of faults that an error message lists."""
 
 
 class Split(Settings):
@@ -141,8 +139,7 @@ def check_split(split: Split, dataset: PreparedDataset, where: str) -> None:
     if not split.labelled:
         faults.append("no labelled case; set their number with --labelled, or name them in a list")
     if faults:
-        lines = [f"{where} cannot be used", *(f"  {fault}" for fault in faults[:SHOWN])]
-        lines += [f"  and {len(faults) - SHOWN} more"] * (len(faults) > SHOWN)
+        lines = [f"{where} cannot be used", *some_lines(faults)]
         lines += ["All scans of a patient must be on one side; move them there, or draw by patient with `medssl split`."
                   ] * bool(divided)  # fmt: skip
         raise DataError("\n".join(lines))

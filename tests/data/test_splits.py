@@ -465,6 +465,13 @@ def test_a_dataset_that_divides_a_patient_is_refused(tmp_path):
         make_split(replace(dataset, cases=cases), Wish(labelled=2, val=1, test=1))
 
 
+def test_of_many_patients_that_a_dataset_divides_the_first_are_listed(tmp_path):
+    dataset = make_dataset(tmp_path, patients=23)
+    cases = {id: replace(case, part="test" if id.endswith("a") else "train") for id, case in dataset.cases.items()}
+    with pytest.raises(DataError, match=r"(\n  p\d\d: test and train){20}\n  and 3 more$"):
+        make_split(replace(dataset, cases=cases), Wish(labelled=2, val=1, test=1))
+
+
 def test_the_ceiling_of_a_bench_trains_on_nobody_whom_the_dataset_holds_back(tmp_path):
     dataset = declare(make_dataset(tmp_path), test=("p01", "p03"), val=("p05",))
     config = BenchConfig(
