@@ -3,8 +3,8 @@
     python benchmarks/intervals.py benchmarks/results/hippocampus-time-9-cases.csv --against combined
 
 Reads cases.csv files of `medssl bench`. Prints a row per method and labelled count: Dice by patient with its 95 %
-interval, the standard deviation of its runs, and by how much each row named with `--against` exceeds it, over the seeds
-and cases that both have. Verdicts are corrected for all rows of a labelled count.
+interval, the standard deviation of its runs, and by how much each row named with `--against` exceeds it, over the runs
+(draw and seed) and cases that both have. Verdicts are corrected for all rows of a labelled count.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in arguments.against:
         if name not in {method for method, _ in rows}:
             parser.error(f"--against {name}: no such row; the rows are {', '.join(dict.fromkeys(m for m, _ in rows))}")
-    heads = ["row", "labelled", "seeds", "Dice %", "95 % interval", "sd of runs"]
+    heads = ["row", "labelled", "runs", "Dice %", "95 % interval", "sd of runs"]
     lines = {row: [*row, str(len(cases)), *of_one(by_patient(cases, numbered(cases)))]
              for row, cases in rows.items()}  # fmt: skip
     for name in arguments.against:
         heads += [f"{name} against it", "95 % interval", "verdict"]
         told = against(name, rows)
         for row, cells in lines.items():
-            nothing = ["", "", "" if row[0] == name else "no seed in common"]
+            nothing = ["", "", "" if row[0] == name else "no run in common"]
             cells += of_two(told[row]) if row in told else nothing
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for cells in lines.values():

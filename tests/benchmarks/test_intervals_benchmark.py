@@ -30,7 +30,7 @@ def test_cases_of_a_patient_are_one_and_only_shared_seeds_and_cases_are_compared
             for p, v in base.items()]  # fmt: skip
     tables = write(tmp_path / "few.csv", few), write(tmp_path / "more.csv", more)
     _, (bcp, combined) = printed(*tables, "--against", "combined")
-    assert (bcp["row"], bcp["seeds"], combined["seeds"]) == ("bcp", "2", "3")
+    assert (bcp["row"], bcp["runs"], combined["runs"]) == ("bcp", "2", "3")
     assert bcp["Dice %"] == f"{100 * (sum(base.values()) - 0.1) / 8:.1f}"
     # seed 2, which bcp lacks, would make it 6.7, and case a2, which combined lacks, 11.2
     assert bcp["combined against it"] == "+10.0"
@@ -56,7 +56,7 @@ def test_a_row_in_which_no_case_counts_has_no_numbers(tmp_path):
         tmp_path / "cases.csv", [["bcp", 4, 0, 0, "a", "a", 0.0, "", ""], ["bcp", 4, 0, 1, "a", "a", "", "", ""]]
     )
     _, (row,) = printed(table)
-    assert (row["seeds"], row["Dice %"]) == ("2", "")
+    assert (row["runs"], row["Dice %"]) == ("2", "")
 
 
 def test_equal_runs_in_two_tables_are_one_and_others_are_refused(tmp_path):
