@@ -577,12 +577,16 @@ class TestRay:
         shutil.rmtree(out)
 
 
-def test_the_comparison_fits_a_terminal_and_says_verdicts_in_full_below():
-    heads = ["method", "seeds", "minutes", "dice, %", "95 % interval", "sd of runs", "verdict against supervised"]
+@pytest.mark.parametrize("draws", ["1", "5"])
+def test_the_comparison_fits_a_terminal_and_says_verdicts_in_full_below(draws):
+    heads = ["method", "draws", "seeds", "minutes", "dice, %", "95 % interval", "sd of runs",
+             "verdict against supervised"]  # fmt: skip
     said = "too few patients to tell: -0.2 points, 95 % interval -0.9 to 0.2; only 3 patients"
-    cells = [heads, ["supervised", "1", "0.2", "5.3", "3 to 7", "", ""], ["bcp", "1", "0.1", "5.1", "3 to 6", "", said]]
+    cells = [heads, ["supervised", draws, "1", "0.2", "5.3", "3 to 7", "", ""],
+             ["bcp", draws, "1", "0.1", "5.1", "3 to 6", "", said]]  # fmt: skip
     out = io.StringIO()
     print_comparison(cells, Console(file=out, width=80))
     lines = [line.rstrip() for line in out.getvalue().splitlines()]
     assert lines[-2:] == ["against supervised", f"  bcp: {said}"]
     assert len(lines) == 5
+    assert ("draws" in lines[0]) == (draws == "5")

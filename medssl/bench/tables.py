@@ -74,8 +74,9 @@ def print_comparison(cells: Sequence[Sequence[str]], console: Console | None = N
     from rich.markup import escape
     from rich.table import Table
 
-    heads = cells[0]
-    names = ("method", "seeds", "minutes", "dice, %", "95 % interval", "sd of runs")
+    heads, draws = cells[0], cells[0].index("draws")
+    several = ["draws"] if any(int(row[draws]) > 1 for row in cells[1:]) else []
+    names = ("method", *several, "seeds", "minutes", "dice, %", "95 % interval", "sd of runs")
     console, shown = console or Console(), [*map(heads.index, names)]
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in shown:
