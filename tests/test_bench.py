@@ -386,8 +386,8 @@ def test_cases_that_changed_since_runs_were_made_are_named(make, balls, tmp_path
     assert stamps(out) == before
 
 
-@pytest.mark.parametrize("part", ["labelled", "test"])
-def test_prepared_cases_that_changed_between_two_calls_are_named(make, balls, tmp_path, part):
+@pytest.mark.parametrize(("part", "seeds"), [("labelled", (0, 1)), ("test", (0, 1)), ("test", (1,))])
+def test_prepared_cases_that_changed_between_two_calls_are_named(make, balls, tmp_path, part, seeds):
     raw, prepared = shutil.copytree(balls[0], tmp_path / "raw"), tmp_path / "prepared"
     data = read_prepared(balls[1]).config
     prepare(raw, prepared, data, workers=0)
@@ -398,7 +398,7 @@ def test_prepared_cases_that_changed_between_two_calls_are_named(make, balls, tm
     write_label(label, read_label(label).array[::-1], read_label(label))
     prepare(raw, prepared, data, workers=0)
     with pytest.raises(ConfigError, match=rf"{prepared}: .* changed after the runs in .* scored: {changed};"):
-        bench(config, tmp_path / "out", device="cpu")
+        bench(config.model_copy(update={"seeds": seeds}), tmp_path / "out", device="cpu")
     shutil.rmtree(tmp_path / "out" / "runs")
     for _ in range(2):  # once new runs are trained and scored, their cases count
         bench(config, tmp_path / "out", device="cpu")
