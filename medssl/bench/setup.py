@@ -58,12 +58,13 @@ def write_splits(matrix: Bench, dataset: PreparedDataset) -> None:
 
 def refuse_changed(matrix: Bench, dataset: PreparedDataset) -> None:
     """Raise a ConfigError if the files of a case changed after a run was trained with it or scored on it."""
+    runs, splits = matrix.out / "runs", {cell.split: matrix.split(cell) for cell in matrix.cells}
+    # Test cases count once any run of their split is scored, also one that this call leaves out.
+    scored = [path for name, path in splits.items() if any(runs.glob(f"*__{name}__*/scores.csv"))]
+    trained = [matrix.run(cell) / "splits.json" for cell in matrix.cells]
     changed: set[str] = set()
-    for cell in matrix.cells:
-        found = [(matrix.run(cell) / "splits.json", content_of)]
-        if any((matrix.out / "runs").glob(f"*__{cell.split}__*/scores.csv")):  # also of rows that this call leaves out
-            found.append((matrix.split(cell), _tested))
-        for path, digests in found:
+    for digests, paths in ((content_of, trained), (_tested, scored)):
+        for path in paths:
             if path.exists() and (held := load_split(path)).sha256 == dataset.sha256:
                 changed.update(changed_content(held.content, digests(dataset, held)))
     if changed:
