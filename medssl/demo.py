@@ -6,7 +6,6 @@ Python. If run again on the same folder, it continues where it stopped.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from rich.console import Console
@@ -20,6 +19,7 @@ from medssl.data.phantoms import write_dataset
 from medssl.data.splits import write_split
 from medssl.errors import ConfigError
 from medssl.evaluate import evaluate_folders
+from medssl.files import whole_folder
 from medssl.predict import predict
 from medssl.prepare import prepare
 from medssl.report import write_report
@@ -39,15 +39,13 @@ def demo(out: Path) -> Path:
     """
     console = Console()
     source, prepared, splits = out / "phantoms", out / "prepared", out / "splits.json"
-    partial = out / ".phantoms"
-    if out.exists() and any(out.iterdir()) and not source.exists() and not partial.exists():
+    if out.exists() and any(out.iterdir()) and not source.exists():
         raise ConfigError(f"{out}: not empty, and not from an earlier demo; choose another folder with --out")
 
     _say(console, f"phantoms: {LABELLED + VAL + TEST} cardiac stacks with labels, {UNLABELLED} without, in {source}")
     if not source.exists():
-        shutil.rmtree(partial, ignore_errors=True)
-        write_dataset(partial, "cardiac", labelled=LABELLED + VAL + TEST, unlabelled=UNLABELLED, seed=7)
-        partial.rename(source)
+        with whole_folder(source) as partial:
+            write_dataset(partial, "cardiac", labelled=LABELLED + VAL + TEST, unlabelled=UNLABELLED, seed=7)
     config_file = _config("data/phantom_cardiac.yaml")
     data = parse(DatasetConfig, merge([config_file])["data"], where="data")
     _say(console, "check")

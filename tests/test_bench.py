@@ -86,6 +86,10 @@ def test_every_run_is_trained_scored_and_reported_once(make, balls, tmp_path):
     ]  # fmt: skip
     assert compared[1]["verdict against supervised"].startswith("too few patients to tell")
     assert float(compared[0]["against bcp"]) == -float(compared[1]["against supervised"])
+    distances = list(csv.DictReader((out / "comparison-hd95.csv").open()))
+    assert [row["method"] for row in distances] == [row["method"] for row in compared]
+    for row, run in zip(distances, rows, strict=True):
+        assert float(row["hd95, mm"]) == pytest.approx(float(run["hd95"]), abs=0.06)
     cases = list(csv.DictReader((out / "cases.csv").open()))
     assert [row["case"] for row in cases if row["labelled"] == ALL] == sorted(splits[2].test)
     for row in rows:

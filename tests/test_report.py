@@ -192,6 +192,29 @@ def test_the_difference_to_supervised_is_in_dice_points(page):
     assert page.column("gains", "In words")[0].startswith("too few patients to tell: +25.0 points")
 
 
+def test_distances_have_a_comparison_of_their_own_in_which_shorter_is_better(factory):
+    names = [f"case_{n}" for n in range(8)]
+    shifts = {"supervised": 2, "bcp": 1}
+    runs = [
+        factory.score(factory.run(f"{name}-{seed}", name, seed), {case: {"liver": shift} for case in names})
+        for name, shift in shifts.items()
+        for seed in (1, 2)
+    ]
+    # A shift of 1 is 0 0 0 3 mm, one of 2 is 0 0 3 6 mm: 95th percentiles of 2.55 and 5.55.
+    found = one_page(factory, runs)
+    assert found.column("gains", "Against supervised") == ["+25.0"]
+    assert found.tables["distances"][0][2] == "Against supervised|HD95, mm"
+    assert found.column("distances", "Against supervised") == ["−3.0"]
+    assert found.column("distances", "95 % interval") == ["−3.0 to −3.0|8 patients"]
+    assert found.column("distances", "In words")[0].startswith("better by 3.0 mm (95 % interval 3.0 to 3.0)")
+    factory.root = factory.root / "again"
+    runs = [
+        factory.score(factory.run(name, name, 1), {"a": {"liver": shift}}, metrics=["dice"])
+        for name, shift in shifts.items()
+    ]
+    assert "distances" not in one_page(factory, runs).tables
+
+
 def test_a_second_reference_has_a_column_and_a_table_of_its_own(factory):
     shifts = {"supervised": 2, "bcp": 1, "mean_teacher": 0}
     runs = [factory.score(factory.run(name, name, 1), {"a": {"liver": shift}}) for name, shift in shifts.items()]

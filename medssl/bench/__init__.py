@@ -8,7 +8,8 @@
     out/logs/NAME.txt         the output of the run's commands
     out/times.csv             with `as_long_as`: seconds per step of each row, and the steps that follow from them
     out/runs.csv, out/report  a row per run, and the comparison; both are updated as runs end
-    out/comparison.csv        a row per method and labelled count, with intervals, tests and verdicts
+    out/comparison.csv        a row per method and labelled count, with intervals, tests and verdicts on Dice
+    out/comparison-hd95.csv   the same on HD95
     out/cases.csv             a row per run and test case, from which all intervals and tests are computed
     out/curves.csv            validation Dice of each row at each step
 

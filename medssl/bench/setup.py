@@ -81,7 +81,7 @@ def _tested(dataset: PreparedDataset, split: Split) -> dict[str, str]:
 
 def refuse_foreign(out: Path) -> None:
     """Raise a ConfigError if a first bench in a folder would replace files that are not from a bench."""
-    names = ("bench.yaml", "runs.csv", "cases.csv", "comparison.csv", "curves.csv", "report")
+    names = ("bench.yaml", "runs.csv", "cases.csv", "comparison.csv", "comparison-hd95.csv", "curves.csv", "report")
     if not (out / "configs").is_dir() and (there := [out / name for name in names if (out / name).exists()]):
         raise ConfigError(f"{there[0]}: exists already, but {out} holds no earlier bench; choose another --out")
 

@@ -1,4 +1,5 @@
-"""The results of the runs: runs.csv, cases.csv, comparison.csv, curves.csv, and the comparison on a terminal."""
+"""The results of the runs: runs.csv, cases.csv, comparison.csv, comparison-hd95.csv, curves.csv, and the comparison on
+a terminal."""
 
 from __future__ import annotations
 
@@ -35,16 +36,17 @@ def write_table(matrix: Bench, codes: Mapping[Cell, int]) -> Path:
 
 
 def write_comparison(matrix: Bench) -> list[list[str]]:
-    """Write comparison.csv, cases.csv and curves.csv, and return the cells of the first.
+    """Write comparison.csv, comparison-hd95.csv, cases.csv and curves.csv, and return the cells of the first.
 
-    comparison.csv has a row per method and labelled count, with its difference from each reference and a verdict.
+    comparison.csv has a row per method and labelled count, with its difference of Dice from each reference and a
+    verdict; comparison-hd95.csv has the same of HD95.
     cases.csv has a row per run and test case, from which all intervals and tests are computed. curves.csv has the mean
     validation Dice of each row at each step, and its standard deviation over runs.
     """
     done = [cell for cell in matrix.cells if matrix.is_done(cell)]
     runs = load_runs([matrix.run(cell) for cell in done])
     rows = make_rows(runs)
-    cells = comparison_table(rows, "dice", matrix.config.references)
+    cells, distances = (comparison_table(rows, metric, matrix.config.references) for metric in ("dice", "hd95"))
     cases = [[*CASE_COLUMNS], *(line for cell, run in zip(done, runs, strict=True) for line in _of_cases(cell, run))]
     curves = [["row", "labelled", "step", "runs", "mean", "sd"]]
     for row in rows:
@@ -52,7 +54,8 @@ def write_comparison(matrix: Bench) -> list[list[str]]:
             sd = "" if point.sd is None else f"{point.sd:.4f}"
             curves.append([row.key.method, *map(str, (row.key.labelled, point.step, len(point.values))),
                            f"{point.mean:.4f}", sd])  # fmt: skip
-    for name, lines in (("comparison.csv", cells), ("cases.csv", cases), ("curves.csv", curves)):
+    tables = {"comparison.csv": cells, "comparison-hd95.csv": distances, "cases.csv": cases, "curves.csv": curves}
+    for name, lines in tables.items():
         with whole_file(matrix.out / name) as partial, partial.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(lines)
     return cells

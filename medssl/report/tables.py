@@ -6,6 +6,7 @@ the scores. Undefined numbers are shown as a dash and sort last.
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,7 @@ from medssl.comparison import (
 from medssl.metrics import METRICS
 from medssl.published import PublishedRow
 from medssl.scores import ClassSummary, Scores, Spread, counted
-from medssl.statistics import Interval, verdict
+from medssl.statistics import POINTS, Interval, Scale, told, verdict
 from medssl.words import how_many, p_value, some
 
 NOTHING = "–"
@@ -39,6 +40,8 @@ _IN_ROW = {"data.root", "data.splits", "train.workers", "train.seed", "train.ite
            "window.network", "prediction.window.network", "prediction.window.batch"}  # fmt: skip
 _SHOWN = ("dice", "iou", "hd95", "asd", "nsd", "precision", "recall", "relative_volume", "cldice", "instance_f1")
 """Metrics that a report shows, if they were measured; scores.csv contains all metrics."""
+_COMPARED = {"dice": "gains", "hd95": "distances"}
+"""Metrics whose differences have a table of their own, and its id."""
 _MOST_NAMES = 4
 
 Kind = Literal["number", "text", "long"]
@@ -88,12 +91,21 @@ def result_tables(
         published: published results for the same dataset, shown in a table of their own.
         references: methods that the other methods are compared with.
     """
-    against = {reference: gains(rows, "dice", reference) for reference in references}
-    against = {reference: found for reference, found in against.items() if any(found)}
-    compared = [_gains_table(rows, found, name, number) for number, (name, found) in enumerate(against.items(), 1)]
-    tables = [_dice_table(rows, against), *compared, _metrics_table(rows), _classes_table(rows), _ranks_table(rows),
-              _published_table(published)]  # fmt: skip
+    against = {metric: _against(rows, metric, references) for metric in _COMPARED}
+    compared = [
+        _gains_table(rows, found, metric, reference, number)
+        for metric, by_reference in against.items()
+        for number, (reference, found) in enumerate(by_reference.items(), 1)
+    ]
+    tables = [_dice_table(rows, against["dice"]), *compared, _metrics_table(rows), _classes_table(rows),
+              _ranks_table(rows), _published_table(published)]  # fmt: skip
     return [table for table in tables if table]
+
+
+def _against(rows: Sequence[Row], metric: str, references: Sequence[str]) -> dict[str, list[Gain | None]]:
+    """Return the gains of all rows against each reference, without references that no row can be compared with."""
+    found = {reference: gains(rows, metric, reference) for reference in references}
+    return {reference: each for reference, each in found.items() if any(each)}
 
 
 def _dice_table(rows: Sequence[Row], against: Mapping[str, Sequence[Gain | None]]) -> Table:
@@ -133,10 +145,13 @@ def _counting(rows: Sequence[Row]) -> str:
     return f"the regions {', '.join(dict.fromkeys(score.class_name for score in scores))}" if regions else "all classes"
 
 
-def _gains_table(rows: Sequence[Row], compared: Sequence[Gain | None], reference: str, number: int) -> Table:
+def _gains_table(
+    rows: Sequence[Row], compared: Sequence[Gain | None], metric: str, reference: str, number: int
+) -> Table:
+    scale = scale_of(metric, units_of(rows))
     columns = [
         *_KEY_COLUMNS,
-        Column(f"Against {reference}", "Dice points"),
+        Column(f"Against {reference}", f"{METRICS[metric].title}, {scale.unit}"),
         Column("95 % interval"),
         Column("p", "corrected"),
         Column("In words", kind="long"),
@@ -147,17 +162,23 @@ def _gains_table(rows: Sequence[Row], compared: Sequence[Gain | None], reference
             p = gain.comparison.p_corrected
             lines.append([
                 *_key_cells(row),
-                _gain_cell(gain),
-                _interval_cell(gain.comparison.difference, _signed),
+                _gain_cell(gain, scale),
+                _interval_cell(gain.comparison.difference, functools.partial(_signed, scale=scale)),
                 Cell() if p is None else Cell(p_value(p), order=p),
-                Cell(verdict(gain.comparison, scale_of("dice"))),
+                Cell(verdict(gain.comparison, scale)),
             ])  # fmt: skip
     words = (
-        f"Each row against {reference} at the same labelled count, over the patients that both have. p is the larger "
-        "of two: that of a Wilcoxon signed-rank test and that of the interval, each corrected over the rows that share "
-        "a baseline (Holm)."
+        f"{METRICS[metric].title} of each row against {reference} at the same labelled count, over the patients that "
+        "both have. p is the larger of two: that of a Wilcoxon signed-rank test and that of the interval, each "
+        "corrected over the rows that share a baseline (Holm)."
     )
-    return Table("gains" if number == 1 else f"gains-{number}", words, columns, [("", lines)])
+    if not scale.higher_is_better:
+        words += (
+            " A negative difference is better. A class counts in the cases where all runs of both rows have a number, "
+            "so see also how many classes were missed."
+        )
+    name = _COMPARED[metric]
+    return Table(name if number == 1 else f"{name}-{number}", words, columns, [("", lines)])
 
 
 def _metrics_table(rows: Sequence[Row]) -> Table:
@@ -356,10 +377,10 @@ def _spread_cell(metric: str, spread: Spread) -> Cell:
     return Cell(mean + sd, f"n {spread.n}", order=spread.mean)
 
 
-def _interval_cell(interval: Interval | None, form: Callable[[float], str] = "{:.1f}".format) -> Cell:
+def _interval_cell(interval: Interval | None, form: Callable[[float], str] = percent) -> Cell:
     if interval is None or interval.low is None or interval.high is None:
         return Cell()
-    ends = f"{form(100 * interval.low)} to {form(100 * interval.high)}"
+    ends = f"{form(interval.low)} to {form(interval.high)}"
     return Cell(ends, f"{interval.patients} patients", order=interval.low)
 
 
@@ -385,8 +406,11 @@ def _counts_cell(summary: ClassSummary) -> Cell:
     return Cell(" / ".join(map(str, counts)), order=summary.missed + summary.invented)
 
 
-def _gain_cell(gain: Gain | None) -> Cell:
-    return Cell(_signed(gain.points), order=gain.points) if gain else Cell()
+def _gain_cell(gain: Gain | None, scale: Scale = POINTS) -> Cell:
+    if gain is None:
+        return Cell()
+    mean = gain.comparison.difference.mean
+    return Cell(_signed(mean, scale), order=mean)
 
 
 def _runs(row: Row) -> Cell:
@@ -422,6 +446,6 @@ def _run_line(row: Row, run: Run) -> list[Cell]:
     ]
 
 
-def _signed(value: float) -> str:
-    text = f"{value:+.1f}"
+def _signed(value: float, scale: Scale) -> str:
+    text = told(value, scale, "+")
     return "0.0" if float(text) == 0 else text.replace("-", "−")
