@@ -58,7 +58,7 @@ def test_markdown_and_latex_hold_the_numbers_of_the_page(written):
 
 def test_every_line_of_a_markdown_table_has_as_many_cells_as_its_head(written):
     blocks = re.findall(r"(?:^\|.*\|$\n?)+", (written / "tables.md").read_text(), flags=re.MULTILINE)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for block in blocks:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
 
