@@ -74,3 +74,15 @@ def test_a_row_that_is_not_there_is_named(tmp_path):
     done, _ = printed(table, "--against", "combnied")
     assert done.returncode == 2
     assert "combnied: no such row; the rows are bcp" in done.stderr
+
+
+def test_distances_are_compared_in_mm_and_the_shorter_is_better(tmp_path):
+    base = {p: 3.0 + 0.08 * i for i, p in enumerate("abcdefgh")}
+    rows = [[name, 4, 0, seed, p, p, 0.5, v - less, v / 3] for name, less in (("bcp", 0.0), ("combined", 1.0))
+            for seed in (0, 1) for p, v in base.items()]  # fmt: skip
+    table = write(tmp_path / "cases.csv", rows)
+    _, (bcp, combined) = printed(table, "--metric", "hd95", "--against", "combined")
+    assert (bcp["HD95 mm"], combined["HD95 mm"]) == ("3.3", "2.3")  # 3.28 and 2.28
+    assert bcp["combined against it"] == "-1.0"
+    assert bcp["verdict"].startswith("better by 1.0 mm")
+    assert printed(table)[1][0]["Dice %"] == "50.0"
