@@ -84,6 +84,11 @@ def rows_of(*runs):
     return make_rows(load_runs(runs))
 
 
+def points(gain):
+    """Mean difference of Dice over patients in percent."""
+    return 100 * gain.comparison.difference.mean
+
+
 def several(write, methods, **options):
     """Rows of each method `(name, level)` with three seeds."""
     return rows_of(*(write(name, seed, level, **options) for name, level in methods for seed in (1, 2, 3)))
@@ -102,7 +107,7 @@ def test_a_gain_is_told_by_patient_with_interval_tests_and_words(write):
     rows = several(write, [("supervised", 0.7), ("mean_teacher", 0.75), ("other", 0.7)])
     nothing, gain, none = gains(rows)
     assert nothing is None
-    assert gain.points == pytest.approx(5, abs=0.5)
+    assert points(gain) == pytest.approx(5, abs=0.5)
     assert (gain.comparison.difference.patients, gain.baseline) == (8, rows[0])
     assert gain.comparison.p_holm == pytest.approx(2 * gain.comparison.p)
     assert verdict(gain.comparison).startswith("better by ")
@@ -113,7 +118,7 @@ def test_any_method_can_be_the_reference(write):
     rows = several(write, [("supervised", 0.7), ("bcp", 0.75), ("mean_teacher", 0.72)])
     one, nothing, other = gains(rows, reference="bcp")
     assert nothing is None
-    assert (one.points, other.points) == (pytest.approx(-5, abs=0.5), pytest.approx(-3, abs=0.5))
+    assert (points(one), points(other)) == (pytest.approx(-5, abs=0.5), pytest.approx(-3, abs=0.5))
 
 
 def test_rows_of_other_labelled_counts_are_families_of_their_own(write):
@@ -201,7 +206,7 @@ def test_who_misses_what_is_hard_is_no_nearer_for_it(write):
     rows = rows_of(*finds, *misses)
     assert rows[1].describe("hd95").mean < rows[0].describe("hd95").mean
     assert gains(rows, "hd95")[1].comparison.difference.mean == 0
-    assert gains(rows)[1].points == pytest.approx(-2.5)
+    assert points(gains(rows)[1]) == pytest.approx(-2.5)
     assert len(set(rank_rows(rows, "hd95")[1].mean_ranks)) == 1
     assert notes(rows) == [
         "bcp, 1 labelled: misses a class 2.7 times per run, supervised, 1 labelled 0.0 times. Distances do not always "
@@ -233,7 +238,7 @@ def test_what_some_runs_have_no_dice_of_counts_for_none_and_inventions_are_told(
     assert rows[0].describe().sd_of_trainings == pytest.approx(0)
     assert rows[1].interval().mean == pytest.approx(alike * 5 / 8)  # which every run of it has, at 0
     _, gain = gains(rows)
-    assert (gain.points, gain.comparison.difference.patients) == (pytest.approx(0), 5)
+    assert (points(gain), gain.comparison.difference.patients) == (pytest.approx(0), 5)
     told = notes(rows)
     assert any("invents a class 6.0 times per run, supervised, 1 labelled 1.0 times" in note for note in told)
     assert not any("scored on the same cases" in note for note in told)

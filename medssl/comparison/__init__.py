@@ -14,7 +14,7 @@ A metric is a field of `ClassScore`. A case's value is the mean over the classes
 patient's value the mean over the patient's cases. Where the patient of a case is not recorded, the case counts as a
 patient of its own, and `notes` says so. A replicate is a (draw, seed), where a draw is the set of labelled and
 unlabelled cases. Numbers are those of scores.csv (Dice from 0 to 1, distances in mm or voxels, see `units_of`), except
-in `Gain.points` and `comparison_table`. All runs are scored with one convention. Plots and pages are made elsewhere;
+in `comparison_table`. All runs are scored with one convention. Plots and pages are made elsewhere;
 intervals and tests are described in `medssl.statistics`.
 """
 

@@ -161,11 +161,6 @@ class Gain:
     comparison: Comparison
     baseline: Row
 
-    @property
-    def points(self) -> float:
-        """Mean difference over patients times 100: points of Dice."""
-        return POINTS.factor * self.comparison.difference.mean
-
 
 def make_rows(runs: Sequence[Run]) -> list[Row]:
     """Group runs by key into rows, ordered by labelled count, then augmentation, the baseline first within each."""
